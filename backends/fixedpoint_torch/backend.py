@@ -1,0 +1,99 @@
+"""What the core asks of Torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from fixedpoint import tree
+from fixedpoint.backend import Backend, Pullback, Vec
+from fixedpoint.solve import Outcome, Solve
+
+from fixedpoint_torch import maps
+from fixedpoint_torch.functions import BackwardReport, Call, Root
+
+
+class TorchBackend(Backend):
+    """PyTorch tensors, eager, on any device.
+
+    Iterations run outside autograd, in place where they can; derivatives attach around them.
+    """
+
+    def namespace(self, array: torch.Tensor) -> Any:
+        """The array-API namespace of Torch."""
+        return maps.NAMESPACE
+
+    def is_array(self, leaf: Any) -> bool:
+        """Whether `leaf` is a tensor."""
+        return isinstance(leaf, torch.Tensor)
+
+    def leaf(self, value: Any) -> Any:
+        """Tensors pass; nothing is converted to one, since no device would be right."""
+        return value
+
+    def known_all(self, mask: torch.Tensor) -> bool:
+        """Whether all of `mask` is true; on an accelerator that is never known without waiting."""
+        return mask.device.type == "cpu" and bool(mask.all())
+
+    def any(self, mask: torch.Tensor) -> bool:
+        """Whether any of `mask` is true, in all lanes where it is mapped over."""
+        return bool(_unwrapped(mask).any())
+
+    def numpy(self, array: torch.Tensor) -> Any:
+        """A copy of `array` for printing, with an axis for each transform that maps over it."""
+        return _unwrapped(array).detach().cpu().numpy()
+
+    def lift(self, f: Callable[..., Any]) -> Vec:
+        """The parameters of a module, or of the module that a bound method belongs to."""
+        return maps.lift(f)
+
+    def pure(self, f: Callable[..., Any], inside: Vec) -> Callable[..., Any]:
+        """A module as a function of its parameters, its buffers left as they are."""
+        return maps.pure(f, inside)
+
+    def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
+        """The value of f, and a pullback that can be called more than once.
+
+        Where derivatives are recorded both are differentiable. The iteration records none, and
+        takes the faster way.
+        """
+        if torch.is_grad_enabled():
+            return torch.func.vjp(f, *primals)
+        leaves, structure = tree.flatten(primals)
+        with torch.enable_grad():
+            inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+            outputs, out_structure = tree.flatten(f(*structure.rebuild(inputs)))
+
+        def pullback(cotangent: Any) -> tuple[Any, ...]:
+            seeds = tree.flatten(cotangent)[0]
+            tracked = [(o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad]
+            if not tracked:
+                return tuple(structure.rebuild([torch.zeros_like(leaf) for leaf in inputs]))
+            heads, cotangents = zip(*tracked, strict=True)
+            gradients = torch.autograd.grad(
+                heads, inputs, cotangents, retain_graph=True, materialize_grads=True
+            )
+            return tuple(structure.rebuild(gradients))
+
+        return out_structure.rebuild([output.detach() for output in outputs]), pullback
+
+    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
+        """Run `solve` inside an autograd function whose rules are implicit."""
+        recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        if recording:
+            solve = dataclasses.replace(solve, map=maps.watch(solve.map))
+        report = BackwardReport() if recording else None
+        call = Call(solve, len(value), report)
+        outputs = Root.apply(call, *value, *args)  # type: ignore[no-untyped-call]
+        n = len(value)
+        return Outcome(outputs[:n], *outputs[n:], evaluations=call.evaluations[0], backward=report)
+
+
+def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor beneath the wrappers of ``torch.func`` transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor

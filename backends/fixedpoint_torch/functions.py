@@ -1,0 +1,301 @@
+"""Two autograd functions whose rules are written with each other.
+
+``Root`` is z*(θ), where z* = f(z*, θ); ``LinearSolve`` is u(v, z, θ), where (I − A)u = v with A = J
+or Jᵀ and J = ∂f/∂z at (z, θ). The derivative of either is a LinearSolve and a derivative of f,
+so the pair is closed under differentiation, to every order:
+
+    dz* = (I − J)⁻¹ ∂f/∂θ dθ ,    du = (I − A)⁻¹ (dv + dA u) .
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fixedpoint.backend import Vec
+from fixedpoint.failure import apply_policy
+from fixedpoint.solution import Solution, Work
+from fixedpoint.solve import Solve
+from fixedpoint.space import Space
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass
+class BackwardReport:
+    """What became of the latest linear solve of a derivative; None before it ran.
+
+    Attributes
+    ----------
+    status : tensor of int, of the batch's shape
+        A :class:`fixedpoint.Status` per sample.
+    residual_norm : tensor of the batch's shape
+        ‖Jᵀu + v − u‖ per sample.
+    steps : tensor of int, of the batch's shape
+        Steps of each sample.
+    products : int
+        Products with Jᵀ, or with J for tangents.
+    """
+
+    status: torch.Tensor | None = None
+    residual_norm: torch.Tensor | None = None
+    steps: torch.Tensor | None = None
+    products: int = 0
+
+
+@dataclass(eq=False)
+class Call:
+    """A solve, the number of its leaves, and where to report.
+
+    ``evaluations`` receives the count of the forward solve.
+    """
+
+    solve: Solve
+    n: int
+    report: BackwardReport | None
+    evaluations: list[int] = field(default_factory=lambda: [0])
+
+    def split(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
+        """The state's leaves, and the rest."""
+        return tensors[: self.n], tensors[self.n :]
+
+    def vectorised(self, in_dims: tuple[int | None, ...]) -> Call:
+        """The call for a map with one more batch axis in front of every state leaf."""
+        state_dims, rest_dims = (0,) * self.n, in_dims[self.n :]
+        image = torch.func.vmap(self.solve.image, in_dims=(state_dims, rest_dims))
+        solve = dataclasses.replace(
+            self.solve,
+            map=lambda value, rest: (image(value, rest), None),
+            image=image,
+            batch_ndim=self.solve.batch_ndim + 1,
+        )
+        return dataclasses.replace(self, solve=solve)
+
+
+class Root(torch.autograd.Function):
+    """The solution z* as a function of all that the map takes."""
+
+    @staticmethod
+    def forward(call: Call, *tensors: torch.Tensor) -> Any:
+        """Iterate; the tensors are the state's leaves, then the map's."""
+        value, rest = call.split(tensors)
+        outcome = call.solve.run(value, rest)
+        call.evaluations[0] = outcome.evaluations
+        # A solve that ends where it began returns its inputs, which autograd would alias.
+        leaves = (leaf.clone() if leaf is old else leaf for leaf, old in zip(outcome.value, value, strict=True))
+        return (*leaves, outcome.status, outcome.residual_norm, outcome.steps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the solution and the map's tensors."""
+        ctx.call = inputs[0]
+        n = ctx.call.n
+        kept = (*output[:n], *inputs[1 + n :])
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+        ctx.mark_non_differentiable(*output[n:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        """(∂f/∂θ)ᵀu with (I − Jᵀ)u = v."""
+        call: Call = ctx.call
+        value, rest = call.split(ctx.saved_tensors)
+        u = LinearSolve.apply(call, True, *cotangents[: call.n], *value, *rest)  # type: ignore[no-untyped-call]
+        needed = ctx.needs_input_grad[1 + call.n :]
+        gradients = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
+        return (None, *(None,) * call.n, *gradients)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """(I − J)⁻¹ ∂f/∂θ dθ."""
+        call: Call = ctx.call
+        value, rest = call.split(ctx.saved_tensors)
+        right = _push(lambda part: call.solve.image(value, part), rest, tangents[1 + call.n :])
+        u = LinearSolve.apply(call, False, *right, *value, *rest)  # type: ignore[no-untyped-call]
+        return (*u, None, None, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, call: Call, *tensors: torch.Tensor) -> Any:
+        """One more batch axis."""
+        call = dataclasses.replace(call)
+        value, rest = call.split(_to_front(info, in_dims[1:], tensors, call.n))
+        mapped = call.vectorised(_front_dims(in_dims[1:], call.n))
+        outputs = Root.apply(mapped, *value, *rest)  # type: ignore[no-untyped-call]
+        return outputs, (0,) * len(outputs)
+
+
+class LinearSolve(torch.autograd.Function):
+    """The solution u of (I − A)u = v, A = Jᵀ if transposed, else J."""
+
+    @staticmethod
+    def forward(call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
+        """Iterate on u = Au + v; the tensors are v, then z*, then what the map takes."""
+        right, value, rest = _thirds(call, tensors)
+        solve, adjoint = call.solve, call.solve.adjoint
+        space = Space.of(solve.backend, right, solve.batch_ndim)
+        product = _products(solve.image, value, rest, transposed)
+        end = adjoint.solve(space, product, right, _relative(solve.rtol, space))
+        report = call.report or BackwardReport()
+        report.status, report.residual_norm = end.status, end.point.residual_norm
+        report.steps, report.products = end.steps, end.evaluations
+        solution = Solution(
+            end.point.value, end.status, end.point.residual_norm, end.steps, Work(vjp=end.evaluations)
+        )
+        what = "the adjoint solve failed" if transposed else "the tangent solve failed"
+        leaves = apply_policy(
+            adjoint.on_failure, what, solve.backend, space, end.point.value, solution
+        )
+        return tuple(leaf.clone() if leaf is old else leaf for leaf, old in zip(leaves, right, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the solution, z* and the map's tensors."""
+        ctx.call, ctx.transposed = inputs[:2]
+        kept = (*output, *inputs[2 + ctx.call.n :])
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        """With s = (I − Aᵀ)⁻¹w: s for v, and the derivative of ⟨s, A u⟩ for z and θ."""
+        call: Call = ctx.call
+        u, value, rest = _thirds(call, ctx.saved_tensors)
+        s = LinearSolve.apply(call, not ctx.transposed, *cotangents, *value, *rest)  # type: ignore[no-untyped-call]
+        product = _product_at(call, u, ctx.transposed)
+        needed = ctx.needs_input_grad[2 + call.n :]
+        return (None, None, *s, *_pull(product, (*value, *rest), needed, s))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """(I − A)⁻¹(dv + dA u)."""
+        call: Call = ctx.call
+        u, value, rest = _thirds(call, ctx.saved_tensors)
+        change = _push(
+            _product_at(call, u, ctx.transposed), (*value, *rest), tangents[2 + call.n :]
+        )
+        given = tangents[2 : 2 + call.n]
+        right = tuple(c if g is None else c + g for c, g in zip(change, given, strict=True))
+        return LinearSolve.apply(call, ctx.transposed, *right, *value, *rest)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
+        """One more batch axis."""
+        fronted = _to_front(info, in_dims[2:], tensors, 2 * call.n)
+        mapped = call.vectorised(_front_dims(in_dims[2 + call.n :], call.n))
+        outputs = LinearSolve.apply(mapped, transposed, *fronted)  # type: ignore[no-untyped-call]
+        return outputs, (0,) * len(outputs)
+
+
+def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    head, tail = call.split(tensors)
+    return head, *call.split(tail)
+
+
+def _relative(rtol: Any, space: Space) -> float:
+    """The forward solve's relative tolerance, if it is one number the adjoint can use."""
+    default = max(1e-6, 10 * space.rounding)
+    return float(rtol) if isinstance(rtol, (int, float)) and rtol > 0 else default
+
+
+def _products(
+    image: Callable[[Vec, Vec], Vec], value: Vec, rest: Vec, transposed: bool
+) -> Callable[[Vec], Vec]:
+    """The products with Jᵀ or J at (value, rest), from one linearisation.
+
+    Jᵀw is linear in w, so that J is the transpose of its derivative: a second reverse pass, which
+    asks no more of f than that it can be differentiated twice.
+    """
+    with torch.enable_grad():
+        z = tuple(leaf.detach().requires_grad_() for leaf in value)
+        outputs = image(z, tuple(leaf.detach() for leaf in rest))
+    if not any(leaf.requires_grad for leaf in outputs):
+        return lambda u: tuple(map(torch.zeros_like, u))
+    if transposed:
+        return lambda u: _gradients(outputs, z, u)
+    with torch.enable_grad():
+        w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
+        pulled = _gradients(outputs, z, w, create_graph=True)
+    return lambda u: _gradients(pulled, w, u)
+
+
+def _gradients(outputs: Vec, inputs: Vec, cotangents: Vec, create_graph: bool = False) -> Vec:
+    tracked = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    if not tracked:
+        return tuple(map(torch.zeros_like, inputs))
+    heads, seeds = zip(*tracked, strict=True)
+    return torch.autograd.grad(
+        heads, inputs, seeds, retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )
+
+
+def _product_at(call: Call, u: Tensors, transposed: bool) -> Callable[[Tensors], Tensors]:
+    """The function (z, θ) ↦ A(z, θ) u."""
+
+    def product(inputs: Tensors) -> Any:
+        value, rest = call.split(inputs)
+        if transposed:
+            return torch.func.vjp(lambda z: call.solve.image(z, rest), value)[1](u)[0]
+        return _jvp(lambda z: call.solve.image(z, rest), value, u)
+
+    return product
+
+
+def _pull(
+    function: Callable[[Tensors], Any], inputs: Tensors, needed: Any, cotangents: Tensors
+) -> list[torch.Tensor | None]:
+    """The cotangents of those `inputs` that are `needed`."""
+    chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
+    if not chosen:
+        return [None] * len(inputs)
+
+    def of_chosen(part: Tensors) -> Any:
+        parts = iter(part)
+        return function(tuple(next(parts) if w else x for x, w in zip(inputs, needed, strict=True)))
+
+    gradients = iter(torch.func.vjp(of_chosen, chosen)[1](cotangents)[0])
+    return [next(gradients) if wanted else None for wanted in needed]
+
+
+def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) -> Tensors:
+    """The tangent of `function` at `inputs`; a tangent of None is zero, and of integers none."""
+    moving = [t is not None and x.is_floating_point() for x, t in zip(inputs, tangents, strict=True)]
+    chosen = tuple(x for x, wanted in zip(inputs, moving, strict=True) if wanted)
+
+    def of_chosen(part: Tensors) -> Any:
+        parts = iter(part)
+        return function(tuple(next(parts) if w else x for x, w in zip(inputs, moving, strict=True)))
+
+    if not chosen:
+        return tuple(map(torch.zeros_like, function(inputs)))
+    given = tuple(t for t, wanted in zip(tangents, moving, strict=True) if wanted)
+    return _jvp(of_chosen, chosen, given)
+
+
+def _jvp(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Tensors) -> Tensors:
+    """J t as the transpose of the linear map w ↦ Jᵀw: dual numbers do not nest in Torch."""
+    outputs, pullback = torch.func.vjp(function, inputs)
+    zeros = tuple(map(torch.zeros_like, outputs))
+    pushed: Tensors = torch.func.vjp(lambda w: pullback(w)[0], zeros)[1](tangents)[0]
+    return pushed
+
+
+def _front_dims(in_dims: Any, states: int) -> tuple[int | None, ...]:
+    """Where the new axis lies: in front, or nowhere for what all share."""
+    rest = (None if dim is None else 0 for dim in in_dims[states:])
+    return (*(0,) * states, *rest)
+
+
+def _to_front(info: Any, in_dims: Any, tensors: Tensors, states: int) -> Tensors:
+    """Move the new axis to the front; states that lack it are repeated, the rest is shared."""
+    fronted = []
+    for index, (tensor, dim) in enumerate(zip(tensors, in_dims, strict=True)):
+        if dim is not None:
+            fronted.append(tensor.movedim(dim, 0).contiguous())
+        elif index < states:
+            fronted.append(tensor.expand(info.batch_size, *tensor.shape).contiguous())
+        else:
+            fronted.append(tensor)
+    return tuple(fronted)

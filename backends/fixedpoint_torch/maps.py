@@ -1,0 +1,107 @@
+"""The user's map in Torch: modules made functional, hidden tensors found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.torch as NAMESPACE
+import torch
+from fixedpoint.backend import Vec
+from fixedpoint.solve import LeafMap
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+__all__ = ["NAMESPACE", "HiddenTensorError", "lift", "pure", "watch"]
+
+
+class HiddenTensorError(ValueError):
+    """The map uses a tensor that derivatives are recorded for, but that it was not passed."""
+
+
+class _Method(torch.nn.Module):
+    """A method of a module, as a module."""
+
+    def __init__(self, inner: torch.nn.Module, name: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.name = name
+
+    def forward(self, *args: Any) -> Any:
+        """Call the method."""
+        return getattr(self.inner, self.name)(*args)
+
+
+def _as_module(f: Callable[..., Any]) -> _Method | None:
+    """`f` as a module, if it is one or a bound method of one."""
+    if isinstance(f, torch.nn.Module):
+        return _Method(f, "__call__")
+    owner = getattr(f, "__self__", None)
+    return _Method(owner, f.__name__) if isinstance(owner, torch.nn.Module) else None
+
+
+def lift(f: Callable[..., Any]) -> Vec:
+    """The parameters of a module that is used as a map, each once even if tied."""
+    module = _as_module(f)
+    return () if module is None else tuple(module.parameters())
+
+
+def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
+    """`f` as a function of its `parameters`, that leaves its buffers as they are."""
+    module = _as_module(f)
+    if module is None:
+        return f
+    names = [name for name, _ in module.named_parameters()]
+
+    def call(*args: Any) -> Any:
+        buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        values = dict(zip(names, parameters, strict=True))
+        return functional_call(module, {**buffers, **values}, args)
+
+    return call
+
+
+def watch(leaf_map: LeafMap) -> Callable[[Vec, Vec], tuple[Vec, Vec | None]]:
+    """`leaf_map`, whose first evaluation fails if its output depends on a tensor not passed.
+
+    That evaluation is recorded with all inputs detached, so that an output which still requires
+    a gradient, or has a tangent, must have found one elsewhere. No evaluation is spent on it.
+    """
+    probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
+    pending = [True]
+
+    def watched(value: Vec, args: Vec) -> tuple[Vec, Vec | None]:
+        if not pending:
+            return leaf_map(value, args)
+        pending.clear()
+        inputs = tuple(leaf.detach() for leaf in value), tuple(leaf.detach() for leaf in args)
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            image, residual = probe(*inputs)
+            _refuse_hidden(image)
+        detached = tuple(leaf.detach() for leaf in image)
+        return detached, residual and tuple(leaf.detach() for leaf in residual)
+
+    return watched
+
+
+def _detached(f: Callable[..., Any]) -> Callable[..., Any]:
+    module = _as_module(f)
+    if module is None:
+        return f
+    values = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return lambda *args: functional_call(module, values, args)
+
+
+def _refuse_hidden(image: Vec) -> None:
+    if not any(leaf.requires_grad or _has_tangent(leaf) for leaf in image):
+        return
+    raise HiddenTensorError(
+        "f uses a tensor that requires a gradient, or carries a tangent, without being passed it, "
+        "so its derivative would be lost. Pass the tensor through args, f(z, *args); or give "
+        "the nn.Module itself as f; or detach the tensor"
+    )
+
+
+def _has_tangent(leaf: torch.Tensor) -> bool:
+    return forward_ad.unpack_dual(leaf).tangent is not None

@@ -1,0 +1,145 @@
+"""What the core asks of an array library, and how it finds the adapter for one.
+
+The class :class:`Backend` is complete for every eager namespace of the Python array API (NumPy,
+array-api-strict, CuPy, …). Adapters subclass it; a package announces its adapter by an entry point of
+the group ``fixedpoint.backends`` whose name is the top-level module of the array type
+(``torch``, ``jax``, ``jaxlib``), so that the core imports no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import array_api_compat
+import numpy as np
+
+from fixedpoint import tree
+
+if TYPE_CHECKING:
+    from fixedpoint.solve import Outcome, Solve
+
+Array = Any
+Vec = tuple[Array, ...]
+Carry = Any
+Pullback = Callable[[Any], tuple[Any, ...]]
+
+
+class Backend:
+    """An eager array-API namespace without automatic differentiation."""
+
+    def namespace(self, array: Array) -> Any:
+        """The array-API namespace of `array`."""
+        return array_api_compat.array_namespace(array)
+
+    def is_array(self, leaf: Any) -> bool:
+        """Whether `leaf` is an array of this backend."""
+        return bool(array_api_compat.is_array_api_obj(leaf))
+
+    def leaf(self, value: Any) -> Array:
+        """`value` as an array, if it is a scalar; arrays pass untouched."""
+        return np.asarray(value) if isinstance(value, (float, complex, np.generic)) else value
+
+    def flatten(self, container: Any) -> tuple[list[Any], Any]:
+        """The leaves of a container, and its structure, which has a method ``rebuild``."""
+        return tree.flatten(container)
+
+    def lift(self, f: Callable[..., Any]) -> Vec:
+        """The arrays inside `f` that derivatives are taken with respect to."""
+        del f
+        return ()
+
+    def pure(self, f: Callable[..., Any], inside: Vec) -> Callable[..., Any]:
+        """`f` as a pure function, `inside` in place of what :meth:`lift` found."""
+        del inside
+        return f
+
+    def is_traced(self, vec: Vec) -> bool:
+        """Whether the entries of `vec` are symbols, whose values no Python code can read."""
+        del vec
+        return False
+
+    def known_all(self, mask: Array) -> bool:
+        """Whether all of `mask` is true, where that can be told without waiting for a device."""
+        return bool(mask.all()) if hasattr(mask, "all") else bool(self.namespace(mask).all(mask))
+
+    def any(self, mask: Array) -> bool:
+        """Whether any of `mask` is true, waiting for the device if need be."""
+        return bool(self.namespace(mask).any(mask))
+
+    def numpy(self, array: Array) -> Any:
+        """`array` in NumPy, for printing."""
+        return np.asarray(array)
+
+    def write(self, array: Array, index: Any, value: Array) -> Array:
+        """`array` with ``array[index] = value``; `array` is ours, and may be written to."""
+        array[index] = value
+        return array
+
+    def while_loop(
+        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry
+    ) -> Carry:
+        """Apply `body` to `carry` while `condition` holds."""
+        while condition(carry):
+            carry = body(carry)
+        return carry
+
+    def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
+        """The value of `f` at `primals`, and the map from a cotangent of it to theirs."""
+        raise TypeError(
+            f"{type(primals[0]).__module__} arrays have no automatic differentiation: "
+            "pass the vector-Jacobian products yourself, or use Torch or JAX arrays"
+        )
+
+    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
+        """Run `solve`, with derivatives of its outcome where the framework records them."""
+        return solve.run(value, args)
+
+
+@cache
+def _adapter(module: str) -> Backend | None:
+    for entry in entry_points(group="fixedpoint.backends", name=module):
+        adapter: Backend = entry.load()()
+        return adapter
+    return None
+
+
+_default = Backend()
+
+
+@cache
+def _backend_of_type(kind: type) -> Backend:
+    """The adapter announced for a module that `kind`, or a class it inherits from, comes from."""
+    for ancestor in kind.__mro__:
+        adapter = _adapter(ancestor.__module__.partition(".")[0])
+        if adapter is not None:
+            return adapter
+    return _default
+
+
+def backend_of(leaves: Sequence[Any], names: Sequence[str]) -> Backend:
+    """The one backend of all `leaves`.
+
+    Raises
+    ------
+    TypeError
+        If a leaf is no array, or two leaves belong to different backends.
+    """
+    if not leaves:
+        raise ValueError(f"{names[0] if names else 'z0'} holds no array")
+    backend = _backend_of_type(type(leaves[0]))
+    for leaf, name in zip(leaves, names, strict=True):
+        if _backend_of_type(type(leaf)) is not backend:
+            raise TypeError(
+                f"{name} is a {_type_name(leaf)}, but {names[0]} is a {_type_name(leaves[0])}: "
+                "all leaves must come from one array library"
+            )
+        if not backend.is_array(backend.leaf(leaf)):
+            raise TypeError(f"{name} must be a floating-point array, got {_type_name(leaf)}")
+    return backend
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

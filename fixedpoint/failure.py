@@ -1,0 +1,45 @@
+"""What happens when a solve fails."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from fixedpoint.backend import Backend, Vec
+from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution
+from fixedpoint.space import Space
+
+POLICIES = ("raise", "warn", "return", "nan")
+
+
+def check_policy(name: str, policy: str) -> None:
+    """Raise ValueError unless `policy` is one of the four."""
+    if policy not in POLICIES:
+        raise ValueError(f"{name} must be one of {', '.join(POLICIES)}, got {policy!r}")
+
+
+def apply_policy(
+    policy: str, what: str, backend: Backend, space: Space, value: Vec, solution: Solution
+) -> Vec:
+    """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so asked.
+
+    Where the values are symbols of a trace nothing can be raised, and "raise" fills the samples
+    that failed with NaN.
+    """
+    if policy == "return":
+        return value
+    converged = solution.converged
+    traced = backend.is_traced((converged,))
+    if policy == "nan" or traced:
+        return _poison(space, converged, value)
+    if backend.any(~converged):
+        message = f"{what}: {solution.message}"
+        if policy == "raise":
+            raise ConvergenceError(message, solution)
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
+    return value
+
+
+def _poison(space: Space, converged: Any, value: Vec) -> Vec:
+    xp = space.xp
+    return space.where(converged, value, tuple(xp.full_like(leaf, xp.nan) for leaf in value))

@@ -1,0 +1,96 @@
+"""The one loop that drives every solver."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fixedpoint.backend import Array, Vec
+from fixedpoint.problem import FixedPointProblem, Point
+from fixedpoint.solution import Status
+from fixedpoint.solvers.base import Solver
+from fixedpoint.space import Space
+
+
+class Carry(NamedTuple):
+    """What one turn of the loop hands to the next."""
+
+    point: Point
+    state: Any
+    status: Array
+    steps: Array
+    step: Any
+
+
+class Iteration(NamedTuple):
+    """Where the loop ended."""
+
+    point: Point
+    status: Array
+    steps: Array
+    evaluations: Any
+
+
+# The relative part of the tolerance grows with ‖f(z)‖, and so must not be all that a runaway such
+# as z ↦ z + 1 has to meet: a sample that ran counts as converged only if its residual also fell.
+_FALL = 0.9
+
+
+def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: int) -> Iteration:
+    """Run `solver` from `start` until every sample has a status, for `max_steps` steps at most.
+
+    A sample stops as soon as its residual is within tolerance, or f is not finite at its next
+    iterate; it then keeps its last iterate, whatever its neighbours do. The map is evaluated
+    once at the start and, by solvers that search no line, once a step.
+    """
+    space, xp, backend = problem.space, problem.space.xp, problem.space.backend
+    first = problem.evaluate(start)
+    ceiling = xp.where(
+        first.residual_norm * _FALL > problem.atol, first.residual_norm * _FALL, problem.atol
+    )
+
+    def unfinished(carry: Carry) -> Any:
+        running = carry.status == Status.RUNNING
+        if backend.is_traced((carry.status,)):
+            return (carry.step < max_steps) & xp.any(running)
+        return carry.step < max_steps and backend.any(running)
+
+    def turn(carry: Carry) -> Carry:
+        active = carry.status == Status.RUNNING
+        new, state = solver.step(space, problem, carry.point, carry.state, active)
+        finite = xp.isfinite(new.residual_norm)
+        point = _select(space, active & finite, new, carry.point)
+        fell = new.satisfied & (new.residual_norm <= ceiling)
+        status = _judge(xp, carry.status, active, finite, fell)
+        steps = carry.steps + xp.astype(active, xp.int32)
+        return Carry(point, state, status, steps, carry.step + 1)
+
+    untested = xp.zeros_like(first.satisfied, dtype=xp.int32)
+    everywhere = xp.ones_like(first.satisfied)
+    finite = xp.isfinite(first.residual_norm)
+    status = _judge(xp, untested, everywhere, finite, first.satisfied)
+    carry = Carry(first, solver.init(space, first), status, untested, 0)
+    end = backend.while_loop(unfinished, turn, carry)
+    exhausted = xp.full_like(end.status, int(Status.MAX_STEPS))
+    status = xp.where(end.status == Status.RUNNING, exhausted, end.status)
+    return Iteration(end.point, status, end.steps, end.step + 1)
+
+
+def _select(space: Space, mask: Array, new: Point, old: Point) -> Point:
+    """The new point in the samples where `mask` holds, the old one elsewhere."""
+    if space.backend.known_all(mask):
+        return new
+    where = space.xp.where
+    return Point(
+        space.where(mask, new.value, old.value),
+        space.where(mask, new.increment, old.increment),
+        where(mask, new.residual_norm, old.residual_norm),
+        where(mask, new.scale, old.scale),
+        where(mask, new.satisfied, old.satisfied),
+    )
+
+
+def _judge(xp: Any, status: Array, active: Array, finite: Array, satisfied: Array) -> Array:
+    """The status of each active sample after an evaluation."""
+    converged = xp.astype(satisfied, xp.int32) * int(Status.CONVERGED)
+    verdict = xp.where(finite, converged, xp.full_like(converged, int(Status.NON_FINITE)))
+    return xp.where(active, verdict, status)

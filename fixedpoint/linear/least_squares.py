@@ -1,0 +1,32 @@
+"""The small least-squares problem of Anderson's method."""
+
+from __future__ import annotations
+
+from fixedpoint.backend import Array
+from fixedpoint.space import Space
+
+
+def least_squares(space: Space, gram: Array, products: Array) -> Array:
+    """The coefficients γ that minimise ‖g − Qγ‖² + λ‖γ‖², of every sample.
+
+    Parameters
+    ----------
+    space : Space
+        The space of the samples.
+    gram : array of shape (batch, m, m)
+        QᵀQ + λI. The columns of Q have unit length or are zero, so that λ is relative and the
+        matrix is never singular.
+    products : array of shape (batch, m)
+        Qᵀg.
+
+    Returns
+    -------
+    array of shape (batch, m)
+        γ = (QᵀQ + λI)⁻¹ Qᵀg.
+
+    Notes
+    -----
+    The normal equations square the condition number of Q. The iteration is self-correcting: an
+    error in γ costs a step some of its speed, never the truth of its residual.
+    """
+    return space.xp.linalg.solve(gram, products[..., None])[..., 0]

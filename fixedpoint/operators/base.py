@@ -1,0 +1,134 @@
+"""Operators and the ways to combine them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fixedpoint import tree
+from fixedpoint.backend import backend_of
+from fixedpoint.solvers.base import check_positive
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of an operator T at a state z.
+
+    Attributes
+    ----------
+    image : array or container of arrays
+        T(z), which the iteration goes to.
+    residual : array or container of arrays
+        What vanishes if and only if z is a fixed point, undamped and free of step sizes.
+    """
+
+    image: Any
+    residual: Any
+
+
+def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
+    """Apply `function` to the leaves of `state` and those of `others`, which have its structure."""
+    backend = backend_of(tree.flatten(state)[0], tree.paths(state, "state"))
+    leaves, structure = backend.flatten(state)
+    columns = [backend.flatten(other)[0] for other in others]
+    return structure.rebuild(list(map(function, leaves, *columns)))
+
+
+class Operator:
+    """A map whose fixed points are sought.
+
+    Subclasses define :meth:`evaluate`. An operator is callable, so it can stand wherever a map
+    ``f(z, *args)`` does.
+    """
+
+    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+        """The image of `state` and its residual, at the cost of one evaluation."""
+        raise TypeError(f"{type(self).__name__} defines no evaluate")
+
+    def __call__(self, state: Any, *args: Any) -> Any:
+        """The image of `state`."""
+        return self.evaluate(state, *args).image
+
+    def damped(self, damping: float) -> Damp:
+        """This operator, damped."""
+        return Damp(self, damping)
+
+    def projected(self, project: Callable[[Any], Any]) -> Project:
+        """This operator, followed by the projection onto a convex set."""
+        return Project(self, project)
+
+    def __matmul__(self, inner: Operator) -> Compose:
+        """The composition z ↦ self(inner(z))."""
+        return Compose(self, inner)
+
+
+@dataclass(frozen=True)
+class Map(Operator):
+    """A function as an operator: T(z) = f(z, \\*args), with the residual f(z) − z.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> clip = lambda z: np.clip(z, 0.0, 1.5)
+    >>> operator = fp.operators.Map(lambda z, b: 0.5 * z + b).projected(clip).damped(0.8)
+    >>> sol = fp.fixed_point(operator, np.zeros(2), (np.array([0.5, 1.0]),))
+    >>> np.round(sol.value, 6)
+    array([1. , 1.5])
+    """
+
+    f: Callable[..., Any]
+
+    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+        """One evaluation of f."""
+        image = self.f(state, *args)
+        return Evaluation(image, leafwise(lambda new, old: new - old, image, state))
+
+
+@dataclass(frozen=True)
+class Damp(Operator):
+    """The damped operator z + τ(T(z) − z), which has the fixed points and the residual of T."""
+
+    operator: Operator
+    damping: float
+
+    def __post_init__(self) -> None:
+        check_positive("damping", self.damping, 2.0)
+
+    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+        """One evaluation of T."""
+        image, residual = self.operator.evaluate(state, *args)
+        if self.damping == 1.0:
+            return Evaluation(image, residual)
+        image = leafwise(lambda old, new: old + self.damping * (new - old), state, image)
+        return Evaluation(image, residual)
+
+
+@dataclass(frozen=True)
+class Project(Operator):
+    """The projected operator Π(T(z)), with the residual Π(z + r) − z, r the residual of T."""
+
+    operator: Operator
+    project: Callable[[Any], Any]
+
+    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+        """One evaluation of T."""
+        image, residual = self.operator.evaluate(state, *args)
+        undamped = self.project(leafwise(lambda z, r: z + r, state, residual))
+        return Evaluation(self.project(image), leafwise(lambda z, p: p - z, state, undamped))
+
+
+@dataclass(frozen=True)
+class Compose(Operator):
+    """The composition z ↦ outer(inner(z)), with the residual outer(inner(z)) − z.
+
+    Damping inside a composition moves its fixed points, and so belongs to the map; to damp the
+    iteration, damp the composition.
+    """
+
+    outer: Operator
+    inner: Operator
+
+    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+        """One evaluation of each."""
+        image = self.outer(self.inner(state, *args), *args)
+        return Evaluation(image, leafwise(lambda new, old: new - old, image, state))

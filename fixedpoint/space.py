@@ -1,0 +1,202 @@
+"""The vector space of states: the only code that touches leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any
+
+from fixedpoint.backend import Array, Backend, Vec
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Vectors that are tuples of leaves, a batch of `batch_shape` independent ones at once.
+
+    The first ``len(batch_shape)`` axes of every leaf index the samples. Inner products and norms
+    run over all leaves of a sample; they, and all coefficients, have the shape of the batch and
+    are real, of single precision or better. A complex leaf counts as its real and imaginary
+    parts: the inner product is Re⟨u, v⟩.
+
+    Parameters
+    ----------
+    backend : Backend
+        The array library's adapter.
+    xp : module
+        The array-API namespace of the leaves.
+    batch_shape : tuple of int
+        The axes that all leaves have in common.
+    dtypes : tuple
+        The dtype of each leaf.
+    dtype : dtype
+        The real dtype of coefficients and norms.
+    device : device
+        Where the coefficients live.
+    size : int
+        Real and complex entries of one sample, over all leaves.
+    """
+
+    backend: Backend
+    xp: Any
+    batch_shape: tuple[int, ...]
+    dtypes: tuple[Any, ...]
+    dtype: Any
+    device: Any
+    size: int
+
+    @classmethod
+    def of(cls, backend: Backend, like: Vec, batch_ndim: int) -> Space:
+        """The space that `like` lies in."""
+        xp = backend.namespace(like[0])
+        return cls(
+            backend=backend,
+            xp=xp,
+            batch_shape=tuple(like[0].shape[:batch_ndim]),
+            dtypes=tuple(leaf.dtype for leaf in like),
+            dtype=_coefficient_dtype(xp, like),
+            device=getattr(like[0], "device", None),
+            size=sum(math.prod(leaf.shape[batch_ndim:]) for leaf in like),
+        )
+
+    # Leaves as rows: one axis of entries behind the batch.
+
+    def _row(self, leaf: Array) -> Array:
+        batch = self.batch_shape
+        if leaf.ndim == len(batch) + 1:
+            return leaf
+        return self.xp.reshape(leaf, (*batch, math.prod(leaf.shape[len(batch) :])))
+
+    def _wide(self, leaf: Array) -> Array:
+        """`leaf` in at least single precision."""
+        if self.xp.finfo(leaf.dtype).bits >= 32:
+            return leaf
+        return self.xp.astype(leaf, self.dtype)
+
+    def _expand(self, coefficient: Array, leaf: Array) -> Array:
+        """A coefficient per sample, shaped to be broadcast against `leaf`."""
+        extra = leaf.ndim - len(self.batch_shape)
+        return self.xp.reshape(coefficient, (*self.batch_shape, *(1,) * extra))
+
+    # Vectors.
+
+    def add(self, u: Vec, v: Vec) -> Vec:
+        """The sum u + v."""
+        return tuple(a + b for a, b in zip(u, v, strict=True))
+
+    def subtract(self, u: Vec, v: Vec) -> Vec:
+        """The difference u − v."""
+        return tuple(a - b for a, b in zip(u, v, strict=True))
+
+    def scale(self, coefficient: Array | float, u: Vec) -> Vec:
+        """The product of a number, or of one number per sample, with u."""
+        if isinstance(coefficient, float):
+            return u if coefficient == 1.0 else tuple(coefficient * leaf for leaf in u)
+        return tuple(
+            self.xp.astype(self._expand(coefficient, leaf), leaf.dtype, copy=False) * leaf
+            for leaf in u
+        )
+
+    def where(self, mask: Array, u: Vec, v: Vec) -> Vec:
+        """Per sample, u where `mask` holds and v elsewhere."""
+        if self.backend.known_all(mask):
+            return u
+        pairs = zip(u, v, strict=True)
+        return tuple(self.xp.where(self._expand(mask, a), a, b) for a, b in pairs)
+
+    def dot(self, u: Vec, v: Vec) -> Array:
+        """The inner product Re⟨u, v⟩ of each sample."""
+        return self._total([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
+
+    def _vecdot(self, a: Array, b: Array) -> Array:
+        return _real(self.xp, self.xp.vecdot(self._wide(self._row(a)), self._wide(self._row(b))))
+
+    def norm(self, u: Vec, kind: str = "euclidean") -> Array:
+        """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
+        rows = [self._wide(self._row(leaf)) for leaf in u]
+        order = 2 if kind == "euclidean" else self.xp.inf
+        norms = [self.xp.linalg.vector_norm(row, axis=-1, ord=order) for row in rows]
+        if len(norms) == 1:
+            return self._coefficient(norms[0])
+        if kind == "max":
+            return reduce(self.xp.maximum, map(self._coefficient, norms))
+        return self.xp.sqrt(self._total([norm * norm for norm in norms]))
+
+    def _coefficient(self, value: Array) -> Array:
+        return value if value.dtype == self.dtype else self.xp.astype(value, self.dtype)
+
+    def _total(self, terms: Sequence[Array]) -> Array:
+        return reduce(lambda a, b: a + b, map(self._coefficient, terms))
+
+    def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
+        """An array of coefficients, of the shape of the batch followed by `shape`."""
+        options = {} if self.device is None else {"device": self.device}
+        return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **options)
+
+    # Histories: per leaf an array (batch, memory, entries).
+
+    def history(self, memory: int, like: Vec) -> Vec:
+        """Room for `memory` vectors, zero at first."""
+        rows = map(self._row, like)
+        return tuple(
+            self.xp.zeros_like(self.xp.broadcast_to(row[..., None, :], self._stacked(row, memory)))
+            for row in rows
+        )
+
+    def _stacked(self, row: Array, memory: int) -> tuple[int, ...]:
+        return (*self.batch_shape, memory, row.shape[-1])
+
+    def push(self, history: Vec, slot: Any, vector: Vec, mask: Array) -> Vec:
+        """`history` with `vector` in place of its row `slot`, in the samples where `mask` holds."""
+        index = (..., slot, slice(None))
+        rows = tuple(map(self._row, vector))
+        kept = tuple(past[index] for past in history)
+        rows = Space.where(self, mask, rows, kept)
+        pairs = zip(history, rows, strict=True)
+        return tuple(self.backend.write(past, index, row) for past, row in pairs)
+
+    def gram(self, history: Vec, vector: Vec) -> Array:
+        """The inner products of all rows of `history` with `vector`: (batch, memory)."""
+        return self._total(
+            [self._products(past, leaf) for past, leaf in zip(history, vector, strict=True)]
+        )
+
+    def _products(self, past: Array, leaf: Array) -> Array:
+        row = self._wide(self._row(leaf))
+        if self.xp.isdtype(row.dtype, "complex floating"):
+            row = self.xp.conj(row)
+        # A row times a matrix: the transposed order, a matrix times a column, is several times slower.
+        columns = self.xp.matrix_transpose(self._wide(past))
+        return _real(self.xp, self.xp.matmul(row[..., None, :], columns)[..., 0, :])
+
+    def combine(self, coefficients: Array, history: Vec, like: Vec) -> Vec:
+        """The rows of `history`, weighted by `coefficients` (batch, memory) and summed."""
+        return tuple(
+            self._weighted(coefficients, past, leaf)
+            for past, leaf in zip(history, like, strict=True)
+        )
+
+    def _weighted(self, coefficients: Array, past: Array, leaf: Array) -> Array:
+        wide = self._wide(past)
+        if coefficients.dtype != wide.dtype:
+            coefficients = self.xp.astype(coefficients, wide.dtype)
+        total = self.xp.matmul(coefficients[..., None, :], wide)[..., 0, :]
+        if total.dtype != leaf.dtype:
+            total = self.xp.astype(total, leaf.dtype)
+        return self.xp.reshape(total, leaf.shape)
+
+    @cached_property
+    def rounding(self) -> float:
+        """The unit roundoff of the coarsest leaf."""
+        return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)
+
+
+def _real(xp: Any, array: Array) -> Array:
+    return xp.real(array) if xp.isdtype(array.dtype, "complex floating") else array
+
+
+def _coefficient_dtype(xp: Any, like: Vec) -> Any:
+    """The widest real dtype among the leaves, single precision at least."""
+    double = any(leaf.dtype in (xp.float64, xp.complex128) for leaf in like)
+    return xp.float64 if double else xp.float32
