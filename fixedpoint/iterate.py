@@ -56,18 +56,18 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
 
     def turn(carry: Carry) -> Carry:
         active = carry.status == Status.RUNNING
-        new, state = solver.step(space, problem, carry.point, carry.state, active)
-        finite = xp.isfinite(new.residual_norm)
-        point = _select(space, active & finite, new, carry.point)
+        mask = None if backend.known_all(active) else active
+        new, state = solver.step(space, problem, carry.point, carry.state, mask)
+        finite = new.residual_norm < xp.inf
         fell = new.satisfied & (new.residual_norm <= ceiling)
-        status = _judge(xp, carry.status, active, finite, fell)
+        point = _keep(space, finite if mask is None else finite | ~active, new, carry.point)
+        status = _judge(space, carry.status, active, finite, fell)
         steps = carry.steps + xp.astype(active, xp.int32)
         return Carry(point, state, status, steps, carry.step + 1)
 
     untested = xp.zeros_like(first.satisfied, dtype=xp.int32)
     everywhere = xp.ones_like(first.satisfied)
-    finite = xp.isfinite(first.residual_norm)
-    status = _judge(xp, untested, everywhere, finite, first.satisfied)
+    status = _judge(space, untested, everywhere, first.residual_norm < xp.inf, first.satisfied)
     carry = Carry(first, solver.init(space, first), status, untested, 0)
     end = backend.while_loop(unfinished, turn, carry)
     exhausted = xp.full_like(end.status, int(Status.MAX_STEPS))
@@ -75,7 +75,7 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
     return Iteration(end.point, status, end.steps, end.step + 1)
 
 
-def _select(space: Space, mask: Array, new: Point, old: Point) -> Point:
+def _keep(space: Space, mask: Array, new: Point, old: Point) -> Point:
     """The new point in the samples where `mask` holds, the old one elsewhere."""
     if space.backend.known_all(mask):
         return new
@@ -89,8 +89,11 @@ def _select(space: Space, mask: Array, new: Point, old: Point) -> Point:
     )
 
 
-def _judge(xp: Any, status: Array, active: Array, finite: Array, satisfied: Array) -> Array:
+def _judge(space: Space, status: Array, active: Array, finite: Array, satisfied: Array) -> Array:
     """The status of each active sample after an evaluation."""
-    converged = xp.astype(satisfied, xp.int32) * int(Status.CONVERGED)
-    verdict = xp.where(finite, converged, xp.full_like(converged, int(Status.NON_FINITE)))
-    return xp.where(active, verdict, status)
+    xp = space.xp
+    converged = xp.astype(satisfied & finite & active, xp.int32) * int(Status.CONVERGED)
+    if space.backend.known_all(finite):
+        return status + converged
+    lost = xp.astype(~finite & active, xp.int32) * int(Status.NON_FINITE)
+    return status + converged + lost

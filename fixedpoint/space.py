@@ -70,9 +70,22 @@ class Space:
 
     def _wide(self, leaf: Array) -> Array:
         """`leaf` in at least single precision."""
-        if self.xp.finfo(leaf.dtype).bits >= 32:
+        if not self._narrow or self.xp.finfo(leaf.dtype).bits >= 32:
             return leaf
         return self.xp.astype(leaf, self.dtype)
+
+    @cached_property
+    def _narrow(self) -> bool:
+        return any(self.xp.finfo(dtype).bits < 32 for dtype in self.dtypes)
+
+    @cached_property
+    def _complex(self) -> bool:
+        return any(self.xp.isdtype(dtype, "complex floating") for dtype in self.dtypes)
+
+    def _real(self, array: Array) -> Array:
+        if self._complex and self.xp.isdtype(array.dtype, "complex floating"):
+            return self.xp.real(array)
+        return array
 
     def _expand(self, coefficient: Array, leaf: Array) -> Array:
         """A coefficient per sample, shaped to be broadcast against `leaf`."""
@@ -93,14 +106,11 @@ class Space:
         """The product of a number, or of one number per sample, with u."""
         if isinstance(coefficient, float):
             return u if coefficient == 1.0 else tuple(coefficient * leaf for leaf in u)
-        return tuple(
-            self.xp.astype(self._expand(coefficient, leaf), leaf.dtype, copy=False) * leaf
-            for leaf in u
-        )
+        return tuple(self._as(self._expand(coefficient, leaf), leaf.dtype) * leaf for leaf in u)
 
-    def where(self, mask: Array, u: Vec, v: Vec) -> Vec:
-        """Per sample, u where `mask` holds and v elsewhere."""
-        if self.backend.known_all(mask):
+    def where(self, mask: Array | None, u: Vec, v: Vec) -> Vec:
+        """Per sample, u where `mask` holds and v elsewhere; without a mask, u."""
+        if mask is None:
             return u
         pairs = zip(u, v, strict=True)
         return tuple(self.xp.where(self._expand(mask, a), a, b) for a, b in pairs)
@@ -110,7 +120,7 @@ class Space:
         return self._total([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
-        return _real(self.xp, self.xp.vecdot(self._wide(self._row(a)), self._wide(self._row(b))))
+        return self._real(self.xp.vecdot(self._wide(self._row(a)), self._wide(self._row(b))))
 
     def norm(self, u: Vec, kind: str = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
@@ -118,21 +128,26 @@ class Space:
         order = 2 if kind == "euclidean" else self.xp.inf
         norms = [self.xp.linalg.vector_norm(row, axis=-1, ord=order) for row in rows]
         if len(norms) == 1:
-            return self._coefficient(norms[0])
+            return self._as(norms[0], self.dtype)
         if kind == "max":
-            return reduce(self.xp.maximum, map(self._coefficient, norms))
+            return reduce(self.xp.maximum, [self._as(norm, self.dtype) for norm in norms])
         return self.xp.sqrt(self._total([norm * norm for norm in norms]))
 
-    def _coefficient(self, value: Array) -> Array:
-        return value if value.dtype == self.dtype else self.xp.astype(value, self.dtype)
+    def _as(self, value: Array, dtype: Any) -> Array:
+        return value if value.dtype == dtype else self.xp.astype(value, dtype)
 
     def _total(self, terms: Sequence[Array]) -> Array:
-        return reduce(lambda a, b: a + b, map(self._coefficient, terms))
+        return reduce(lambda a, b: a + b, [self._as(term, self.dtype) for term in terms])
 
     def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
         """An array of coefficients, of the shape of the batch followed by `shape`."""
         options = {} if self.device is None else {"device": self.device}
         return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **options)
+
+    def diagonal(self, size: int, value: float) -> Array:
+        """`value` times the unit matrix, for coefficients."""
+        options = {} if self.device is None else {"device": self.device}
+        return value * self.xp.eye(size, dtype=self.dtype, **options)
 
     # Histories: per leaf an array (batch, memory, entries).
 
@@ -147,12 +162,12 @@ class Space:
     def _stacked(self, row: Array, memory: int) -> tuple[int, ...]:
         return (*self.batch_shape, memory, row.shape[-1])
 
-    def push(self, history: Vec, slot: Any, vector: Vec, mask: Array) -> Vec:
+    def push(self, history: Vec, slot: Any, vector: Vec, mask: Array | None) -> Vec:
         """`history` with `vector` in place of its row `slot`, in the samples where `mask` holds."""
         index = (..., slot, slice(None))
         rows = tuple(map(self._row, vector))
-        kept = tuple(past[index] for past in history)
-        rows = Space.where(self, mask, rows, kept)
+        if mask is not None:
+            rows = self.where(mask, rows, tuple(past[index] for past in history))
         pairs = zip(history, rows, strict=True)
         return tuple(self.backend.write(past, index, row) for past, row in pairs)
 
@@ -164,11 +179,11 @@ class Space:
 
     def _products(self, past: Array, leaf: Array) -> Array:
         row = self._wide(self._row(leaf))
-        if self.xp.isdtype(row.dtype, "complex floating"):
+        if self._complex:
             row = self.xp.conj(row)
         # A row times a matrix: the transposed order, a matrix times a column, is several times slower.
         columns = self.xp.matrix_transpose(self._wide(past))
-        return _real(self.xp, self.xp.matmul(row[..., None, :], columns)[..., 0, :])
+        return self._real(self.xp.matmul(row[..., None, :], columns)[..., 0, :])
 
     def combine(self, coefficients: Array, history: Vec, like: Vec) -> Vec:
         """The rows of `history`, weighted by `coefficients` (batch, memory) and summed."""
@@ -179,11 +194,8 @@ class Space:
 
     def _weighted(self, coefficients: Array, past: Array, leaf: Array) -> Array:
         wide = self._wide(past)
-        if coefficients.dtype != wide.dtype:
-            coefficients = self.xp.astype(coefficients, wide.dtype)
-        total = self.xp.matmul(coefficients[..., None, :], wide)[..., 0, :]
-        if total.dtype != leaf.dtype:
-            total = self.xp.astype(total, leaf.dtype)
+        row = self._as(coefficients, wide.dtype)[..., None, :]
+        total = self._as(self.xp.matmul(row, wide), leaf.dtype)
         return self.xp.reshape(total, leaf.shape)
 
     @cached_property
@@ -191,9 +203,6 @@ class Space:
         """The unit roundoff of the coarsest leaf."""
         return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)
 
-
-def _real(xp: Any, array: Array) -> Array:
-    return xp.real(array) if xp.isdtype(array.dtype, "complex floating") else array
 
 
 def _coefficient_dtype(xp: Any, like: Vec) -> Any:

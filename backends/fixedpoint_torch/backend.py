@@ -14,6 +14,7 @@ from fixedpoint.solve import Outcome, Solve
 
 from fixedpoint_torch import maps
 from fixedpoint_torch.functions import BackwardReport, Call, Root
+from fixedpoint_torch.namespace import NAMESPACE
 
 
 class TorchBackend(Backend):
@@ -24,7 +25,7 @@ class TorchBackend(Backend):
 
     def namespace(self, array: torch.Tensor) -> Any:
         """The array-API namespace of Torch."""
-        return maps.NAMESPACE
+        return NAMESPACE
 
     def is_array(self, leaf: Any) -> bool:
         """Whether `leaf` is a tensor."""

@@ -6,15 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import array_api_compat.torch as NAMESPACE
 import torch
 from fixedpoint.backend import Vec
 from fixedpoint.solve import LeafMap
 from torch.autograd import forward_ad
 from torch.func import functional_call
-
-__all__ = ["NAMESPACE", "HiddenTensorError", "lift", "pure", "watch"]
-
 
 class HiddenTensorError(ValueError):
     """The map uses a tensor that derivatives are recorded for, but that it was not passed."""

@@ -14,8 +14,8 @@ def least_squares(space: Space, gram: Array, products: Array) -> Array:
     space : Space
         The space of the samples.
     gram : array of shape (batch, m, m)
-        QᵀQ + λI. The columns of Q have unit length or are zero, so that λ is relative and the
-        matrix is never singular.
+        QᵀQ + λI. The columns of Q have unit length or are zero, so that λ > 0 is relative and
+        the matrix is never singular.
     products : array of shape (batch, m)
         Qᵀg.
 
@@ -26,7 +26,7 @@ def least_squares(space: Space, gram: Array, products: Array) -> Array:
 
     Notes
     -----
-    The normal equations square the condition number of Q. The iteration is self-correcting: an
+    The normal equations square the condition number of Q. The iteration corrects itself: an
     error in γ costs a step some of its speed, never the truth of its residual.
     """
     return space.xp.linalg.solve(gram, products[..., None])[..., 0]

@@ -22,7 +22,9 @@ class Secants(NamedTuple):
     steps : Vec
         The columns P = (ΔZ + τΔG) D⁻¹ that belong to them.
     gram : array of shape (batch, memory, memory)
-        QᵀQ + λI.
+        QᵀQ.
+    ridge : array of shape (memory, memory)
+        λI.
     pushed : int
         Columns pushed so far.
     """
@@ -30,6 +32,7 @@ class Secants(NamedTuple):
     residuals: Vec
     steps: Vec
     gram: Array
+    ridge: Array
     pushed: Any
 
 
@@ -82,65 +85,62 @@ class Anderson(Solver):
         if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
             raise ValueError(f"memory must be a positive integer, got {self.memory!r}")
         check_positive("damping", self.damping, 2.0)
-        if self.regularization is not None and not 0.0 <= self.regularization < 1.0:
-            raise ValueError(f"regularization must be in [0, 1), got {self.regularization!r}")
+        if self.regularization is not None:
+            check_positive("regularization", self.regularization, 1.0)
 
     def init(self, space: Space, point: Point) -> Secants:
         """An empty memory."""
         memory = min(self.memory, space.size)
-        room = space.history(memory, point.value)
-        other = space.history(memory, point.value)
-        ridge = 1.0 + self._ridge(space)
-        eye = space.xp.eye(memory, dtype=space.dtype)
-        return Secants(room, other, space.full(ridge, (memory, memory)) * eye, 0)
+        residuals, steps = (space.history(memory, point.value) for _ in range(2))
+        ridge = space.diagonal(memory, self._ridge(space))
+        return Secants(residuals, steps, space.full(0.0, (memory, memory)), ridge, 0)
 
     def step(
-        self, space: Space, problem: FixedPointProblem, point: Point, state: Secants, active: Array
+        self, space: Space, problem: FixedPointProblem, point: Point, state: Secants, active: Array | None
     ) -> tuple[Point, Secants]:
         """One step, one evaluation."""
         moved = space.add(point.value, space.scale(self.damping, point.increment))
-        gamma = least_squares(space, state.gram, space.gram(state.residuals, point.increment))
+        products = space.gram(state.residuals, point.increment)
+        gamma = least_squares(space, state.gram + state.ridge, products)
         moved = space.subtract(moved, space.combine(gamma, state.steps, point.value))
         new = problem.evaluate(space.where(active, moved, point.value))
         return new, self._remember(space, state, point, new, active)
 
     def _remember(
-        self, space: Space, state: Secants, old: Point, new: Point, active: Array
+        self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
     ) -> Secants:
         """Push the newest difference over the oldest, and renew its row of the Gram matrix."""
         residual = space.subtract(new.increment, old.increment)
         step = space.subtract(new.value, old.value)
         step = space.add(step, space.scale(self.damping, residual))
-        inverse, mask = self._inverse_length(space, residual, new, active)
+        inverse = _inverse_length(space, residual, new.scale)
         slot = state.pushed % state.gram.shape[-1]
         residual = space.scale(inverse, residual)
-        residuals = space.push(state.residuals, slot, residual, mask)
-        steps = space.push(state.steps, slot, space.scale(inverse, step), mask)
-        gram = self._renew(space, state.gram, slot, space.gram(residuals, residual), mask)
-        return Secants(residuals, steps, gram, state.pushed + 1)
-
-    def _inverse_length(
-        self, space: Space, residual: Vec, new: Point, active: Array
-    ) -> tuple[Array, Array]:
-        """1/‖Δg‖, or 0 if it is mere rounding, and the samples in which to remember it."""
-        xp = space.xp
-        length = space.norm(residual)
-        informative = length > 4 * space.rounding * new.scale
-        mask = active & xp.isfinite(length)
-        if space.backend.known_all(informative):
-            return 1.0 / length, mask
-        ones = xp.ones_like(length)
-        return xp.where(informative, ones / xp.where(informative, length, ones), 0 * ones), mask
-
-    def _renew(self, space: Space, gram: Array, slot: Any, row: Array, mask: Array) -> Array:
-        xp, write = space.xp, space.backend.write
-        if not space.backend.known_all(mask):
-            row = xp.where(mask[..., None], row, gram[..., slot, :])
-        gram = write(gram, (..., slot, slice(None)), row)
-        gram = write(gram, (..., slice(None), slot), row)
-        return write(gram, (..., slot, slot), space.full(1.0 + self._ridge(space)))
+        residuals = space.push(state.residuals, slot, residual, active)
+        steps = space.push(state.steps, slot, space.scale(inverse, step), active)
+        gram = _renew(space, state.gram, slot, space.gram(residuals, residual), active)
+        return Secants(residuals, steps, gram, state.ridge, state.pushed + 1)
 
     def _ridge(self, space: Space) -> float:
         if self.regularization is not None:
             return self.regularization
         return 10 * float(space.xp.finfo(space.dtype).eps)
+
+
+def _inverse_length(space: Space, residual: Vec, scale: Array) -> Array:
+    """1/‖Δg‖, or 0 where that is mere rounding of f(z), of norm `scale`."""
+    xp, length = space.xp, space.norm(residual)
+    informative = length > 4 * space.rounding * scale
+    if space.backend.known_all(informative):
+        return 1.0 / length
+    ones = xp.ones_like(length)
+    return xp.where(informative, ones / xp.where(informative, length, ones), 0 * ones)
+
+
+def _renew(space: Space, gram: Array, slot: Any, row: Array, mask: Array | None) -> Array:
+    """`gram` with a new row and column, in the samples where `mask` holds."""
+    write = space.backend.write
+    if mask is not None:
+        row = space.xp.where(mask[..., None], row, gram[..., slot, :])
+    gram = write(gram, (..., slot, slice(None)), row)
+    return write(gram, (..., slice(None), slot), row)

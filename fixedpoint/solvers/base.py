@@ -19,12 +19,12 @@ class Solver:
         raise TypeError(f"{type(self).__name__} is no solver: it has no init")
 
     def step(
-        self, space: Space, problem: FixedPointProblem, point: Point, state: Any, active: Array
+        self, space: Space, problem: FixedPointProblem, point: Point, state: Any, active: Array | None
     ) -> tuple[Point, Any]:
         """The next point, and what the method remembers then.
 
         Samples that are not `active` keep their point: the map is evaluated there again, and
-        nothing of it is remembered.
+        nothing of it is remembered. None stands for all samples.
         """
         raise TypeError(f"{type(self).__name__} is no solver: it has no step")
 

@@ -46,7 +46,7 @@ class Picard(Solver):
         problem: FixedPointProblem,
         point: Point,
         state: tuple[()],
-        active: Array,
+        active: Array | None,
     ) -> tuple[Point, tuple[()]]:
         """One step, one evaluation."""
         moved = space.add(point.value, space.scale(self.damping, point.increment))
