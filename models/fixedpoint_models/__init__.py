@@ -1,0 +1,24 @@
+"""Augmented deep equilibrium models, built from the operators of :mod:`fixedpoint`."""
+
+from fixedpoint_models.augmented import AugmentedDEQ, AugmentedSolution
+from fixedpoint_models.data import DataError, load_images
+from fixedpoint_models.decoder import DenseDecoder, decode, equilibrium_map, masked_loss
+from fixedpoint_models.nested import Nested, Progress
+from fixedpoint_models.training import CheckpointError, Training, TrainingError, train
+
+__all__ = [
+    "AugmentedDEQ",
+    "AugmentedSolution",
+    "CheckpointError",
+    "DataError",
+    "DenseDecoder",
+    "Nested",
+    "Progress",
+    "Training",
+    "TrainingError",
+    "decode",
+    "equilibrium_map",
+    "load_images",
+    "masked_loss",
+    "train",
+]

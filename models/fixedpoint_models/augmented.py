@@ -1,0 +1,228 @@
+"""The augmented deep equilibrium model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import fixedpoint as fp
+from fixedpoint import tree
+from fixedpoint.backend import Array, Pullback, backend_of
+from fixedpoint.solvers import Solver
+from fixedpoint.space import Space
+
+
+@dataclass
+class AugmentedSolution:
+    """What :meth:`AugmentedDEQ.solve` found.
+
+    Attributes
+    ----------
+    z, mu, x : array or container of arrays
+        The joint iterate: state, adjoint and input.
+    objective : array of the batch's shape
+        ℓ(z*(x), x, y), where z*(x) was solved for afresh from the start `z0`: NaN in a sample for
+        which that solve failed. The objective at the iterate z itself means nothing as long as
+        z is not an equilibrium.
+    kkt : dict of str to array of the batch's shape
+        At the joint iterate, ‖f(z, x) − z‖, ‖(∂f/∂z)ᵀμ + ∂ℓ/∂z − μ‖ and ‖Π(x − ∇ₓL) − x‖,
+        under the names of the blocks, ``"z"``, ``"mu"`` and ``"x"``.
+    joint : Solution
+        Status, steps and work of the joint iteration.
+    """
+
+    z: Any
+    mu: Any
+    x: Any
+    objective: Array
+    kkt: dict[str, Array]
+    joint: fp.Solution
+
+
+@dataclass(frozen=True)
+class AugmentedDEQ:
+    """An equilibrium network whose input is optimised while it is evaluated.
+
+    Solves min ℓ(z, x, y) over x in C, subject to z = f(z, x), as one fixed point in the state, its
+    adjoint and the input; see :func:`fixedpoint.operators.augmented`.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(z, x, params)``, the equilibrium map.
+    loss : callable
+        ``loss(z, x, y, params)``, one number per sample.
+    project : callable, optional
+        The projection onto C.
+    step_size : float, optional
+        The step α in x.
+    state_damping, adjoint_damping : float, optional
+        Damping of the other two blocks.
+    batch_ndim : int, optional
+        How many axes of z, x and the losses index samples.
+    vjp, loss_gradient : callable, optional
+        For NumPy, as in :class:`fixedpoint.operators.Lagrangian`.
+
+    References
+    ----------
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
+    networks", NeurIPS 2021, arXiv:2111.13236.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fixedpoint_models import AugmentedDEQ
+    >>> model = AugmentedDEQ(
+    ...     lambda z, x, params: params["w"] * z + x,
+    ...     lambda z, x, y, params: ((z - y) ** 2 + x**2).sum(-1),
+    ...     step_size=0.1,
+    ... )
+    >>> sol = model.solve(torch.zeros(2, 1), torch.zeros(2, 1),
+    ...                   params={"w": torch.tensor(0.5)}, y=torch.tensor([[2.0], [1.0]]))
+    >>> [round(float(x), 4) for x in sol.x], [round(float(o), 4) for o in sol.objective]
+    ([0.8, 0.4], [0.8, 0.2])
+    """
+
+    f: Callable[..., Any]
+    loss: Callable[..., Any]
+    project: Callable[[Any], Any] | None = None
+    step_size: float = 0.01
+    state_damping: float = 0.8
+    adjoint_damping: float = 0.6
+    batch_ndim: int = 1
+    vjp: Callable[..., tuple[Any, Pullback]] | None = None
+    loss_gradient: Callable[..., tuple[Any, tuple[Any, Any]]] | None = None
+
+    @property
+    def operator(self) -> fp.operators.Joint:
+        """The joint operator on states ``{"z", "mu", "x"}``, with the arguments ``(params, y)``."""
+        return fp.operators.augmented(
+            self.f,
+            self.loss,
+            step_size=self.step_size,
+            project=self.project,
+            state_damping=self.state_damping,
+            adjoint_damping=self.adjoint_damping,
+            vjp=self.vjp,
+            loss_gradient=self.loss_gradient,
+        )
+
+    def iterate(
+        self,
+        z0: Any,
+        x0: Any,
+        *,
+        params: Any,
+        y: Any,
+        mu0: Any = None,
+        solver: Solver | None = None,
+        max_steps: int = 100,
+        rtol: float = 1e-4,
+        atol: float = 1e-6,
+        on_failure: str = "raise",
+    ) -> fp.Solution:
+        """The joint iteration alone: n steps for n + 1 evaluations of f and as many products.
+
+        Parameters are those of :meth:`solve`. The value is ``{"z", "mu", "x"}``.
+        """
+        mu0 = _zeros_like(z0) if mu0 is None else mu0
+        start = {"z": z0, "mu": mu0, "x": x0}
+        return fp.fixed_point(
+            self.operator, _detached(start), _detached((params, y)), solver=solver, rtol=rtol,
+            atol=atol, max_steps=max_steps, batch_ndim=self.batch_ndim, on_failure=on_failure,
+        )  # fmt: skip
+
+    def solve(
+        self,
+        z0: Any,
+        x0: Any,
+        *,
+        params: Any,
+        y: Any,
+        mu0: Any = None,
+        solver: Solver | None = None,
+        max_steps: int = 100,
+        rtol: float = 1e-4,
+        atol: float = 1e-6,
+        on_failure: str = "raise",
+    ) -> AugmentedSolution:
+        """Solve for z, μ and x together, and say how good the x is.
+
+        Parameters
+        ----------
+        z0, x0 : array or container of arrays
+            Where to start; also where the equilibrium is solved for afresh at the end.
+        params : array or container of arrays
+            The parameters of f and ℓ.
+        y : array or container of arrays
+            The data of ℓ.
+        mu0 : like z0, optional
+            The first adjoint, zero by default.
+        solver : Solver, optional
+            By default ``fixedpoint.Anderson()``.
+        max_steps : int, optional
+            Joint steps at most.
+        rtol, atol : float, optional
+            Every block has to meet this tolerance, by itself.
+        on_failure : {"raise", "warn", "return", "nan"}, optional
+            What to do when a sample's joint iteration fails.
+
+        Returns
+        -------
+        AugmentedSolution
+            The iterate, its KKT residuals, and the objective re-solved from a cold start at x.
+        """
+        joint = self.iterate(
+            z0, x0, params=params, y=y, mu0=mu0, solver=solver, max_steps=max_steps,
+            rtol=rtol, atol=atol, on_failure=on_failure,
+        )  # fmt: skip
+        z, mu, x = (joint.value[name] for name in ("z", "mu", "x"))
+        objective = self.objective(z0, x, params=params, y=y)
+        return AugmentedSolution(z, mu, x, objective, self.kkt(z, mu, x, params=params, y=y), joint)
+
+    def objective(self, z0: Any, x: Any, *, params: Any, y: Any) -> Array:
+        """ℓ(z*(x), x, y) per sample, z*(x) solved for from `z0`; NaN where that fails."""
+        x, params, y = _detached((x, params, y))
+        equilibrium = fp.fixed_point(
+            self.f, _detached(z0), (x, params), batch_ndim=self.batch_ndim, on_failure="nan"
+        )
+        return self.loss(equilibrium.value, x, y, params)
+
+    def kkt(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> dict[str, Array]:
+        """The norm of each block's residual, undamped and step-free, per sample."""
+        state, (params, y) = _detached({"z": z, "mu": mu, "x": x}), _detached((params, y))
+        residual = self.operator.evaluate(state, params, y).residual
+        return {name: self._norm(_detached(residual[name])) for name in ("z", "mu", "x")}
+
+    def _norm(self, block: Any) -> Array:
+        leaves = tuple(tree.flatten(block)[0])
+        backend = backend_of(leaves, tree.paths(block, "block"))
+        return Space.of(backend, leaves, self.batch_ndim).norm(leaves)
+
+    def lagrangian(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> Array:
+        """ℓ + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params alone.
+
+        By the envelope theorem its derivative with respect to params is, at a solution, that of the
+        optimal objective: differentiate this, and no backward solve is needed.
+        """
+        z, mu, x = _detached((z, mu, x))
+        defect = fp.operators.Map(self.f).evaluate(z, x, params).residual
+        leaves, others = (tuple(tree.flatten(part)[0]) for part in (mu, defect))
+        backend = backend_of(leaves, tree.paths(mu, "mu"))
+        constraint = Space.of(backend, leaves, self.batch_ndim).dot(leaves, others)
+        return self.loss(z, x, y, params) + constraint
+
+
+def _zeros_like(state: Any) -> Any:
+    return _leafwise(lambda backend, leaf: backend.namespace(leaf).zeros_like(leaf), state)
+
+
+def _detached(state: Any) -> Any:
+    return _leafwise(lambda _, leaf: leaf.detach() if hasattr(leaf, "detach") else leaf, state)
+
+
+def _leafwise(function: Callable[[Any, Any], Any], state: Any) -> Any:
+    leaves, structure = tree.flatten(state)
+    backend = backend_of(leaves[:1], ["z0"]) if leaves else None
+    return structure.rebuild([function(backend, leaf) for leaf in leaves])

@@ -1,0 +1,176 @@
+"""The main job: train an equilibrium decoder on images, hide a square, and recover it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fixedpoint as fp
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fixedpoint_models.augmented import AugmentedDEQ
+from fixedpoint_models.comparison import Race, Task, Trace, compare, races
+from fixedpoint_models.data import square_masks
+from fixedpoint_models.decoder import decode, equilibrium_map, masked_loss
+from fixedpoint_models.plots import draw_race, draw_recovered
+from fixedpoint_models.training import Training, frozen, train
+
+BACKENDS = ("torch", "jax")
+HELD_OUT = 48
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train on and images to recover, of shape (number, pixels)."""
+
+    train: torch.Tensor
+    held_out: torch.Tensor
+    masks: torch.Tensor
+    shape: tuple[int, int]
+
+
+def split(images: Any, seed: int) -> Split:
+    """Shuffle, hold out up to 48 images, and hide a square of each."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    held_out = min(HELD_OUT, len(images) // 4)
+    height, width = images.shape[1:]
+    rows = torch.as_tensor(images[order].reshape(len(images), -1), dtype=torch.float64)
+    masks = square_masks(held_out, height, width, seed).reshape(held_out, -1)
+    return Split(rows[held_out:], rows[:held_out], torch.as_tensor(masks), (height, width))
+
+
+def run(images: Any, output: Path, backend: str, seed: int, settings: Training) -> None:
+    """Train, recover, compare, print and draw.
+
+    Parameters
+    ----------
+    images : array of shape (number, height, width)
+        Values from 0 to 1.
+    output : Path
+        The folder for the pictures and the checkpoint.
+    backend : {"torch", "jax"}
+        With "jax" the joint solve is repeated on JAX with the same weights, and compared.
+    seed : int
+        Of the split, the masks, the weights and the batches.
+    settings : Training
+        How to train.
+    """
+    console = Console(width=120)
+    output.mkdir(parents=True, exist_ok=True)
+    parts = split(images, seed)
+    console.print(f"{len(parts.train)} images to train on, {len(parts.held_out)} to recover")
+    decoder = train(parts.train, settings, output / "checkpoint.pt")
+    task = Task(frozen(decoder), parts.held_out, parts.masks)
+    joint, nested = compare(task)
+    best = [min(traces, key=lambda trace: min(trace.objectives)) for traces in (joint, nested)]
+    console.print(_table(task, best), _race_table(races(joint, nested)))
+    lowest = min(min(trace.objectives) for trace in best)
+    draw_race({"joint": joint, "nested": nested}, lowest, output / "race.png")
+    draw_recovered(_rows(task, best, parts.shape), output / "recovered.png")
+    console.print(f"pictures: {output / 'recovered.png'}, {output / 'race.png'}")
+    if backend == "jax":
+        console.print(compare_with_jax(task))
+
+
+def _table(task: Task, traces: list[Trace]) -> Table:
+    """What the best joint and the best nested method reached, and for how much."""
+    columns = (
+        "method",
+        "seconds",
+        "f",
+        "vjp",
+        "re-solved objective",
+        "masked MSE",
+        "KKT z / μ / x",
+    )
+    table = Table(*columns, title="At the lowest objective of the best of each grid")
+    model = AugmentedDEQ(equilibrium_map, masked_loss)
+    for trace in traces:
+        i, final = trace.best, trace.final
+        kkt = model.kkt(final["z"], final["mu"], final["x"], params=task.params, y=task.y)
+        table.add_row(
+            trace.name, f"{trace.seconds[i]:.3f}", str(trace.evaluations[i]),
+            str(trace.products[i]), f"{trace.objectives[i]:.4f}", f"{_masked_mse(task, final['x']):.4f}",
+            " / ".join(f"{float(norm.mean()):.1e}" for norm in kkt.values()),
+        )  # fmt: skip
+    return table
+
+
+def _race_table(results: list[Race]) -> Table:
+    worst = min(results, key=lambda race: race.ratio)
+    table = Table(
+        "target", "joint", "seconds", "nested", "seconds", "nested / joint",
+        title="Time to reach a multiple of the lowest objective, tuned for each target",
+        caption=f"worst ratio: {worst.ratio:.2f}, at {worst.factor} × the lowest",
+    )  # fmt: skip
+    for race in results:
+        table.add_row(
+            f"{race.factor} ×", race.joint.name, f"{race.joint.time_to(race.target):.4f}",
+            race.nested.name, f"{race.nested.time_to(race.target):.4f}", f"{race.ratio:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _decoded(task: Task, x: torch.Tensor) -> torch.Tensor:
+    """The images at the equilibria of x."""
+    z, _ = task.start()
+    solution = fp.fixed_point(equilibrium_map, z, (x, task.params), batch_ndim=1)
+    return decode(solution.value, task.params)
+
+
+def _masked_mse(task: Task, x: torch.Tensor) -> float:
+    hidden = 1.0 - task.masks
+    return float((hidden * (_decoded(task, x) - task.images) ** 2).sum() / hidden.sum())
+
+
+def _rows(task: Task, traces: list[Trace], shape: tuple[int, int]) -> dict[str, Any]:
+    seen = torch.where(task.masks > 0, task.images, torch.nan)
+    recovered = [_decoded(task, trace.final["x"]) for trace in traces]
+    labels = ("original", "masked", "joint", "nested")
+    rows = zip(labels, (task.images, seen, *recovered), strict=True)
+    return {label: row[:SHOWN].reshape(-1, *shape).numpy() for label, row in rows}
+
+
+def compare_with_jax(task: Task, steps: int = 400) -> str:
+    """The joint solve on JAX and on Torch: a line that says how far they agree.
+
+    Raises
+    ------
+    ArithmeticError
+        If they do not.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    model = AugmentedDEQ(equilibrium_map, masked_loss, step_size=0.02)
+
+    def to_jax(tree: Any) -> Any:
+        convert = lambda leaf: jnp.asarray(leaf.numpy()) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
+        return jax.tree.map(convert, tree)
+
+    def solve(arguments: Any, max_steps: int) -> Any:
+        z, x, params, y = arguments
+        solution = model.iterate(
+            z, x, params=params, y=y, solver=fp.Anderson(memory=20), max_steps=max_steps,
+            on_failure="return",
+        )  # fmt: skip
+        return solution.value["x"]
+
+    here = (*task.start(), task.params, task.y)
+    solve_there = jax.jit(solve, static_argnums=1)
+    difference = np.abs(np.asarray(solve_there(to_jax(here), 10)) - solve(here, 10).numpy()).max()
+    ours = task.objective(solve(here, steps))
+    theirs = task.objective(torch.as_tensor(np.array(solve_there(to_jax(here), steps))))
+    line = (
+        f"JAX and Torch: x after 10 joint steps differs by {difference:.1e}; "
+        f"re-solved objective after {steps}: {theirs:.4f} and {ours:.4f}"
+    )
+    if difference > 1e-8 or abs(ours - theirs) > 0.01 * ours:
+        raise ArithmeticError(f"{line}: they disagree")
+    return line

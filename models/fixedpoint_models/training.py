@@ -1,0 +1,207 @@
+"""Training an equilibrium decoder by the envelope theorem."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fixedpoint as fp
+import torch
+from tqdm import tqdm
+
+from fixedpoint_models.augmented import AugmentedDEQ
+from fixedpoint_models.decoder import DenseDecoder, Params, equilibrium_map, masked_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of a training run.
+
+    Parameters
+    ----------
+    epochs, batch_size : int
+        Passes over the images, and images of a step.
+    learning_rate : float
+        Of Adam, at the start; it falls to a tenth along a half cosine.
+    joint_steps, memory : int
+        Steps of the joint solve for a batch, and the memory of its Anderson iteration.
+    step_size : float
+        The step α of the joint solve.
+    width, latent, seed : int
+        Of the decoder; the seed also orders the batches.
+    """
+
+    epochs: int = 80
+    batch_size: int = 100
+    learning_rate: float = 2e-3
+    joint_steps: int = 15
+    memory: int = 5
+    step_size: float = 0.02
+    width: int = 128
+    latent: int = 16
+    seed: int = 0
+
+
+@dataclass
+class _Run:
+    """All that changes during training, and all that a checkpoint holds."""
+
+    decoder: DenseDecoder
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    joint: dict[str, torch.Tensor]
+    epoch: int = 0
+
+
+class TrainingError(ArithmeticError):
+    """The training diverged."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that this run cannot go on from."""
+
+
+def train(
+    images: torch.Tensor, settings: Training, checkpoint: Path, *, progress: bool = True
+) -> DenseDecoder:
+    """Train a decoder and a latent code per image, going on from `checkpoint` if it is there.
+
+    Each step takes the joint iteration for z, μ and x of a batch a few steps further from where it
+    stood an epoch ago, and then the parameters one step of Adam along the gradient that the
+    envelope theorem gives, μᵀ∂f/∂θ + ∂ℓ/∂θ: there is no backward solve.
+
+    Parameters
+    ----------
+    images : tensor of shape (number, pixels)
+        Values from 0 to 1.
+    settings : Training
+        How to train.
+    checkpoint : Path
+        Written after each epoch. A run that was interrupted goes on from there and ends as it would
+        have without the interruption.
+    progress : bool, optional
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    DenseDecoder
+        The trained decoder.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is of other settings or other data.
+    """
+    run = _begin(images, settings)
+    if checkpoint.exists():
+        _restore(run, images, settings, checkpoint)
+    bar = tqdm(
+        range(run.epoch, settings.epochs), initial=run.epoch, total=settings.epochs,
+        desc="training", unit="epoch", disable=not progress,
+    )  # fmt: skip
+    for _ in bar:
+        bar.set_postfix(loss=f"{_epoch(run, images, settings):.3f}")
+        run.epoch += 1
+        _save(run, images, settings, checkpoint)
+    return run.decoder
+
+
+def _begin(images: torch.Tensor, settings: Training) -> _Run:
+    decoder = DenseDecoder(images.shape[1], settings.width, settings.latent, seed=settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+    number = images.shape[0]
+    joint = {
+        "z": torch.zeros(number, settings.width, dtype=torch.float64),
+        "mu": torch.zeros(number, settings.width, dtype=torch.float64),
+        "x": 0.01 * torch.randn(number, settings.latent, generator=generator, dtype=torch.float64),
+    }
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
+    return _Run(decoder, optimizer, generator, joint)
+
+
+def _epoch(run: _Run, images: torch.Tensor, settings: Training) -> float:
+    """One pass; the mean loss at the joint iterates."""
+    total = 0.0
+    rate = 0.55 + 0.45 * torch.cos(torch.tensor(torch.pi * run.epoch / settings.epochs))
+    for group in run.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * float(rate)
+    order = torch.randperm(len(images), generator=run.generator)
+    for rows in order.split(settings.batch_size):
+        total += _step(run, images[rows], rows, settings) * len(rows)
+    return total / len(images)
+
+
+def _step(run: _Run, batch: torch.Tensor, rows: torch.Tensor, settings: Training) -> float:
+    """The joint solve for one batch, and one step of Adam."""
+    model = AugmentedDEQ(equilibrium_map, masked_loss, step_size=settings.step_size)
+    params, y = run.decoder.params(), (batch, torch.ones_like(batch))
+    z, mu, x = (run.joint[name][rows] for name in ("z", "mu", "x"))
+    solution = model.iterate(
+        z, x, mu0=mu, params=params, y=y, max_steps=settings.joint_steps, on_failure="return",
+        solver=fp.Anderson(memory=settings.memory),
+    )  # fmt: skip
+    for name, block in solution.value.items():
+        run.joint[name][rows] = block
+    loss = model.lagrangian(**solution.value, params=params, y=y).mean()
+    if not bool(torch.isfinite(loss)):
+        raise TrainingError(f"the loss is not finite at epoch {run.epoch}: lower the learning rate")
+    run.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    run.optimizer.step()
+    return float(loss.detach())
+
+
+def _fingerprint(images: torch.Tensor) -> list[float]:
+    return [*map(float, images.shape), float(images.sum()), float((images**2).sum())]
+
+
+def _save(run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path) -> None:
+    """Write beside the file and rename, so that a checkpoint is whole or the one before it."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "settings": asdict(settings),
+        "images": _fingerprint(images),
+        "decoder": run.decoder.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "generator": run.generator.get_state(),
+        "joint": run.joint,
+        "epoch": run.epoch,
+    }
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(checkpoint)
+
+
+def _restore(run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path) -> None:
+    content = _load(checkpoint)
+    if content["settings"] != asdict(settings):
+        raise CheckpointError(
+            f"{checkpoint}: written with other settings; move it away to start anew"
+        )
+    if content["images"] != _fingerprint(images):
+        raise CheckpointError(f"{checkpoint}: written for other images; move it away to start anew")
+    run.decoder.load_state_dict(content["decoder"])
+    run.optimizer.load_state_dict(content["optimizer"])
+    run.generator.set_state(content["generator"])
+    run.joint, run.epoch = content["joint"], content["epoch"]
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead it to
+        raise CheckpointError(f"{checkpoint}: not a checkpoint ({type(error).__name__})") from error
+    missing = {"settings", "images", "decoder", "optimizer", "generator", "joint", "epoch"} - set(
+        content
+    )
+    if missing:
+        raise CheckpointError(f"{checkpoint}: not a checkpoint of this program")
+    return content
+
+
+def frozen(decoder: DenseDecoder) -> Params:
+    """The decoder's parameters without derivatives."""
+    with torch.no_grad():
+        params = decoder.params()
+    return {name: p.detach() if isinstance(p, torch.Tensor) else p for name, p in params.items()}
