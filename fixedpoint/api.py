@@ -12,6 +12,7 @@ from fixedpoint.failure import apply_policy, check_policy
 from fixedpoint.solution import Solution, Work
 from fixedpoint.solve import LeafMap, Outcome, Solve
 from fixedpoint.solvers import Anderson, Solver
+from fixedpoint.solvers.base import check_count
 from fixedpoint.space import Space
 
 DEFAULT_MAX_STEPS = 200
@@ -112,17 +113,14 @@ def fixed_point(
     return _pack(outcome, on_failure, backend, space, structure)
 
 
-def _check_settings(
-    solver: Any, norm: str, max_steps: Any, on_failure: str, adjoint: Any
-) -> None:
+def _check_settings(solver: Any, norm: str, max_steps: Any, on_failure: str, adjoint: Any) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver object such as Anderson(), got {solver!r}")
     if not isinstance(adjoint, Implicit):
         raise TypeError(f"adjoint must be an adjoint such as Implicit(), got {adjoint!r}")
     if norm not in ("euclidean", "max"):
         raise ValueError(f"norm must be 'euclidean' or 'max', got {norm!r}")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0:
-        raise ValueError(f"max_steps must be an integer, 0 or more, got {max_steps!r}")
+    check_count("max_steps", max_steps, 0)
     check_policy("on_failure", on_failure)
 
 

@@ -1,8 +1,8 @@
 """What the core asks of an array library, and how it finds the adapter for one.
 
 The class :class:`Backend` is complete for every eager namespace of the Python array API (NumPy,
-array-api-strict, CuPy, …). Adapters subclass it; a package announces its adapter by an entry point of
-the group ``fixedpoint.backends`` whose name is the top-level module of the array type
+array-api-strict, CuPy, …). Adapters subclass it; a package announces its adapter by an entry point
+of the group ``fixedpoint.backends`` whose name is the top-level module of the array type
 (``torch``, ``jax``, ``jaxlib``), so that the core imports no framework.
 """
 
@@ -88,6 +88,7 @@ class Backend:
 
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
         """The value of `f` at `primals`, and the map from a cotangent of it to theirs."""
+        del f
         raise TypeError(
             f"{type(primals[0]).__module__} arrays have no automatic differentiation: "
             "pass the vector-Jacobian products yourself, or use Torch or JAX arrays"
@@ -110,7 +111,7 @@ _default = Backend()
 
 
 @cache
-def _backend_of_type(kind: type) -> Backend:
+def _backend_of_type(kind: Any) -> Backend:
     """The adapter announced for a module that `kind`, or a class it inherits from, comes from."""
     for ancestor in kind.__mro__:
         adapter = _adapter(ancestor.__module__.partition(".")[0])
@@ -129,9 +130,10 @@ def backend_of(leaves: Sequence[Any], names: Sequence[str]) -> Backend:
     """
     if not leaves:
         raise ValueError(f"{names[0] if names else 'z0'} holds no array")
-    backend = _backend_of_type(type(leaves[0]))
-    for leaf, name in zip(leaves, names, strict=True):
-        if _backend_of_type(type(leaf)) is not backend:
+    kinds: list[Any] = list(map(type, leaves))
+    backend = _backend_of_type(kinds[0])
+    for leaf, kind, name in zip(leaves, kinds, names, strict=True):
+        if _backend_of_type(kind) is not backend:
             raise TypeError(
                 f"{name} is a {_type_name(leaf)}, but {names[0]} is a {_type_name(leaves[0])}: "
                 "all leaves must come from one array library"

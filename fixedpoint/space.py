@@ -181,7 +181,7 @@ class Space:
         row = self._wide(self._row(leaf))
         if self._complex:
             row = self.xp.conj(row)
-        # A row times a matrix: the transposed order, a matrix times a column, is several times slower.
+        # A row times a matrix: a matrix times a column is several times slower in Torch.
         columns = self.xp.matrix_transpose(self._wide(past))
         return self._real(self.xp.matmul(row[..., None, :], columns)[..., 0, :])
 
@@ -202,7 +202,6 @@ class Space:
     def rounding(self) -> float:
         """The unit roundoff of the coarsest leaf."""
         return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)
-
 
 
 def _coefficient_dtype(xp: Any, like: Vec) -> Any:

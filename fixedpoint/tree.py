@@ -14,12 +14,12 @@ class Structure:
     Two containers match if and only if their structures are equal.
     """
 
-    kind: type | None
+    kind: Any
     keys: tuple[Any, ...] = ()
     children: tuple[Structure, ...] = ()
 
     def rebuild(self, leaves: Sequence[Any]) -> Any:
-        """Put `leaves`, in the order in which :func:`flatten` found them, back into the container."""
+        """Put `leaves`, in the order of :func:`flatten`, back into the container."""
         return self._build(iter(leaves))
 
     def _build(self, leaves: Iterator[Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
 from fixedpoint.solution import Solution
 from fixedpoint.solve import Outcome, Solve
@@ -19,7 +20,10 @@ jax.tree_util.register_dataclass(
 
 
 class JaxBackend(Backend):
-    """JAX arrays. The loop is Python's where values are known, and ``lax.while_loop`` in a trace."""
+    """JAX arrays.
+
+    The loop is Python's where values are known, and ``lax.while_loop`` in a trace.
+    """
 
     def namespace(self, array: Array) -> Any:
         """``jax.numpy``, which is an array-API namespace."""
@@ -72,6 +76,7 @@ class JaxBackend(Backend):
 
         @run.defjvp
         def refuse(primals: Any, tangents: Any) -> Any:
+            del primals, tangents
             raise TypeError(
                 "solutions on JAX arrays have no derivatives yet: apply jax.lax.stop_gradient to "
                 "z0 and args, or solve on Torch tensors"

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Pullback, Vec
 from fixedpoint.solve import Outcome, Solve
-
 from fixedpoint_torch import maps
 from fixedpoint_torch.functions import BackwardReport, Call, Root
 from fixedpoint_torch.namespace import NAMESPACE
@@ -25,6 +25,7 @@ class TorchBackend(Backend):
 
     def namespace(self, array: torch.Tensor) -> Any:
         """The array-API namespace of Torch."""
+        del array
         return NAMESPACE
 
     def is_array(self, leaf: Any) -> bool:
@@ -62,7 +63,8 @@ class TorchBackend(Backend):
         takes the faster way.
         """
         if torch.is_grad_enabled():
-            return torch.func.vjp(f, *primals)
+            value, pull, *_ = torch.func.vjp(f, *primals)
+            return value, pull
         leaves, structure = tree.flatten(primals)
         with torch.enable_grad():
             inputs = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -89,8 +91,9 @@ class TorchBackend(Backend):
         report = BackwardReport() if recording else None
         call = Call(solve, len(value), report)
         outputs = Root.apply(call, *value, *args)  # type: ignore[no-untyped-call]
-        n = len(value)
-        return Outcome(outputs[:n], *outputs[n:], evaluations=call.evaluations[0], backward=report)
+        status, norm, steps = outputs[len(value) :]
+        leaves = outputs[: len(value)]
+        return Outcome(leaves, status, norm, steps, call.evaluations[0], report)
 
 
 def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:

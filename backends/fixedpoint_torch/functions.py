@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
 from fixedpoint.backend import Vec
 from fixedpoint.failure import apply_policy
 from fixedpoint.solution import Solution, Work
@@ -85,7 +86,10 @@ class Root(torch.autograd.Function):
         outcome = call.solve.run(value, rest)
         call.evaluations[0] = outcome.evaluations
         # A solve that ends where it began returns its inputs, which autograd would alias.
-        leaves = (leaf.clone() if leaf is old else leaf for leaf, old in zip(outcome.value, value, strict=True))
+        leaves = (
+            leaf.clone() if leaf is old else leaf
+            for leaf, old in zip(outcome.value, value, strict=True)
+        )
         return (*leaves, outcome.status, outcome.residual_norm, outcome.steps)
 
     @staticmethod
@@ -142,13 +146,19 @@ class LinearSolve(torch.autograd.Function):
         report.status, report.residual_norm = end.status, end.point.residual_norm
         report.steps, report.products = end.steps, end.evaluations
         solution = Solution(
-            end.point.value, end.status, end.point.residual_norm, end.steps, Work(vjp=end.evaluations)
+            end.point.value,
+            end.status,
+            end.point.residual_norm,
+            end.steps,
+            Work(vjp=end.evaluations),
         )
         what = "the adjoint solve failed" if transposed else "the tangent solve failed"
         leaves = apply_policy(
             adjoint.on_failure, what, solve.backend, space, end.point.value, solution
         )
-        return tuple(leaf.clone() if leaf is old else leaf for leaf, old in zip(leaves, right, strict=True))
+        return tuple(
+            leaf.clone() if leaf is old else leaf for leaf, old in zip(leaves, right, strict=True)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -261,7 +271,9 @@ def _pull(
 
 def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) -> Tensors:
     """The tangent of `function` at `inputs`; a tangent of None is zero, and of integers none."""
-    moving = [t is not None and x.is_floating_point() for x, t in zip(inputs, tangents, strict=True)]
+    moving = [
+        t is not None and x.is_floating_point() for x, t in zip(inputs, tangents, strict=True)
+    ]
     chosen = tuple(x for x, wanted in zip(inputs, moving, strict=True) if wanted)
 
     def of_chosen(part: Tensors) -> Any:
@@ -276,7 +288,7 @@ def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) ->
 
 def _jvp(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Tensors) -> Tensors:
     """J t as the transpose of the linear map w ↦ Jᵀw: dual numbers do not nest in Torch."""
-    outputs, pullback = torch.func.vjp(function, inputs)
+    outputs, pullback, *_ = torch.func.vjp(function, inputs)
     zeros = tuple(map(torch.zeros_like, outputs))
     pushed: Tensors = torch.func.vjp(lambda w: pullback(w)[0], zeros)[1](tangents)[0]
     return pushed

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fixedpoint.backend import Vec
-from fixedpoint.solve import LeafMap
 from torch.autograd import forward_ad
 from torch.func import functional_call
+
+from fixedpoint.backend import Vec
+
 
 class HiddenTensorError(ValueError):
     """The map uses a tensor that derivatives are recorded for, but that it was not passed."""
@@ -58,7 +59,7 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
     return call
 
 
-def watch(leaf_map: LeafMap) -> Callable[[Vec, Vec], tuple[Vec, Vec | None]]:
+def watch(leaf_map: Any) -> Callable[[Vec, Vec], tuple[Vec, Vec | None]]:
     """`leaf_map`, whose first evaluation fails if its output depends on a tensor not passed.
 
     That evaluation is recorded with all inputs detached, so that an output which still requires
@@ -69,7 +70,8 @@ def watch(leaf_map: LeafMap) -> Callable[[Vec, Vec], tuple[Vec, Vec | None]]:
 
     def watched(value: Vec, args: Vec) -> tuple[Vec, Vec | None]:
         if not pending:
-            return leaf_map(value, args)
+            outputs: tuple[Vec, Vec | None] = leaf_map(value, args)
+            return outputs
         pending.clear()
         inputs = tuple(leaf.detach() for leaf in value), tuple(leaf.detach() for leaf in args)
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
@@ -100,4 +102,4 @@ def _refuse_hidden(image: Vec) -> None:
 
 
 def _has_tangent(leaf: torch.Tensor) -> bool:
-    return forward_ad.unpack_dual(leaf).tangent is not None
+    return forward_ad.unpack_dual(leaf).tangent is not None  # type: ignore[no-untyped-call]

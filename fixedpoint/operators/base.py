@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,16 +35,16 @@ def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
     return structure.rebuild(list(map(function, leaves, *columns)))
 
 
-class Operator:
+class Operator(ABC):
     """A map whose fixed points are sought.
 
     Subclasses define :meth:`evaluate`. An operator is callable, so it can stand wherever a map
     ``f(z, *args)`` does.
     """
 
+    @abstractmethod
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """The image of `state` and its residual, at the cost of one evaluation."""
-        raise TypeError(f"{type(self).__name__} defines no evaluate")
 
     def __call__(self, state: Any, *args: Any) -> Any:
         """The image of `state`."""

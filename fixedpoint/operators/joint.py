@@ -14,7 +14,7 @@ class Joint(Operator):
     """The joint operator of several blocks, which share one piece of work.
 
     The state is a dictionary with an entry for each block. ``shared(state, *args)`` computes once
-    what all blocks need; block k then maps ``state[k]`` to ``blocks[k].evaluate(state[k], shared)``.
+    what all blocks need; block k is then ``blocks[k].evaluate(state[k], shared)``.
     Every block reads the old state of all (a Jacobi sweep), and has converged by its own residual.
 
     Parameters

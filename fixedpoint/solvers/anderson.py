@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.linear.least_squares import least_squares
 from fixedpoint.problem import FixedPointProblem, Point
-from fixedpoint.solvers.base import Solver, check_positive
+from fixedpoint.solvers.base import Solver, check_count, check_positive
 from fixedpoint.space import Space
 
 
@@ -82,8 +82,7 @@ class Anderson(Solver):
     regularization: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"memory must be a positive integer, got {self.memory!r}")
+        check_count("memory", self.memory, 1)
         check_positive("damping", self.damping, 2.0)
         if self.regularization is not None:
             check_positive("regularization", self.regularization, 1.0)
@@ -96,7 +95,12 @@ class Anderson(Solver):
         return Secants(residuals, steps, space.full(0.0, (memory, memory)), ridge, 0)
 
     def step(
-        self, space: Space, problem: FixedPointProblem, point: Point, state: Secants, active: Array | None
+        self,
+        space: Space,
+        problem: FixedPointProblem,
+        point: Point,
+        state: Secants,
+        active: Array | None,
     ) -> tuple[Point, Secants]:
         """One step, one evaluation."""
         moved = space.add(point.value, space.scale(self.damping, point.increment))

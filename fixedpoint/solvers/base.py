@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +12,27 @@ from fixedpoint.space import Space
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver:
+class Solver(ABC):
     """Settings of a method: immutable, hashable, and free of arrays."""
 
+    @abstractmethod
     def init(self, space: Space, point: Point) -> Any:
         """What the method remembers before its first step from `point`."""
-        raise TypeError(f"{type(self).__name__} is no solver: it has no init")
 
+    @abstractmethod
     def step(
-        self, space: Space, problem: FixedPointProblem, point: Point, state: Any, active: Array | None
+        self,
+        space: Space,
+        problem: FixedPointProblem,
+        point: Point,
+        state: Any,
+        active: Array | None,
     ) -> tuple[Point, Any]:
         """The next point, and what the method remembers then.
 
         Samples that are not `active` keep their point: the map is evaluated there again, and
         nothing of it is remembered. None stands for all samples.
         """
-        raise TypeError(f"{type(self).__name__} is no solver: it has no step")
 
 
 def check_positive(name: str, value: float, upper: float = float("inf")) -> None:
@@ -34,3 +40,9 @@ def check_positive(name: str, value: float, upper: float = float("inf")) -> None
     if not 0.0 < value <= upper:
         bound = "positive" if upper == float("inf") else f"in (0, {upper:g}]"
         raise ValueError(f"{name} must be {bound}, got {value!r}")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless `value` is an integer, `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")

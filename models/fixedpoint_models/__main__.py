@@ -39,7 +39,7 @@ def demo(
         str, typer.Option(help="torch, or jax: the joint solve on JAX as well.")
     ] = "torch",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Passes over the images in training.")] = 80,
+    epochs: Annotated[int, typer.Option(help="Passes over the images in training.")] = 60,
 ) -> None:
     """Train an equilibrium decoder, hide a square of held-out images, and recover it."""
     if backend not in BACKENDS:

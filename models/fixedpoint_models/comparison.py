@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import fixedpoint as fp
 import torch
 from tqdm import tqdm
 
+import fixedpoint as fp
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.decoder import Params, equilibrium_map, masked_loss
 from fixedpoint_models.nested import Nested
 
 FACTORS = (1.05, 1.2, 1.5, 2.0, 4.0)
-JOINT_STEPS = (5, 8, 12, 17, 24, 34, 48, 68, 96, 135, 190, 270)
+JOINT_STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 150, 200)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +142,10 @@ def nested_methods() -> dict[str, Nested]:
     """The grid of nested methods: optimiser and step size, inner solver."""
     inner = {"Picard": fp.Picard(), "Anderson(5)": fp.Anderson(memory=5)}
     grid: dict[str, Any] = {}
-    for rate in (0.001, 0.002, 0.004, 0.008):
-        make: Any = partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True)
-        grid[f"Nesterov {rate}"] = make
-    for rate in (0.03, 0.06, 0.12, 0.24):
+    for rate, momentum in itertools.product((0.05, 0.1, 0.2, 0.4), (0.5, 0.7, 0.9)):
+        make: Any = partial(torch.optim.SGD, lr=rate, momentum=momentum, nesterov=True)
+        grid[f"Nesterov {rate}, momentum {momentum}"] = make
+    for rate in (0.1, 0.2, 0.4, 0.8):
         grid[f"Adam {rate}"] = partial(torch.optim.Adam, lr=rate)
     pairs = itertools.product(grid.items(), inner.items())
     return {
@@ -156,11 +156,11 @@ def nested_methods() -> dict[str, Nested]:
 
 def joint_grid() -> list[tuple[float, int]]:
     """The grid of joint solves: step size and memory."""
-    return list(itertools.product((0.01, 0.02, 0.05, 0.1), (5, 10, 20)))
+    return list(itertools.product((0.1, 0.2, 0.4, 0.8), (3, 5, 10, 20)))
 
 
 def compare(
-    task: Task, *, seconds: float = 1.0, progress: bool = True
+    task: Task, *, seconds: float = 0.7, progress: bool = True
 ) -> tuple[list[Trace], list[Trace]]:
     """The traces of every joint and every nested method of the grids, in turn on one thread."""
     threads = torch.get_num_threads()
@@ -170,7 +170,10 @@ def compare(
         bar = partial(tqdm, disable=not progress, unit="run")
         joint = [trace_joint(task, *pair) for pair in bar(joint_grid(), desc="joint")]
         methods = nested_methods().items()
-        nested = [trace_nested(task, *pair, seconds) for pair in bar(methods, desc="nested")]
+        nested = [
+            trace_nested(task, name, method, seconds)
+            for name, method in bar(methods, desc="nested")
+        ]
     finally:
         torch.set_num_threads(threads)
     return joint, nested

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fixedpoint as fp
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+import fixedpoint as fp
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.comparison import Race, Task, Trace, compare, races
 from fixedpoint_models.data import square_masks
 from fixedpoint_models.decoder import decode, equilibrium_map, masked_loss
 from fixedpoint_models.plots import draw_race, draw_recovered
-from fixedpoint_models.training import Training, frozen, train
+from fixedpoint_models.training import Training, train
 
 BACKENDS = ("torch", "jax")
 HELD_OUT = 48
@@ -64,8 +64,8 @@ def run(images: Any, output: Path, backend: str, seed: int, settings: Training) 
     output.mkdir(parents=True, exist_ok=True)
     parts = split(images, seed)
     console.print(f"{len(parts.train)} images to train on, {len(parts.held_out)} to recover")
-    decoder = train(parts.train, settings, output / "checkpoint.pt")
-    task = Task(frozen(decoder), parts.held_out, parts.masks)
+    trained = train(parts.train, settings, output / "checkpoint.pt")
+    task = Task(trained.params(), parts.held_out, parts.masks)
     joint, nested = compare(task)
     best = [min(traces, key=lambda trace: min(trace.objectives)) for traces in (joint, nested)]
     console.print(_table(task, best), _race_table(races(joint, nested)))
@@ -95,7 +95,8 @@ def _table(task: Task, traces: list[Trace]) -> Table:
         kkt = model.kkt(final["z"], final["mu"], final["x"], params=task.params, y=task.y)
         table.add_row(
             trace.name, f"{trace.seconds[i]:.3f}", str(trace.evaluations[i]),
-            str(trace.products[i]), f"{trace.objectives[i]:.4f}", f"{_masked_mse(task, final['x']):.4f}",
+            str(trace.products[i]), f"{trace.objectives[i]:.4f}",
+            f"{_masked_mse(task, final['x']):.4f}",
             " / ".join(f"{float(norm.mean()):.1e}" for norm in kkt.values()),
         )  # fmt: skip
     return table
@@ -120,7 +121,8 @@ def _decoded(task: Task, x: torch.Tensor) -> torch.Tensor:
     """The images at the equilibria of x."""
     z, _ = task.start()
     solution = fp.fixed_point(equilibrium_map, z, (x, task.params), batch_ndim=1)
-    return decode(solution.value, task.params)
+    images: torch.Tensor = decode(solution.value, task.params)
+    return images
 
 
 def _masked_mse(task: Task, x: torch.Tensor) -> float:
@@ -144,15 +146,16 @@ def compare_with_jax(task: Task, steps: int = 400) -> str:
     ArithmeticError
         If they do not.
     """
-    import jax
-    import jax.numpy as jnp
+    import jax  # noqa: PLC0415 - optional, and slow to import
+    import jax.numpy as jnp  # noqa: PLC0415
 
-    jax.config.update("jax_enable_x64", True)
-    model = AugmentedDEQ(equilibrium_map, masked_loss, step_size=0.02)
+    jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
+    model = AugmentedDEQ(equilibrium_map, masked_loss, step_size=0.1)
 
     def to_jax(tree: Any) -> Any:
-        convert = lambda leaf: jnp.asarray(leaf.numpy()) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
-        return jax.tree.map(convert, tree)
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(leaf.numpy()) if isinstance(leaf, torch.Tensor) else leaf, tree
+        )
 
     def solve(arguments: Any, max_steps: int) -> Any:
         z, x, params, y = arguments

@@ -1,4 +1,4 @@
-"""The nested method: descent on the input, with an equilibrium and an adjoint solved at each step."""
+"""The nested method: descent on the input, an equilibrium and an adjoint solved at each step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import fixedpoint as fp
 import torch
+
+import fixedpoint as fp
 from fixedpoint.solvers import Solver
 
 Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fixedpoint as fp
 import torch
 from tqdm import tqdm
 
+import fixedpoint as fp
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.decoder import DenseDecoder, Params, equilibrium_map, masked_loss
 
@@ -32,7 +32,7 @@ class Training:
         Of the decoder; the seed also orders the batches.
     """
 
-    epochs: int = 80
+    epochs: int = 60
     batch_size: int = 100
     learning_rate: float = 2e-3
     joint_steps: int = 15
@@ -41,6 +41,41 @@ class Training:
     width: int = 128
     latent: int = 16
     seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A decoder and the latent codes of the images it was trained on.
+
+    Attributes
+    ----------
+    decoder : DenseDecoder
+        The decoder.
+    codes : tensor of shape (number, latent)
+        The codes.
+    """
+
+    decoder: DenseDecoder
+    codes: torch.Tensor
+
+    def params(self, prior: float = 0.03) -> Params:
+        """The decoder's parameters without derivatives, for codes of unit second moment.
+
+        With S the second moment of the codes, U S^(1/2) in place of U makes the second moment of
+        S^(-1/2)x the identity, so that λ‖x‖² is the prior under which the codes were drawn, and
+        one step size suits all entries.
+
+        Parameters
+        ----------
+        prior : float, optional
+            λ, about the variance of a pixel that the decoder leaves unexplained, or somewhat more.
+        """
+        with torch.no_grad():
+            params = self.decoder.params()
+            variances, axes = torch.linalg.eigh(self.codes.T @ self.codes / len(self.codes))
+            root = (axes * torch.sqrt(torch.clamp(variances, min=0.0))) @ axes.T
+        frozen = {k: p.detach() if isinstance(p, torch.Tensor) else p for k, p in params.items()}
+        return {**frozen, "U": frozen["U"] @ root, "prior": prior}
 
 
 @dataclass
@@ -64,7 +99,7 @@ class CheckpointError(ValueError):
 
 def train(
     images: torch.Tensor, settings: Training, checkpoint: Path, *, progress: bool = True
-) -> DenseDecoder:
+) -> Trained:
     """Train a decoder and a latent code per image, going on from `checkpoint` if it is there.
 
     Each step takes the joint iteration for z, μ and x of a batch a few steps further from where it
@@ -85,8 +120,8 @@ def train(
 
     Returns
     -------
-    DenseDecoder
-        The trained decoder.
+    Trained
+        The decoder, and the code of each image.
 
     Raises
     ------
@@ -104,7 +139,7 @@ def train(
         bar.set_postfix(loss=f"{_epoch(run, images, settings):.3f}")
         run.epoch += 1
         _save(run, images, settings, checkpoint)
-    return run.decoder
+    return Trained(run.decoder, run.joint["x"])
 
 
 def _begin(images: torch.Tensor, settings: Training) -> _Run:
@@ -127,7 +162,8 @@ def _epoch(run: _Run, images: torch.Tensor, settings: Training) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = settings.learning_rate * float(rate)
     order = torch.randperm(len(images), generator=run.generator)
-    for rows in order.split(settings.batch_size):
+    for begin in range(0, len(images), settings.batch_size):
+        rows = order[begin : begin + settings.batch_size]
         total += _step(run, images[rows], rows, settings) * len(rows)
     return total / len(images)
 
@@ -147,7 +183,7 @@ def _step(run: _Run, batch: torch.Tensor, rows: torch.Tensor, settings: Training
     if not bool(torch.isfinite(loss)):
         raise TrainingError(f"the loss is not finite at epoch {run.epoch}: lower the learning rate")
     run.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     run.optimizer.step()
     return float(loss.detach())
 
@@ -198,10 +234,3 @@ def _load(checkpoint: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of this program")
     return content
-
-
-def frozen(decoder: DenseDecoder) -> Params:
-    """The decoder's parameters without derivatives."""
-    with torch.no_grad():
-        params = decoder.params()
-    return {name: p.detach() if isinstance(p, torch.Tensor) else p for name, p in params.items()}
