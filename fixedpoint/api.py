@@ -97,7 +97,7 @@ def fixed_point(
     """
     adjoint = Implicit() if adjoint is None else adjoint
     solver = Anderson() if solver is None else solver
-    _check_settings(solver, norm, max_steps, on_failure, adjoint)
+    _check_settings(solver, norm, max_steps, batch_ndim, on_failure, adjoint)
     names = tree.paths(z0, "z0")
     backend = backend_of(tree.flatten(z0)[0], names)
     raw, structure = backend.flatten(z0)
@@ -113,7 +113,9 @@ def fixed_point(
     return _pack(outcome, on_failure, backend, space, structure)
 
 
-def _check_settings(solver: Any, norm: str, max_steps: Any, on_failure: str, adjoint: Any) -> None:
+def _check_settings(
+    solver: Any, norm: str, max_steps: Any, batch_ndim: Any, on_failure: str, adjoint: Any
+) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver object such as Anderson(), got {solver!r}")
     if not isinstance(adjoint, Implicit):
@@ -121,6 +123,7 @@ def _check_settings(solver: Any, norm: str, max_steps: Any, on_failure: str, adj
     if norm not in ("euclidean", "max"):
         raise ValueError(f"norm must be 'euclidean' or 'max', got {norm!r}")
     check_count("max_steps", max_steps, 0)
+    check_count("batch_ndim", batch_ndim, 0)
     check_policy("on_failure", on_failure)
 
 

@@ -17,6 +17,7 @@ class Carry(NamedTuple):
     point: Point
     state: Any
     status: Array
+    active: Array
     steps: Array
     step: Any
 
@@ -49,26 +50,25 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
     )
 
     def unfinished(carry: Carry) -> Any:
-        running = carry.status == Status.RUNNING
         if backend.is_traced((carry.status,)):
-            return (carry.step < max_steps) & xp.any(running)
-        return carry.step < max_steps and backend.any(running)
+            return (carry.step < max_steps) & xp.any(carry.active)
+        return carry.step < max_steps and backend.any(carry.active)
 
     def turn(carry: Carry) -> Carry:
-        active = carry.status == Status.RUNNING
-        mask = None if backend.known_all(active) else active
-        new, state = solver.step(space, problem, carry.point, carry.state, mask)
+        active = None if backend.known_all(carry.active) else carry.active
+        new, state = solver.step(space, problem, carry.point, carry.state, active)
         finite = new.residual_norm < xp.inf
         fell = new.satisfied & (new.residual_norm <= ceiling)
-        point = _keep(space, finite if mask is None else finite | ~active, new, carry.point)
+        point = _keep(space, finite if active is None else finite | ~active, new, carry.point)
         status = _judge(space, carry.status, active, finite, fell)
-        steps = carry.steps + xp.astype(active, xp.int32)
-        return Carry(point, state, status, steps, carry.step + 1)
+        steps = carry.steps + xp.astype(carry.active, xp.int32)
+        return Carry(point, state, status, status == Status.RUNNING, steps, carry.step + 1)
 
     untested = xp.zeros_like(first.satisfied, dtype=xp.int32)
-    everywhere = xp.ones_like(first.satisfied)
-    status = _judge(space, untested, everywhere, first.residual_norm < xp.inf, first.satisfied)
-    carry = Carry(first, solver.init(space, first), status, untested, 0)
+    finite = first.residual_norm < xp.inf
+    status = _judge(space, untested, None, finite, first.satisfied & finite)
+    state = solver.init(space, first)
+    carry = Carry(first, state, status, status == Status.RUNNING, untested, 0)
     end = backend.while_loop(unfinished, turn, carry)
     exhausted = xp.full_like(end.status, int(Status.MAX_STEPS))
     status = xp.where(end.status == Status.RUNNING, exhausted, end.status)
@@ -89,11 +89,12 @@ def _keep(space: Space, mask: Array, new: Point, old: Point) -> Point:
     )
 
 
-def _judge(space: Space, status: Array, active: Array, finite: Array, satisfied: Array) -> Array:
-    """The status of each active sample after an evaluation."""
+def _judge(
+    space: Space, status: Array, active: Array | None, finite: Array, satisfied: Array
+) -> Array:
+    """The status of each active sample after an evaluation; of the others, as it was."""
     xp = space.xp
-    converged = xp.astype(satisfied & finite & active, xp.int32) * int(Status.CONVERGED)
-    if space.backend.known_all(finite):
-        return status + converged
-    lost = xp.astype(~finite & active, xp.int32) * int(Status.NON_FINITE)
-    return status + converged + lost
+    verdict = xp.astype(satisfied, xp.int32) * int(Status.CONVERGED)
+    if not space.backend.known_all(finite):
+        verdict = verdict + xp.astype(~finite, xp.int32) * int(Status.NON_FINITE)
+    return verdict if active is None else xp.where(active, verdict, status)

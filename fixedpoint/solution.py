@@ -74,7 +74,7 @@ class Solution:
     @property
     def converged(self) -> Array:
         """Per sample, whether the iteration converged."""
-        return self.status == Status.CONVERGED
+        return self.status == int(Status.CONVERGED)
 
     @property
     def message(self) -> str:

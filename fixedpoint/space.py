@@ -171,19 +171,21 @@ class Space:
         pairs = zip(history, rows, strict=True)
         return tuple(self.backend.write(past, index, row) for past, row in pairs)
 
-    def gram(self, history: Vec, vector: Vec) -> Array:
-        """The inner products of all rows of `history` with `vector`: (batch, memory)."""
-        return self._total(
-            [self._products(past, leaf) for past, leaf in zip(history, vector, strict=True)]
-        )
+    def gram(self, history: Vec, *vectors: Vec) -> Array:
+        """The inner products of `vectors` with the rows of `history`: (batch, vectors, memory).
 
-    def _products(self, past: Array, leaf: Array) -> Array:
-        row = self._wide(self._row(leaf))
+        The history is read once for all of them.
+        """
+        leaves = zip(history, *vectors, strict=True)
+        return self._total([self._products(past, *parts) for past, *parts in leaves])
+
+    def _products(self, past: Array, *leaves: Array) -> Array:
+        rows = self._wide(self.xp.stack([self._row(leaf) for leaf in leaves], axis=-2))
         if self._complex:
-            row = self.xp.conj(row)
-        # A row times a matrix: a matrix times a column is several times slower in Torch.
+            rows = self.xp.conj(rows)
+        # Rows times a matrix: a matrix times a column is several times slower in Torch.
         columns = self.xp.matrix_transpose(self._wide(past))
-        return self._real(self.xp.matmul(row[..., None, :], columns)[..., 0, :])
+        return self._real(self.xp.matmul(rows, columns))
 
     def combine(self, coefficients: Array, history: Vec, like: Vec) -> Vec:
         """The rows of `history`, weighted by `coefficients` (batch, memory) and summed."""

@@ -85,12 +85,7 @@ class Root(torch.autograd.Function):
         value, rest = call.split(tensors)
         outcome = call.solve.run(value, rest)
         call.evaluations[0] = outcome.evaluations
-        # A solve that ends where it began returns its inputs, which autograd would alias.
-        leaves = (
-            leaf.clone() if leaf is old else leaf
-            for leaf, old in zip(outcome.value, value, strict=True)
-        )
-        return (*leaves, outcome.status, outcome.residual_norm, outcome.steps)
+        return (*outcome.value, outcome.status, outcome.residual_norm, outcome.steps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

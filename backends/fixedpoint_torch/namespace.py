@@ -8,14 +8,34 @@ import array_api_compat.torch
 import torch
 
 
+class _Linalg:
+    solve = staticmethod(torch.linalg.solve)
+
+    @staticmethod
+    def vector_norm(array: torch.Tensor, *, axis: int, ord: float) -> torch.Tensor:
+        norm: torch.Tensor = torch.linalg.vector_norm(array, ord, axis)
+        return norm
+
+
 class Namespace:
-    """``array_api_compat.torch``, without its type promotion in the two functions that dominate.
+    """``array_api_compat.torch``, without its type promotion in the functions that dominate.
 
     The core never mixes dtypes, and what promotion costs is as much as the operation itself at
     the sizes of one iteration.
     """
 
+    linalg = _Linalg
     where = staticmethod(torch.where)
+
+    @staticmethod
+    def matrix_transpose(array: torch.Tensor) -> torch.Tensor:
+        """The transpose of each matrix of a stack."""
+        return array.mT
+
+    @staticmethod
+    def astype(array: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`array` in another dtype."""
+        return array.to(dtype)
 
     @staticmethod
     def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fixedpoint.backend import Vec
+from fixedpoint.failure import check_policy
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.problem import FixedPointProblem
 from fixedpoint.solvers import Anderson, Solver
+from fixedpoint.solvers.base import check_count
 from fixedpoint.space import Space
 
 
@@ -46,6 +48,10 @@ class Implicit:
     atol: float = 0.0
     max_steps: int = 500
     on_failure: str = "raise"
+
+    def __post_init__(self) -> None:
+        check_count("max_steps", self.max_steps, 0)
+        check_policy("on_failure", self.on_failure)
 
     def solve(
         self, space: Space, jacobian: Callable[[Vec], Vec], right: Vec, rtol: float

@@ -18,21 +18,30 @@ class Secants(NamedTuple):
     Attributes
     ----------
     residuals : Vec
-        The columns Q = ΔG D⁻¹: differences of residuals, scaled to unit length.
-    steps : Vec
-        The columns P = (ΔZ + τΔG) D⁻¹ that belong to them.
+        The columns ΔG, differences of residuals.
+    images : Vec
+        The columns ΔZ + τΔG that belong to them, differences of damped images.
+    scales : array of shape (batch, memory)
+        The diagonal D⁻¹ = 1/‖Δg‖; 0 for a column that is empty or nothing but rounding.
     gram : array of shape (batch, memory, memory)
-        QᵀQ.
+        D⁻¹ΔGᵀΔG D⁻¹.
+    products : array of shape (batch, memory)
+        D⁻¹ΔGᵀg.
     ridge : array of shape (memory, memory)
         λI.
+    image : Vec
+        The damped image z + τg of the current point.
     pushed : int
         Columns pushed so far.
     """
 
     residuals: Vec
-    steps: Vec
+    images: Vec
+    scales: Array
     gram: Array
+    products: Array
     ridge: Array
+    image: Vec
     pushed: Any
 
 
@@ -46,9 +55,9 @@ class Anderson(Solver):
         γ = argmin ‖g − ΔG γ‖² ,    z ← z + τg − (ΔZ + τΔG) γ .
 
     On an affine map it is GMRES, step for step, as long as the memory lasts. The columns are
-    scaled to unit length, D = diag ‖Δg‖, before their Gram matrix is formed, so that neither
-    the scale of the problem nor the fall of the residual matters to the regularisation; a column
-    that is nothing but rounding is left out.
+    scaled to unit length, Q = ΔG D⁻¹ with D = diag ‖Δg‖, so that neither the scale of the problem
+    nor the fall of the residual matters to the regularisation; a column that is nothing but
+    rounding is left out.
 
     Parameters
     ----------
@@ -57,7 +66,7 @@ class Anderson(Solver):
     damping : float in (0, 2], optional
         The factor τ on the residual that is left after mixing; 1 is no damping.
     regularization : float, optional
-        λ in γ = (QᵀQ + λI)⁻¹Qᵀg, Q = ΔG D⁻¹: relative to a Gram matrix of unit diagonal. By
+        λ in γ = D⁻¹(QᵀQ + λI)⁻¹Qᵀg: relative to a Gram matrix of unit diagonal. By
         default 10 times the unit roundoff of the coefficients.
 
     References
@@ -90,9 +99,11 @@ class Anderson(Solver):
     def init(self, space: Space, point: Point) -> Secants:
         """An empty memory."""
         memory = min(self.memory, space.size)
-        residuals, steps = (space.history(memory, point.value) for _ in range(2))
-        ridge = space.diagonal(memory, self._ridge(space))
-        return Secants(residuals, steps, space.full(0.0, (memory, memory)), ridge, 0)
+        residuals, images = (space.history(memory, point.value) for _ in range(2))
+        scales, products = (space.full(0.0, (memory,)) for _ in range(2))
+        gram = space.full(0.0, (memory, memory))
+        ridge, image = space.diagonal(memory, self._ridge(space)), self._image(space, point)
+        return Secants(residuals, images, scales, gram, products, ridge, image, 0)
 
     def step(
         self,
@@ -103,27 +114,35 @@ class Anderson(Solver):
         active: Array | None,
     ) -> tuple[Point, Secants]:
         """One step, one evaluation."""
-        moved = space.add(point.value, space.scale(self.damping, point.increment))
-        products = space.gram(state.residuals, point.increment)
-        gamma = least_squares(space, state.gram + state.ridge, products)
-        moved = space.subtract(moved, space.combine(gamma, state.steps, point.value))
+        gamma = state.scales * least_squares(space, state.gram + state.ridge, state.products)
+        mixed = space.combine(gamma, state.images, point.value)
+        moved = space.subtract(state.image, mixed)
         new = problem.evaluate(space.where(active, moved, point.value))
         return new, self._remember(space, state, point, new, active)
 
     def _remember(
         self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
     ) -> Secants:
-        """Push the newest difference over the oldest, and renew its row of the Gram matrix."""
+        """Push the newest differences over the oldest, and renew their row of the Gram matrix."""
+        slot = state.pushed % state.scales.shape[-1]
         residual = space.subtract(new.increment, old.increment)
-        step = space.subtract(new.value, old.value)
-        step = space.add(step, space.scale(self.damping, residual))
-        inverse = _inverse_length(space, residual, new.scale)
-        slot = state.pushed % state.gram.shape[-1]
-        residual = space.scale(inverse, residual)
+        image = self._image(space, new)
+        change = space.subtract(image, state.image)
         residuals = space.push(state.residuals, slot, residual, active)
-        steps = space.push(state.steps, slot, space.scale(inverse, step), active)
-        gram = _renew(space, state.gram, slot, space.gram(residuals, residual), active)
-        return Secants(residuals, steps, gram, state.ridge, state.pushed + 1)
+        images = space.push(state.images, slot, change, active)
+        inverse = _inverse_length(space, residual, new.scale)
+        scales = _put(space, state.scales, (..., slot), inverse, active)
+        both = scales[..., None, :] * space.gram(residuals, residual, new.increment)
+        row = inverse[..., None] * both[..., 0, :]
+        gram = _put(space, state.gram, (..., slot, slice(None)), row, active)
+        gram = _put(space, gram, (..., slice(None), slot), row, active)
+        products = both[..., 1, :]
+        return Secants(
+            residuals, images, scales, gram, products, state.ridge, image, state.pushed + 1
+        )
+
+    def _image(self, space: Space, point: Point) -> Vec:
+        return space.add(point.value, space.scale(self.damping, point.increment))
 
     def _ridge(self, space: Space) -> float:
         if self.regularization is not None:
@@ -141,10 +160,9 @@ def _inverse_length(space: Space, residual: Vec, scale: Array) -> Array:
     return xp.where(informative, ones / xp.where(informative, length, ones), 0 * ones)
 
 
-def _renew(space: Space, gram: Array, slot: Any, row: Array, mask: Array | None) -> Array:
-    """`gram` with a new row and column, in the samples where `mask` holds."""
-    write = space.backend.write
+def _put(space: Space, array: Array, index: Any, value: Array, mask: Array | None) -> Array:
+    """`array` with ``array[index] = value``, in the samples where `mask` holds."""
     if mask is not None:
-        row = space.xp.where(mask[..., None], row, gram[..., slot, :])
-    gram = write(gram, (..., slot, slice(None)), row)
-    return write(gram, (..., slice(None), slot), row)
+        extra = (None,) * (value.ndim - mask.ndim)
+        value = space.xp.where(mask[(..., *extra)], value, array[index])
+    return space.backend.write(array, index, value)

@@ -169,11 +169,8 @@ def compare(
         trace_joint(task, 0.02, 5, steps=(20,))  # warms caches, counts for nobody
         bar = partial(tqdm, disable=not progress, unit="run")
         joint = [trace_joint(task, *pair) for pair in bar(joint_grid(), desc="joint")]
-        methods = nested_methods().items()
-        nested = [
-            trace_nested(task, name, method, seconds)
-            for name, method in bar(methods, desc="nested")
-        ]
+        methods = bar(nested_methods().items(), desc="nested")
+        nested = [trace_nested(task, name, method, seconds) for name, method in methods]
     finally:
         torch.set_num_threads(threads)
     return joint, nested

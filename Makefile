@@ -1,0 +1,57 @@
+# Every target works in .venv, which is made here on first use; no other environment is read.
+# Needed beforehand: Python 3.11 or newer with venv and pip, and make.
+
+PYTHON = $(shell command -v python3 || command -v python3.11)
+BIN = .venv/bin
+SPHINX = $(BIN)/python -m sphinx -E -W -n --keep-going
+ARGS =
+
+unexport VIRTUAL_ENV
+unexport PYTHONPATH
+unexport PYTHONHOME
+unexport MYPYPATH
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test lint docs bench clean
+
+help:
+	@echo 'make demo   optimise the latent codes of a small equilibrium decoder, write pictures'
+	@echo 'make test   lint, then all tests'
+	@echo 'make lint   style, types and the import contracts'
+	@echo 'make docs   the documentation, and its examples'
+	@echo 'make bench  the benchmarks'
+	@echo 'make clean  remove what these targets made, .venv included'
+	@echo "ARGS='...' is passed on by demo, test and bench."
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e '.[all,test,docs]'
+	touch $@
+
+.venv/.bench: .venv/.ready
+	$(BIN)/pip install -c constraints.txt -e '.[bench]'
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/python -m fixedpoint_models demo $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.ready
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.ready
+	$(SPHINX) -b html docs docs/_build/html
+	$(SPHINX) -b doctest docs docs/_build/doctest
+
+bench: .venv/.bench
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf .venv build dist demo-output docs/_build docs/api/generated
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find fixedpoint backends models tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,32 @@
+"""Settings of the documentation."""
+
+import doctest
+
+import fixedpoint
+
+project = "fixedpoint"
+author = "The fixedpoint developers"
+copyright = author
+version = release = fixedpoint.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+]
+exclude_patterns = ["_build"]
+default_role = None
+nitpicky = True
+
+html_theme = "furo"
+html_title = f"fixedpoint {release}"
+
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autosummary_generate = False
+numpydoc_show_class_members = False
+
+# The wording of exceptions is part of what the examples promise.
+doctest_default_flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1
