@@ -78,6 +78,14 @@ class Backend:
         array[index] = value
         return array
 
+    def write_difference(self, array: Array, index: Any, a: Array, b: Array) -> Array:
+        """`array` with ``array[index] = a − b``."""
+        return self.write(array, index, a - b)
+
+    def minus_product(self, onto: Array, a: Array, b: Array) -> Array:
+        """`onto` minus the matrix product of a and b."""
+        return onto - self.namespace(onto).matmul(a, b)
+
     def while_loop(
         self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry
     ) -> Carry:

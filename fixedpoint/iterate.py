@@ -35,6 +35,8 @@ class Iteration(NamedTuple):
 # as z ↦ z + 1 has to meet: a sample that ran counts as converged only if its residual also fell.
 _FALL = 0.9
 
+RUNNING = int(Status.RUNNING)  # array-API namespaces compare with plain integers alone
+
 
 def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: int) -> Iteration:
     """Run `solver` from `start` until every sample has a status, for `max_steps` steps at most.
@@ -62,16 +64,16 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
         point = _keep(space, finite if active is None else finite | ~active, new, carry.point)
         status = _judge(space, carry.status, active, finite, fell)
         steps = carry.steps + xp.astype(carry.active, xp.int32)
-        return Carry(point, state, status, status == Status.RUNNING, steps, carry.step + 1)
+        return Carry(point, state, status, status == RUNNING, steps, carry.step + 1)
 
     untested = xp.zeros_like(first.satisfied, dtype=xp.int32)
     finite = first.residual_norm < xp.inf
     status = _judge(space, untested, None, finite, first.satisfied & finite)
     state = solver.init(space, first)
-    carry = Carry(first, state, status, status == Status.RUNNING, untested, 0)
+    carry = Carry(first, state, status, status == RUNNING, untested, 0)
     end = backend.while_loop(unfinished, turn, carry)
     exhausted = xp.full_like(end.status, int(Status.MAX_STEPS))
-    status = xp.where(end.status == Status.RUNNING, exhausted, end.status)
+    status = xp.where(end.status == RUNNING, exhausted, end.status)
     return Iteration(end.point, status, end.steps, end.step + 1)
 
 

@@ -162,43 +162,45 @@ class Space:
     def _stacked(self, row: Array, memory: int) -> tuple[int, ...]:
         return (*self.batch_shape, memory, row.shape[-1])
 
-    def push(self, history: Vec, slot: Any, vector: Vec, mask: Array | None) -> Vec:
-        """`history` with `vector` in place of its row `slot`, in the samples where `mask` holds."""
+    def row(self, history: Vec, slot: Any) -> Vec:
+        """The row `slot` of `history`, flattened."""
+        return tuple(past[..., slot, :] for past in history)
+
+    def push_difference(self, history: Vec, slot: Any, u: Vec, v: Vec) -> Vec:
+        """`history` with u − v in place of its row `slot`."""
+        rows = zip(history, map(self._row, u), map(self._row, v), strict=True)
         index = (..., slot, slice(None))
-        rows = tuple(map(self._row, vector))
-        if mask is not None:
-            rows = self.where(mask, rows, tuple(past[index] for past in history))
-        pairs = zip(history, rows, strict=True)
-        return tuple(self.backend.write(past, index, row) for past, row in pairs)
+        return tuple(self.backend.write_difference(past, index, a, b) for past, a, b in rows)
 
-    def gram(self, history: Vec, *vectors: Vec) -> Array:
-        """The inner products of `vectors` with the rows of `history`: (batch, vectors, memory).
+    def add_to_row(self, history: Vec, slot: Any, u: Vec) -> Vec:
+        """`history` with u added to its row `slot`."""
+        rows = zip(history, map(self._row, u), strict=True)
+        index = (..., slot, slice(None))
+        return tuple(self.backend.write(past, index, past[index] + row) for past, row in rows)
 
-        The history is read once for all of them.
-        """
-        leaves = zip(history, *vectors, strict=True)
-        return self._total([self._products(past, *parts) for past, *parts in leaves])
+    def gram(self, history: Vec, vector: Vec) -> Array:
+        """The inner products of all rows of `history` with `vector`: (batch, memory)."""
+        pairs = zip(history, vector, strict=True)
+        return self._total([self._products(past, leaf) for past, leaf in pairs])
 
-    def _products(self, past: Array, *leaves: Array) -> Array:
-        rows = self._wide(self.xp.stack([self._row(leaf) for leaf in leaves], axis=-2))
+    def _products(self, past: Array, leaf: Array) -> Array:
+        row = self._wide(self._row(leaf))
         if self._complex:
-            rows = self.xp.conj(rows)
-        # Rows times a matrix: a matrix times a column is several times slower in Torch.
+            row = self.xp.conj(row)
+        # A row times a matrix: a matrix times a column is several times slower in Torch.
         columns = self.xp.matrix_transpose(self._wide(past))
-        return self._real(self.xp.matmul(rows, columns))
+        return self._real(self.xp.matmul(row[..., None, :], columns)[..., 0, :])
 
-    def combine(self, coefficients: Array, history: Vec, like: Vec) -> Vec:
-        """The rows of `history`, weighted by `coefficients` (batch, memory) and summed."""
-        return tuple(
-            self._weighted(coefficients, past, leaf)
-            for past, leaf in zip(history, like, strict=True)
-        )
+    def minus_combination(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
+        """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of `history`."""
+        pairs = zip(u, history, strict=True)
+        return tuple(self._minus_weighted(leaf, coefficients, past) for leaf, past in pairs)
 
-    def _weighted(self, coefficients: Array, past: Array, leaf: Array) -> Array:
-        wide = self._wide(past)
-        row = self._as(coefficients, wide.dtype)[..., None, :]
-        total = self._as(self.xp.matmul(row, wide), leaf.dtype)
-        return self.xp.reshape(total, leaf.shape)
+    def _minus_weighted(self, leaf: Array, coefficients: Array, past: Array) -> Array:
+        wide, row = self._wide(past), self._wide(self._row(leaf))
+        weights = self._as(coefficients, wide.dtype)[..., None, :]
+        total = self.backend.minus_product(row[..., None, :], weights, wide)
+        return self.xp.reshape(self._as(total, leaf.dtype), leaf.shape)
 
     @cached_property
     def rounding(self) -> float:

@@ -48,6 +48,19 @@ class TorchBackend(Backend):
         """A copy of `array` for printing, with an axis for each transform that maps over it."""
         return _unwrapped(array).detach().cpu().numpy()
 
+    def write_difference(
+        self, array: torch.Tensor, index: Any, a: torch.Tensor, b: torch.Tensor
+    ) -> torch.Tensor:
+        """`array` with ``array[index] = a − b``, with no array in between."""
+        torch.sub(a, b, out=array[index])
+        return array
+
+    def minus_product(self, onto: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """`onto` minus the product of a and b, in one pass where they are stacks of matrices."""
+        if onto.ndim != 3:
+            return onto - torch.matmul(a, b)
+        return torch.baddbmm(onto, a, b, alpha=-1)
+
     def lift(self, f: Callable[..., Any]) -> Vec:
         """The parameters of a module, or of the module that a bound method belongs to."""
         return maps.lift(f)

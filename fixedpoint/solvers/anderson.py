@@ -25,12 +25,8 @@ class Secants(NamedTuple):
         The diagonal D⁻¹ = 1/‖Δg‖; 0 for a column that is empty or nothing but rounding.
     gram : array of shape (batch, memory, memory)
         D⁻¹ΔGᵀΔG D⁻¹.
-    products : array of shape (batch, memory)
-        D⁻¹ΔGᵀg.
     ridge : array of shape (memory, memory)
         λI.
-    image : Vec
-        The damped image z + τg of the current point.
     pushed : int
         Columns pushed so far.
     """
@@ -39,9 +35,7 @@ class Secants(NamedTuple):
     images: Vec
     scales: Array
     gram: Array
-    products: Array
     ridge: Array
-    image: Vec
     pushed: Any
 
 
@@ -100,10 +94,8 @@ class Anderson(Solver):
         """An empty memory."""
         memory = min(self.memory, space.size)
         residuals, images = (space.history(memory, point.value) for _ in range(2))
-        scales, products = (space.full(0.0, (memory,)) for _ in range(2))
-        gram = space.full(0.0, (memory, memory))
-        ridge, image = space.diagonal(memory, self._ridge(space)), self._image(space, point)
-        return Secants(residuals, images, scales, gram, products, ridge, image, 0)
+        scales, gram = space.full(0.0, (memory,)), space.full(0.0, (memory, memory))
+        return Secants(residuals, images, scales, gram, self._ridge(space, memory), 0)
 
     def step(
         self,
@@ -114,40 +106,38 @@ class Anderson(Solver):
         active: Array | None,
     ) -> tuple[Point, Secants]:
         """One step, one evaluation."""
-        gamma = state.scales * least_squares(space, state.gram + state.ridge, state.products)
-        mixed = space.combine(gamma, state.images, point.value)
-        moved = space.subtract(state.image, mixed)
-        new = problem.evaluate(space.where(active, moved, point.value))
-        return new, self._remember(space, state, point, new, active)
+        new = problem.evaluate(space.where(active, self._mix(space, point, state), point.value))
+        return new, self._remember(space, state, point, new)
 
-    def _remember(
-        self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
-    ) -> Secants:
-        """Push the newest differences over the oldest, and renew their row of the Gram matrix."""
-        slot = state.pushed % state.scales.shape[-1]
-        residual = space.subtract(new.increment, old.increment)
-        image = self._image(space, new)
-        change = space.subtract(image, state.image)
-        residuals = space.push(state.residuals, slot, residual, active)
-        images = space.push(state.images, slot, change, active)
-        inverse = _inverse_length(space, residual, new.scale)
-        scales = _put(space, state.scales, (..., slot), inverse, active)
-        both = scales[..., None, :] * space.gram(residuals, residual, new.increment)
-        row = inverse[..., None] * both[..., 0, :]
-        gram = _put(space, state.gram, (..., slot, slice(None)), row, active)
-        gram = _put(space, gram, (..., slice(None), slot), row, active)
-        products = both[..., 1, :]
-        return Secants(
-            residuals, images, scales, gram, products, state.ridge, image, state.pushed + 1
+    def _mix(self, space: Space, point: Point, state: Secants) -> Vec:
+        """z + τg − (ΔZ + τΔG)γ."""
+        products = state.scales * space.gram(state.residuals, point.increment)
+        gamma = state.scales * least_squares(space, state.gram + state.ridge, products)
+        image = space.add(point.value, space.scale(self.damping, point.increment))
+        return space.minus_combination(image, gamma, state.images)
+
+    def _remember(self, space: Space, state: Secants, old: Point, new: Point) -> Secants:
+        """Push the newest differences over the oldest, and renew their row of the Gram matrix.
+
+        A sample that has stopped no longer moves; what it remembers is never used again.
+        """
+        slot, write = state.pushed % state.scales.shape[-1], space.backend.write
+        residuals = space.push_difference(state.residuals, slot, new.increment, old.increment)
+        newest = space.row(residuals, slot)
+        images = space.push_difference(state.images, slot, new.value, old.value)
+        images = space.add_to_row(images, slot, space.scale(self.damping, newest))
+        inverse = _inverse_length(space, newest, new.scale)
+        scales = write(state.scales, (..., slot), inverse)
+        row = inverse[..., None] * scales * space.gram(residuals, newest)
+        gram = write(state.gram, (..., slot, slice(None)), row)
+        gram = write(gram, (..., slice(None), slot), row)
+        return Secants(residuals, images, scales, gram, state.ridge, state.pushed + 1)
+
+    def _ridge(self, space: Space, memory: int) -> Array:
+        default = 10 * float(space.xp.finfo(space.dtype).eps)
+        return space.diagonal(
+            memory, default if self.regularization is None else self.regularization
         )
-
-    def _image(self, space: Space, point: Point) -> Vec:
-        return space.add(point.value, space.scale(self.damping, point.increment))
-
-    def _ridge(self, space: Space) -> float:
-        if self.regularization is not None:
-            return self.regularization
-        return 10 * float(space.xp.finfo(space.dtype).eps)
 
 
 def _inverse_length(space: Space, residual: Vec, scale: Array) -> Array:
@@ -158,11 +148,3 @@ def _inverse_length(space: Space, residual: Vec, scale: Array) -> Array:
         return 1.0 / length
     ones = xp.ones_like(length)
     return xp.where(informative, ones / xp.where(informative, length, ones), 0 * ones)
-
-
-def _put(space: Space, array: Array, index: Any, value: Array, mask: Array | None) -> Array:
-    """`array` with ``array[index] = value``, in the samples where `mask` holds."""
-    if mask is not None:
-        extra = (None,) * (value.ndim - mask.ndim)
-        value = space.xp.where(mask[(..., *extra)], value, array[index])
-    return space.backend.write(array, index, value)

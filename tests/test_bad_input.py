@@ -1,0 +1,352 @@
+"""Bad input gets a clear error or a clear status, and a message that names what is wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import fixedpoint as fp
+
+HALF = lambda z: 0.5 * z + 1.0
+Z0 = {"a": np.zeros(2), "b": [np.zeros(3), np.zeros((2, 2))]}
+
+
+def solve(f=HALF, z0=None, args=(), **settings):
+    return fp.fixed_point(f, np.zeros(3) if z0 is None else z0, args, **settings)
+
+
+def changed(**entries):
+    """A map on Z0's structure whose outputs are Z0 but for one."""
+    return lambda z: {"a": z["a"], "b": z["b"]} | entries
+
+
+def test_f_changes_a_shape(jit_case):
+    z0 = {"a": np.zeros(2), "b": np.zeros((2, 2))}
+    f = lambda z: {"a": z["a"], "b": jit_case.xp.reshape(z["b"], (4,))}
+    with pytest.raises(ValueError, match=r"shape of z0\['b'\]: expected \(2, 2\), got \(4,\)"):
+        jit_case.solve(f, z0)
+
+
+def test_f_broadcasts(jit_case):
+    with pytest.raises(ValueError, match=r"shape of z0: expected \(1,\), got \(3,\)"):
+        jit_case.solve(lambda z, b: z + b, np.zeros(1), (np.zeros(3),))
+
+
+def test_f_changes_a_dtype(xp_case):
+    narrow = (
+        (lambda z: z.float())
+        if xp_case.name == "torch"
+        else (lambda z: xp_case.xp.astype(z, xp_case.xp.float32))
+    )
+    with pytest.raises(TypeError, match=r"dtype of z0\[1\].*float64.*float32"):
+        xp_case.solve(lambda z: (z[0], narrow(z[1])), (np.zeros(2), np.zeros(2)))
+
+
+def test_f_makes_a_real_state_complex(xp_case):
+    with pytest.raises(TypeError, match=r"dtype of z0.*float64.*complex128"):
+        xp_case.solve(lambda z, c: z * c, np.zeros(2), (np.full(2, 1j),))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda z: [z["a"], z["b"]],
+        lambda z: {"a": z["a"]},
+        lambda z: {"a": z["a"], "c": z["b"]},
+        lambda z: {"a": z["a"], "b": tuple(z["b"])},
+        lambda z: {"a": z["a"], "b": z["b"][:1]},
+        lambda z: z["a"],
+        lambda _: None,
+    ],
+)
+def test_f_changes_the_structure(jit_case, f):
+    with pytest.raises(ValueError, match=r"container like z0.*z0\['a'\], z0\['b'\]\[0\]"):
+        jit_case.solve(f, Z0)
+
+
+def test_f_returns_something_else():
+    with pytest.raises(TypeError, match=r"array for z0, it returned str"):
+        solve(lambda _: "text")
+
+
+def test_f_is_not_callable():
+    with pytest.raises(TypeError, match="f must be callable, got float"):
+        solve(1.0)
+
+
+class Custom(Exception):  # noqa: N818
+    """An exception of the user's."""
+
+
+@pytest.mark.parametrize("error", [Custom("mine"), ValueError("mine")])
+@pytest.mark.parametrize("after", [0, 3])
+def test_exceptions_of_f_pass_untouched(xp_case, counted, error, after):
+    def f(z):
+        if f.counter.calls > after:
+            raise error
+        return xp_case.xp.cos(z)
+
+    f.counter = counted(f)
+    with pytest.raises(type(error)) as caught:
+        xp_case.solve(f.counter, np.zeros(3))
+    assert caught.value is error
+    assert f.counter.calls == after + 1
+
+
+def test_an_integer_start(jit_case):
+    with pytest.raises(TypeError, match=r"z0\['n'\] must have a floating-point.*int"):
+        jit_case.solve(lambda z: z, {"a": np.zeros(1), "n": np.arange(3)})
+
+
+def test_a_boolean_start(jit_case):
+    with pytest.raises(TypeError, match=r"z0 must have a floating-point.*bool"):
+        jit_case.solve(lambda z: z, np.zeros(2, dtype=bool))
+
+
+@pytest.mark.parametrize("z0", [1, "text", object()])
+def test_a_start_that_is_no_array(z0):
+    with pytest.raises(TypeError, match="z0 must be a floating-point array"):
+        solve(z0=z0)
+
+
+@pytest.mark.parametrize("z0", [(), {}, None, [None, ()]])
+def test_a_start_without_arrays(z0):
+    with pytest.raises(ValueError, match="z0 holds no array"):
+        fp.fixed_point(HALF, z0)
+
+
+def test_an_empty_leaf(jit_case):
+    with pytest.raises(ValueError, match=r"z0\[1\] is empty: its shape is \(0, 2\)"):
+        jit_case.solve(lambda z: z, (np.zeros(2), np.zeros((0, 2))))
+
+
+def test_an_empty_sample(jit_case):
+    with pytest.raises(ValueError, match=r"z0 is empty: its shape is \(4, 0\)"):
+        jit_case.solve(lambda z: z, np.zeros((4, 0)), batch_ndim=1)
+
+
+def test_batch_axes_differ(jit_case):
+    with pytest.raises(ValueError, match=r"z0\['b'\] must begin with the 1 batch axes \(2,\)"):
+        jit_case.solve(lambda z: z, {"a": np.zeros((2, 3)), "b": np.zeros((3, 3))}, batch_ndim=1)
+
+
+def test_batch_axes_are_missing(jit_case):
+    with pytest.raises(ValueError, match="z0 must begin with the 2 batch axes"):
+        jit_case.solve(lambda z: z, np.zeros(3), batch_ndim=2)
+
+
+@pytest.mark.parametrize("batch_ndim", [-1, 1.0, "one", True])
+def test_batch_ndim_is_no_number_of_axes(batch_ndim):
+    with pytest.raises(ValueError, match="batch_ndim must be an integer, 0 or more"):
+        solve(batch_ndim=batch_ndim)
+
+
+@pytest.mark.parametrize(
+    "z0", [[np.zeros(2), torch.zeros(2)], [torch.zeros(2), jnp.zeros(2)], [jnp.zeros(2), 1.0]]
+)
+def test_mixed_libraries(z0):
+    with pytest.raises(TypeError, match=r"z0\[1\] is a .*, but z0\[0\] is a .*one array library"):
+        solve(lambda z: z, z0)
+
+
+def test_args_is_no_tuple():
+    with pytest.raises(TypeError, match=r"args must be a tuple, got ndarray: write args=\(x,\)"):
+        solve(lambda z, _: z, args=np.ones(3))
+
+
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf"), -1])
+def test_tolerances_are_not_negative(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
+        solve(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "many", True, None])
+def test_max_steps_is_a_number(value):
+    with pytest.raises(ValueError, match="max_steps must be an integer, 0 or more"):
+        solve(max_steps=value)
+
+
+@pytest.mark.parametrize("solver", [fp.Picard, "anderson", 3, fp.Implicit()])
+def test_solver_is_a_solver(solver):
+    with pytest.raises(TypeError, match="solver must be a solver object"):
+        solve(solver=solver)
+
+
+@pytest.mark.parametrize("adjoint", [fp.Implicit, "implicit", fp.Anderson()])
+def test_adjoint_is_an_adjoint(adjoint):
+    with pytest.raises(TypeError, match="adjoint must be an adjoint"):
+        solve(adjoint=adjoint)
+
+
+@pytest.mark.parametrize("norm", ["l2", 2, None])
+def test_norm_is_known(norm):
+    with pytest.raises(ValueError, match="norm must be 'euclidean' or 'max'"):
+        solve(norm=norm)
+
+
+@pytest.mark.parametrize("policy", ["ignore", None, "RAISE"])
+def test_on_failure_is_known(policy):
+    with pytest.raises(ValueError, match="on_failure must be one of raise, warn, return, nan"):
+        solve(on_failure=policy)
+
+
+def test_on_failure_of_the_adjoint_is_known():
+    with pytest.raises(ValueError, match="on_failure must be one of"):
+        fp.Implicit(on_failure="ignore")
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True])
+def test_max_steps_of_the_adjoint_is_a_number(value):
+    with pytest.raises(ValueError, match="max_steps must be an integer, 0 or more"):
+        fp.Implicit(max_steps=value)
+
+
+@pytest.mark.parametrize("kind", [fp.Picard, fp.Anderson])
+@pytest.mark.parametrize("damping", [0.0, -1.0, 2.5, float("nan")])
+def test_damping_is_in_range(kind, damping):
+    with pytest.raises(ValueError, match=r"damping must be in \(0, 2\]"):
+        kind(damping=damping)
+
+
+@pytest.mark.parametrize("memory", [0, -1, 2.0, True])
+def test_memory_is_a_number(memory):
+    with pytest.raises(ValueError, match="memory must be an integer, 1 or more"):
+        fp.Anderson(memory=memory)
+
+
+@pytest.mark.parametrize("regularization", [0.0, -1e-8, 2.0])
+def test_regularization_is_in_range(regularization):
+    with pytest.raises(ValueError, match=r"regularization must be in \(0, 1\]"):
+        fp.Anderson(regularization=regularization)
+
+
+def test_blocks_and_state_differ():
+    joint = fp.operators.Joint(lambda s: s, {"u": fp.operators.Map(lambda u, _: u)})
+    with pytest.raises(ValueError, match="state must have the blocks"):
+        solve(joint, {"u": np.zeros(1), "v": np.zeros(1)})
+
+
+def test_half_of_a_users_derivatives():
+    with pytest.raises(ValueError, match="vjp and loss_gradient must be given together"):
+        fp.operators.augmented(HALF, HALF, step_size=0.1, vjp=HALF)
+
+
+def test_no_derivatives_in_numpy():
+    joint = fp.operators.augmented(
+        lambda z, x, _: 0.5 * z + x, lambda z, _x, y, _p: (z - y) ** 2, step_size=0.1
+    )
+    start = {name: np.zeros(1) for name in ("z", "mu", "x")}
+    with pytest.raises(TypeError, match="no automatic differentiation"):
+        solve(joint, start, (None, np.ones(1)))
+
+
+def test_a_solver_without_a_method():
+    with pytest.raises(TypeError, match=r"abstract class Solver.*init.*step"):
+        fp.solvers.Solver()
+
+
+# What is not finite.
+
+
+def test_a_start_that_is_not_a_number(xp_case):
+    z0 = np.array([[0.0, 0.0], [np.nan, 0.0], [0.0, 0.0]])
+    sol = xp_case.solve(HALF, z0, batch_ndim=1)
+    statuses = xp_case.to_numpy(sol.status).tolist()
+    assert statuses == [fp.Status.CONVERGED, fp.Status.NON_FINITE, fp.Status.CONVERGED]
+    value = xp_case.to_numpy(sol.value)
+    np.testing.assert_allclose(value[[0, 2]], 2.0, rtol=1e-5)
+    np.testing.assert_array_equal(value[1], z0[1])
+    assert int(sol.steps[1]) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_start_that_is_not_finite_raises(xp_case, bad):
+    with pytest.raises(fp.ConvergenceError, match="not finite") as caught:
+        xp_case.solve(HALF, np.array([1.0, bad]), on_failure="raise")
+    assert int(caught.value.solution.status) == fp.Status.NON_FINITE
+    assert int(caught.value.solution.steps) == 0
+
+
+def test_f_that_stops_being_finite_keeps_the_last_iterate(jit_case):
+    xp = jit_case.xp
+    f = lambda z: z - 1.0 + 0 * xp.sqrt(z)
+    sol = jit_case.solve(f, np.full(1, 2.5), solver=fp.Picard())
+    assert int(sol.status) == fp.Status.NON_FINITE
+    np.testing.assert_array_equal(jit_case.to_numpy(sol.value), [0.5])
+    assert int(sol.steps) == 3
+
+
+def test_max_steps_of_zero(jit_case):
+    z0 = np.array([3.0, 4.0])
+    sol = jit_case.solve(lambda z: 0 * z, z0, max_steps=0)
+    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (fp.Status.MAX_STEPS, 0, 1)
+    np.testing.assert_array_equal(jit_case.to_numpy(sol.value), z0)
+    assert float(sol.residual_norm) == 5.0
+
+
+# What to do about failures.
+
+MIXED = np.array([[0.5], [1.0], [0.25]])
+
+
+def solve_mixed(case, policy):
+    f = lambda z, a: a * z + 1.0
+    z0 = np.zeros((3, 2))
+    return case.solve(
+        f, z0, (MIXED,), solver=fp.Picard(), batch_ndim=1, on_failure=policy, max_steps=40
+    )
+
+
+def test_raise(xp_case):
+    with pytest.raises(fp.ConvergenceError, match=r"max_steps.*1 sample") as caught:
+        solve_mixed(xp_case, "raise")
+    value = xp_case.to_numpy(caught.value.solution.value)
+    np.testing.assert_allclose(value[[0, 2]], [[2.0] * 2, [4 / 3] * 2], rtol=1e-5)
+
+
+def test_warn(xp_case):
+    with pytest.warns(fp.ConvergenceWarning, match="max_steps") as caught:
+        sol = solve_mixed(xp_case, "warn")
+    assert len(caught) == 1
+    np.testing.assert_array_equal(xp_case.to_numpy(sol.value)[1], [40.0, 40.0])
+
+
+def test_the_warning_points_at_the_call():
+    with pytest.warns(fp.ConvergenceWarning) as caught:
+        solve(lambda z: z + 1, max_steps=3, on_failure="warn")
+    assert caught[0].filename == __file__
+
+
+def test_return(jit_case):
+    sol = solve_mixed(jit_case, "return")
+    assert jit_case.to_numpy(sol.converged).tolist() == [True, False, True]
+    np.testing.assert_array_equal(jit_case.to_numpy(sol.value)[1], [40.0, 40.0])
+
+
+@pytest.mark.parametrize("policy", ["nan", "raise", "warn"])
+def test_nan(jit_case, policy):
+    if policy != "nan" and jit_case.name != "jax-jit":
+        policy = "nan"
+    sol = solve_mixed(jit_case, policy)
+    value = jit_case.to_numpy(sol.value)
+    assert np.isnan(value).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    np.testing.assert_allclose(value[0], 2.0, rtol=1e-5)
+    assert jit_case.to_numpy(sol.status).tolist() == [1, 2, 1]
+
+
+def test_no_policy_acts_on_a_success(xp_case):
+    values = [
+        xp_case.to_numpy(xp_case.solve(HALF, np.zeros(2), on_failure=policy).value)
+        for policy in ("raise", "warn", "return", "nan")
+    ]
+    for value in values:
+        np.testing.assert_array_equal(value, values[0])
+
+
+def test_jax_traces_of_a_nan_start_raise_nothing():
+    call = jax.jit(lambda z: fp.fixed_point(HALF, z, batch_ndim=1))
+    sol = call(jnp.array([[0.0], [jnp.nan]]))
+    assert sol.status.tolist() == [fp.Status.CONVERGED, fp.Status.NON_FINITE]
+    assert np.isnan(sol.value).tolist() == [[False], [True]]

@@ -1,0 +1,138 @@
+"""A sample's answer, status and step count do not depend on its neighbours."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fixedpoint as fp
+
+PICARD = fp.Picard()
+SOLVERS = [PICARD, fp.Picard(damping=0.6), fp.Anderson(memory=4), fp.Anderson(damping=0.5)]
+
+GOOD = [0.5, 0.4, 1.0]
+SLOW = [0.5, 0.98, 1.0]
+NAN = [0.5, 0.4, np.nan]
+DIVERGING = [4.0, 2.0, 1.0]
+RUNAWAY = [1.0, 0.0, 1.0]
+SOLVED = [0.0, 0.0, 0.0]
+KINDS = {
+    "good": GOOD, "slow": SLOW, "nan": NAN, "diverging": DIVERGING, "runaway": RUNAWAY,
+    "solved": SOLVED,
+}  # fmt: skip
+EXPECTED = {"good": fp.Status.CONVERGED, "solved": fp.Status.CONVERGED, "nan": fp.Status.NON_FINITE}
+
+
+def elementwise(xp):
+    """z ↦ a z + c (sin z − z)/2 + d, exact for each entry whatever else is computed."""
+
+    def f(z, p):
+        a, c, d = (p[..., i][..., None] for i in range(3))
+        return a * z + c * (xp.sin(z) - z) / 2 + d
+
+    return f
+
+
+def matmul(xp):
+    """z ↦ tanh(W z + b), its products summed in one order whatever else is computed."""
+    return lambda z, W, b: xp.tanh(xp.sum(W * z[..., None, :], axis=-1) + b)
+
+
+def solve(case, rows, solver, **options):
+    z0 = np.zeros((*np.shape(rows)[:-1], 3)) + np.array([0.0, 1e-3, -2e-3])
+    options = {"max_steps": 60, "batch_ndim": 1} | options
+    return case.solve(elementwise(case.xp), z0, (np.array(rows),), solver=solver, **options)
+
+
+def assert_same(case, batch, index, alone):
+    """Sample `index` of one solution is the only sample of another."""
+    for field in ("value", "status", "steps", "residual_norm"):
+        one = case.to_numpy(getattr(batch, field))[index]
+        np.testing.assert_array_equal(one, case.to_numpy(getattr(alone, field))[0], field)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("neighbour", list(KINDS))
+def test_a_neighbour_changes_nothing(jit_case, solver, neighbour):
+    alone = solve(jit_case, [GOOD], solver)
+    both = solve(jit_case, [KINDS[neighbour], GOOD, KINDS[neighbour]], solver)
+    assert int(alone.status[0]) == fp.Status.CONVERGED
+    assert_same(jit_case, both, 1, alone)
+
+
+@settings(max_examples=8)
+@given(names=st.lists(st.sampled_from(list(KINDS)), min_size=4, max_size=4))
+@pytest.mark.parametrize("solver", [PICARD, fp.Anderson(memory=3)])
+def test_every_sample_is_as_if_alone(xp_case, solver, names):
+    batch = solve(xp_case, [KINDS[name] for name in names], solver)
+    for index, name in enumerate(names):
+        assert_same(xp_case, batch, index, solve(xp_case, [KINDS[name]], solver))
+        if name in EXPECTED:
+            assert int(batch.status[index]) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_samples_with_their_own_matrix(jit_case, contraction, solver):
+    W = np.stack([contraction(4, norm, seed) for seed, norm in enumerate((0.2, 0.9, 0.99))])
+    b = np.random.default_rng(2).standard_normal((3, 4))
+    f = matmul(jit_case.xp)
+    options = {"solver": solver, "batch_ndim": 1, "rtol": 1e-8, "max_steps": 40}
+    batch = jit_case.solve(f, 0 * b, (W, b), **options)
+    for i in range(3):
+        alone = jit_case.solve(f, 0 * b[:1], (W[i : i + 1], b[i : i + 1]), **options)
+        assert int(batch.status[i]) == int(alone.status[0])
+        assert int(batch.steps[i]) == int(alone.steps[0])
+        np.testing.assert_allclose(
+            jit_case.to_numpy(batch.value)[i], jit_case.to_numpy(alone.value)[0], rtol=1e-10
+        )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_batch_of_one_is_a_problem_without_batch(jit_case, solver):
+    alone = solve(jit_case, GOOD, solver, batch_ndim=0)
+    batch = solve(jit_case, [GOOD], solver)
+    assert alone.status.shape == ()
+    assert int(alone.steps) == int(batch.steps[0])
+    np.testing.assert_allclose(
+        jit_case.to_numpy(alone.value), jit_case.to_numpy(batch.value)[0], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_two_batch_axes(jit_case, solver):
+    rows = np.array([[GOOD, NAN, SLOW], [SOLVED, GOOD, DIVERGING]])
+    grid = solve(jit_case, rows, solver, batch_ndim=2)
+    line = solve(jit_case, rows.reshape(6, 3), solver)
+    assert grid.status.shape == grid.steps.shape == grid.residual_norm.shape == (2, 3)
+    for field in ("value", "status", "steps"):
+        one, other = (jit_case.to_numpy(getattr(sol, field)) for sol in (grid, line))
+        np.testing.assert_array_equal(one.reshape(other.shape), other, field)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_batch_of_zero(jit_case, solver):
+    sol = solve(jit_case, np.zeros((0, 3)), solver, on_failure="raise")
+    assert sol.value.shape == (0, 3)
+    assert sol.status.shape == sol.steps.shape == sol.residual_norm.shape == (0,)
+    assert sol.converged.shape == (0,)
+
+
+def test_each_sample_may_have_its_own_tolerance(jit_case):
+    atol = np.array([1e-2, 1e-6, 1e-10])
+    z0 = np.zeros((3, 1))
+    sol = jit_case.solve(
+        lambda z: 0.5 * z + 1.0, z0, solver=PICARD,
+        rtol=0.0, atol=jit_case.asarray(atol), batch_ndim=1,
+    )  # fmt: skip
+    np.testing.assert_array_equal(jit_case.to_numpy(sol.steps), np.ceil(-np.log2(atol)))
+
+
+def test_a_finished_sample_is_left_alone(xp_case):
+    """It keeps its value, although the map would still move it."""
+    a = np.array([[0.0], [0.99]])
+    f = lambda z, a: a * z + 1.0 + 1e-8 * xp_case.xp.sin(1e9 * z)
+    z0 = np.ones((2, 1))
+    sol = xp_case.solve(f, z0, (a,), solver=PICARD, rtol=0.0, atol=1e-6, batch_ndim=1)
+    assert int(sol.status[0]) == fp.Status.CONVERGED
+    assert int(sol.steps[0]) == 0
+    assert float(sol.value[0, 0]) == 1.0

@@ -1,0 +1,139 @@
+"""Splitting a state into leaves changes nothing but the order of sums."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import fixedpoint as fp
+
+SOLVERS = [fp.Picard(), fp.Anderson(memory=5), fp.Anderson(memory=3, damping=0.5)]
+
+
+class Pair(NamedTuple):
+    """A container with names."""
+
+    left: object
+    right: object
+
+
+def _split_pair(xp, z):
+    return Pair(z[:5], (z[5:],))
+
+
+def _join_pair(xp, s):
+    return xp.concat([s.left, s.right[0]])
+
+
+def _split_dict(xp, z):
+    return {"b": (z[:4], [xp.reshape(z[4:8], (2, 2))]), "a": z[8:]}
+
+
+def _join_dict(xp, s):
+    return xp.concat([s["b"][0], xp.reshape(s["b"][1][0], (4,)), s["a"]])
+
+
+LAYOUTS = {
+    "tuple": (lambda _, z: (z[:7], z[7:]), lambda xp, s: xp.concat(list(s))),
+    "singles": (
+        lambda _, z: [z[i] for i in range(12)],
+        lambda xp, s: xp.stack(s),
+    ),
+    "named": (_split_pair, _join_pair),
+    "nested": (_split_dict, _join_dict),
+}
+
+
+@pytest.fixture(scope="module", params=list(LAYOUTS))
+def layout(request):
+    return LAYOUTS[request.param]
+
+
+def solve_both(case, layout, contraction, **settings):
+    """The vector's solution, and that of the split state joined again."""
+    split, join = layout
+    xp = case.xp
+    W = contraction(12, 0.9)
+    b, z0 = np.random.default_rng(5).standard_normal((2, 12))
+    f = lambda z, W, b: xp.tanh(W @ z + b)
+    start = split(xp, case.asarray(z0))
+    whole = case.solve(f, z0, (W, b), **settings)
+    parts = case.solve(lambda s, W, b: split(xp, f(join(xp, s), W, b)), start, (W, b), **settings)
+    return whole, parts, case.to_numpy(join(xp, parts.value))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_first_ten_iterates_agree(xp_case, layout, contraction, solver):
+    for max_steps in range(1, 11):
+        whole, _, joined = solve_both(
+            xp_case, layout, contraction, solver=solver, rtol=0.0, atol=0.0, max_steps=max_steps
+        )
+        reference = xp_case.to_numpy(whole.value)
+        assert np.linalg.norm(joined - reference) <= 1e-10 * np.linalg.norm(reference)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_answers_agree(jit_case, layout, contraction, solver):
+    whole, parts, joined = solve_both(
+        jit_case, layout, contraction, solver=solver, rtol=1e-10, atol=0.0
+    )
+    assert bool(whole.converged)
+    assert bool(parts.converged)
+    np.testing.assert_allclose(joined, jit_case.to_numpy(whole.value), rtol=0, atol=3e-9)
+
+
+def test_the_container_comes_back_as_it_was(jit_case):
+    z0 = {"b": Pair(np.zeros(2), (np.zeros((1, 3)), [])), "a": None}
+    f = lambda z: {
+        "b": Pair(0.5 * z["b"].left + 1, (0.25 * z["b"].right[0] + 3, [])),
+        "a": None,
+    }
+    value = jit_case.solve(f, z0).value
+    assert set(value) == {"a", "b"}
+    assert value["a"] is None
+    assert isinstance(value["b"], Pair)
+    assert value["b"].right[1] == []
+    np.testing.assert_allclose(jit_case.to_numpy(value["b"].left), [2.0, 2.0], rtol=1e-5)
+    np.testing.assert_allclose(jit_case.to_numpy(value["b"].right[0]), [[4.0] * 3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_each_leaf_keeps_its_dtype_and_shape(jit_case, solver):
+    xp = jit_case.xp
+    z0 = {
+        "a": np.zeros((2, 1, 3)),
+        "b": np.zeros(2, dtype=np.float32),
+        "c": np.zeros((), dtype=np.complex128),
+    }
+
+    wide = (
+        (lambda b: b.double()) if jit_case.name == "torch" else lambda b: xp.astype(b, xp.float64)
+    )
+    f = lambda z: {
+        "a": 0.5 * z["a"] + 1.0 + 0.1 * xp.sum(wide(z["b"])),
+        "b": 0.25 * z["b"] + 3.0,
+        "c": -0.5j * z["c"] + 1.0,
+    }
+    sol = jit_case.solve(f, z0, solver=solver)
+    assert bool(sol.converged)
+    for name, leaf in z0.items():
+        array = jit_case.to_numpy(sol.value[name])
+        assert (array.dtype, array.shape) == (leaf.dtype, leaf.shape)
+    np.testing.assert_allclose(jit_case.to_numpy(sol.value["b"]), [4.0, 4.0], rtol=1e-4)
+    np.testing.assert_allclose(jit_case.to_numpy(sol.value["a"]), np.full((2, 1, 3), 3.6), 1e-4)
+    np.testing.assert_allclose(complex(sol.value["c"]), 1 / (1 + 0.5j), rtol=1e-4)
+
+
+def test_inner_products_are_global(xp_case, contraction):
+    """Steps of a solver that mixed leaf by leaf would differ on a map that couples the leaves."""
+    A = contraction(6, 0.95, 3)
+    f = lambda s, A: tuple(
+        A[3 * i : 3 * i + 3, :3] @ s[0] + A[3 * i : 3 * i + 3, 3:] @ s[1] + 1.0 for i in (0, 1)
+    )
+    sol = xp_case.solve(
+        f, (np.zeros(3), np.zeros(3)), (A,), solver=fp.Anderson(memory=6), rtol=1e-9, atol=0.0
+    )
+    exact = np.linalg.solve(np.eye(6) - A, np.ones(6))
+    assert int(sol.steps) <= 7
+    joined = np.concatenate([xp_case.to_numpy(leaf) for leaf in sol.value])
+    np.testing.assert_allclose(joined, exact, rtol=1e-7)

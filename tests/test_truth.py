@@ -1,0 +1,211 @@
+"""The reported residual is that of the returned value, and ``converged`` is never said falsely."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fixedpoint as fp
+
+PICARD = fp.Picard()
+SOLVERS = [
+    PICARD,
+    fp.Picard(damping=0.3),
+    fp.Anderson(memory=3),
+    fp.Anderson(memory=2, damping=0.4),
+]
+FALL = 0.9
+
+dampings = st.sampled_from([0.1, 0.5, 1.0, 1.5])
+solvers = st.one_of(
+    st.builds(fp.Picard, damping=dampings),
+    st.builds(fp.Anderson, memory=st.sampled_from([1, 2, 5]), damping=dampings),
+)
+problems = st.fixed_dictionaries(
+    {
+        "n": st.sampled_from([1, 4]),
+        "norm": st.floats(0.05, 1.6),
+        "seed": st.integers(0, 2**31),
+        "tanh": st.booleans(),
+    }
+)
+stops = st.fixed_dictionaries(
+    {
+        "rtol": st.sampled_from([0.0, 1e-9, 1e-5, 1e-2]),
+        "atol": st.sampled_from([0.0, 1e-8, 1e-3]),
+        "max_steps": st.sampled_from([0, 1, 7, 40]),
+    }
+)
+
+
+def build(case, problem, contraction):
+    """The map z ↦ Wz + b, or its tanh, with its arguments and a start in NumPy."""
+    rng = np.random.default_rng(problem["seed"])
+    W = contraction(problem["n"], problem["norm"], problem["seed"])
+    b, z0 = rng.standard_normal((2, problem["n"]))
+    act = case.xp.tanh if problem["tanh"] else (lambda z: z)
+    return (lambda z, W, b: act(W @ z + b)), z0, (W, b)
+
+
+def outside(case, f, value, args):
+    """‖f(z) − z‖ and ‖f(z)‖, evaluated anew."""
+    image, z = (case.to_numpy(a) for a in (f(value, *case.tree(args)), value))
+    return np.linalg.norm(image - z), np.linalg.norm(image)
+
+
+@given(problem=problems, solver=solvers, stop=stops)
+def test_residual_norm_is_that_of_the_returned_value(xp_case, contraction, problem, solver, stop):
+    f, z0, args = build(xp_case, problem, contraction)
+    sol = xp_case.solve(f, z0, args, solver=solver, **stop)
+    norm, scale = outside(xp_case, f, sol.value, args)
+    reported = float(xp_case.to_numpy(sol.residual_norm))
+    np.testing.assert_allclose(reported, norm, rtol=1e-12, atol=1e-15 * scale)
+
+
+@given(problem=problems, solver=solvers, stop=stops)
+def test_converged_is_said_if_and_only_if_it_is_true(xp_case, contraction, problem, solver, stop):
+    f, z0, args = build(xp_case, problem, contraction)
+    sol = xp_case.solve(f, z0, args, solver=solver, **stop)
+    norm, scale = outside(xp_case, f, sol.value, args)
+    first, _ = outside(xp_case, f, xp_case.asarray(z0), args)
+    tolerance = stop["atol"] + stop["rtol"] * scale
+    slack = 1e-14 * scale
+    if bool(sol.converged):
+        assert norm <= tolerance + slack
+    else:
+        ceiling = max(FALL * first, stop["atol"])
+        assert int(sol.steps) == stop["max_steps"]
+        assert norm > min(tolerance, ceiling) - slack
+
+
+@given(problem=problems, solver=solvers, stop=stops)
+def test_evaluations_are_counted_and_none_is_wasted(
+    xp_case, contraction, counted, problem, solver, stop
+):
+    f, z0, args = build(xp_case, problem, contraction)
+    f = counted(f)
+    sol = xp_case.solve(f, z0, args, solver=solver, **stop)
+    assert f.calls == sol.work.f == int(sol.steps) + 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_truth_under_jit(jit_case, contraction, solver):
+    problem = {"n": 4, "norm": 0.9, "seed": 7, "tanh": True}
+    f, z0, args = build(jit_case, problem, contraction)
+    sol = jit_case.solve(f, z0, args, solver=solver, rtol=1e-7, atol=0.0)
+    norm, scale = outside(jit_case, f, sol.value, args)
+    assert bool(sol.converged)
+    assert norm <= 1e-7 * scale * (1 + 1e-6)
+    np.testing.assert_allclose(float(sol.residual_norm), norm, rtol=1e-6)
+    assert int(sol.work.f) == int(sol.steps) + 1
+
+
+@pytest.mark.parametrize("norm", ["euclidean", "max"])
+def test_residual_norm_is_over_all_leaves(jit_case, norm):
+    z0 = {"a": np.array([1.0, -2.0]), "b": np.array([[3.0]])}
+    f = lambda z: {"a": 0.5 * z["a"], "b": -0.25 * z["b"]}
+    sol = jit_case.solve(f, z0, norm=norm, max_steps=2, solver=PICARD)
+    last = np.array([0.25, -0.5, 3.0 / 16])
+    residual = np.array([-0.125, 0.25, -3.75 / 16])
+    order = 2 if norm == "euclidean" else np.inf
+    np.testing.assert_allclose(np.ravel(jit_case.to_numpy(sol.value["a"])), last[:2], rtol=1e-15)
+    np.testing.assert_allclose(
+        float(sol.residual_norm), np.linalg.norm(residual, order), rtol=1e-14
+    )
+
+
+@pytest.mark.parametrize("damping", [0.02, 0.1, 0.5, 1.0, 1.3])
+def test_damping_does_not_loosen_the_stop(jit_case, damping):
+    slope, atol = 0.5, 1e-6
+    factor = 1 - damping * (1 - slope)
+    expected = np.ceil(np.log(atol) / np.log(factor))
+    sol = jit_case.solve(
+        lambda z: slope * z + 1.0, np.asarray(0.0), solver=fp.Picard(damping=damping),
+        rtol=0.0, atol=atol, max_steps=5000,
+    )  # fmt: skip
+    assert int(sol.steps) == expected
+    np.testing.assert_allclose(float(sol.residual_norm), factor**expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("start", [0.0, -3.0, 10.0])
+def test_a_runaway_never_converges(xp_case, solver, start):
+    sol = xp_case.solve(
+        lambda z: z + 1.0, np.full(2, start), solver=solver, rtol=1e-2, max_steps=500
+    )
+    assert int(sol.status) == fp.Status.MAX_STEPS
+    np.testing.assert_allclose(float(sol.residual_norm), np.sqrt(2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("damping", [0.2, 1.0])
+def test_a_diverging_iteration_never_converges(jit_case, damping):
+    sol = jit_case.solve(
+        lambda z: 2.0 * z + 1.0, np.zeros(2), solver=fp.Picard(damping=damping), max_steps=3000
+    )
+    assert not bool(sol.converged)
+    assert np.all(np.isfinite(jit_case.to_numpy(sol.value)))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_start_at_the_fixed_point_takes_no_step(xp_case, counted, solver):
+    f = counted(lambda z: 0.5 * z + 1.0)
+    sol = xp_case.solve(f, np.full(3, 2.0), solver=solver)
+    assert int(sol.status) == fp.Status.CONVERGED
+    assert (int(sol.steps), sol.work.f, f.calls) == (0, 1, 1)
+    np.testing.assert_array_equal(xp_case.to_numpy(sol.value), np.full(3, 2.0))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_batch_costs_the_evaluations_of_its_slowest_sample(xp_case, counted, solver):
+    f = counted(lambda z, a: a * z + 1.0)
+    a = np.array([[0.0], [0.5], [0.9]])
+    z0 = np.full((3, 2), 1.0) * np.array([1.0, 3.0])
+    sol = xp_case.solve(f, z0, (a,), solver=solver, batch_ndim=1)
+    steps = xp_case.to_numpy(sol.steps)
+    assert f.calls == sol.work.f == steps.max() + 1
+
+
+@pytest.mark.parametrize("damping", [0.1, 0.7, 1.0])
+def test_a_damped_operator_is_tested_undamped(jit_case, damping):
+    f = lambda z: 0.5 * z + 1.0
+    operator = fp.operators.Map(f).damped(damping)
+    sol = jit_case.solve(operator, np.zeros(2), solver=PICARD, rtol=0.0, atol=1e-5, max_steps=999)
+    reference = jit_case.solve(
+        f, np.zeros(2), solver=fp.Picard(damping=damping), rtol=0.0, atol=1e-5, max_steps=999
+    )
+    value = jit_case.to_numpy(sol.value)
+    np.testing.assert_allclose(
+        float(sol.residual_norm), np.linalg.norm(0.5 * value + 1 - value), rtol=1e-9
+    )
+    assert int(sol.steps) == int(reference.steps)
+
+
+@pytest.mark.parametrize("damping", [0.05, 1.0])
+def test_a_damped_block_is_tested_undamped(jit_case, damping):
+    Map = fp.operators.Map
+    joint = fp.operators.Joint(
+        lambda state: state,
+        {
+            "u": Map(lambda _, s: s["v"] / 2 + 1).damped(damping),
+            "v": Map(lambda _, s: s["u"] / 4).damped(damping),
+        },
+    )
+    z0 = {"u": np.zeros(1), "v": np.zeros(1)}
+    sol = jit_case.solve(joint, z0, solver=PICARD, rtol=0.0, atol=1e-4, max_steps=900)
+    u, v = (float(sol.value[name][0]) for name in "uv")
+    residuals = np.array([v / 2 + 1 - u, u / 4 - v])
+    assert bool(sol.converged)
+    assert np.all(np.abs(residuals) <= 1e-4 * (1 + 1e-9))
+    np.testing.assert_allclose(float(sol.residual_norm), np.linalg.norm(residuals), rtol=1e-9)
+
+
+def test_the_residual_of_an_input_step_is_free_of_the_step(xp_case):
+    def residual(step_size):
+        block = fp.operators.InputStep(step_size, lambda x: xp_case.xp.clip(x, -1.0, 1.0))
+        gradient = xp_case.asarray(np.array([0.3, -5.0, 2.0]))
+        linear = fp.operators.Linearisation(None, None, None, gradient)
+        state = xp_case.asarray(np.array([0.5, 0.5, -1.0]))
+        return xp_case.to_numpy(block.evaluate(state, linear).residual)
+
+    np.testing.assert_allclose(residual(1e-3), [-0.3, 0.5, 0.0], rtol=1e-15, atol=1e-16)
+    np.testing.assert_array_equal(residual(1e-3), residual(7.0))
