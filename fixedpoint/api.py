@@ -16,6 +16,7 @@ from fixedpoint.solvers.base import check_count
 from fixedpoint.space import Space
 
 DEFAULT_MAX_STEPS = 200
+_IMPLICIT, _ANDERSON = Implicit(), Anderson()
 
 
 def fixed_point(
@@ -95,8 +96,8 @@ def fixed_point(
     >>> np.round(sol.value[:, 0], 6), sol.status
     (array([0.739085, 0.450184]), array([1, 1], dtype=int32))
     """
-    adjoint = Implicit() if adjoint is None else adjoint
-    solver = Anderson() if solver is None else solver
+    adjoint = _IMPLICIT if adjoint is None else adjoint
+    solver = _ANDERSON if solver is None else solver
     _check_settings(solver, norm, max_steps, batch_ndim, on_failure, adjoint)
     names = tree.paths(z0, "z0")
     backend = backend_of(tree.flatten(z0)[0], names)

@@ -59,16 +59,15 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
     def turn(carry: Carry) -> Carry:
         active = None if backend.known_all(carry.active) else carry.active
         new, state = solver.step(space, problem, carry.point, carry.state, active)
-        finite = new.residual_norm < xp.inf
+        lost = _lost(space, new, active)
         fell = new.satisfied & (new.residual_norm <= ceiling)
-        point = _keep(space, finite if active is None else finite | ~active, new, carry.point)
-        status = _judge(space, carry.status, active, finite, fell)
-        steps = carry.steps + xp.astype(carry.active, xp.int32)
+        point = new if lost is None else _revert(space, lost, new, carry.point)
+        status = _judge(space, carry.status, active, lost, fell)
+        steps = carry.steps + (1 if active is None else xp.astype(active, xp.int32))
         return Carry(point, state, status, status == RUNNING, steps, carry.step + 1)
 
     untested = xp.zeros_like(first.satisfied, dtype=xp.int32)
-    finite = first.residual_norm < xp.inf
-    status = _judge(space, untested, None, finite, first.satisfied & finite)
+    status = _judge(space, untested, None, _lost(space, first, None), first.satisfied)
     state = solver.init(space, first)
     carry = Carry(first, state, status, status == RUNNING, untested, 0)
     end = backend.while_loop(unfinished, turn, carry)
@@ -77,26 +76,32 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
     return Iteration(end.point, status, end.steps, end.step + 1)
 
 
-def _keep(space: Space, mask: Array, new: Point, old: Point) -> Point:
-    """The new point in the samples where `mask` holds, the old one elsewhere."""
-    if space.backend.known_all(mask):
-        return new
+def _lost(space: Space, new: Point, active: Array | None) -> Array | None:
+    """The active samples in which f is not finite; None if there are none."""
+    finite = new.residual_norm < space.xp.inf
+    if space.backend.known_all(finite):
+        return None
+    return ~finite if active is None else ~finite & active
+
+
+def _revert(space: Space, lost: Array, new: Point, old: Point) -> Point:
+    """The old point in the samples that are `lost`, the new one elsewhere."""
     where = space.xp.where
     return Point(
-        space.where(mask, new.value, old.value),
-        space.where(mask, new.increment, old.increment),
-        where(mask, new.residual_norm, old.residual_norm),
-        where(mask, new.scale, old.scale),
-        where(mask, new.satisfied, old.satisfied),
+        space.where(lost, old.value, new.value),
+        space.where(lost, old.increment, new.increment),
+        where(lost, old.residual_norm, new.residual_norm),
+        where(lost, old.scale, new.scale),
+        where(lost, old.satisfied, new.satisfied),
     )
 
 
 def _judge(
-    space: Space, status: Array, active: Array | None, finite: Array, satisfied: Array
+    space: Space, status: Array, active: Array | None, lost: Array | None, satisfied: Array
 ) -> Array:
     """The status of each active sample after an evaluation; of the others, as it was."""
     xp = space.xp
     verdict = xp.astype(satisfied, xp.int32) * int(Status.CONVERGED)
-    if not space.backend.known_all(finite):
-        verdict = verdict + xp.astype(~finite, xp.int32) * int(Status.NON_FINITE)
+    if lost is not None:
+        verdict = xp.where(lost, xp.full_like(verdict, int(Status.NON_FINITE)), verdict)
     return verdict if active is None else xp.where(active, verdict, status)

@@ -141,26 +141,25 @@ class Space:
 
     def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
         """An array of coefficients, of the shape of the batch followed by `shape`."""
-        options = {} if self.device is None else {"device": self.device}
-        return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **options)
+        return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **self._place)
 
     def diagonal(self, size: int, value: float) -> Array:
         """`value` times the unit matrix, for coefficients."""
-        options = {} if self.device is None else {"device": self.device}
-        return value * self.xp.eye(size, dtype=self.dtype, **options)
+        return value * self.xp.eye(size, dtype=self.dtype, **self._place)
 
     # Histories: per leaf an array (batch, memory, entries).
 
     def history(self, memory: int, like: Vec) -> Vec:
         """Room for `memory` vectors, zero at first."""
-        rows = map(self._row, like)
-        return tuple(
-            self.xp.zeros_like(self.xp.broadcast_to(row[..., None, :], self._stacked(row, memory)))
-            for row in rows
-        )
+        return tuple(self._zeros(self._row(leaf), memory) for leaf in like)
 
-    def _stacked(self, row: Array, memory: int) -> tuple[int, ...]:
-        return (*self.batch_shape, memory, row.shape[-1])
+    def _zeros(self, row: Array, memory: int) -> Array:
+        shape = (*self.batch_shape, memory, row.shape[-1])
+        return self.xp.zeros(shape, dtype=row.dtype, **self._place)
+
+    @cached_property
+    def _place(self) -> dict[str, Any]:
+        return {} if self.device is None else {"device": self.device}
 
     def row(self, history: Vec, slot: Any) -> Vec:
         """The row `slot` of `history`, flattened."""

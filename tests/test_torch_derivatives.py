@@ -207,13 +207,28 @@ def test_dual_numbers(jacobian):
         close(forward_ad.unpack_dual(value).tangent, jacobian @ t)
 
 
-@pytest.mark.parametrize("outer", [torch.func.jacrev, torch.func.jacfwd])
-@pytest.mark.parametrize("inner", [torch.func.jacrev, torch.func.jacfwd])
+def energy(solve):
+    W = matrix(2, 0.5)
+    return lambda b: (solve(W, b) ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        (torch.func.jacrev, torch.func.jacrev),
+        (torch.func.jacrev, torch.func.jacfwd),
+        (torch.func.jacfwd, torch.func.jacrev),
+    ],
+)
 def test_hessians(outer, inner):
-    b, W = rand(2), matrix(2, 0.5)
-    energy = lambda solve: lambda b: (solve(W, b) ** 2).sum()
+    b = rand(2)
     found = outer(inner(energy(tanh_root)))(b)
     close(found, torch.autograd.functional.hessian(energy(tanh_unrolled), b), 1e-8)
+
+
+def test_forward_over_forward_is_refused():
+    with pytest.raises(TypeError, match="forward mode over forward mode"):
+        torch.func.jacfwd(torch.func.jacfwd(energy(tanh_root)))(rand(2))
 
 
 def test_vmap_of_a_gradient():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from fixedpoint import tree
@@ -99,7 +101,10 @@ class TorchBackend(Backend):
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
         """Run `solve` inside an autograd function whose rules are implicit."""
         recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        if recording:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            _refuse_nested_duals()
+            maps.refuse_hidden(solve.map, value, args)
+        elif recording:
             solve = dataclasses.replace(solve, map=maps.watch(solve.map))
         report = BackwardReport() if recording else None
         call = Call(solve, len(value), report)
@@ -111,6 +116,14 @@ class TorchBackend(Backend):
 
 def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor beneath the wrappers of ``torch.func`` transforms."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
+    return maps.unwrap(tensor)[-1]
+
+
+def _refuse_nested_duals() -> None:
+    """Raise inside two forward-mode transforms: Torch drops a term of such second derivatives."""
+    stack = retrieve_all_functorch_interpreters()
+    if sum(layer.key() == TransformType.Jvp for layer in stack) > 1:
+        raise TypeError(
+            "forward mode over forward mode goes wrong in Torch's autograd functions: use reverse "
+            "mode (jacrev, vjp, grad) for one of the two derivatives"
+        )

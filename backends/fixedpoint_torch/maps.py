@@ -17,6 +17,13 @@ class HiddenTensorError(ValueError):
     """The map uses a tensor that derivatives are recorded for, but that it was not passed."""
 
 
+_HIDDEN = (
+    "f uses a tensor that requires a gradient, carries a tangent or is mapped over, without being "
+    "passed it, so its derivative would be lost. Pass the tensor through args, f(z, *args); or "
+    "give the nn.Module itself as f; or detach the tensor"
+)
+
+
 class _Method(torch.nn.Module):
     """A method of a module, as a module."""
 
@@ -83,6 +90,35 @@ def watch(leaf_map: Any) -> Callable[[Vec, Vec], tuple[Vec, Vec | None]]:
     return watched
 
 
+def refuse_hidden(leaf_map: Any, value: Vec, args: Vec) -> None:
+    """Raise if the output of `leaf_map` depends on a tensor not passed, inside ``torch.func``.
+
+    An autograd function runs beneath the transforms, where what they track cannot be seen: this
+    costs an evaluation of its own, above it.
+    """
+    probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
+    inputs = tuple(leaf.detach() for leaf in value), tuple(leaf.detach() for leaf in args)
+    image, _ = probe(*inputs)
+    _refuse_hidden(image)
+    known = {level for leaf in (*inputs[0], *inputs[1]) for level in _mapped_levels(leaf)}
+    if any(level not in known for leaf in image for level in _mapped_levels(leaf)):
+        raise HiddenTensorError(_HIDDEN)
+
+
+def _mapped_levels(leaf: torch.Tensor) -> list[int]:
+    """The levels of ``torch.func.vmap`` that map over `leaf`."""
+    functorch = torch._C._functorch
+    return [functorch.maybe_get_level(t) for t in unwrap(leaf) if functorch.is_batchedtensor(t)]
+
+
+def unwrap(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """`tensor` and, one beneath the other, what the transforms of ``torch.func`` wrapped."""
+    layers = [tensor]
+    while torch._C._functorch.is_functorch_wrapped_tensor(layers[-1]):
+        layers.append(torch._C._functorch.get_unwrapped(layers[-1]))
+    return layers
+
+
 def _detached(f: Callable[..., Any]) -> Callable[..., Any]:
     module = _as_module(f)
     if module is None:
@@ -92,13 +128,9 @@ def _detached(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refuse_hidden(image: Vec) -> None:
-    if not any(leaf.requires_grad or _has_tangent(leaf) for leaf in image):
-        return
-    raise HiddenTensorError(
-        "f uses a tensor that requires a gradient, or carries a tangent, without being passed it, "
-        "so its derivative would be lost. Pass the tensor through args, f(z, *args); or give "
-        "the nn.Module itself as f; or detach the tensor"
-    )
+    layers = [layer for leaf in image for layer in unwrap(leaf)]
+    if any(layer.requires_grad or _has_tangent(layer) for layer in layers):
+        raise HiddenTensorError(_HIDDEN)
 
 
 def _has_tangent(leaf: torch.Tensor) -> bool:
