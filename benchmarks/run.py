@@ -81,9 +81,10 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def torch_dense() -> Case:
     """64 problems z = tanh(zW + b), n = 256, W symmetric of spectral radius 0.9, float32."""
-    import fixedpoint as fp
     import torch
     from torchdeq.core import get_deq
+
+    import fixedpoint as fp
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -122,14 +123,16 @@ def torch_dense() -> Case:
 
 def jax_dense() -> Case:
     """The same cell on JAX, each solve jitted."""
-    import fixedpoint as fp
     import jax
     import jax.numpy as jnp
     import jaxopt
     import numpy as np
 
+    import fixedpoint as fp
+
     generator = np.random.default_rng(0)
-    symmetric = (lambda square: square + square.T)(generator.standard_normal((256, 256)))
+    square = generator.standard_normal((256, 256))
+    symmetric = square + square.T
     W = 0.9 * symmetric / np.abs(np.linalg.eigvalsh(symmetric)).max()
     W, b = (
         jnp.asarray(W, jnp.float32),
@@ -178,9 +181,10 @@ def jax_dense() -> Case:
 
 def numpy_chandrasekhar() -> Case:
     """Chandrasekhar's H equation, n = 1000, c = 0.999, to a residual of 1e-9 (max norm)."""
-    import fixedpoint as fp
     import numpy as np
     from scipy.optimize import anderson
+
+    import fixedpoint as fp
 
     nodes = (np.arange(1000) + 0.5) / 1000
     kernel = 0.999 / 2000 * nodes[:, None] / (nodes[:, None] + nodes)

@@ -63,10 +63,14 @@ class Backend:
 
     def known_all(self, mask: Array) -> bool:
         """Whether all of `mask` is true, where that can be told without waiting for a device."""
-        return bool(mask.all()) if hasattr(mask, "all") else bool(self.namespace(mask).all(mask))
+        return bool(self.namespace(mask).all(mask))
 
-    def any(self, mask: Array) -> bool:
-        """Whether any of `mask` is true, waiting for the device if need be."""
+    def known_none(self, mask: Array) -> bool:
+        """Whether none of `mask` is true, where that can be told without waiting for a device."""
+        return not self.any(mask)
+
+    def any(self, mask: Array) -> Any:
+        """Whether any of `mask` is true, waiting for the device if need be; a symbol in a trace."""
         return bool(self.namespace(mask).any(mask))
 
     def numpy(self, array: Array) -> Any:

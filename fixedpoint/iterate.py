@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -10,15 +11,36 @@ from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver
 from fixedpoint.space import Space
 
+# The relative part of the tolerance grows with ‖f(z)‖, and so must not be all that a runaway such
+# as z ↦ z + 1 has to meet: a sample that ran counts as converged only if its residual also fell.
+_FALL = 0.9
+
+_RUNNING = int(Status.RUNNING)  # array-API namespaces compare with plain integers alone
+
 
 class Carry(NamedTuple):
-    """What one turn of the loop hands to the next."""
+    """What one turn of the loop hands to the next.
+
+    Attributes
+    ----------
+    point, state
+        Where the iteration stands, and what the solver remembers.
+    status, steps : array of the batch's shape
+        How each sample stands, and when it stopped.
+    active : array of bool or None
+        The samples that still run; None if all are known to.
+    running : bool
+        Whether any does.
+    step : int
+        Turns so far.
+    """
 
     point: Point
     state: Any
     status: Array
-    active: Array
     steps: Array
+    active: Array | None
+    running: Any
     step: Any
 
 
@@ -31,13 +53,6 @@ class Iteration(NamedTuple):
     evaluations: Any
 
 
-# The relative part of the tolerance grows with ‖f(z)‖, and so must not be all that a runaway such
-# as z ↦ z + 1 has to meet: a sample that ran counts as converged only if its residual also fell.
-_FALL = 0.9
-
-RUNNING = int(Status.RUNNING)  # array-API namespaces compare with plain integers alone
-
-
 def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: int) -> Iteration:
     """Run `solver` from `start` until every sample has a status, for `max_steps` steps at most.
 
@@ -45,39 +60,62 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
     iterate; it then keeps its last iterate, whatever its neighbours do. The map is evaluated
     once at the start and, by solvers that search no line, once a step.
     """
-    space, xp, backend = problem.space, problem.space.xp, problem.space.backend
+    xp, backend = problem.space.xp, problem.space.backend
     first = problem.evaluate(start)
-    ceiling = xp.where(
-        first.residual_norm * _FALL > problem.atol, first.residual_norm * _FALL, problem.atol
-    )
+    fallen = _FALL * first.residual_norm
+    ceiling = xp.where(fallen > problem.atol, fallen, problem.atol)
+    loop = _Loop(solver, problem, ceiling, max_steps)
+    end = backend.while_loop(loop.unfinished, loop.turn, loop.begin(first))
+    running = end.status == _RUNNING
+    status = xp.where(running, xp.full_like(end.status, int(Status.MAX_STEPS)), end.status)
+    steps = xp.where(running, xp.full_like(end.steps, 1) * end.step, end.steps)
+    return Iteration(end.point, status, steps, end.step + 1)
 
-    def unfinished(carry: Carry) -> Any:
-        if backend.is_traced((carry.status,)):
-            return (carry.step < max_steps) & xp.any(carry.active)
-        return carry.step < max_steps and backend.any(carry.active)
 
-    def turn(carry: Carry) -> Carry:
-        active = None if backend.known_all(carry.active) else carry.active
-        new, state = solver.step(space, problem, carry.point, carry.state, active)
-        lost = _lost(space, new, active)
-        fell = new.satisfied & (new.residual_norm <= ceiling)
+@dataclass(frozen=True, eq=False)
+class _Loop:
+    solver: Solver
+    problem: FixedPointProblem
+    ceiling: Array
+    max_steps: int
+
+    def begin(self, first: Point) -> Carry:
+        space = self.problem.space
+        untested = space.xp.zeros_like(first.satisfied, dtype=space.xp.int32)
+        state = self.solver.init(space, first)
+        carry = Carry(first, state, untested, untested, None, True, 0)
+        status = _judge(space, untested, None, _lost(space, first, None), first.satisfied)
+        return self.settle(carry, status)
+
+    def unfinished(self, carry: Carry) -> Any:
+        return carry.running & (carry.step < self.max_steps)
+
+    def turn(self, carry: Carry) -> Carry:
+        """One step, and what became of each sample by it."""
+        space = self.problem.space
+        new, state = self.solver.step(space, self.problem, carry.point, carry.state, carry.active)
+        lost = _lost(space, new, carry.active)
+        fell = new.satisfied & (new.residual_norm <= self.ceiling)
         point = new if lost is None else _revert(space, lost, new, carry.point)
-        status = _judge(space, carry.status, active, lost, fell)
-        steps = carry.steps + (1 if active is None else xp.astype(active, xp.int32))
-        return Carry(point, state, status, status == RUNNING, steps, carry.step + 1)
+        carry = carry._replace(point=point, state=state, step=carry.step + 1)
+        if lost is None and space.backend.known_none(fell):
+            return carry
+        return self.settle(carry, _judge(space, carry.status, carry.active, lost, fell))
 
-    untested = xp.zeros_like(first.satisfied, dtype=xp.int32)
-    status = _judge(space, untested, None, _lost(space, first, None), first.satisfied)
-    state = solver.init(space, first)
-    carry = Carry(first, state, status, status == RUNNING, untested, 0)
-    end = backend.while_loop(unfinished, turn, carry)
-    exhausted = xp.full_like(end.status, int(Status.MAX_STEPS))
-    status = xp.where(end.status == RUNNING, exhausted, end.status)
-    return Iteration(end.point, status, end.steps, end.step + 1)
+    def settle(self, carry: Carry, status: Array) -> Carry:
+        """Take note of the samples that have stopped."""
+        xp, backend = self.problem.space.xp, self.problem.space.backend
+        active = status == _RUNNING
+        stopped = (carry.status == _RUNNING) & ~active
+        steps = xp.where(stopped, xp.full_like(carry.steps, 1) * carry.step, carry.steps)
+        running, every = backend.any(active), backend.known_all(active)
+        return carry._replace(
+            status=status, steps=steps, active=None if every else active, running=running
+        )
 
 
 def _lost(space: Space, new: Point, active: Array | None) -> Array | None:
-    """The active samples in which f is not finite; None if there are none."""
+    """The active samples in which f is not finite; None if there are known to be none."""
     finite = new.residual_norm < space.xp.inf
     if space.backend.known_all(finite):
         return None

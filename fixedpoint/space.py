@@ -171,11 +171,12 @@ class Space:
         index = (..., slot, slice(None))
         return tuple(self.backend.write_difference(past, index, a, b) for past, a, b in rows)
 
-    def add_to_row(self, history: Vec, slot: Any, u: Vec) -> Vec:
-        """`history` with u added to its row `slot`."""
-        rows = zip(history, map(self._row, u), strict=True)
+    def mask_row(self, history: Vec, slot: Any, mask: Array) -> Vec:
+        """`history` with zero in its row `slot`, in the samples where `mask` does not hold."""
+        rows = self.scale(self.xp.astype(mask, self.dtype), self.row(history, slot))
         index = (..., slot, slice(None))
-        return tuple(self.backend.write(past, index, past[index] + row) for past, row in rows)
+        pairs = zip(history, rows, strict=True)
+        return tuple(self.backend.write(past, index, new) for past, new in pairs)
 
     def gram(self, history: Vec, vector: Vec) -> Array:
         """The inner products of all rows of `history` with `vector`: (batch, memory)."""

@@ -51,6 +51,14 @@ class JaxBackend(Backend):
         """Whether all of `mask` is true; in a trace that is never known."""
         return not self.is_traced((mask,)) and bool(mask.all())
 
+    def known_none(self, mask: Array) -> bool:
+        """Whether none of `mask` is true; in a trace that is never known."""
+        return not self.is_traced((mask,)) and not bool(mask.any())
+
+    def any(self, mask: Array) -> Any:
+        """Whether any of `mask` is true; a symbol in a trace."""
+        return mask.any() if self.is_traced((mask,)) else bool(mask.any())
+
     def write(self, array: Array, index: Any, value: Array) -> Array:
         """A new array: JAX arrays are immutable."""
         return array.at[index].set(value)

@@ -42,6 +42,10 @@ class TorchBackend(Backend):
         """Whether all of `mask` is true; on an accelerator that is never known without waiting."""
         return mask.device.type == "cpu" and bool(mask.all())
 
+    def known_none(self, mask: torch.Tensor) -> bool:
+        """Whether none of `mask` is true; on an accelerator that is never known without waiting."""
+        return mask.device.type == "cpu" and not bool(mask.any())
+
     def any(self, mask: torch.Tensor) -> bool:
         """Whether any of `mask` is true, in all lanes where it is mapped over."""
         return bool(_unwrapped(mask).any())

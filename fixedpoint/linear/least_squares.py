@@ -7,22 +7,22 @@ from fixedpoint.space import Space
 
 
 def least_squares(space: Space, gram: Array, products: Array) -> Array:
-    """The coefficients γ that minimise ‖g − Qγ‖² + λ‖γ‖², of every sample.
+    """The coefficients γ that minimise ‖g − Qγ‖² + λ‖Dγ‖², of every sample.
 
     Parameters
     ----------
     space : Space
         The space of the samples.
     gram : array of shape (batch, m, m)
-        QᵀQ + λI. The columns of Q have unit length or are zero, so that λ > 0 is relative and
-        the matrix is never singular.
+        QᵀQ + λD², where D² is the diagonal of QᵀQ, 1 for a column that is zero: the matrix is
+        never singular.
     products : array of shape (batch, m)
         Qᵀg.
 
     Returns
     -------
     array of shape (batch, m)
-        γ = (QᵀQ + λI)⁻¹ Qᵀg.
+        γ = (QᵀQ + λD²)⁻¹ Qᵀg.
 
     Notes
     -----

@@ -18,24 +18,21 @@ class Secants(NamedTuple):
     Attributes
     ----------
     residuals : Vec
-        The columns ΔG, differences of residuals.
+        The columns ΔG, differences of residuals; zero where they are nothing but rounding.
     images : Vec
         The columns ΔZ + τΔG that belong to them, differences of damped images.
-    scales : array of shape (batch, memory)
-        The diagonal D⁻¹ = 1/‖Δg‖; 0 for a column that is empty or nothing but rounding.
     gram : array of shape (batch, memory, memory)
-        D⁻¹ΔGᵀΔG D⁻¹.
-    ridge : array of shape (memory, memory)
-        λI.
+        ΔGᵀΔG + λD², and 1 on the diagonal where a column is zero.
+    image : Vec
+        The damped image z + τg of the current point.
     pushed : int
         Columns pushed so far.
     """
 
     residuals: Vec
     images: Vec
-    scales: Array
     gram: Array
-    ridge: Array
+    image: Vec
     pushed: Any
 
 
@@ -46,12 +43,12 @@ class Anderson(Solver):
     With g = f(z) − z and the differences of the last m residuals and states as the columns of
     ΔG and ΔZ,
 
-        γ = argmin ‖g − ΔG γ‖² ,    z ← z + τg − (ΔZ + τΔG) γ .
+        γ = (ΔGᵀΔG + λD²)⁻¹ ΔGᵀg ,    z ← z + τg − (ΔZ + τΔG) γ ,    D = diag ‖Δg‖ ,
 
-    On an affine map it is GMRES, step for step, as long as the memory lasts. The columns are
-    scaled to unit length, Q = ΔG D⁻¹ with D = diag ‖Δg‖, so that neither the scale of the problem
-    nor the fall of the residual matters to the regularisation; a column that is nothing but
-    rounding is left out.
+    which minimises ‖g − ΔGγ‖ up to a ridge relative to each column's length, so that neither the
+    scale of the problem nor the fall of the residual matters to it. A column that is nothing but
+    rounding is left out. On an affine map it is GMRES, step for step, as long as the memory
+    lasts.
 
     Parameters
     ----------
@@ -60,8 +57,7 @@ class Anderson(Solver):
     damping : float in (0, 2], optional
         The factor τ on the residual that is left after mixing; 1 is no damping.
     regularization : float, optional
-        λ in γ = D⁻¹(QᵀQ + λI)⁻¹Qᵀg: relative to a Gram matrix of unit diagonal. By
-        default 10 times the unit roundoff of the coefficients.
+        λ, by default 10 times the unit roundoff of the coefficients.
 
     References
     ----------
@@ -94,8 +90,8 @@ class Anderson(Solver):
         """An empty memory."""
         memory = min(self.memory, space.size)
         residuals, images = (space.history(memory, point.value) for _ in range(2))
-        scales, gram = space.full(0.0, (memory,)), space.full(0.0, (memory, memory))
-        return Secants(residuals, images, scales, gram, self._ridge(space, memory), 0)
+        gram = space.full(0.0, (memory, memory)) + space.diagonal(memory, 1.0)
+        return Secants(residuals, images, gram, self._image(space, point), 0)
 
     def step(
         self,
@@ -106,45 +102,47 @@ class Anderson(Solver):
         active: Array | None,
     ) -> tuple[Point, Secants]:
         """One step, one evaluation."""
-        new = problem.evaluate(space.where(active, self._mix(space, point, state), point.value))
+        new = problem.evaluate(space.where(active, _mixed(space, point, state), point.value))
         return new, self._remember(space, state, point, new)
 
-    def _mix(self, space: Space, point: Point, state: Secants) -> Vec:
-        """z + τg − (ΔZ + τΔG)γ."""
-        products = state.scales * space.gram(state.residuals, point.increment)
-        gamma = state.scales * least_squares(space, state.gram + state.ridge, products)
-        image = space.add(point.value, space.scale(self.damping, point.increment))
-        return space.minus_combination(image, gamma, state.images)
+    def _image(self, space: Space, point: Point) -> Vec:
+        return space.add(point.value, space.scale(self.damping, point.increment))
 
     def _remember(self, space: Space, state: Secants, old: Point, new: Point) -> Secants:
         """Push the newest differences over the oldest, and renew their row of the Gram matrix.
 
         A sample that has stopped no longer moves; what it remembers is never used again.
         """
-        slot, write = state.pushed % state.scales.shape[-1], space.backend.write
+        slot, image = state.pushed % state.gram.shape[-1], self._image(space, new)
         residuals = space.push_difference(state.residuals, slot, new.increment, old.increment)
-        newest = space.row(residuals, slot)
-        images = space.push_difference(state.images, slot, new.value, old.value)
-        images = space.add_to_row(images, slot, space.scale(self.damping, newest))
-        inverse = _inverse_length(space, newest, new.scale)
-        scales = write(state.scales, (..., slot), inverse)
-        row = inverse[..., None] * scales * space.gram(residuals, newest)
-        gram = write(state.gram, (..., slot, slice(None)), row)
-        gram = write(gram, (..., slice(None), slot), row)
-        return Secants(residuals, images, scales, gram, state.ridge, state.pushed + 1)
+        images = space.push_difference(state.images, slot, image, state.image)
+        length = space.norm(space.row(residuals, slot))
+        informative = length > 4 * space.rounding * new.scale
+        if not space.backend.known_all(informative):
+            residuals = space.mask_row(residuals, slot, informative)
+        row = space.gram(residuals, space.row(residuals, slot))
+        diagonal = self._diagonal(space, length, informative)
+        gram = _renewed(space, state, slot, row, diagonal)
+        return Secants(residuals, images, gram, image, state.pushed + 1)
 
-    def _ridge(self, space: Space, memory: int) -> Array:
+    def _diagonal(self, space: Space, length: Array, informative: Array) -> Array:
+        """(1 + λ)‖Δg‖², or 1 for a column that is left out."""
         default = 10 * float(space.xp.finfo(space.dtype).eps)
-        return space.diagonal(
-            memory, default if self.regularization is None else self.regularization
-        )
+        ridge = default if self.regularization is None else self.regularization
+        square = (1.0 + ridge) * (length * length)
+        if space.backend.known_all(informative):
+            return square
+        return space.xp.where(informative, square, space.xp.ones_like(square))
 
 
-def _inverse_length(space: Space, residual: Vec, scale: Array) -> Array:
-    """1/‖Δg‖, or 0 where that is mere rounding of f(z), of norm `scale`."""
-    xp, length = space.xp, space.norm(residual)
-    informative = length > 4 * space.rounding * scale
-    if space.backend.known_all(informative):
-        return 1.0 / length
-    ones = xp.ones_like(length)
-    return xp.where(informative, ones / xp.where(informative, length, ones), 0 * ones)
+def _mixed(space: Space, point: Point, state: Secants) -> Vec:
+    """The next iterate, z + τg − (ΔZ + τΔG)γ."""
+    gamma = least_squares(space, state.gram, space.gram(state.residuals, point.increment))
+    return space.minus_combination(state.image, gamma, state.images)
+
+
+def _renewed(space: Space, state: Secants, slot: Any, row: Array, diagonal: Array) -> Array:
+    write = space.backend.write
+    gram = write(state.gram, (..., slot, slice(None)), row)
+    gram = write(gram, (..., slice(None), slot), row)
+    return write(gram, (..., slot, slot), diagonal)
