@@ -85,7 +85,7 @@ def _size(image: Any) -> str:
 
 def _from_npz(file: Path) -> Any:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{file}: not an .npz file of plain arrays ({error})") from None
