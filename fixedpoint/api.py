@@ -53,8 +53,9 @@ def fixed_point(
         By default ``Anderson()``.
     rtol, atol : float or array of the batch's shape, optional
         A sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖. The residual is that of the
-        value returned, undamped. `rtol` is by default max(1e-6, 10·eps) of the coarsest dtype
-        among the leaves.
+        value returned, undamped. A sample that took steps must also have brought it below 0.9 of
+        what it was at `z0`, or below `atol`, so that no runaway passes because ‖f(z)‖ grows.
+        `rtol` is by default max(1e-6, 10·eps) of the coarsest dtype among the leaves.
     norm : {"euclidean", "max"}, optional
         The norm of that test, over all leaves of a sample.
     max_steps : int, optional

@@ -66,10 +66,8 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
     ceiling = xp.where(fallen > problem.atol, fallen, problem.atol)
     loop = _Loop(solver, problem, ceiling, max_steps)
     end = backend.while_loop(loop.unfinished, loop.turn, loop.begin(first))
-    running = end.status == _RUNNING
-    status = xp.where(running, xp.full_like(end.status, int(Status.MAX_STEPS)), end.status)
-    steps = xp.where(running, xp.full_like(end.steps, 1) * end.step, end.steps)
-    return Iteration(end.point, status, steps, end.step + 1)
+    end = loop.settle(end, _exhausted(xp, end.status))
+    return Iteration(end.point, end.status, end.steps, end.step + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +80,9 @@ class _Loop:
     def begin(self, first: Point) -> Carry:
         space = self.problem.space
         untested = space.xp.zeros_like(first.satisfied, dtype=space.xp.int32)
-        state = self.solver.init(space, first)
-        carry = Carry(first, state, untested, untested, None, True, 0)
         status = _judge(space, untested, None, _lost(space, first, None), first.satisfied)
-        return self.settle(carry, status)
+        state = self.solver.init(space, first)
+        return self.sift(Carry(first, state, status, untested, None, True, 0))
 
     def unfinished(self, carry: Carry) -> Any:
         return carry.running & (carry.step < self.max_steps)
@@ -95,23 +92,33 @@ class _Loop:
         space = self.problem.space
         new, state = self.solver.step(space, self.problem, carry.point, carry.state, carry.active)
         lost = _lost(space, new, carry.active)
-        fell = new.satisfied & (new.residual_norm <= self.ceiling)
         point = new if lost is None else _revert(space, lost, new, carry.point)
         carry = carry._replace(point=point, state=state, step=carry.step + 1)
-        if lost is None and space.backend.known_none(fell):
+        if lost is None and space.backend.known_none(new.satisfied):
             return carry
+        fell = new.satisfied & (new.residual_norm <= self.ceiling)
         return self.settle(carry, _judge(space, carry.status, carry.active, lost, fell))
 
     def settle(self, carry: Carry, status: Array) -> Carry:
         """Take note of the samples that have stopped."""
-        xp, backend = self.problem.space.xp, self.problem.space.backend
-        active = status == _RUNNING
-        stopped = (carry.status == _RUNNING) & ~active
+        xp = self.problem.space.xp
+        stopped = (carry.status == _RUNNING) & (status != _RUNNING)
         steps = xp.where(stopped, xp.full_like(carry.steps, 1) * carry.step, carry.steps)
-        running, every = backend.any(active), backend.known_all(active)
+        return self.sift(carry._replace(status=status, steps=steps))
+
+    def sift(self, carry: Carry) -> Carry:
+        """Find the samples that still run."""
+        backend = self.problem.space.backend
+        active = carry.status == _RUNNING
+        every = backend.known_all(active)
         return carry._replace(
-            status=status, steps=steps, active=None if every else active, running=running
+            active=None if every else active, running=every or backend.any(active)
         )
+
+
+def _exhausted(xp: Any, status: Array) -> Array:
+    """The samples that still run have run out of steps."""
+    return xp.where(status == _RUNNING, xp.full_like(status, int(Status.MAX_STEPS)), status)
 
 
 def _lost(space: Space, new: Point, active: Array | None) -> Array | None:

@@ -203,6 +203,11 @@ class Space:
         return self.xp.reshape(self._as(total, leaf.dtype), leaf.shape)
 
     @cached_property
+    def precision(self) -> float:
+        """The unit roundoff of the coefficients."""
+        return float(self.xp.finfo(self.dtype).eps)
+
+    @cached_property
     def rounding(self) -> float:
         """The unit roundoff of the coarsest leaf."""
         return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)

@@ -110,7 +110,9 @@ class TorchBackend(Backend):
             maps.refuse_hidden(solve.map, value, args)
         elif recording:
             solve = dataclasses.replace(solve, map=maps.watch(solve.map))
-        report = BackwardReport() if recording else None
+        else:
+            return solve.run(value, args)
+        report = BackwardReport()
         call = Call(solve, len(value), report)
         outputs = Root.apply(call, *value, *args)  # type: ignore[no-untyped-call]
         status, norm, steps = outputs[len(value) :]

@@ -116,23 +116,20 @@ class Anderson(Solver):
         slot, image = state.pushed % state.gram.shape[-1], self._image(space, new)
         residuals = space.push_difference(state.residuals, slot, new.increment, old.increment)
         images = space.push_difference(state.images, slot, image, state.image)
-        length = space.norm(space.row(residuals, slot))
-        informative = length > 4 * space.rounding * new.scale
+        row = space.gram(residuals, space.row(residuals, slot))
+        square = row[..., slot]  # ‖Δg‖²
+        diagonal = (1.0 + self._ridge(space)) * square
+        rounding = (4 * space.rounding) * new.scale
+        informative = square > rounding * rounding
         if not space.backend.known_all(informative):
             residuals = space.mask_row(residuals, slot, informative)
-        row = space.gram(residuals, space.row(residuals, slot))
-        diagonal = self._diagonal(space, length, informative)
+            row = space.xp.astype(informative, space.dtype)[..., None] * row
+            diagonal = space.xp.where(informative, diagonal, space.xp.ones_like(diagonal))
         gram = _renewed(space, state, slot, row, diagonal)
         return Secants(residuals, images, gram, image, state.pushed + 1)
 
-    def _diagonal(self, space: Space, length: Array, informative: Array) -> Array:
-        """(1 + λ)‖Δg‖², or 1 for a column that is left out."""
-        default = 10 * float(space.xp.finfo(space.dtype).eps)
-        ridge = default if self.regularization is None else self.regularization
-        square = (1.0 + ridge) * (length * length)
-        if space.backend.known_all(informative):
-            return square
-        return space.xp.where(informative, square, space.xp.ones_like(square))
+    def _ridge(self, space: Space) -> float:
+        return 10 * space.precision if self.regularization is None else self.regularization
 
 
 def _mixed(space: Space, point: Point, state: Secants) -> Vec:
