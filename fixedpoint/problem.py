@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -75,11 +77,10 @@ class FixedPointProblem:
             norm, scale = space.norm(increment, self.norm), space.norm(image, self.norm)
             return Point(value, increment, norm, scale, self._within(norm, scale))
         target = space.add(value, residual)
-        norm, scale = space.norm(residual, self.norm), space.norm(target, self.norm)
-        satisfied = space.full(1.0) > 0
-        for block in self.blocks:
-            sizes = (space.norm(vec[block], self.norm) for vec in (residual, target))
-            satisfied = satisfied & self._within(*sizes)
+        norms = [space.norm(residual[block], self.norm) for block in self.blocks]
+        scales = [space.norm(target[block], self.norm) for block in self.blocks]
+        satisfied = reduce(and_, map(self._within, norms, scales))
+        norm, scale = (space.join_norms(parts, self.norm) for parts in (norms, scales))
         return Point(value, increment, norm, scale, satisfied)
 
     def _within(self, norm: Array, scale: Array) -> Array:

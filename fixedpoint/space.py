@@ -127,10 +127,14 @@ class Space:
         rows = [self._wide(self._row(leaf)) for leaf in u]
         order = 2 if kind == "euclidean" else self.xp.inf
         norms = [self.xp.linalg.vector_norm(row, axis=-1, ord=order) for row in rows]
+        return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
+
+    def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
+        """The norm of a vector whose parts have these `norms`."""
         if len(norms) == 1:
-            return self._as(norms[0], self.dtype)
+            return norms[0]
         if kind == "max":
-            return reduce(self.xp.maximum, [self._as(norm, self.dtype) for norm in norms])
+            return reduce(self.xp.maximum, norms)
         return self.xp.sqrt(self._total([norm * norm for norm in norms]))
 
     def _as(self, value: Array, dtype: Any) -> Array:

@@ -19,7 +19,31 @@ from fixedpoint_models.decoder import Params, equilibrium_map, masked_loss
 from fixedpoint_models.nested import Nested
 
 FACTORS = (1.05, 1.2, 1.5, 2.0, 4.0)
-JOINT_STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 150, 200)
+JOINT_STEPS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    15,
+    18,
+    22,
+    27,
+    33,
+    40,
+    48,
+    58,
+    70,
+    84,
+    100,
+    150,
+    200,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +122,11 @@ def trace_joint(
         times = []
         for _ in range(repeats):
             begin = time.perf_counter()
-            solution = model.iterate(
-                z, x, params=task.params, y=task.y, max_steps=number, on_failure="return",
-                solver=fp.Anderson(memory=memory),
-            )  # fmt: skip
+            with torch.no_grad():
+                solution = model.iterate(
+                    z, x, params=task.params, y=task.y, max_steps=number, on_failure="return",
+                    solver=fp.Anderson(memory=memory),
+                )  # fmt: skip
             times.append(time.perf_counter() - begin)
         objective = task.objective(solution.value["x"])
         _append(trace, statistics.median(times), objective, solution.work.f, solution.work.f)
