@@ -114,9 +114,15 @@ class Backend:
 @cache
 def _adapter(module: str) -> Backend | None:
     for entry in entry_points(group="fixedpoint.backends", name=module):
-        adapter: Backend = entry.load()()
-        return adapter
+        return _only(entry.load())
     return None
+
+
+@cache
+def _only(adapter: Any) -> Backend:
+    """The one instance of an adapter, which several modules may announce."""
+    backend: Backend = adapter()
+    return backend
 
 
 _default = Backend()
@@ -147,13 +153,21 @@ def backend_of(leaves: Sequence[Any], names: Sequence[str]) -> Backend:
     for leaf, kind, name in zip(leaves, kinds, names, strict=True):
         if _backend_of_type(kind) is not backend:
             raise TypeError(
-                f"{name} is a {_type_name(leaf)}, but {names[0]} is a {_type_name(leaves[0])}: "
+                f"{name} is a {type_name(leaf)}, but {names[0]} is a {type_name(leaves[0])}: "
                 "all leaves must come from one array library"
             )
         if not backend.is_array(backend.leaf(leaf)):
-            raise TypeError(f"{name} must be a floating-point array, got {_type_name(leaf)}")
+            raise TypeError(f"{name} must be a floating-point array, got {type_name(leaf)}")
     return backend
 
 
-def _type_name(value: Any) -> str:
+def of_one_backend(a: Any, b: Any) -> bool:
+    """Whether `a` and `b` are arrays of the same library."""
+    kinds: list[Any] = [type(a), type(b)]
+    first, second = map(_backend_of_type, kinds)
+    return first is second and hasattr(a, "dtype") and hasattr(b, "dtype")
+
+
+def type_name(value: Any) -> str:
+    """The full name of the type of `value`."""
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.implicit import Implicit
-from fixedpoint.backend import Array, Backend, Vec
+from fixedpoint.backend import Array, Backend, Vec, of_one_backend, type_name
 from fixedpoint.iterate import iterate
 from fixedpoint.problem import FixedPointProblem
 from fixedpoint.solvers import Solver
@@ -105,8 +105,11 @@ class LeafMap:
 
 def _check_leaf(name: str, new: Any, old: Array) -> None:
     """Raise unless `new`, an output of f, has the type, shape and dtype of the state's leaf."""
-    if not hasattr(new, "dtype"):
-        raise TypeError(f"f must return an array for {name}, it returned {type(new).__name__}")
+    if type(new) is not type(old) and not of_one_backend(new, old):
+        raise TypeError(
+            f"f must return an array for {name}, of the same library: expected "
+            f"{type_name(old)}, got {type_name(new)}"
+        )
     if new.shape != old.shape:
         raise ValueError(
             f"f must keep the shape of {name}: expected {tuple(old.shape)}, got {tuple(new.shape)}"

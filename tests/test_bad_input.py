@@ -350,3 +350,17 @@ def test_jax_traces_of_a_nan_start_raise_nothing():
     sol = call(jnp.array([[0.0], [jnp.nan]]))
     assert sol.status.tolist() == [fp.Status.CONVERGED, fp.Status.NON_FINITE]
     assert np.isnan(sol.value).tolist() == [[False], [True]]
+
+
+def test_an_image_of_another_library_is_named():
+    with pytest.raises(
+        TypeError, match=r"z0, of the same library: expected numpy.ndarray, got jaxlib"
+    ):
+        fp.fixed_point(lambda z, b: 0.5 * z + b, np.zeros(3), (jnp.ones(3),))
+
+
+def test_leaves_may_be_arrays_and_tracers_of_one_library():
+    start = lambda a: {"a": a, "b": jnp.ones(2)}
+    halve = lambda z: {"a": 0.5 * z["a"], "b": 0.5 * z["b"] + z["a"]}
+    value = jax.jit(lambda a: fp.fixed_point(halve, start(a)).value["b"])(jnp.ones(2))
+    np.testing.assert_allclose(value, 0.0, atol=1e-6)
