@@ -162,7 +162,7 @@ def _leaf_map(
 
 
 def _relative(rtol: Any, space: Space) -> Any:
-    return max(1e-6, 10 * space.rounding) if rtol is None else _tolerance("rtol", rtol)
+    return space.default_rtol if rtol is None else _tolerance("rtol", rtol)
 
 
 def _tolerance(name: str, value: Any) -> Any:

@@ -206,6 +206,11 @@ class Space:
         total = self.backend.minus_product(row[..., None, :], weights, wide)
         return self.xp.reshape(self._as(total, leaf.dtype), leaf.shape)
 
+    @property
+    def default_rtol(self) -> float:
+        """The relative tolerance where none is named."""
+        return max(1e-6, 10 * self.rounding)
+
     @cached_property
     def precision(self) -> float:
         """The unit roundoff of the coefficients."""

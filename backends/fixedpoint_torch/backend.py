@@ -15,7 +15,7 @@ from fixedpoint import tree
 from fixedpoint.backend import Backend, Pullback, Vec
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import maps
-from fixedpoint_torch.functions import BackwardReport, Call, Root
+from fixedpoint_torch.functions import BackwardReport, Call, Root, apply
 from fixedpoint_torch.namespace import NAMESPACE
 
 
@@ -114,7 +114,7 @@ class TorchBackend(Backend):
             return solve.run(value, args)
         report = BackwardReport()
         call = Call(solve, len(value), report)
-        outputs = Root.apply(call, *value, *args)  # type: ignore[no-untyped-call]
+        outputs = apply(Root, call, *value, *args)
         status, norm, steps = outputs[len(value) :]
         leaves = outputs[: len(value)]
         return Outcome(leaves, status, norm, steps, call.evaluations[0], report)

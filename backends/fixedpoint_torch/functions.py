@@ -76,6 +76,11 @@ class Call:
         return dataclasses.replace(self, solve=solve)
 
 
+def apply(function: Any, *args: Any) -> Any:
+    """Apply an autograd function."""
+    return function.apply(*args)
+
+
 class Root(torch.autograd.Function):
     """The solution z* as a function of all that the map takes."""
 
@@ -102,7 +107,7 @@ class Root(torch.autograd.Function):
         """(∂f/∂θ)ᵀu with (I − Jᵀ)u = v."""
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
-        u = LinearSolve.apply(call, True, *cotangents[: call.n], *value, *rest)  # type: ignore[no-untyped-call]
+        u = apply(LinearSolve, call, True, *cotangents[: call.n], *value, *rest)
         needed = ctx.needs_input_grad[1 + call.n :]
         gradients = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
         return (None, *(None,) * call.n, *gradients)
@@ -113,7 +118,7 @@ class Root(torch.autograd.Function):
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
         right = _push(lambda part: call.solve.image(value, part), rest, tangents[1 + call.n :])
-        u = LinearSolve.apply(call, False, *right, *value, *rest)  # type: ignore[no-untyped-call]
+        u = apply(LinearSolve, call, False, *right, *value, *rest)
         return (*u, None, None, None)
 
     @staticmethod
@@ -122,7 +127,7 @@ class Root(torch.autograd.Function):
         call = dataclasses.replace(call)
         value, rest = call.split(_to_front(info, in_dims[1:], tensors, call.n))
         mapped = call.vectorised(_front_dims(in_dims[1:], call.n))
-        outputs = Root.apply(mapped, *value, *rest)  # type: ignore[no-untyped-call]
+        outputs = apply(Root, mapped, *value, *rest)
         return outputs, (0,) * len(outputs)
 
 
@@ -168,7 +173,7 @@ class LinearSolve(torch.autograd.Function):
         """With s = (I − Aᵀ)⁻¹w: s for v, and the derivative of ⟨s, A u⟩ for z and θ."""
         call: Call = ctx.call
         u, value, rest = _thirds(call, ctx.saved_tensors)
-        s = LinearSolve.apply(call, not ctx.transposed, *cotangents, *value, *rest)  # type: ignore[no-untyped-call]
+        s = apply(LinearSolve, call, not ctx.transposed, *cotangents, *value, *rest)
         product = _product_at(call, u, ctx.transposed)
         needed = ctx.needs_input_grad[2 + call.n :]
         return (None, None, *s, *_pull(product, (*value, *rest), needed, s))
@@ -183,14 +188,14 @@ class LinearSolve(torch.autograd.Function):
         )
         given = tangents[2 : 2 + call.n]
         right = tuple(c if g is None else c + g for c, g in zip(change, given, strict=True))
-        return LinearSolve.apply(call, ctx.transposed, *right, *value, *rest)  # type: ignore[no-untyped-call]
+        return apply(LinearSolve, call, ctx.transposed, *right, *value, *rest)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
         """One more batch axis."""
         fronted = _to_front(info, in_dims[2:], tensors, 2 * call.n)
         mapped = call.vectorised(_front_dims(in_dims[2 + call.n :], call.n))
-        outputs = LinearSolve.apply(mapped, transposed, *fronted)  # type: ignore[no-untyped-call]
+        outputs = apply(LinearSolve, mapped, transposed, *fronted)
         return outputs, (0,) * len(outputs)
 
 
@@ -201,8 +206,8 @@ def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
 
 def _relative(rtol: Any, space: Space) -> float:
     """The forward solve's relative tolerance, if it is one number the adjoint can use."""
-    default = max(1e-6, 10 * space.rounding)
-    return float(rtol) if isinstance(rtol, (int, float)) and rtol > 0 else default
+    known = isinstance(rtol, (int, float)) and rtol > 0
+    return float(rtol) if known else space.default_rtol
 
 
 def _products(
