@@ -41,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table, times in microseconds."""
+    """A line of the table: times in microseconds, `ratio` to the time of the case's first method."""
 
     case: str
     method: str
@@ -50,6 +50,7 @@ class Row:
     per_evaluation: float
     overhead: float
     residual: float
+    ratio: float
 
 
 def measure(case: Case) -> list[Row]:
@@ -62,15 +63,16 @@ def measure(case: Case) -> list[Row]:
             single.append(_seconds(lambda: [case.evaluate() for _ in range(10)]) / 10)
             times[contender.name].append(_seconds(contender.solve))
     one = statistics.median(single) * 1e6
-    return [
-        _row(case, name, statistics.median(times[name]) * 1e6, one, *answers[name])
-        for name in times
-    ]
-
-
-def _row(case: Case, name: str, total: float, one: float, value: Any, evaluations: int) -> Row:
-    overhead = total / (evaluations * one)
-    return Row(case.name, name, total, evaluations, one, overhead, case.residual(value))
+    totals = {name: statistics.median(values) * 1e6 for name, values in times.items()}
+    first = totals[case.contenders[0].name]
+    rows = []
+    for name, total in totals.items():
+        value, evaluations = answers[name]
+        overhead, residual = total / (evaluations * one), case.residual(value)
+        rows.append(
+            Row(case.name, name, total, evaluations, one, overhead, residual, total / first)
+        )
+    return rows
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -219,7 +221,9 @@ def numpy_chandrasekhar() -> Case:
 def main() -> None:
     """Run all cases, print the table and write it down."""
     rows: list[Row] = []
-    print(f"{'case':36}{'method':46}{'µs':>9}{'f':>5}{'µs/f':>8}{'overhead':>10}{'residual':>11}")
+    print(
+        f"{'case':36}{'method':46}{'µs':>9}{'f':>5}{'µs/f':>8}{'overhead':>10}{'residual':>11}{'ratio':>7}"
+    )
     with threadpool_limits(limits=1):
         for case in (torch_dense, jax_dense, numpy_chandrasekhar):
             for row in measure(case()):
@@ -227,6 +231,7 @@ def main() -> None:
                 print(
                     f"{row.case:36}{row.method:46}{row.microseconds:9.0f}{row.evaluations:5}"
                     f"{row.per_evaluation:8.1f}{row.overhead:10.2f}{row.residual:11.1e}"
+                    f"{row.ratio:7.2f}"
                 )
     content = {
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
