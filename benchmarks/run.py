@@ -41,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: times in microseconds, `ratio` to the time of the case's first method."""
+    """A line of the table: times in microseconds, `ratio` of time to that of the first method."""
 
     case: str
     method: str
