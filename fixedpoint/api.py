@@ -9,6 +9,7 @@ from fixedpoint import tree
 from fixedpoint.adjoints.implicit import Implicit
 from fixedpoint.backend import Array, Backend, Vec, backend_of
 from fixedpoint.failure import apply_policy, check_policy
+from fixedpoint.operators.joint import Joint
 from fixedpoint.solution import Solution, Work
 from fixedpoint.solve import LeafMap, Outcome, Solve
 from fixedpoint.solvers import Anderson, Solver
@@ -173,7 +174,7 @@ def _tolerance(name: str, value: Any) -> Any:
 
 def _blocks(f: Any, z0: Any) -> tuple[slice, ...]:
     """The leaves of each block that f tests by itself, or of all."""
-    if not hasattr(f, "blocks"):
+    if not isinstance(f, Joint):
         return (slice(None),)
     blocks, start = [], 0
     for name in sorted(f.blocks):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fixedpoint.adjoints.implicit import Implicit
 from fixedpoint.backend import Array, Backend, Vec, of_one_backend, type_name
 from fixedpoint.iterate import iterate
+from fixedpoint.operators.base import Operator
 from fixedpoint.problem import FixedPointProblem
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
@@ -44,8 +45,7 @@ class LeafMap:
     Parameters
     ----------
     f : callable
-        The user's ``f(z, *args)``, or an object whose method ``evaluate(z, *args)`` returns
-        the image and the residual to test.
+        The user's ``f(z, *args)``, or an operator, which brings the residual to test.
     backend : Backend
         The array library's adapter.
     state, args : structure
@@ -73,7 +73,7 @@ class LeafMap:
         as it is and brings them along.
         """
         z, args = self.state.rebuild(value), self.unpack(arrays)
-        if hasattr(self.f, "evaluate"):
+        if isinstance(self.f, Operator):
             image, residual = self.f.evaluate(z, *args)
             return self._leaves(image, value), self._leaves(residual, value)
         return self._leaves(self.f(z, *args), value), None

@@ -554,3 +554,25 @@ def test_the_backward_linearisation_costs_two_evaluations_at_most(counted):
     before = f.calls
     sol.value.sum().backward()
     assert f.calls - before <= 2
+
+
+class Residual(torch.nn.Module):
+    """A module with attributes that operators have too, as users' modules often do."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2).double()])
+
+    def forward(self, z):
+        return 0.1 * torch.tanh(self.blocks[0](z))
+
+    def evaluate(self, data):
+        raise AssertionError
+
+
+def test_a_module_is_no_operator_whatever_its_attributes():
+    module = Residual()
+    sol = fp.fixed_point(module, torch.zeros(2, dtype=torch.float64))
+    sol.value.sum().backward()
+    assert bool(sol.converged)
+    assert module.blocks[0].weight.grad is not None
