@@ -177,7 +177,10 @@ def jax_dense() -> Case:
         Contender("fixedpoint Anderson(5)", runner(ours)),
         Contender("jaxopt AndersonAcceleration(5), whole batch", runner(theirs)),
     ]
-    evaluate = lambda: jax.block_until_ready(single(b, W, b))  # noqa: E731
+
+    def evaluate() -> Any:
+        return jax.block_until_ready(single(b, W, b))
+
     return Case("JAX jitted, 64×256 dense, float32", evaluate, residual, contenders)
 
 
@@ -213,9 +216,11 @@ def numpy_chandrasekhar() -> Case:
         Contender("fixedpoint Anderson(10)", ours),
         Contender("scipy anderson(10)", theirs),
     ]
-    evaluate = lambda: f(nodes)  # noqa: E731
-    residual = lambda h: float(np.abs(f(h) - h).max())  # noqa: E731
-    return Case("NumPy, Chandrasekhar H, n = 1000", evaluate, residual, contenders)
+
+    def residual(h: Any) -> float:
+        return float(np.abs(f(h) - h).max())
+
+    return Case("NumPy, Chandrasekhar H, n = 1000", lambda: f(nodes), residual, contenders)
 
 
 def main() -> None:

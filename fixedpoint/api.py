@@ -113,7 +113,7 @@ def fixed_point(
         norm, max_steps, batch_ndim, adjoint, _blocks(f, z0),
     )  # fmt: skip
     outcome = backend.attach(solve, value, arrays)
-    return _pack(outcome, on_failure, backend, space, structure)
+    return _pack(outcome, on_failure, space, structure)
 
 
 def _check_settings(
@@ -184,15 +184,13 @@ def _blocks(f: Any, z0: Any) -> tuple[slice, ...]:
     return tuple(blocks)
 
 
-def _pack(
-    outcome: Outcome, on_failure: str, backend: Backend, space: Space, structure: Any
-) -> Solution:
+def _pack(outcome: Outcome, on_failure: str, space: Space, structure: Any) -> Solution:
     """The solution in the user's containers, or what `on_failure` says."""
     solution = Solution(
         structure.rebuild(outcome.value), outcome.status, outcome.residual_norm,
         outcome.steps, Work(f=outcome.evaluations), outcome.backward,
     )  # fmt: skip
     what = "fixed_point failed"
-    value = apply_policy(on_failure, what, backend, space, outcome.value, solution)
+    value = apply_policy(on_failure, what, space, outcome.value, solution)
     solution.value = structure.rebuild(value)
     return solution

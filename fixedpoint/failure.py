@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from fixedpoint.backend import Backend, Vec
+from fixedpoint.backend import Vec
 from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution
 from fixedpoint.space import Space
 
@@ -18,9 +18,7 @@ def check_policy(name: str, policy: str) -> None:
         raise ValueError(f"{name} must be one of {', '.join(POLICIES)}, got {policy!r}")
 
 
-def apply_policy(
-    policy: str, what: str, backend: Backend, space: Space, value: Vec, solution: Solution
-) -> Vec:
+def apply_policy(policy: str, what: str, space: Space, value: Vec, solution: Solution) -> Vec:
     """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so asked.
 
     Where the values are symbols of a trace nothing can be raised, and "raise" fills the samples
@@ -28,7 +26,7 @@ def apply_policy(
     """
     if policy == "return":
         return value
-    converged = solution.converged
+    converged, backend = solution.converged, space.backend
     traced = backend.is_traced((converged,))
     if policy == "nan" or traced:
         return _poison(space, converged, value)

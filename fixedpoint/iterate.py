@@ -67,7 +67,14 @@ def iterate(solver: Solver, problem: FixedPointProblem, start: Vec, max_steps: i
     loop = _Loop(solver, problem, ceiling, max_steps)
     end = backend.while_loop(loop.unfinished, loop.turn, loop.begin(first))
     end = loop.settle(end, _exhausted(xp, end.status))
-    return Iteration(end.point, end.status, end.steps, end.step + 1)
+    point = end.point._replace(value=_owned(end.point.value, start))
+    return Iteration(point, end.status, end.steps, end.step + 1)
+
+
+def _owned(value: Vec, start: Vec) -> Vec:
+    """A copy of `value` where it is the caller's own array: the iteration ended where it began."""
+    leaves = zip(value, start, strict=True)
+    return tuple(1.0 * leaf if leaf is first else leaf for leaf, first in leaves)
 
 
 @dataclass(frozen=True, eq=False)

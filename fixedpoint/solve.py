@@ -155,7 +155,5 @@ class Solve:
             space, lambda z: self.map(z, args), self.rtol, self.atol, self.norm, self.blocks
         )
         end = iterate(self.solver, problem, value, self.max_steps)
-        leaves = zip(end.point.value, value, strict=True)
-        # A solve that ends where it began must not hand the caller's own arrays back.
-        ours = tuple(1.0 * leaf if leaf is start else leaf for leaf, start in leaves)
-        return Outcome(ours, end.status, end.point.residual_norm, end.steps, end.evaluations)
+        point = end.point
+        return Outcome(point.value, end.status, point.residual_norm, end.steps, end.evaluations)

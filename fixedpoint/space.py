@@ -147,9 +147,9 @@ class Space:
         """An array of coefficients, of the shape of the batch followed by `shape`."""
         return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **self._place)
 
-    def diagonal(self, size: int, value: float) -> Array:
-        """`value` times the unit matrix, for coefficients."""
-        return value * self.xp.eye(size, dtype=self.dtype, **self._place)
+    def identity(self, size: int) -> Array:
+        """A unit matrix of coefficients for each sample."""
+        return self.full(0.0, (size, size)) + self.xp.eye(size, dtype=self.dtype, **self._place)
 
     # Histories: per leaf an array (batch, memory, entries).
 

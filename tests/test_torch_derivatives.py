@@ -566,7 +566,7 @@ class Residual(torch.nn.Module):
     def forward(self, z):
         return 0.1 * torch.tanh(self.blocks[0](z))
 
-    def evaluate(self, data):
+    def evaluate(self):
         raise AssertionError
 
 

@@ -56,7 +56,7 @@ class Call:
 
     solve: Solve
     n: int
-    report: BackwardReport | None
+    report: BackwardReport
     evaluations: list[int] = field(default_factory=lambda: [0])
 
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
@@ -124,7 +124,6 @@ class Root(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: Call, *tensors: torch.Tensor) -> Any:
         """One more batch axis."""
-        call = dataclasses.replace(call)
         value, rest = call.split(_to_front(info, in_dims[1:], tensors, call.n))
         mapped = call.vectorised(_front_dims(in_dims[1:], call.n))
         outputs = apply(Root, mapped, *value, *rest)
@@ -137,28 +136,18 @@ class LinearSolve(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
         """Iterate on u = Au + v; the tensors are v, then z*, then what the map takes."""
-        right, value, rest = _thirds(call, tensors)
+        right, z, rest = _thirds(call, tensors)
         solve, adjoint = call.solve, call.solve.adjoint
         space = Space.of(solve.backend, right, solve.batch_ndim)
-        product = _products(solve.image, value, rest, transposed)
+        product = _products(solve.image, z, rest, transposed)
         end = adjoint.solve(space, product, right, _relative(solve.rtol, space))
-        report = call.report or BackwardReport()
-        report.status, report.residual_norm = end.status, end.point.residual_norm
-        report.steps, report.products = end.steps, end.evaluations
-        solution = Solution(
-            end.point.value,
-            end.status,
-            end.point.residual_norm,
-            end.steps,
-            Work(vjp=end.evaluations),
-        )
+        value, norm, work = end.point.value, end.point.residual_norm, Work(vjp=end.evaluations)
+        report = call.report
+        report.status, report.residual_norm, report.steps = end.status, norm, end.steps
+        report.products = end.evaluations
         what = "the adjoint solve failed" if transposed else "the tangent solve failed"
-        leaves = apply_policy(
-            adjoint.on_failure, what, solve.backend, space, end.point.value, solution
-        )
-        return tuple(
-            leaf.clone() if leaf is old else leaf for leaf, old in zip(leaves, right, strict=True)
-        )
+        solution = Solution(value, end.status, norm, end.steps, work)
+        return apply_policy(adjoint.on_failure, what, space, value, solution)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

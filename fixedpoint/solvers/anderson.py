@@ -90,8 +90,7 @@ class Anderson(Solver):
         """An empty memory."""
         memory = min(self.memory, space.size)
         residuals, images = (space.history(memory, point.value) for _ in range(2))
-        gram = space.full(0.0, (memory, memory)) + space.diagonal(memory, 1.0)
-        return Secants(residuals, images, gram, self._image(space, point), 0)
+        return Secants(residuals, images, space.identity(memory), self._image(space, point), 0)
 
     def step(
         self,

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from array_api_compat import array_namespace
+
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.backend import Array, Pullback, backend_of
+from fixedpoint.backend import Array, Pullback, Vec, backend_of
+from fixedpoint.operators.base import leafwise
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 
@@ -126,7 +129,7 @@ class AugmentedDEQ:
 
         Parameters are those of :meth:`solve`. The value is ``{"z", "mu", "x"}``.
         """
-        mu0 = _zeros_like(z0) if mu0 is None else mu0
+        mu0 = leafwise(lambda z: array_namespace(z).zeros_like(z), z0) if mu0 is None else mu0
         start = {"z": z0, "mu": mu0, "x": x0}
         return fp.fixed_point(
             self.operator, _detached(start), _detached((params, y)), solver=solver, rtol=rtol,
@@ -193,12 +196,8 @@ class AugmentedDEQ:
         """The norm of each block's residual, undamped and step-free, per sample."""
         state, (params, y) = _detached({"z": z, "mu": mu, "x": x}), _detached((params, y))
         residual = self.operator.evaluate(state, params, y).residual
-        return {name: self._norm(_detached(residual[name])) for name in ("z", "mu", "x")}
-
-    def _norm(self, block: Any) -> Array:
-        leaves = tuple(tree.flatten(block)[0])
-        backend = backend_of(leaves, tree.paths(block, "block"))
-        return Space.of(backend, leaves, self.batch_ndim).norm(leaves)
+        blocks = {name: self._vector(_detached(residual[name])) for name in ("z", "mu", "x")}
+        return {name: space.norm(vector) for name, (space, vector) in blocks.items()}
 
     def lagrangian(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> Array:
         """ℓ + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params alone.
@@ -208,21 +207,17 @@ class AugmentedDEQ:
         """
         z, mu, x = _detached((z, mu, x))
         defect = fp.operators.Map(self.f).evaluate(z, x, params).residual
-        leaves, others = (tuple(tree.flatten(part)[0]) for part in (mu, defect))
-        backend = backend_of(leaves, tree.paths(mu, "mu"))
-        constraint = Space.of(backend, leaves, self.batch_ndim).dot(leaves, others)
-        return self.loss(z, x, y, params) + constraint
+        (space, multiplier), (_, constraint) = self._vector(mu), self._vector(defect)
+        return self.loss(z, x, y, params) + space.dot(multiplier, constraint)
 
-
-def _zeros_like(state: Any) -> Any:
-    return _leafwise(lambda backend, leaf: backend.namespace(leaf).zeros_like(leaf), state)
+    def _vector(self, block: Any) -> tuple[Space, Vec]:
+        """A block's leaves, and the space they lie in."""
+        leaves = tuple(tree.flatten(block)[0])
+        backend = backend_of(leaves, tree.paths(block, "block"))
+        return Space.of(backend, leaves, self.batch_ndim), leaves
 
 
 def _detached(state: Any) -> Any:
-    return _leafwise(lambda _, leaf: leaf.detach() if hasattr(leaf, "detach") else leaf, state)
-
-
-def _leafwise(function: Callable[[Any, Any], Any], state: Any) -> Any:
+    """`state` without derivatives, where it is Torch's; anything else passes."""
     leaves, structure = tree.flatten(state)
-    backend = backend_of(leaves[:1], ["z0"]) if leaves else None
-    return structure.rebuild([function(backend, leaf) for leaf in leaves])
+    return structure.rebuild([x.detach() if hasattr(x, "detach") else x for x in leaves])

@@ -20,30 +20,8 @@ from fixedpoint_models.nested import Nested
 
 FACTORS = (1.05, 1.2, 1.5, 2.0, 4.0)
 JOINT_STEPS = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-    12,
-    15,
-    18,
-    22,
-    27,
-    33,
-    40,
-    48,
-    58,
-    70,
-    84,
-    100,
-    150,
-    200,
-)
+    1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 150, 200,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,15 +197,8 @@ class Race(NamedTuple):
 def races(joint: Sequence[Trace], nested: Sequence[Trace]) -> list[Race]:
     """The race to each of FACTORS times the lowest objective that any method reached."""
     lowest = min(min(trace.objectives) for trace in (*joint, *nested))
-    return [
-        Race(
-            factor,
-            _fastest(joint, factor * lowest),
-            _fastest(nested, factor * lowest),
-            factor * lowest,
-        )
-        for factor in FACTORS
-    ]
+    targets = [(factor, factor * lowest) for factor in FACTORS]
+    return [Race(f, _fastest(joint, t), _fastest(nested, t), t) for f, t in targets]
 
 
 def _fastest(traces: Sequence[Trace], target: float) -> Trace:

@@ -79,16 +79,10 @@ def run(images: Any, output: Path, backend: str, seed: int, settings: Training) 
 
 def _table(task: Task, traces: list[Trace]) -> Table:
     """What the best joint and the best nested method reached, and for how much."""
-    columns = (
-        "method",
-        "seconds",
-        "f",
-        "vjp",
-        "re-solved objective",
-        "masked MSE",
-        "KKT z / μ / x",
-    )
-    table = Table(*columns, title="At the lowest objective of the best of each grid")
+    table = Table(
+        "method", "seconds", "f", "vjp", "re-solved objective", "masked MSE", "KKT z / μ / x",
+        title="At the lowest objective of the best of each grid",
+    )  # fmt: skip
     model = AugmentedDEQ(equilibrium_map, masked_loss)
     for trace in traces:
         i, final = trace.best, trace.final
