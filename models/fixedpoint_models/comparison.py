@@ -67,7 +67,8 @@ class Trace(NamedTuple):
     seconds, objectives, evaluations, products : list
         At each point of measurement: time, re-solved objective, and work spent.
     final : dict of str to tensor
-        z, mu and x at the point with the lowest objective.
+        z, mu and x at the point with the lowest objective, and the input ``at`` which z and mu
+        were computed.
     """
 
     name: str
@@ -110,7 +111,7 @@ def trace_joint(
         _append(trace, statistics.median(times), objective, solution.work.f, solution.work.f)
         if objective < lowest:
             lowest = objective
-            trace.final.update(solution.value)
+            trace.final.update(solution.value, at=solution.value["x"])
         if bool(solution.converged.all()):
             break
     return trace
@@ -128,7 +129,7 @@ def trace_nested(task: Task, name: str, method: Nested, seconds: float) -> Trace
             _append(trace, now.seconds, objective, now.evaluations, now.products)
             if objective < lowest:
                 lowest = objective
-                trace.final.update(z=now.z, mu=now.mu, x=now.x)
+                trace.final.update(z=now.z, mu=now.mu, x=now.x, at=now.at)
         if now.seconds > seconds:
             return trace
     return trace

@@ -86,7 +86,7 @@ def _table(task: Task, traces: list[Trace]) -> Table:
     model = AugmentedDEQ(equilibrium_map, masked_loss)
     for trace in traces:
         i, final = trace.best, trace.final
-        kkt = model.kkt(final["z"], final["mu"], final["x"], params=task.params, y=task.y)
+        kkt = model.kkt(final["z"], final["mu"], final["at"], params=task.params, y=task.y)
         table.add_row(
             trace.name, f"{trace.seconds[i]:.3f}", str(trace.evaluations[i]),
             str(trace.products[i]), f"{trace.objectives[i]:.4f}",

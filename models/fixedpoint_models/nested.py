@@ -20,14 +20,17 @@ class Progress(NamedTuple):
 
     Attributes
     ----------
-    z, mu, x : tensor
-        The state and its adjoint at the input before the step, and the input after it.
+    at, z, mu : tensor
+        The input before the step, and the state and its adjoint that were solved for there.
+    x : tensor
+        The input after the step.
     seconds : float
         Time spent so far, not counting what the caller did between steps.
     evaluations, products : int
         Evaluations of f and vector-Jacobian products so far.
     """
 
+    at: torch.Tensor
     z: torch.Tensor
     mu: torch.Tensor
     x: torch.Tensor
@@ -72,12 +75,13 @@ class Nested:
             equilibrium = self._solve(self.f, z, (x.detach(), params))
             z = equilibrium.value
             mu, x.grad, pulled = self._adjoint(z.clone(), mu, x.detach(), params, y)
+            at = x.detach().clone()
             optimizer.step()
             seconds += time.perf_counter() - begin
             # The linearisation for the adjoint evaluates f once more at the equilibrium.
             evaluations += equilibrium.work.f + 1
             products += pulled
-            yield Progress(z, mu, x.detach().clone(), seconds, evaluations, products)
+            yield Progress(at, z, mu, x.detach().clone(), seconds, evaluations, products)
 
     def _solve(self, f: Callable[..., Any], start: torch.Tensor, args: Any) -> fp.Solution:
         with torch.no_grad():
