@@ -49,7 +49,8 @@ docs: .venv/.ready
 	$(SPHINX) -b doctest docs docs/_build/doctest
 
 bench: .venv/.bench
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/robustness.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist demo-output docs/_build docs/api/generated

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fixedpoint import tree
 from fixedpoint.adjoints.implicit import Implicit
 from fixedpoint.backend import Array, Backend, Vec, backend_of
 from fixedpoint.failure import apply_policy, check_policy
+from fixedpoint.iterate import Budget, Course, Memory
+from fixedpoint.operators.base import Operator
 from fixedpoint.operators.joint import Joint
-from fixedpoint.solution import Solution, Work
+from fixedpoint.solution import Solution
 from fixedpoint.solve import LeafMap, Outcome, Solve
-from fixedpoint.solvers import Anderson, Solver
-from fixedpoint.solvers.base import check_count
+from fixedpoint.solvers import Solver, default_solver
+from fixedpoint.checks import check_count
 from fixedpoint.space import Space
 
-DEFAULT_MAX_STEPS = 200
-_IMPLICIT, _ANDERSON = Implicit(), Anderson()
+DEFAULT_MAX_STEPS = 1000
+_IMPLICIT = Implicit()
 
 
 def fixed_point(
@@ -31,8 +34,17 @@ def fixed_point(
     norm: str = "euclidean",
     max_steps: int = DEFAULT_MAX_STEPS,
     batch_ndim: int = 0,
+    batched_args: Any = None,
     adjoint: Implicit | None = None,
     on_failure: str = "raise",
+    project: Callable[[Any], Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
+    jacobian: Callable[..., Any] | None = None,
+    preconditioner: Callable[..., Any] | None = None,
+    record: bool = False,
+    callback: Callable[[int, Any, Array], Any] | None = None,
+    state: Memory | None = None,
+    budget: Budget | None = None,
 ) -> Solution:
     """Find z with z = f(z, \\*args).
 
@@ -42,7 +54,8 @@ def fixed_point(
         The map. It returns what it takes: a container of the structure of `z0`, each leaf with the
         same shape and dtype. In Torch also an ``nn.Module``, whose parameters are then
         differentiated too. An operator of :mod:`fixedpoint.operators` brings its own undamped
-        residual, and is tested on that.
+        residual, and is tested on that. Where f cannot be evaluated it may return NaN, or raise
+        ArithmeticError or :class:`DomainError`: a solver that can then takes a shorter step.
     z0 : array or container of arrays
         Where to start: floating-point or complex arrays of NumPy, PyTorch, JAX or another
         array-API library, in lists, tuples and dicts nested at will. A Python float counts as a
@@ -51,25 +64,49 @@ def fixed_point(
         What else `f` takes: arrays and containers of arrays, with respect to which the
         solution is differentiable, and anything else, which is passed on.
     solver : Solver, optional
-        By default ``Anderson()``.
+        By default a :class:`Fallback`, see :func:`default_solver`.
     rtol, atol : float or array of the batch's shape, optional
         A sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖. The residual is that of the
         value returned, undamped. A sample that took steps must also have brought it below 0.9 of
         what it was at `z0`, or below `atol`, so that no runaway passes because ‖f(z)‖ grows.
-        `rtol` is by default max(1e-6, 10·eps) of the coarsest dtype among the leaves.
+        `rtol` is by default max(1e-6, 10·eps) of the coarsest dtype among the leaves. With both
+        zero a fixed number of steps is taken.
     norm : {"euclidean", "max"}, optional
         The norm of that test, over all leaves of a sample.
     max_steps : int, optional
-        Steps at most, not counting the evaluation at `z0`.
+        Steps at most, not counting the evaluation at `z0`, summed over the solvers of a fallback.
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf index independent problems. Each has its own
         coefficients, status and number of steps, and its answer does not depend on the others.
+    batched_args : tuple of bool, optional
+        For each entry of `args` whether its arrays have an entry per sample, along their first
+        axis. Outside a trace, samples that have converged then leave the batch.
     adjoint : Implicit, optional
         How derivatives of the solution are formed.
     on_failure : {"raise", "warn", "return", "nan"}, optional
         What to do when a sample fails: raise :class:`ConvergenceError`, which holds the
         solution; warn; say so in the status alone; or fill the samples that failed with NaN.
         Inside a JAX trace, where nothing can be raised, "raise" and "warn" mean "nan".
+    project : callable, optional
+        A projection z ↦ Π(z), applied to every iterate before f is evaluated there.
+    jvp : callable, optional
+        The product ``jvp(z, v, *args)`` = f′(z)v, for solvers of Newton's type. By default Torch
+        and JAX differentiate f, and elsewhere difference quotients stand in.
+    jacobian : callable, optional
+        ``jacobian(z, *args)`` is the matrix f′(z): an array (batch, n, n), or in NumPy a sparse
+        matrix or linear operator.
+    preconditioner : callable, optional
+        ``preconditioner(z, *args)`` is an approximate inverse of the derivative of the residual,
+        f′(z) − I: a function v ↦ Pv, in NumPy also a linear operator or an incomplete LU.
+    record : bool, optional
+        Keep the course of the residual in ``sol.trace``.
+    callback : callable, optional
+        ``callback(step, z, residual_norm)`` after each step; a true value ends the solve.
+    state : object, optional
+        ``sol.state`` of an earlier call with the same solver and shapes: what it remembered is
+        used again.
+    budget : Budget, optional
+        Evaluations or seconds that the solve may spend.
 
     Returns
     -------
@@ -98,36 +135,230 @@ def fixed_point(
     >>> np.round(sol.value[:, 0], 6), sol.status
     (array([0.739085, 0.450184]), array([1, 1], dtype=int32))
     """
-    adjoint = _IMPLICIT if adjoint is None else adjoint
-    solver = _ANDERSON if solver is None else solver
-    _check_settings(solver, norm, max_steps, batch_ndim, on_failure, adjoint)
-    names = tree.paths(z0, "z0")
-    backend = backend_of(tree.flatten(z0)[0], names)
-    raw, structure = backend.flatten(z0)
-    value = tuple(backend.leaf(leaf) for leaf in raw)
-    _check_state(backend, value, names, batch_ndim)
-    space = Space.of(backend, value, batch_ndim)
-    map_, arrays = _leaf_map(f, backend, structure, names, args)
-    solve = Solve(
-        map_, map_.image, backend, solver, _relative(rtol, space), _tolerance("atol", atol),
-        norm, max_steps, batch_ndim, adjoint, _blocks(f, z0),
+    call = _Call(
+        f, args, solver, rtol, atol, norm, max_steps, batch_ndim, batched_args, adjoint,
+        on_failure, project, jvp, jacobian, preconditioner, record, callback, state, budget,
     )  # fmt: skip
-    outcome = backend.attach(solve, value, arrays)
-    return _pack(outcome, on_failure, space, structure)
+    return call.solve(z0, is_root=False)
 
 
-def _check_settings(
-    solver: Any, norm: str, max_steps: Any, batch_ndim: Any, on_failure: str, adjoint: Any
-) -> None:
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a solver object such as Anderson(), got {solver!r}")
-    if not isinstance(adjoint, Implicit):
-        raise TypeError(f"adjoint must be an adjoint such as Implicit(), got {adjoint!r}")
-    if norm not in ("euclidean", "max"):
-        raise ValueError(f"norm must be 'euclidean' or 'max', got {norm!r}")
-    check_count("max_steps", max_steps, 0)
-    check_count("batch_ndim", batch_ndim, 0)
-    check_policy("on_failure", on_failure)
+def root(
+    F: Callable[..., Any],
+    x0: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    solver: Solver | None = None,
+    rtol: float | Array | None = None,
+    atol: float | Array = 1e-9,
+    norm: str = "euclidean",
+    max_steps: int = DEFAULT_MAX_STEPS,
+    batch_ndim: int = 0,
+    batched_args: Any = None,
+    adjoint: Implicit | None = None,
+    on_failure: str = "raise",
+    project: Callable[[Any], Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
+    jacobian: Callable[..., Any] | None = None,
+    preconditioner: Callable[..., Any] | None = None,
+    record: bool = False,
+    callback: Callable[[int, Any, Array], Any] | None = None,
+    state: Memory | None = None,
+    budget: Budget | None = None,
+) -> Solution:
+    """Find x with F(x, \\*args) = 0.
+
+    Parameters
+    ----------
+    F : callable
+        The residual. It returns a container of the structure of `x0`, each leaf with the same
+        shape and dtype.
+    x0 : array or container of arrays
+        Where to start.
+    args : tuple
+        What else `F` takes, with respect to which the root is differentiable.
+    solver : Solver, optional
+        By default a :class:`Fallback`, see :func:`default_solver`. Solvers that need a map iterate
+        x − F(x).
+    rtol, atol : float or array of the batch's shape, optional
+        A sample has converged when ‖F(x)‖ ≤ atol + rtol·‖F(x0)‖.
+    jvp, jacobian : callable, optional
+        ``jvp(x, v, *args)`` = F′(x)v and ``jacobian(x, *args)`` = F′(x).
+    preconditioner : callable, optional
+        ``preconditioner(x, *args)`` is an approximate inverse of F′(x).
+    norm, max_steps, batch_ndim, batched_args, adjoint, on_failure, project, record, callback, \
+    state, budget
+        As in :func:`fixed_point`.
+
+    Returns
+    -------
+    Solution
+        The value in the structure of `x0`, and per sample status, residual norm and steps.
+
+    Raises
+    ------
+    ConvergenceError
+        If a sample fails and `on_failure` is "raise".
+    ValueError, TypeError
+        If an argument is not as described.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> sol = fp.root(lambda x: np.stack([x[0] ** 2 + x[1] ** 2 - 4.0, x[0] - x[1]]), np.ones(2))
+    >>> np.round(sol.value, 6)
+    array([1.414214, 1.414214])
+    """
+    call = _Call(
+        F, args, solver, rtol, atol, norm, max_steps, batch_ndim, batched_args, adjoint,
+        on_failure, project, jvp, jacobian, preconditioner, record, callback, state, budget,
+    )  # fmt: skip
+    return call.solve(x0, is_root=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The arguments of a call but for the start; see :func:`fixed_point`."""
+
+    f: Callable[..., Any]
+    args: tuple[Any, ...]
+    solver: Solver | None
+    rtol: Any
+    atol: Any
+    norm: str
+    max_steps: int
+    batch_ndim: int
+    batched_args: Any
+    adjoint: Implicit | None
+    on_failure: str
+    project: Callable[[Any], Any] | None
+    jvp: Callable[..., Any] | None
+    jacobian: Callable[..., Any] | None
+    preconditioner: Callable[..., Any] | None
+    record: bool
+    callback: Callable[[int, Any, Array], Any] | None
+    state: Memory | None
+    budget: Budget | None
+
+    def solve(self, start: Any, is_root: bool) -> Solution:
+        """The solution from `start`."""
+        self._check(is_root)
+        names = tree.paths(start, "x0" if is_root else "z0")
+        backend = backend_of(tree.flatten(start)[0], names)
+        raw, structure = backend.flatten(start)
+        value = tuple(backend.leaf(leaf) for leaf in raw)
+        _check_state(backend, value, names, self.batch_ndim)
+        space = Space.of(backend, value, self.batch_ndim)
+        map_, arrays = self._leaf_map(backend, structure, names)
+        batched = self._batched(backend, map_, arrays, space)
+        solve = Solve(
+            map_, _root_image(space, map_.image) if is_root else map_.image, map_.bind, backend,
+            self.solver or default_solver(space.real_size, is_root),
+            _relative(self.rtol, space), _tolerance("atol", self.atol), self.norm, self.batch_ndim,
+            self.adjoint or _IMPLICIT, self._course(structure, bool(batched)), is_root,
+            map_.project if self.project else None, _blocks(self.f, start), batched,
+        )  # fmt: skip
+        outcome = backend.attach(solve, value, arrays)
+        return self._packed(solve, outcome, arrays, space, structure)
+
+    def _check(self, is_root: bool) -> None:
+        if self.solver is not None and not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must be a solver object such as Anderson(), got {self.solver!r}")
+        if self.adjoint is not None and not isinstance(self.adjoint, Implicit):
+            raise TypeError(f"adjoint must be an adjoint such as Implicit(), got {self.adjoint!r}")
+        if self.norm not in ("euclidean", "max"):
+            raise ValueError(f"norm must be 'euclidean' or 'max', got {self.norm!r}")
+        if is_root and isinstance(self.f, Operator):
+            raise TypeError("an operator has fixed points, not roots: use fixed_point")
+        check_count("max_steps", self.max_steps, 0)
+        check_count("batch_ndim", self.batch_ndim, 0)
+        check_policy("on_failure", self.on_failure)
+        if not callable(self.f):
+            raise TypeError(f"{'F' if is_root else 'f'} must be callable, got {type(self.f).__name__}")
+        if not isinstance(self.args, tuple):
+            kind = type(self.args).__name__
+            raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
+
+    def _course(self, structure: Any, compact: bool) -> Course:
+        if compact and self.callback is not None:
+            raise ValueError("a callback sees whole batches: give it, or batched_args, not both")
+        callback = self.callback and _on_containers(self.callback, structure)
+        budget = self.budget or Budget()
+        return Course(self.max_steps, budget, callback, self.record, compact, self.state)
+
+    def _leaf_map(
+        self, backend: Backend, structure: Any, names: Sequence[str]
+    ) -> tuple[LeafMap, Vec]:
+        """The map on leaves, and the arrays among args and inside f."""
+        leaves, args_structure = backend.flatten(self.args)
+        where = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
+        constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
+        map_ = LeafMap(
+            self.f, backend, structure, args_structure, tuple(names), where, constants,
+            self.jvp, self.jacobian, self.preconditioner, self.project,
+        )  # fmt: skip
+        return map_, (*(leaves[i] for i in where), *backend.lift(self.f))
+
+    def _batched(
+        self, backend: Backend, map_: LeafMap, arrays: Vec, space: Space
+    ) -> tuple[bool, ...]:
+        """Which of the leaves of args have an entry per sample, if that was said."""
+        if self.batched_args is None:
+            return ()
+        flags = tuple(self.batched_args)
+        if self.batch_ndim == 0 or len(flags) != len(self.args):
+            raise ValueError(
+                f"batched_args needs batch_ndim > 0 and an entry for each of the {len(self.args)} "
+                f"args, got batch_ndim = {self.batch_ndim} and {len(flags)} entries"
+            )
+        spread = [f for f, arg in zip(flags, self.args, strict=True) for _ in backend.flatten(arg)[0]]
+        batched = tuple(bool(spread[i]) for i in map_.arrays)
+        rows = space.batch_shape[0]
+        for array, flag in zip(arrays, batched, strict=False):
+            if flag and tuple(array.shape[:1]) != (rows,):
+                raise ValueError(
+                    f"an array of args declared in batched_args must have {rows} rows, "
+                    f"got the shape {tuple(array.shape)}"
+                )
+        return (*batched, *(False,) * (len(arrays) - len(batched)))
+
+    def _packed(
+        self, solve: Solve, outcome: Outcome, arrays: Vec, space: Space, structure: Any
+    ) -> Solution:
+        """The solution in the user's containers, or what `on_failure` says."""
+        solution = Solution(
+            structure.rebuild(outcome.value), outcome.status, outcome.residual_norm,
+            outcome.steps, outcome.work, outcome.method,
+            tuple(method.name for method in solve.solver.sequence), outcome.trace, outcome.state,
+            outcome.backward, _linearisation(solve, arrays),
+        )  # fmt: skip
+        what = "root failed" if solve.is_root else "fixed_point failed"
+        value = apply_policy(self.on_failure, what, space, outcome.value, solution)
+        solution.value = structure.rebuild(value)
+        return solution
+
+
+def _root_image(space: Space, image: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, Vec], Vec]:
+    """The map x − F(x), whose fixed points are the roots of F."""
+    return lambda value, arrays: space.subtract(value, image(value, arrays))
+
+
+def _on_containers(callback: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    return lambda step, value, norm: callback(step, structure.rebuild(value), norm)
+
+
+def _linearisation(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any], Any]]:
+    """From the solution, as a container, to the products with f′ or F′ there."""
+
+    def linearised(container: Any) -> Callable[[Any], Any]:
+        leaves, structure = solve.backend.flatten(container)
+        value = tuple(solve.backend.leaf(leaf) for leaf in leaves)
+        return lambda v: structure.rebuild(
+            solve.products(value, arrays)(
+                tuple(solve.backend.leaf(leaf) for leaf in solve.backend.flatten(v)[0])
+            )
+        )
+
+    return linearised
 
 
 def _check_state(backend: Backend, value: Vec, names: Sequence[str], batch_ndim: int) -> None:
@@ -145,21 +376,6 @@ def _check_state(backend: Backend, value: Vec, names: Sequence[str], batch_ndim:
             )
         if 0 in shape[batch_ndim:]:
             raise ValueError(f"{name} is empty: its shape is {shape}")
-
-
-def _leaf_map(
-    f: Callable[..., Any], backend: Backend, structure: Any, names: Sequence[str], args: Any
-) -> tuple[LeafMap, Vec]:
-    """The map on leaves, and the arrays among args and inside f."""
-    if not callable(f):
-        raise TypeError(f"f must be callable, got {type(f).__name__}")
-    if not isinstance(args, tuple):
-        raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(x,)")
-    leaves, args_structure = backend.flatten(args)
-    where = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
-    constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
-    map_ = LeafMap(f, backend, structure, args_structure, tuple(names), where, constants)
-    return map_, (*(leaves[i] for i in where), *backend.lift(f))
 
 
 def _relative(rtol: Any, space: Space) -> Any:
@@ -182,15 +398,3 @@ def _blocks(f: Any, z0: Any) -> tuple[slice, ...]:
         blocks.append(slice(start, stop))
         start = stop
     return tuple(blocks)
-
-
-def _pack(outcome: Outcome, on_failure: str, space: Space, structure: Any) -> Solution:
-    """The solution in the user's containers, or what `on_failure` says."""
-    solution = Solution(
-        structure.rebuild(outcome.value), outcome.status, outcome.residual_norm,
-        outcome.steps, Work(f=outcome.evaluations), outcome.backward,
-    )  # fmt: skip
-    what = "fixed_point failed"
-    value = apply_policy(on_failure, what, space, outcome.value, solution)
-    solution.value = structure.rebuild(value)
-    return solution

@@ -9,6 +9,7 @@ of the group ``fixedpoint.backends`` whose name is the top-level module of the a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ Pullback = Callable[[Any], tuple[Any, ...]]
 
 class Backend:
     """An eager array-API namespace without automatic differentiation."""
+
+    differentiates = False
 
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
@@ -82,8 +85,23 @@ class Backend:
         array[index] = value
         return array
 
+    def increase(self, array: Array, index: Any, value: Array) -> Array:
+        """`array` with ``array[index] += value``."""
+        return self.write(array, index, array[index] + value)
+
+    def row_norm(self, rows: Array, kind: str) -> Array:
+        """The ``"euclidean"`` or ``"max"`` norm along the last axis."""
+        xp = self.namespace(rows)
+        if kind == "max":
+            return xp.max(xp.abs(rows), axis=-1)
+        square = xp.vecdot(rows, rows)
+        return xp.sqrt(xp.real(square) if xp.isdtype(square.dtype, "complex floating") else square)
+
     def write_difference(self, array: Array, index: Any, a: Array, b: Array) -> Array:
         """`array` with ``array[index] = a − b``."""
+        if isinstance(array, np.ndarray):
+            np.subtract(a, b, out=array[index])
+            return array
         return self.write(array, index, a - b)
 
     def minus_product(self, onto: Array, a: Array, b: Array) -> Array:
@@ -97,6 +115,15 @@ class Backend:
         while condition(carry):
             carry = body(carry)
         return carry
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """A context without warnings of overflow: iterations test what is not finite themselves."""
+        loud = {kind: "ignore" for kind, action in np.geterr().items() if action == "warn"}
+        return np.errstate(**loud)  # type: ignore[arg-type]
+
+    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+        """The products v ↦ f′(value)v, where the framework differentiates."""
+        raise NotImplementedError
 
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
         """The value of `f` at `primals`, and the map from a cotangent of it to theirs."""

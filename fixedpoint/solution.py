@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -17,14 +17,27 @@ class Status(IntEnum):
     CONVERGED = 1
     MAX_STEPS = 2
     NON_FINITE = 3
+    STALLED = 4
+    DIVERGED = 5
+    LINEAR_SOLVE_FAILED = 6
+    LINE_SEARCH_FAILED = 7
+    STOPPED = 8
+    OUT_OF_BUDGET = 9
+    NO_BRACKET = 10
 
 
 _MEANING = {
     Status.RUNNING: "still running",
     Status.CONVERGED: "converged",
     Status.MAX_STEPS: "not converged within max_steps",
-    Status.NON_FINITE: "f was not finite at the next iterate, or at the start; the value is the "
-    "last iterate before it",
+    Status.NON_FINITE: "f was not finite at the start, or at every iterate tried next",
+    Status.STALLED: "stalled: the residual has long stopped falling",
+    Status.DIVERGED: "diverged: the residual grew without bound",
+    Status.LINEAR_SOLVE_FAILED: "a linear solve failed: no step reduces the linearised residual",
+    Status.LINE_SEARCH_FAILED: "a line search failed: no step, however short, reduces the residual",
+    Status.STOPPED: "stopped by the callback",
+    Status.OUT_OF_BUDGET: "out of budget",
+    Status.NO_BRACKET: "no bracket: F has the same sign at both ends",
 }
 
 
@@ -34,7 +47,7 @@ class Work(NamedTuple):
     Attributes
     ----------
     f : int
-        Evaluations of the map, for the whole batch.
+        Evaluations of the map, for the whole batch, those for difference quotients included.
     vjp, jvp : int
         Vector-Jacobian and Jacobian-vector products.
     """
@@ -43,25 +56,55 @@ class Work(NamedTuple):
     vjp: Any = 0
     jvp: Any = 0
 
+    def plus(self, other: Work) -> Work:
+        """The sum of two accounts."""
+        return Work(self.f + other.f, self.vjp + other.vjp, self.jvp + other.jvp)
+
+
+class Trace(NamedTuple):
+    """The course of a solve, recorded where ``record=True`` asks for it.
+
+    Attributes
+    ----------
+    residual_norm : array of shape (batch, max_steps + 1)
+        The residual norm at the start and after each step, NaN beyond the last.
+    evaluations : array of shape (batch, max_steps + 1)
+        Evaluations and products until then, NaN beyond the last step.
+    """
+
+    residual_norm: Array
+    evaluations: Array
+
 
 @dataclass
 class Solution:
-    """The result of :func:`fixedpoint.fixed_point`.
+    """The result of :func:`fixedpoint.fixed_point` and :func:`fixedpoint.root`.
 
     Attributes
     ----------
     value : array or container of arrays
-        The last iterate, in the structure of ``z0``.
+        The iterate that satisfied the test, or the one of the smallest residual seen, in the
+        structure of the start.
     status : array of int, of the batch's shape
         A :class:`Status` per sample.
     residual_norm : array of the batch's shape
-        ‖f(z) − z‖ at `value`.
+        ‖f(z) − z‖, or ‖F(x)‖, at `value`.
     steps : array of int, of the batch's shape
-        Steps that each sample took.
+        Steps that each sample took, summed over the solvers of a fallback.
     work : Work
         Evaluations, counted over the whole batch.
+    method : array of int, of the batch's shape
+        Which of `methods` found `value`.
+    methods : tuple of str
+        The solvers in the order they were tried.
+    trace : Trace or None
+        The course of the solve, where ``record=True``.
+    state : object or None
+        What the solver remembers, to warm-start another call with.
     backward : object or None
         Where derivatives are recorded, the report of the adjoint solve, filled in by it.
+    linearisation : callable or None
+        What :meth:`linearise` calls.
     """
 
     value: Any
@@ -69,7 +112,12 @@ class Solution:
     residual_norm: Array
     steps: Array
     work: Work
+    method: Array = None
+    methods: tuple[str, ...] = ()
+    trace: Trace | None = None
+    state: Any = None
     backward: Any = None
+    linearisation: Callable[[Any], Callable[[Any], Any]] | None = None
 
     @property
     def converged(self) -> Array:
@@ -84,7 +132,7 @@ class Solution:
         --------
         >>> import fixedpoint as fp
         >>> fp.fixed_point(lambda z: 0.5 * z + 1.0, 0.0, solver=fp.Picard()).message
-        'converged; largest residual norm 1.9e-06 after 19 steps'
+        'converged (Picard); largest residual norm 1.9e-06 after 19 steps'
         """
         if backend_of([self.status], ["status"]).is_traced((self.status,)):
             return "a symbol of a trace, whose outcome is not known yet"
@@ -92,16 +140,56 @@ class Solution:
         if not outcomes:
             return "no samples"
         one = len(outcomes) == 1
-        counts = [word if one else f"{word} ({number} samples)" for word, number in outcomes]
+        counts = [word if one else f"{word}: {number} samples" for word, number in outcomes]
         norm, steps = _numpy(self.residual_norm).max(), _numpy(self.steps).max()
         return f"{'; '.join(counts)}; largest residual norm {norm:.2g} after {steps} steps"
 
     def _outcomes(self) -> Iterator[tuple[str, int]]:
-        statuses = _numpy(self.status)
+        statuses, methods = _numpy(self.status), _numpy(self.method)
         for status, meaning in _MEANING.items():
-            number = int((statuses == status).sum())
+            chosen = statuses == status
+            number = int(chosen.sum())
             if number:
-                yield meaning, number
+                yield f"{meaning}{self._by(methods[chosen])}", number
+
+    def _by(self, methods: Any) -> str:
+        names = dict.fromkeys(self.methods[index] for index in sorted(set(methods.tolist())))
+        return f" ({', '.join(names)})" if names else ""
+
+    def linearise(self) -> Callable[[Any], Any]:
+        """The Jacobian-vector products at the solution, v ↦ f′(z)v or v ↦ F′(x)v.
+
+        Exact where the array library differentiates or the call was given ``jvp``, by difference
+        quotients elsewhere. The vector and its image are containers like `value`.
+
+        Examples
+        --------
+        >>> import numpy as np, fixedpoint as fp
+        >>> sol = fp.fixed_point(np.cos, 1.0)
+        >>> round(float(sol.linearise()(1.0)), 6)  # −sin z
+        -0.673612
+        """
+        if self.linearisation is None:
+            raise ValueError("a solution that came out of a trace cannot be linearised")
+        return self.linearisation(self.value)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the residual norm against the evaluations; needs ``record=True``.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw, by default the current axes.
+
+        Returns
+        -------
+        matplotlib axes
+        """
+        from fixedpoint.plotting import plot_trace  # noqa: PLC0415  matplotlib is optional
+
+        if self.trace is None:
+            raise ValueError("there is no trace to plot: solve with record=True")
+        return plot_trace(_numpy(self.trace.residual_norm), _numpy(self.trace.evaluations), ax)
 
     def __repr__(self) -> str:
         """A line that says what happened."""
@@ -118,6 +206,10 @@ class ConvergenceError(ArithmeticError):
 
 class ConvergenceWarning(UserWarning):
     """A solve failed, and ``on_failure="warn"`` was asked for."""
+
+
+class DomainError(ArithmeticError):
+    """Raised by a map at a point where it is not defined: a trial point counts as not finite."""
 
 
 def _numpy(array: Array) -> Any:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.implicit import Implicit
 from fixedpoint.backend import Array, Backend, Vec, of_one_backend, type_name
-from fixedpoint.iterate import iterate
+from fixedpoint.iterate import Course, Memory, iterate
 from fixedpoint.operators.base import Operator
-from fixedpoint.problem import FixedPointProblem
+from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
+from fixedpoint.solution import Trace, Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 
@@ -22,19 +23,20 @@ class Outcome(NamedTuple):
     ----------
     value : Vec
         The leaves of the solution.
-    status, residual_norm, steps : array of the batch's shape
+    status, residual_norm, steps, method : array of the batch's shape
         As in :class:`fixedpoint.Solution`.
-    evaluations : int
-        How often the map was called.
-    backward : object or None
-        The adjoint's report.
+    work, trace, state, backward
+        As there.
     """
 
     value: Vec
     status: Array
     residual_norm: Array
     steps: Array
-    evaluations: Any
+    method: Array
+    work: Work
+    trace: Trace | None = None
+    state: Memory | None = None
     backward: Any = None
 
 
@@ -56,6 +58,8 @@ class LeafMap:
         Which of the leaves of args are arrays; the others are `constants`.
     constants : tuple
         All leaves of args, those in `arrays` replaced by None.
+    jvp, jacobian, preconditioner, projection : callable or None
+        The user's functions of those names.
     """
 
     f: Callable[..., Any]
@@ -65,6 +69,43 @@ class LeafMap:
     names: tuple[str, ...]
     arrays: tuple[int, ...]
     constants: tuple[Any, ...]
+    jvp: Callable[..., Any] | None = None
+    jacobian: Callable[..., Any] | None = None
+    preconditioner: Callable[..., Any] | None = None
+    projection: Callable[[Any], Any] | None = None
+
+    def bind(self, arrays: Vec) -> dict[str, Any]:
+        """The user's other functions, for given arguments."""
+        bound: dict[str, Any] = {}
+        if self.jvp is not None:
+            bound["jvp"] = lambda value, v: self._product(value, v, arrays)
+        if self.jacobian is not None:
+            bound["jacobian"] = lambda value: self._matrix(value, arrays)
+        if self.preconditioner is not None:
+            bound["preconditioner"] = lambda value: self._inverse(value, arrays)
+        return bound
+
+    def project(self, value: Vec) -> Vec:
+        """The leaves of the user's projection."""
+        assert self.projection is not None
+        return self._leaves(self.projection(self.state.rebuild(value)), value, "project")
+
+    def _product(self, value: Vec, v: Vec, arrays: Vec) -> Vec:
+        assert self.jvp is not None
+        product = self.jvp(self.state.rebuild(value), self.state.rebuild(v), *self.unpack(arrays))
+        return self._leaves(product, value, "jvp")
+
+    def _matrix(self, value: Vec, arrays: Vec) -> Any:
+        assert self.jacobian is not None
+        return self.jacobian(self.state.rebuild(value), *self.unpack(arrays))
+
+    def _inverse(self, value: Vec, arrays: Vec) -> Any:
+        """What the user's preconditioner returns: on leaves, if it is a function of containers."""
+        assert self.preconditioner is not None
+        inverse = self.preconditioner(self.state.rebuild(value), *self.unpack(arrays))
+        if hasattr(inverse, "solve") or hasattr(inverse, "matvec") or not callable(inverse):
+            return inverse
+        return lambda v: self._leaves(inverse(self.state.rebuild(v)), value, "preconditioner")
 
     def __call__(self, value: Vec, arrays: Vec) -> tuple[Vec, Vec | None]:
         """The leaves of f(z, *args), and of the residual to test if it is not f(z) − z.
@@ -90,70 +131,111 @@ class LeafMap:
             leaves[position] = array
         return self.args.rebuild(leaves)
 
-    def _leaves(self, image: Any, value: Vec) -> Vec:
+    def _leaves(self, image: Any, value: Vec, what: str = "f") -> Vec:
         leaves, structure = self.backend.flatten(image)
         if structure != self.state:
+            start = self.names[0].partition("[")[0]
             raise ValueError(
-                f"f must return a container like z0, with leaves {', '.join(self.names)}; "
+                f"{what} must return a container like {start}, with leaves "
+                f"{', '.join(self.names)}; "
                 f"it returned {type(image).__name__} with {len(leaves)} leaves"
             )
         leaves = [self.backend.leaf(leaf) for leaf in leaves]
         for name, new, old in zip(self.names, leaves, value, strict=True):
-            _check_leaf(name, new, old)
+            _check_leaf(what, name, new, old)
         return tuple(leaves)
 
 
-def _check_leaf(name: str, new: Any, old: Array) -> None:
-    """Raise unless `new`, an output of f, has the type, shape and dtype of the state's leaf."""
+def _check_leaf(what: str, name: str, new: Any, old: Array) -> None:
+    """Raise unless `new`, an output of `what`, has the type, shape and dtype of the state's leaf."""
     if type(new) is not type(old) and not of_one_backend(new, old):
         raise TypeError(
-            f"f must return an array for {name}, of the same library: expected "
+            f"{what} must return an array for {name}, of the same library: expected "
             f"{type_name(old)}, got {type_name(new)}"
         )
     if new.shape != old.shape:
         raise ValueError(
-            f"f must keep the shape of {name}: expected {tuple(old.shape)}, got {tuple(new.shape)}"
+            f"{what} must keep the shape of {name}: expected {tuple(old.shape)}, got {tuple(new.shape)}"
         )
     if new.dtype != old.dtype:
         raise TypeError(
-            f"f must keep the dtype of {name}: expected {old.dtype}, got {new.dtype}. "
-            "Give z0 the dtype that f computes in"
+            f"{what} must keep the dtype of {name}: expected {old.dtype}, got {new.dtype}. "
+            "Give the start the dtype that f computes in"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Solve:
-    """A map and how to find its fixed point: all of a call but the arrays.
+    """A map and how to find its fixed point or root: all of a call but the arrays.
 
     Parameters
     ----------
-    map : callable
+    map : LeafMap or callable
         Takes the leaves of the state and of the arguments; returns those of the image, and of the
         residual to test or None.
     image : callable
-        The same, without the residual: a pure function, which derivative rules differentiate.
-    backend, solver, rtol, atol, norm, max_steps, batch_ndim, adjoint, blocks
-        As in :func:`fixedpoint.fixed_point` and :class:`fixedpoint.problem.FixedPointProblem`.
+        The same, without the residual: a pure function, which derivative rules differentiate. Its
+        fixed point is sought; for a root of F it is x − F(x).
+    bind : callable
+        Takes the leaves of the arguments to the user's other functions on leaves, by name.
+    backend, solver, rtol, atol, norm, batch_ndim, adjoint, project, blocks
+        As in :func:`fixedpoint.fixed_point` and :mod:`fixedpoint.problem`.
+    course : Course
+        How far to go, and who watches.
+    is_root : bool
+        Whether a root is sought.
+    batched : tuple of bool
+        Which leaves of the arguments have an entry per sample.
     """
 
     map: Callable[[Vec, Vec], tuple[Vec, Vec | None]]
     image: Callable[[Vec, Vec], Vec]
+    bind: Callable[[Vec], dict[str, Any]]
     backend: Backend
     solver: Solver
     rtol: Any
     atol: Any
     norm: str
-    max_steps: int
     batch_ndim: int
     adjoint: Implicit
-    blocks: tuple[slice, ...]
+    course: Course
+    is_root: bool = False
+    project: Callable[[Vec], Vec] | None = None
+    blocks: tuple[slice, ...] = (slice(None),)
+    batched: tuple[bool, ...] = ()
 
     def run(self, value: Vec, args: Vec) -> Outcome:
         """Iterate from `value`, recording no derivatives."""
+        end = iterate(self.solver, self.problem(value, args), value, self.course)
+        return Outcome(
+            end.value, end.status, end.residual_norm, end.steps, end.method, end.work, end.trace,
+            end.state,
+        )  # fmt: skip
+
+    def problem(self, value: Vec, args: Vec) -> Problem:
+        """The problem for given arguments."""
         space = Space.of(self.backend, value, self.batch_ndim)
-        problem = FixedPointProblem(
-            space, lambda z: self.map(z, args), self.rtol, self.atol, self.norm, self.blocks
-        )
-        end = iterate(self.solver, problem, value, self.max_steps)
-        point = end.point
-        return Outcome(point.value, end.status, point.residual_norm, end.steps, end.evaluations)
+        common = {
+            "space": space, "rtol": self.rtol, "atol": self.atol, "norm": self.norm,
+            "project": self.project, "restrict": lambda rows: self._restricted(space, args, rows),
+            **self._functions(args),
+        }  # fmt: skip
+        return RootProblem(**common) if self.is_root else FixedPointProblem(**common, blocks=self.blocks)
+
+    def _functions(self, args: Vec) -> dict[str, Any]:
+        return {"map": lambda value: self.map(value, args), **self.bind(args)}
+
+    def _restricted(self, space: Space, args: Vec, rows: Array) -> dict[str, Any]:
+        """The functions for the samples `rows` alone."""
+        flags = (*self.batched, *(False,) * (len(args) - len(self.batched)))
+        pairs = zip(args, flags, strict=True)
+        return self._functions(tuple(space.xp.take(a, rows, axis=0) if b else a for a, b in pairs))
+
+    def products(self, value: Vec, args: Vec) -> Callable[[Vec], Vec]:
+        """The products with the derivative of the user's map at `value`."""
+        problem = self.problem(value, args)
+        point = problem.evaluate(value)
+        product = problem.linearise(point).product
+        if self.is_root:
+            return lambda v: problem.space.scale(-1.0, product(v))
+        return lambda v: problem.space.add(product(v), v)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -34,8 +34,10 @@ class Space:
         The real dtype of coefficients and norms.
     device : device
         Where the coefficients live.
-    size : int
-        Real and complex entries of one sample, over all leaves.
+    shapes : tuple of tuple of int
+        The shape of each leaf of one sample.
+    weights : tuple of float or None
+        What the inner product multiplies each leaf's part by; None stands for ones.
     """
 
     backend: Backend
@@ -44,7 +46,8 @@ class Space:
     dtypes: tuple[Any, ...]
     dtype: Any
     device: Any
-    size: int
+    shapes: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, backend: Backend, like: Vec, batch_ndim: int) -> Space:
@@ -57,8 +60,27 @@ class Space:
             dtypes=tuple(leaf.dtype for leaf in like),
             dtype=_coefficient_dtype(xp, like),
             device=getattr(like[0], "device", None),
-            size=sum(math.prod(leaf.shape[batch_ndim:]) for leaf in like),
+            shapes=tuple(tuple(leaf.shape[batch_ndim:]) for leaf in like),
         )
+
+    def weighted(self, weights: tuple[float, ...] | None) -> Space:
+        """This space with other weights in its inner product, one per leaf."""
+        if weights is None:
+            return self
+        if len(weights) != len(self.dtypes):
+            raise ValueError(
+                f"weights must have one entry per leaf, {len(self.dtypes)}, got {len(weights)}"
+            )
+        return replace(self, weights=weights)
+
+    def of_rows(self, rows: int) -> Space:
+        """The space of a batch whose first axis has another length."""
+        return replace(self, batch_shape=(rows, *self.batch_shape[1:]))
+
+    @cached_property
+    def size(self) -> int:
+        """Real and complex entries of one sample, over all leaves."""
+        return sum(map(math.prod, self.shapes))
 
     # Leaves as rows: one axis of entries behind the batch.
 
@@ -89,6 +111,8 @@ class Space:
 
     def _expand(self, coefficient: Array, leaf: Array) -> Array:
         """A coefficient per sample, shaped to be broadcast against `leaf`."""
+        if not self.batch_shape:
+            return coefficient
         extra = leaf.ndim - len(self.batch_shape)
         return self.xp.reshape(coefficient, (*self.batch_shape, *(1,) * extra))
 
@@ -108,6 +132,22 @@ class Space:
             return u if coefficient == 1.0 else tuple(coefficient * leaf for leaf in u)
         return tuple(self._as(self._expand(coefficient, leaf), leaf.dtype) * leaf for leaf in u)
 
+    def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
+        """The vector v + c u, with one coefficient c per sample."""
+        pairs = zip(u, v, strict=True)
+        return tuple(b + self._as(self._expand(coefficient, a), a.dtype) * a for a, b in pairs)
+
+    def clipped(self, u: Vec, bound: Array) -> Vec:
+        """The vector u, each entry shortened to the length `bound` of its sample."""
+        return tuple(self._clipped(leaf, self._expand(bound, leaf)) for leaf in u)
+
+    def _clipped(self, leaf: Array, bound: Array) -> Array:
+        size = self.xp.abs(leaf)
+        bound = self._as(bound, size.dtype)
+        excess = size > bound
+        factor = bound / self.xp.where(excess, size, self.xp.ones_like(size))
+        return self.xp.where(excess, leaf * self._as(factor, leaf.dtype), leaf)
+
     def where(self, mask: Array | None, u: Vec, v: Vec) -> Vec:
         """Per sample, u where `mask` holds and v elsewhere; without a mask, u."""
         if mask is None:
@@ -117,7 +157,7 @@ class Space:
 
     def dot(self, u: Vec, v: Vec) -> Array:
         """The inner product Re⟨u, v⟩ of each sample."""
-        return self._total([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
+        return self._inner([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
         return self._real(self.xp.vecdot(self._wide(self._row(a)), self._wide(self._row(b))))
@@ -125,8 +165,7 @@ class Space:
     def norm(self, u: Vec, kind: str = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
         rows = [self._wide(self._row(leaf)) for leaf in u]
-        order = 2 if kind == "euclidean" else self.xp.inf
-        norms = [self.xp.linalg.vector_norm(row, axis=-1, ord=order) for row in rows]
+        norms = [self.backend.row_norm(row, kind) for row in rows]
         return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
@@ -142,6 +181,19 @@ class Space:
 
     def _total(self, terms: Sequence[Array]) -> Array:
         return reduce(lambda a, b: a + b, [self._as(term, self.dtype) for term in terms])
+
+    def _inner(self, terms: Sequence[Array]) -> Array:
+        """The weighted sum of the leaves' parts of an inner product."""
+        if self.weights is None:
+            return self._total(terms)
+        pairs = zip(self.weights, terms, strict=True)
+        return self._total([weight * term for weight, term in pairs])
+
+    def ratio(self, a: Array, b: Array) -> Array:
+        """The quotients a/b, zero where b is."""
+        divides = b != 0
+        quotient = a / self.xp.where(divides, b, self.xp.ones_like(b))
+        return self.xp.where(divides, quotient, self.xp.zeros_like(quotient))
 
     def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
         """An array of coefficients, of the shape of the batch followed by `shape`."""
@@ -169,15 +221,40 @@ class Space:
         """The row `slot` of `history`, flattened."""
         return tuple(past[..., slot, :] for past in history)
 
-    def push_difference(self, history: Vec, slot: Any, u: Vec, v: Vec) -> Vec:
-        """`history` with u − v in place of its row `slot`."""
+    def push(self, history: Vec, slot: Any, u: Vec, active: Array | None = None) -> Vec:
+        """`history` with u in place of its row `slot`, in the samples that are `active`."""
+        index = (..., slot, slice(None))
+        rows = tuple(map(self._row, self.where(active, u, self._unflattened(history, slot, u))))
+        pairs = zip(history, rows, strict=True)
+        return tuple(self.backend.write(past, index, row) for past, row in pairs)
+
+    def push_difference(
+        self, history: Vec, slot: Any, u: Vec, v: Vec, active: Array | None = None
+    ) -> Vec:
+        """`history` with u − v in place of its row `slot`, in the samples that are `active`."""
+        if active is not None:
+            return self.push(history, slot, self.subtract(u, v), active)
         rows = zip(history, map(self._row, u), map(self._row, v), strict=True)
         index = (..., slot, slice(None))
         return tuple(self.backend.write_difference(past, index, a, b) for past, a, b in rows)
 
+    def _unflattened(self, history: Vec, slot: Any, like: Vec) -> Vec:
+        pairs = zip(self.row(history, slot), like, strict=True)
+        return tuple(self.xp.reshape(row, leaf.shape) for row, leaf in pairs)
+
+    def add_row(self, history: Vec, slot: Any, other: Vec, active: Array | None = None) -> Vec:
+        """`history`, to whose row `slot` that of `other` is added in the `active` samples."""
+        rows = self.row(other, slot)
+        if active is not None:
+            rows = self.scale(self.xp.astype(active, self.dtype), rows)
+        index = (..., slot, slice(None))
+        pairs = zip(history, rows, strict=True)
+        return tuple(self.backend.increase(past, index, row) for past, row in pairs)
+
     def mask_row(self, history: Vec, slot: Any, mask: Array) -> Vec:
         """`history` with zero in its row `slot`, in the samples where `mask` does not hold."""
-        rows = self.scale(self.xp.astype(mask, self.dtype), self.row(history, slot))
+        rows = self.row(history, slot)
+        rows = self.where(mask, rows, tuple(map(self.xp.zeros_like, rows)))
         index = (..., slot, slice(None))
         pairs = zip(history, rows, strict=True)
         return tuple(self.backend.write(past, index, new) for past, new in pairs)
@@ -185,7 +262,7 @@ class Space:
     def gram(self, history: Vec, vector: Vec) -> Array:
         """The inner products of all rows of `history` with `vector`: (batch, memory)."""
         pairs = zip(history, vector, strict=True)
-        return self._total([self._products(past, leaf) for past, leaf in pairs])
+        return self._inner([self._products(past, leaf) for past, leaf in pairs])
 
     def _products(self, past: Array, leaf: Array) -> Array:
         row = self._wide(self._row(leaf))
@@ -205,6 +282,49 @@ class Space:
         weights = self._as(coefficients, wide.dtype)[..., None, :]
         total = self.backend.minus_product(row[..., None, :], weights, wide)
         return self.xp.reshape(self._as(total, leaf.dtype), leaf.shape)
+
+    def combination(self, coefficients: Array, history: Vec, like: Vec) -> Vec:
+        """The vector Σⱼ cⱼhⱼ, in the shapes of `like`."""
+        pairs = zip(history, like, strict=True)
+        return tuple(self._weighted_sum(coefficients, past, leaf) for past, leaf in pairs)
+
+    def _weighted_sum(self, coefficients: Array, past: Array, leaf: Array) -> Array:
+        wide = self._wide(past)
+        weights = self._as(coefficients, wide.dtype)[..., None, :]
+        return self.xp.reshape(self._as(self.xp.matmul(weights, wide), leaf.dtype), leaf.shape)
+
+    # Dense algebra, for small systems alone: all real entries of a sample in one axis.
+
+    def ravel(self, u: Vec) -> Array:
+        """The real entries of u in one axis, as coefficients: (batch, n)."""
+        rows = [self._as(part, self.dtype) for leaf in u for part in self._real_parts(leaf)]
+        return rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=-1)
+
+    def _real_parts(self, leaf: Array) -> list[Array]:
+        row = self._row(leaf)
+        if not self.xp.isdtype(row.dtype, "complex floating"):
+            return [row]
+        return [self.xp.real(row), self.xp.imag(row)]
+
+    def unravel(self, entries: Array, like: Vec) -> Vec:
+        """The inverse of :meth:`ravel`, in the shapes and dtypes of `like`."""
+        parts, start = [], 0
+        for leaf, shape in zip(like, self.shapes, strict=True):
+            size = math.prod(shape)
+            part = entries[..., start : start + size]
+            start += size
+            if self.xp.isdtype(leaf.dtype, "complex floating"):
+                part = part + 1j * entries[..., start : start + size]
+                start += size
+            parts.append(self._as(self.xp.reshape(part, leaf.shape), leaf.dtype))
+        return tuple(parts)
+
+    @cached_property
+    def real_size(self) -> int:
+        """Real entries of one sample: a complex entry counts twice."""
+        sizes = map(math.prod, self.shapes)
+        pairs = zip(sizes, self.dtypes, strict=True)
+        return sum(n * (2 if self.xp.isdtype(d, "complex floating") else 1) for n, d in pairs)
 
     @property
     def default_rtol(self) -> float:

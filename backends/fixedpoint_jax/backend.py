@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
+from fixedpoint.iterate import Memory
 from fixedpoint.solution import Solution
 from fixedpoint.solve import Outcome, Solve
 
 # A solution can be returned from a jitted function.
 jax.tree_util.register_dataclass(
-    Solution, [field.name for field in dataclasses.fields(Solution)], meta_fields=[]
+    Solution,
+    data_fields=[
+        field.name
+        for field in dataclasses.fields(Solution)
+        if field.name not in ("methods", "linearisation")
+    ],
+    meta_fields=["methods"],
+    drop_fields=["linearisation"],
 )
+jax.tree_util.register_dataclass(Memory, data_fields=["contents"], meta_fields=["solver"])
 
 
 class JaxBackend(Backend):
@@ -24,6 +34,8 @@ class JaxBackend(Backend):
 
     The loop is Python's where values are known, and ``lax.while_loop`` in a trace.
     """
+
+    differentiates = True
 
     def namespace(self, array: Array) -> Any:
         """``jax.numpy``, which is an array-API namespace."""
@@ -62,6 +74,19 @@ class JaxBackend(Backend):
     def write(self, array: Array, index: Any, value: Array) -> Array:
         """A new array: JAX arrays are immutable."""
         return array.at[index].set(value)
+
+    def increase(self, array: Array, index: Any, value: Array) -> Array:
+        """A new array: JAX arrays are immutable."""
+        return array.at[index].add(value)
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """JAX does not warn of overflow."""
+        return nullcontext()
+
+    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+        """The products v ↦ f′(value)v."""
+        product: Callable[[Vec], Vec] = jax.linearize(f, value)[1]
+        return product
 
     def while_loop(
         self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fixedpoint import tree
 from fixedpoint.backend import Backend, Pullback, Vec
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import maps
-from fixedpoint_torch.functions import BackwardReport, Call, Root, apply
+from fixedpoint_torch.functions import BackwardReport, Call, Root, apply, products
 from fixedpoint_torch.namespace import NAMESPACE
 
 
@@ -24,6 +25,8 @@ class TorchBackend(Backend):
 
     Iterations run outside autograd, in place where they can; derivatives attach around them.
     """
+
+    differentiates = True
 
     def namespace(self, array: torch.Tensor) -> Any:
         """The array-API namespace of Torch."""
@@ -75,6 +78,25 @@ class TorchBackend(Backend):
         """A module as a function of its parameters, its buffers left as they are."""
         return maps.pure(f, inside)
 
+    def increase(self, array: torch.Tensor, index: Any, value: torch.Tensor) -> torch.Tensor:
+        """`array` with ``array[index] += value``, in place."""
+        array[index].add_(value)
+        return array
+
+    def row_norm(self, rows: torch.Tensor, kind: str) -> torch.Tensor:
+        """The Euclidean or largest norm along the last axis."""
+        order = 2.0 if kind == "euclidean" else float("inf")
+        norm: torch.Tensor = torch.linalg.vector_norm(rows, order, -1)
+        return norm
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Torch does not warn of overflow."""
+        return nullcontext()
+
+    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+        """The products v ↦ f′(value)v, each the transpose of v ↦ f′(value)ᵀv."""
+        return products(lambda z, _: f(z), value, (), transposed=False)
+
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
         """The value of f, and a pullback that can be called more than once.
 
@@ -115,9 +137,12 @@ class TorchBackend(Backend):
         report = BackwardReport()
         call = Call(solve, len(value), report)
         outputs = apply(Root, call, *value, *args)
-        status, norm, steps = outputs[len(value) :]
+        status, norm, steps, method = outputs[len(value) :]
         leaves = outputs[: len(value)]
-        return Outcome(leaves, status, norm, steps, call.evaluations[0], report)
+        return call.outcome[0]._replace(
+            value=leaves, status=status, residual_norm=norm, steps=steps, method=method,
+            backward=report,
+        )  # fmt: skip
 
 
 def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ import torch
 
 from fixedpoint.backend import Vec
 from fixedpoint.failure import apply_policy
-from fixedpoint.solution import Solution, Work
-from fixedpoint.solve import Solve
+from fixedpoint.solution import Solution
+from fixedpoint.solve import Outcome, Solve
 from fixedpoint.space import Space
 
 Tensors = tuple[torch.Tensor, ...]
@@ -51,13 +51,13 @@ class BackwardReport:
 class Call:
     """A solve, the number of its leaves, and where to report.
 
-    ``evaluations`` receives the count of the forward solve.
+    ``outcome`` receives what the forward solve computed.
     """
 
     solve: Solve
     n: int
     report: BackwardReport
-    evaluations: list[int] = field(default_factory=lambda: [0])
+    outcome: list[Outcome] = field(default_factory=list)
 
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
         """The state's leaves, and the rest."""
@@ -67,13 +67,28 @@ class Call:
         """The call for a map with one more batch axis in front of every state leaf."""
         state_dims, rest_dims = (0,) * self.n, in_dims[self.n :]
         image = torch.func.vmap(self.solve.image, in_dims=(state_dims, rest_dims))
+        project = self.solve.project and torch.func.vmap(self.solve.project)
         solve = dataclasses.replace(
             self.solve,
-            map=lambda value, rest: (image(value, rest), None),
+            map=_map_of(self.solve, image),
             image=image,
+            bind=lambda rest: {},
+            project=project,
             batch_ndim=self.solve.batch_ndim + 1,
         )
         return dataclasses.replace(self, solve=solve)
+
+
+def _map_of(solve: Solve, image: Any) -> Any:
+    """What `solve` iterates on, from the map whose fixed point it seeks."""
+
+    def function(value: Tensors, rest: Tensors) -> tuple[Tensors, None]:
+        mapped = image(value, rest)
+        if not solve.is_root:
+            return mapped, None
+        return tuple(z - m for z, m in zip(value, mapped, strict=True)), None
+
+    return function
 
 
 def apply(function: Any, *args: Any) -> Any:
@@ -89,8 +104,9 @@ class Root(torch.autograd.Function):
         """Iterate; the tensors are the state's leaves, then the map's."""
         value, rest = call.split(tensors)
         outcome = call.solve.run(value, rest)
-        call.evaluations[0] = outcome.evaluations
-        return (*outcome.value, outcome.status, outcome.residual_norm, outcome.steps)
+        call.outcome[:] = [outcome]
+        scalars = outcome.status, outcome.residual_norm, outcome.steps, outcome.method
+        return (*outcome.value, *scalars)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -119,7 +135,7 @@ class Root(torch.autograd.Function):
         value, rest = call.split(ctx.saved_tensors)
         right = _push(lambda part: call.solve.image(value, part), rest, tangents[1 + call.n :])
         u = apply(LinearSolve, call, False, *right, *value, *rest)
-        return (*u, None, None, None)
+        return (*u, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: Call, *tensors: torch.Tensor) -> Any:
@@ -139,15 +155,17 @@ class LinearSolve(torch.autograd.Function):
         right, z, rest = _thirds(call, tensors)
         solve, adjoint = call.solve, call.solve.adjoint
         space = Space.of(solve.backend, right, solve.batch_ndim)
-        product = _products(solve.image, z, rest, transposed)
+        product = products(solve.image, z, rest, transposed)
         end = adjoint.solve(space, product, right, _relative(solve.rtol, space))
-        value, norm, work = end.point.value, end.point.residual_norm, Work(vjp=end.evaluations)
         report = call.report
-        report.status, report.residual_norm, report.steps = end.status, norm, end.steps
-        report.products = end.evaluations
+        report.status, report.residual_norm = end.status, end.residual_norm
+        report.steps, report.products = end.steps, end.work.f
         what = "the adjoint solve failed" if transposed else "the tangent solve failed"
-        solution = Solution(value, end.status, norm, end.steps, work)
-        return apply_policy(adjoint.on_failure, what, space, value, solution)
+        names = tuple(method.name for method in adjoint.solver.sequence)
+        solution = Solution(
+            end.value, end.status, end.residual_norm, end.steps, end.work, end.method, names
+        )
+        return apply_policy(adjoint.on_failure, what, space, end.value, solution)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -199,7 +217,7 @@ def _relative(rtol: Any, space: Space) -> float:
     return float(rtol) if known else space.default_rtol
 
 
-def _products(
+def products(
     image: Callable[[Vec, Vec], Vec], value: Vec, rest: Vec, transposed: bool
 ) -> Callable[[Vec], Vec]:
     """The products with Jᵀ or J at (value, rest), from one linearisation.

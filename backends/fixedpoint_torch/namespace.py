@@ -12,9 +12,13 @@ class _Linalg:
     solve = staticmethod(torch.linalg.solve)
 
     @staticmethod
-    def vector_norm(array: torch.Tensor, *, axis: int, ord: float) -> torch.Tensor:
-        norm: torch.Tensor = torch.linalg.vector_norm(array, ord, axis)
+    def vector_norm(array: torch.Tensor, *, axis: int, keepdims: bool = False) -> torch.Tensor:
+        norm: torch.Tensor = torch.linalg.vector_norm(array, 2.0, axis, keepdims)
         return norm
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the array API's."""
+        return getattr(array_api_compat.torch.linalg, name)
 
 
 class Namespace:
@@ -24,7 +28,7 @@ class Namespace:
     the sizes of one iteration.
     """
 
-    linalg = _Linalg
+    linalg = _Linalg()
     where = staticmethod(torch.where)
 
     @staticmethod

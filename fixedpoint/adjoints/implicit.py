@@ -8,10 +8,10 @@ from typing import Any
 
 from fixedpoint.backend import Vec
 from fixedpoint.failure import check_policy
-from fixedpoint.iterate import Iteration, iterate
+from fixedpoint.iterate import Course, Iteration, iterate
 from fixedpoint.problem import FixedPointProblem
 from fixedpoint.solvers import Anderson, Solver
-from fixedpoint.solvers.base import check_count
+from fixedpoint.checks import check_count
 from fixedpoint.space import Space
 
 
@@ -75,4 +75,4 @@ class Implicit:
 
         tolerance: Any = rtol if self.rtol is None else self.rtol
         problem = FixedPointProblem(space, affine, tolerance, self.atol)
-        return iterate(self.solver, problem, right, self.max_steps)
+        return iterate(self.solver, problem, right, Course(self.max_steps))

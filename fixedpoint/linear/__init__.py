@@ -1,1 +1,15 @@
-"""Linear algebra on spaces."""
+"""Linear algebra on spaces: small least squares, and Krylov methods."""
+
+from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
+from fixedpoint.linear.bicgstab import BiCGStab
+from fixedpoint.linear.conjugate_gradient import ConjugateGradient
+from fixedpoint.linear.gmres import GMRES
+
+__all__ = [
+    "GMRES",
+    "BiCGStab",
+    "ConjugateGradient",
+    "LinearSolution",
+    "LinearSolver",
+    "LinearSystem",
+]

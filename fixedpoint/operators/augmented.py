@@ -10,7 +10,7 @@ from fixedpoint import tree
 from fixedpoint.backend import Pullback, backend_of
 from fixedpoint.operators.base import Evaluation, Map, Operator, leafwise
 from fixedpoint.operators.joint import Joint
-from fixedpoint.solvers.base import check_positive
+from fixedpoint.checks import check_positive
 
 
 class Linearisation(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint import tree
 from fixedpoint.backend import backend_of
-from fixedpoint.solvers.base import check_positive
+from fixedpoint.checks import check_positive
 
 
 class Evaluation(NamedTuple):

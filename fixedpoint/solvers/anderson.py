@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.linear.least_squares import least_squares
-from fixedpoint.problem import FixedPointProblem, Point
-from fixedpoint.solvers.base import Solver, check_count, check_positive
+from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.checks import check_count, check_positive
+from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
+
+# After a rejected step plain ones follow, each half as long as the one before, this often.
+_SHORTENINGS = 20
 
 
 class Secants(NamedTuple):
@@ -20,11 +25,15 @@ class Secants(NamedTuple):
     residuals : Vec
         The columns ΔG, differences of residuals; zero where they are nothing but rounding.
     images : Vec
-        The columns ΔZ + τΔG that belong to them, differences of damped images.
+        The columns ΔF = ΔZ + ΔG that belong to them, differences of images.
     gram : array of shape (batch, memory, memory)
-        ΔGᵀΔG + λD², and 1 on the diagonal where a column is zero.
-    image : Vec
-        The damped image z + τg of the current point.
+        ΔGᵀΔG, or ΔZᵀΔG for type I, with 1 on the diagonal where a column is zero.
+    ridge : array of shape (batch, memory, memory)
+        What the entries of `gram` are multiplied by: 1 + λ on the diagonal and 1 elsewhere.
+    envelope : array
+        What accelerated residuals must stay below, times (1 + steps)⁻¹.
+    rejected : array of int or None
+        Rejections since the last step that was accepted; None if there are known to be none.
     pushed : int
         Columns pushed so far.
     """
@@ -32,32 +41,51 @@ class Secants(NamedTuple):
     residuals: Vec
     images: Vec
     gram: Array
-    image: Vec
+    ridge: Array
+    envelope: Array
+    rejected: Array | None
     pushed: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anderson(Solver):
-    """Anderson acceleration of type II, with damping.
+    """Anderson acceleration, with damping and a safeguard.
 
-    With g = f(z) − z and the differences of the last m residuals and states as the columns of
-    ΔG and ΔZ,
+    With g = f(z) − z and the differences of m residuals and states as the columns of ΔG and ΔZ,
 
         γ = (ΔGᵀΔG + λD²)⁻¹ ΔGᵀg ,    z ← z + τg − (ΔZ + τΔG) γ ,    D = diag ‖Δg‖ ,
 
     which minimises ‖g − ΔGγ‖ up to a ridge relative to each column's length, so that neither the
     scale of the problem nor the fall of the residual matters to it. A column that is nothing but
     rounding is left out. On an affine map it is GMRES, step for step, as long as the memory
-    lasts.
+    lasts. Type I solves ΔZᵀ(g − ΔGγ) = 0 instead, as Broyden's good update would.
+
+    Once the memory is full every slot is overwritten twice before the next: each second new
+    difference replaces the oldest, and the others the newest. So m slots span the last 2m steps;
+    on the maps of :mod:`fixedpoint.testing.problems` this needs up to half the evaluations of a
+    window of the last m, and never noticeably more.
+
+    A step that leads to a residual above an envelope, c‖g₀‖/(k + 1) after k steps, or to where f is
+    not finite, is not taken: plain steps z + τg follow instead, halved as long as f is not finite
+    there. The rejected difference stays in the memory, for it holds true.
 
     Parameters
     ----------
     memory : int, optional
         The number m of differences kept, clamped to the dimension. The solver holds 2m states.
-    damping : float in (0, 2], optional
-        The factor τ on the residual that is left after mixing; 1 is no damping.
+    damping : float in (0, 2] or callable, optional
+        The factor τ on the residual that is left after mixing; 1 is no damping. A callable takes
+        the number of the step, from 0.
+    type : {2, 1}, optional
+        The least-squares problem (2), or the secant equations tested with ΔZ (1).
     regularization : float, optional
         λ, by default 10 times the unit roundoff of the coefficients.
+    delay : int, optional
+        Plain steps before the first accelerated one; they are remembered.
+    safeguard : float, optional
+        The constant c of the envelope.
+    weights : tuple of float, optional
+        A weight for each leaf in the inner product, where the leaves differ in scale.
 
     References
     ----------
@@ -66,6 +94,8 @@ class Anderson(Solver):
     Algebra Appl. 16, 2009.
     Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49,
     2011.
+    Zhang, O'Donoghue and Boyd, "Globally convergent type-I Anderson acceleration for nonsmooth
+    fixed-point iterations", SIAM J. Optim. 30, 2020.
 
     Examples
     --------
@@ -77,68 +107,154 @@ class Anderson(Solver):
     """
 
     memory: int = 10
-    damping: float = 1.0
+    damping: float | Callable[[Any], Any] = 1.0
+    type: int = 2
     regularization: float | None = None
+    delay: int = 0
+    safeguard: float = 1e4
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_count("memory", self.memory, 1)
-        check_positive("damping", self.damping, 2.0)
+        check_count("delay", self.delay, 0)
+        check_positive("safeguard", self.safeguard)
+        if not callable(self.damping):
+            check_positive("damping", self.damping, 2.0)
+        if self.type not in (1, 2):
+            raise ValueError(f"type must be 1 or 2, got {self.type!r}")
         if self.regularization is not None:
             check_positive("regularization", self.regularization, 1.0)
+        for weight in self.weights or ():
+            check_positive("weights", weight)
 
-    def init(self, space: Space, point: Point) -> Secants:
+    def init(self, space: Space, problem: Problem, point: Point) -> Secants:
         """An empty memory."""
-        memory = min(self.memory, space.size)
-        residuals, images = (space.history(memory, point.value) for _ in range(2))
-        return Secants(residuals, images, space.identity(memory), self._image(space, point), 0)
+        memory = min(self.memory, space.real_size)
+        unit = space.identity(memory)
+        ridge = 10 * space.precision if self.regularization is None else self.regularization
+        none = 0 * space.xp.astype(point.satisfied, space.xp.int32)
+        return Secants(
+            space.history(memory, point.value), space.history(memory, point.value), unit,
+            1.0 + ridge * unit, self.safeguard * point.residual_norm, _known(space, none), 0,
+        )  # fmt: skip
+
+    def resume(self, space: Space, state: Secants, point: Point, fresh: Secants) -> Secants:
+        """The columns of an earlier call, with the envelope of this one."""
+        del space, point
+        return state._replace(envelope=fresh.envelope, rejected=fresh.rejected)
 
     def step(
-        self,
-        space: Space,
-        problem: FixedPointProblem,
-        point: Point,
-        state: Secants,
-        active: Array | None,
-    ) -> tuple[Point, Secants]:
+        self, space: Space, problem: Problem, point: Point, state: Secants, active: Array | None
+    ) -> Step:
         """One step, one evaluation."""
-        new = problem.evaluate(space.where(active, _mixed(space, point, state), point.value))
-        return new, self._remember(space, state, point, new)
+        space = space.weighted(self.weights)
+        proposal = self._proposal(space, point, state)
+        new = problem.trial(space.where(active, proposal, point.value))
+        state = self._remembered(space, state, point, new, active)
+        accepted = new.residual_norm <= state.envelope * (1.0 / state.pushed)
+        if space.backend.known_all(accepted):
+            return Step(new, state._replace(rejected=None))
+        return self._rejected(space, point, state, new, accepted)
 
-    def _image(self, space: Space, point: Point) -> Vec:
-        return space.add(point.value, space.scale(self.damping, point.increment))
+    def _rejected(
+        self, space: Space, old: Point, state: Secants, new: Point, accepted: Array
+    ) -> Step:
+        """Keep the old point where the new one is not accepted."""
+        xp = space.xp
+        zero = xp.zeros_like(accepted, dtype=xp.int32)
+        before = zero if state.rejected is None else state.rejected
+        # A plain step need only be finite; and in the end the point is given up as it is.
+        accepted = accepted | ((before > 0) & (new.residual_norm < xp.inf))
+        accepted = accepted | (before > _SHORTENINGS)
+        rejected = xp.where(accepted, zero, before + 1)
+        return Step(choose(space, accepted, new, old), state._replace(rejected=rejected))
 
-    def _remember(self, space: Space, state: Secants, old: Point, new: Point) -> Secants:
-        """Push the newest differences over the oldest, and renew their row of the Gram matrix.
+    def _proposal(self, space: Space, point: Point, state: Secants) -> Vec:
+        """The next iterate, z + τg − (ΔZ + τΔG)γ."""
+        gamma = self._gamma(space, point, state)
+        image = space.add(point.value, point.increment)
+        mixed = space.minus_combination(image, gamma, state.images)
+        damping = self.damping(state.pushed) if callable(self.damping) else self.damping
+        if not _is_one(damping):
+            left = space.minus_combination(point.increment, gamma, state.residuals)
+            mixed = space.subtract(mixed, space.scale(1.0 - damping, left))
+        if state.rejected is None:
+            return mixed
+        shorter = damping * 0.5 ** space.xp.astype(state.rejected - 1, space.dtype)
+        plain = space.add(point.value, space.scale(shorter, point.increment))
+        return space.where(state.rejected > 0, plain, mixed)
 
-        A sample that has stopped no longer moves; what it remembers is never used again.
-        """
-        slot, image = state.pushed % state.gram.shape[-1], self._image(space, new)
-        residuals = space.push_difference(state.residuals, slot, new.increment, old.increment)
-        images = space.push_difference(state.images, slot, image, state.image)
-        row = space.gram(residuals, space.row(residuals, slot))
-        square = row[..., slot]  # ‖Δg‖²
-        diagonal = (1.0 + self._ridge(space)) * square
-        rounding = (4 * space.rounding) * new.scale
+    def _gamma(self, space: Space, point: Point, state: Secants) -> Array:
+        products = self._tested(space, state, point.increment)
+        gamma = least_squares(space, state.gram * state.ridge, products)
+        return gamma * (state.pushed >= self.delay) if self.delay else gamma
+
+    def _tested(self, space: Space, state: Secants, vector: Vec) -> Array:
+        """The products ΔGᵀv, or ΔZᵀv for type I."""
+        products = space.gram(state.residuals, vector)
+        return products if self.type == 2 else space.gram(state.images, vector) - products
+
+    def _remembered(
+        self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
+    ) -> Secants:
+        """Push the newest differences, and renew their row and column of the Gram matrix."""
+        slot = _slot(state.pushed, state.gram.shape[-1])
+        residuals, images = _pushed(space, state, slot, old, new, active)
+        change = space.row(residuals, slot)
+        state = state._replace(residuals=residuals, images=images, pushed=state.pushed + 1)
+        row = column = self._tested(space, state, change)
+        if self.type == 1:
+            row = space.gram(residuals, space.subtract(space.row(images, slot), change))
+        write = space.backend.write
+        gram = write(state.gram, (..., slot, slice(None)), row)
+        gram = write(gram, (..., slice(None), slot), column)
+        return self._informed(space, state._replace(gram=gram), slot, row[..., slot], new)
+
+    def _informed(
+        self, space: Space, state: Secants, slot: Any, square: Array, new: Point
+    ) -> Secants:
+        """The memory, without its newest column where that is nothing but rounding."""
+        if self.type == 1:
+            square = space.dot(*(space.row(state.residuals, slot),) * 2)
+        rounding = (4 * space.rounding) * new.magnitude
         informative = square > rounding * rounding
-        if not space.backend.known_all(informative):
-            residuals = space.mask_row(residuals, slot, informative)
-            row = space.xp.astype(informative, space.dtype)[..., None] * row
-            diagonal = space.xp.where(informative, diagonal, space.xp.ones_like(diagonal))
-        gram = _renewed(space, state, slot, row, diagonal)
-        return Secants(residuals, images, gram, image, state.pushed + 1)
-
-    def _ridge(self, space: Space) -> float:
-        return 10 * space.precision if self.regularization is None else self.regularization
+        if space.backend.known_all(informative):
+            return state
+        gram = _isolated(space, state.gram, slot, informative)
+        residuals = space.mask_row(state.residuals, slot, informative)
+        images = space.mask_row(state.images, slot, informative)
+        return state._replace(residuals=residuals, images=images, gram=gram)
 
 
-def _mixed(space: Space, point: Point, state: Secants) -> Vec:
-    """The next iterate, z + τg − (ΔZ + τΔG)γ."""
-    gamma = least_squares(space, state.gram, space.gram(state.residuals, point.increment))
-    return space.minus_combination(state.image, gamma, state.images)
+def _is_one(damping: Any) -> bool:
+    return isinstance(damping, (int, float)) and damping == 1.0
 
 
-def _renewed(space: Space, state: Secants, slot: Any, row: Array, diagonal: Array) -> Array:
-    write = space.backend.write
-    gram = write(state.gram, (..., slot, slice(None)), row)
-    gram = write(gram, (..., slice(None), slot), row)
-    return write(gram, (..., slot, slot), diagonal)
+def _known(space: Space, rejected: Array) -> Array | None:
+    """No rejections, if that can be known at all."""
+    return None if space.backend.known_none(rejected > 0) else rejected
+
+
+def _slot(pushed: Any, memory: int) -> Any:
+    """Where the next difference goes: in turn, and once all slots are full each slot twice."""
+    beyond = (pushed - memory) * (pushed >= memory)
+    return (pushed - beyond + beyond // 2) % memory
+
+
+def _pushed(
+    space: Space, state: Secants, slot: Any, old: Point, new: Point, active: Array | None
+) -> tuple[Vec, Vec]:
+    residuals = space.push_difference(
+        state.residuals, slot, new.increment, old.increment, active
+    )
+    images = space.push_difference(state.images, slot, new.value, old.value, active)
+    return residuals, space.add_row(images, slot, residuals, active)
+
+
+def _isolated(space: Space, gram: Array, slot: Any, informative: Array) -> Array:
+    """`gram` with a row and column of the unit matrix where a sample's column is left out."""
+    xp, write = space.xp, space.backend.write
+    unit = space.identity(gram.shape[-1])[..., slot, :]
+    kept = informative[..., None]
+    gram = write(gram, (..., slot, slice(None)), xp.where(kept, gram[..., slot, :], unit))
+    return write(gram, (..., slice(None), slot), xp.where(kept, gram[..., :, slot], unit))

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
-from fixedpoint.problem import FixedPointProblem, Point
+from fixedpoint.problem import Point, Problem
+from fixedpoint.solution import Work
 from fixedpoint.space import Space
+
+
+class Step(NamedTuple):
+    """What a step of a solver came to.
+
+    Attributes
+    ----------
+    point : Point
+        Where it leads.
+    state : object
+        What the method remembers then. Its arrays begin with the axes of the batch.
+    work : Work
+        The evaluations it took.
+    failure : array of int or None
+        Per sample the :class:`fixedpoint.Status` of a method that gives up, 0 where it goes on;
+        None where it does everywhere.
+    """
+
+    point: Point
+    state: Any
+    work: Work = Work(f=1)
+    failure: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,33 +39,38 @@ class Solver(ABC):
     """Settings of a method: immutable, hashable, and free of arrays."""
 
     @abstractmethod
-    def init(self, space: Space, point: Point) -> Any:
+    def init(self, space: Space, problem: Problem, point: Point) -> Any:
         """What the method remembers before its first step from `point`."""
+
+    def initial_work(self, problem: Problem) -> Work:
+        """What :meth:`init` takes of evaluations and products."""
+        del problem
+        return Work()
 
     @abstractmethod
     def step(
-        self,
-        space: Space,
-        problem: FixedPointProblem,
-        point: Point,
-        state: Any,
-        active: Array | None,
-    ) -> tuple[Point, Any]:
+        self, space: Space, problem: Problem, point: Point, state: Any, active: Array | None
+    ) -> Step:
         """The next point, and what the method remembers then.
 
-        Samples that are not `active` keep their point: the map is evaluated there again, and
-        nothing of it is remembered. None stands for all samples.
+        Samples that are not `active` keep their point, and what is remembered of them. None stands
+        for all samples.
         """
 
+    def resume(self, space: Space, state: Any, point: Point, fresh: Any) -> Any:
+        """What the method remembers of an earlier call, before its first step from `point`.
 
-def check_positive(name: str, value: float, upper: float = float("inf")) -> None:
-    """Raise ValueError unless 0 < value ≤ upper."""
-    if not 0.0 < value <= upper:
-        bound = "positive" if upper == float("inf") else f"in (0, {upper:g}]"
-        raise ValueError(f"{name} must be {bound}, got {value!r}")
+        ``fresh`` is what :meth:`init` gives there.
+        """
+        del space, point, fresh
+        return state
 
+    @property
+    def sequence(self) -> tuple[Solver, ...]:
+        """The methods to try, one after the other."""
+        return (self,)
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise ValueError unless `value` is an integer, `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+    @property
+    def name(self) -> str:
+        """What messages call the method."""
+        return type(self).__name__

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fixedpoint.backend import Array
-from fixedpoint.problem import FixedPointProblem, Point
-from fixedpoint.solvers.base import Solver, check_positive
+from fixedpoint.problem import Point, Problem
+from fixedpoint.checks import check_positive
+from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
 
@@ -35,19 +36,14 @@ class Picard(Solver):
     def __post_init__(self) -> None:
         check_positive("damping", self.damping, 2.0)
 
-    def init(self, space: Space, point: Point) -> tuple[()]:
+    def init(self, space: Space, problem: Problem, point: Point) -> tuple[()]:
         """Nothing is remembered."""
-        del space, point
+        del space, problem, point
         return ()
 
     def step(
-        self,
-        space: Space,
-        problem: FixedPointProblem,
-        point: Point,
-        state: tuple[()],
-        active: Array | None,
-    ) -> tuple[Point, tuple[()]]:
+        self, space: Space, problem: Problem, point: Point, state: tuple[()], active: Array | None
+    ) -> Step:
         """One step, one evaluation."""
         moved = space.add(point.value, space.scale(self.damping, point.increment))
-        return problem.evaluate(space.where(active, moved, point.value)), state
+        return Step(problem.trial(space.where(active, moved, point.value)), state)

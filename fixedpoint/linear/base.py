@@ -1,0 +1,81 @@
+"""What solvers of Newton's type ask of a linear solver."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fixedpoint.backend import Array, Vec
+from fixedpoint.space import Space
+
+Product = Callable[[Vec], Vec]
+
+
+class LinearSolution(NamedTuple):
+    """What a linear solver reached.
+
+    Attributes
+    ----------
+    value : Vec
+        The solution.
+    residual_norm : array of the batch's shape
+        The norm of what is left of the right-hand side.
+    products : int
+        Products it took.
+    """
+
+    value: Vec
+    residual_norm: Array
+    products: Any
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSystem:
+    """The system A x = b of every sample.
+
+    Parameters
+    ----------
+    space : Space
+        Where x and b lie.
+    product : callable
+        v ↦ Av.
+    right : Vec
+        b.
+    target : array of the batch's shape
+        The residual norm to reach.
+    precondition : callable or None
+        v ↦ Pv, an approximate inverse of A.
+    active : array of bool or None
+        The samples to solve for; None stands for all.
+    """
+
+    space: Space
+    product: Product
+    right: Vec
+    target: Array
+    precondition: Product | None = None
+    active: Array | None = None
+
+    def start(self) -> tuple[Vec, Array, Array]:
+        """The solution zero, the norm of its residual, and which samples have more to do."""
+        space = self.space
+        norm = space.norm(self.right)
+        busy = norm > self.target
+        if self.active is not None:
+            busy = busy & self.active
+        return tuple(map(space.xp.zeros_like, self.right)), norm, busy
+
+    def preconditioned(self, v: Vec) -> Vec:
+        """The product Pv, or v where there is no preconditioner."""
+        return v if self.precondition is None else self.precondition(v)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSolver(ABC):
+    """Settings of a method for linear systems, of which only products are known."""
+
+    @abstractmethod
+    def solve(self, system: LinearSystem) -> LinearSolution:
+        """Solve from zero, each sample to its own target."""

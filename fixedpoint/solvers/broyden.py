@@ -1,0 +1,182 @@
+"""Broyden's method with limited memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fixedpoint.backend import Array, Vec
+from fixedpoint.checks import check_count
+from fixedpoint.problem import Point, Problem
+from fixedpoint.solution import Status, Work
+from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.search import backtrack
+from fixedpoint.space import Space
+
+
+class InverseEstimate(NamedTuple):
+    """What Broyden's method remembers: H = σI + Σ uⱼvⱼᵀ ≈ −g′⁻¹.
+
+    Attributes
+    ----------
+    left, right : Vec
+        The columns uⱼ and vⱼ.
+    used : array of shape (batch, memory)
+        1 for each column in use, 0 for the others.
+    scale : array
+        σ.
+    direction : Vec
+        H g at the current point.
+    pushed : int
+        Updates so far.
+    """
+
+    left: Vec
+    right: Vec
+    used: Array
+    scale: Array
+    direction: Vec
+    pushed: Any
+
+    def times(self, space: Space, v: Vec) -> Vec:
+        """The product H v."""
+        return self._product(space, self.left, self.right, v)
+
+    def transposed_times(self, space: Space, v: Vec) -> Vec:
+        """The product Hᵀ v."""
+        return self._product(space, self.right, self.left, v)
+
+    def _product(self, space: Space, left: Vec, right: Vec, v: Vec) -> Vec:
+        coefficients = -self.used * space.gram(right, v)
+        return space.minus_combination(space.scale(self.scale, v), coefficients, left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broyden(Solver):
+    """Broyden's method in its inverse form, with limited memory and restarts.
+
+    With the increment g(z) = f(z) − z, or −F(z), and the estimate H ≈ −g′⁻¹,
+
+        z ← z + λHg ,    H ← H − (Δz + HΔg) vᵀ / (vᵀΔg) ,    v = HᵀΔz (good), Δg (bad) ,
+
+    so that HΔg = −Δz: the secant equation of the newest step always holds. For fixed points H
+    starts as the identity, and the first step is Picard's; for roots as the multiple σ of it that
+    minimises ‖g + σg′g‖, at the cost of one product. Once the memory is full it is emptied before
+    the next update. An update whose denominator is rounding is left out.
+
+    Parameters
+    ----------
+    memory : int, optional
+        Updates between two restarts. The solver holds twice as many states.
+    update : {"good", "bad"}, optional
+        Which of Broyden's two updates.
+    line_search : bool, optional
+        Whether to backtrack until ‖g‖ falls; a search that fails is a status. Without, only a
+        point that is not finite shortens the step.
+
+    References
+    ----------
+    Broyden, "A class of methods for solving nonlinear simultaneous equations", Math. Comp. 19,
+    1965.
+    Kelley, "Iterative Methods for Linear and Nonlinear Equations", SIAM, 1995, chapter 7.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> sol = fp.fixed_point(np.cos, np.array([1.0, 0.5]), solver=fp.Broyden())
+    >>> np.round(sol.value, 6)
+    array([0.739085, 0.739085])
+    """
+
+    memory: int = 20
+    update: str = "good"
+    line_search: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("memory", self.memory, 1)
+        if self.update not in ("good", "bad"):
+            raise ValueError(f"update must be 'good' or 'bad', got {self.update!r}")
+
+    def init(self, space: Space, problem: Problem, point: Point) -> InverseEstimate:
+        """No columns."""
+        scale = problem.initial_scale(point)
+        memory = min(self.memory, 2 * space.real_size)
+        return InverseEstimate(
+            space.history(memory, point.value), space.history(memory, point.value),
+            space.full(0.0, (memory,)), scale, space.scale(scale, point.increment), 0,
+        )  # fmt: skip
+
+    def initial_work(self, problem: Problem) -> Work:
+        """What the first σ takes."""
+        return problem.initial_work
+
+    def resume(
+        self, space: Space, state: InverseEstimate, point: Point, fresh: InverseEstimate
+    ) -> InverseEstimate:
+        """The estimate of an earlier call, and its direction here."""
+        del fresh
+        return state._replace(direction=state.times(space, point.increment))
+
+    def step(
+        self, space: Space, problem: Problem, point: Point, state: InverseEstimate,
+        active: Array | None,
+    ) -> Step:  # fmt: skip
+        """One step, one update."""
+        merit = space.norm(point.increment)
+        pending = space.xp.ones_like(point.satisfied) if active is None else active
+        search = backtrack(
+            problem, point, state.direction, merit, merit * merit, pending, self.line_search
+        )
+        state = self._updated(space, state, point, search.point)
+        failed = search.pending
+        failure = None
+        if not space.backend.known_none(failed):
+            status = Status.LINE_SEARCH_FAILED if self.line_search else Status.NON_FINITE
+            failure = space.xp.astype(failed, space.xp.int32) * int(status)
+        return Step(search.point, state, Work(f=search.trials), failure)
+
+    def _updated(
+        self, space: Space, state: InverseEstimate, old: Point, new: Point
+    ) -> InverseEstimate:
+        """The estimate with one more column, in the samples that moved."""
+        xp = space.xp
+        state = _emptied(space, state, old)
+        move = space.subtract(new.value, old.value)
+        change = space.subtract(new.increment, old.increment)
+        image = state.times(space, new.increment)
+        # HΔg = Hg_new − Hg_old, and Hg_old is the direction of the step.
+        wrong = space.add(move, space.subtract(image, state.direction))
+        v = change if self.update == "bad" else state.transposed_times(space, move)
+        denominator = space.dot(v, change)
+        floor = space.precision * space.norm(v) * space.norm(change)
+        sound = xp.abs(denominator) > floor
+        factor = space.ratio(xp.astype(sound, space.dtype), denominator)
+        u = space.scale(-factor, wrong)
+        if not space.backend.known_all(sound):
+            zero = tuple(map(xp.zeros_like, u))
+            u, v = space.where(sound, u, zero), space.where(sound, v, zero)
+        return _pushed(space, state, u, v, space.axpy(space.dot(v, new.increment), u, image))
+
+
+def _emptied(space: Space, state: InverseEstimate, point: Point) -> InverseEstimate:
+    """The estimate without columns, if none is free."""
+    full = (state.pushed > 0) & (state.pushed % state.used.shape[-1] == 0)
+    if isinstance(full, bool) and not full:
+        return state
+    mask = (state.scale == state.scale) & full
+    bare = space.scale(state.scale, point.increment)
+    return state._replace(
+        used=state.used * (1.0 - space.xp.astype(mask, space.dtype))[..., None],
+        direction=space.where(mask, bare, state.direction),
+    )
+
+
+def _pushed(
+    space: Space, state: InverseEstimate, u: Vec, v: Vec, direction: Vec
+) -> InverseEstimate:
+    slot = state.pushed % state.used.shape[-1]
+    used = space.backend.write(state.used, (..., slot), space.full(1.0))
+    return InverseEstimate(
+        space.push(state.left, slot, u), space.push(state.right, slot, v), used, state.scale,
+        direction, state.pushed + 1,
+    )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Several solvers, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fixedpoint.backend import Array
+from fixedpoint.problem import Point, Problem
+from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.space import Space
+
+
+@dataclass(frozen=True, init=False)
+class Fallback(Solver):
+    """Try solvers in turn, on the samples that have not converged, each from the start.
+
+    The steps that are left are shared in equal parts; a solver that reports a failure before
+    leaves its share to those after it. If none succeeds the iterate of the smallest residual is
+    returned. ``sol.method`` says which solver found the value.
+
+    Parameters
+    ----------
+    solvers : sequence of Solver
+        What to try.
+
+    Examples
+    --------
+    >>> import math, fixedpoint as fp
+    >>> sol = fp.fixed_point(lambda z: 4.0 * math.cos(z), 1.0,
+    ...                      solver=fp.Fallback([fp.Picard(), fp.Newton()]))
+    >>> round(float(sol.value), 6), sol.methods[int(sol.method)]
+    (1.252353, 'Newton')
+    """
+
+    solvers: tuple[Solver, ...]
+
+    def __init__(self, solvers: Sequence[Solver]) -> None:
+        flat = tuple(rung for solver in solvers for rung in solver.sequence)
+        if not flat:
+            raise ValueError("solvers must hold at least one solver, got none")
+        object.__setattr__(self, "solvers", flat)
+
+    @property
+    def sequence(self) -> tuple[Solver, ...]:
+        """The methods to try, one after the other."""
+        return self.solvers
+
+    def init(self, space: Space, problem: Problem, point: Point) -> Any:
+        """What the first solver remembers."""
+        return self.solvers[0].init(space, problem, point)
+
+    def step(
+        self, space: Space, problem: Problem, point: Point, state: Any, active: Array | None
+    ) -> Step:
+        """A step of the first solver: the loop runs the others."""
+        return self.solvers[0].step(space, problem, point, state, active)

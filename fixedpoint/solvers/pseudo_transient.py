@@ -1,0 +1,120 @@
+"""Pseudo-transient continuation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fixedpoint.backend import Array
+from fixedpoint.checks import check_positive
+from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
+from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.solution import Status, Work
+from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.space import Space
+
+# A time step may not change by more than this factor at once, nor fall below this part of the first.
+_CHANGE, _LEAST = 10.0, 1e-12
+
+
+class TimeStep(NamedTuple):
+    """What pseudo-transient continuation remembers.
+
+    Attributes
+    ----------
+    size, first : array
+        The next time step, and the first one.
+    """
+
+    size: Array
+    first: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoTransient(Solver):
+    """Pseudo-transient continuation: Newton's method as the end of a flow.
+
+    Follows dz/dt = g(z), with the increment g(z) = f(z) − z or −F(z), to its steady state by
+    linearly implicit Euler steps,
+
+        (I/δ − g′(z)) d = g(z) ,    z ← z + d ,    δ ← δ ‖g_old‖/‖g_new‖ ,
+
+    which are short and stable at first, and become Newton's as the residual falls. For problems
+    whose steady state is stable under the flow, from starts where a damped Newton method is
+    caught in a local minimiser of ‖g‖. A step to where g is not finite is repeated with a quarter
+    of δ.
+
+    Parameters
+    ----------
+    time_step : float, optional
+        The first δ, as a multiple of ‖z₀‖/‖g₀‖, or itself where z₀ = 0.
+    linear : LinearSolver, optional
+        By default ``GMRES()``.
+    rtol : float in (0, 1], optional
+        How far each linear solve goes.
+
+    References
+    ----------
+    Kelley and Keyes, "Convergence analysis of pseudo-transient continuation", SIAM J. Numer. Anal.
+    35, 1998.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> sol = fp.root(lambda x: np.arctan(x), np.array([20.0]), solver=fp.PseudoTransient())
+    >>> bool(np.abs(sol.value[0]) < 1e-5)
+    True
+    """
+
+    time_step: float = 1.0
+    linear: LinearSolver = field(default_factory=GMRES)
+    rtol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_positive("time_step", self.time_step)
+        check_positive("rtol", self.rtol, 1.0)
+        if not isinstance(self.linear, LinearSolver):
+            raise TypeError(f"linear must be a linear solver such as GMRES(), got {self.linear!r}")
+
+    def init(self, space: Space, problem: Problem, point: Point) -> TimeStep:
+        """The first time step."""
+        del problem
+        size = space.norm(point.value)
+        natural = space.ratio(size, space.norm(point.increment))
+        one = space.xp.ones_like(size)
+        first = self.time_step * space.xp.where(natural > 0.0, natural, one)
+        return TimeStep(first, first)
+
+    def resume(self, space: Space, state: TimeStep, point: Point, fresh: TimeStep) -> TimeStep:
+        """Begin anew: a time step belongs to the residual before."""
+        del space, state, point
+        return fresh
+
+    def step(
+        self, space: Space, problem: Problem, point: Point, state: TimeStep, active: Array | None
+    ) -> Step:
+        """One linear solve, one trial."""
+        xp = space.xp
+        merit = space.norm(point.increment)
+        linearisation = problem.linearise(point)
+        inverse = 1.0 / state.size
+        system = LinearSystem(
+            space, lambda v: space.axpy(inverse, v, space.scale(-1.0, linearisation.product(v))),
+            point.increment, self.rtol * merit, active=active,
+        )  # fmt: skip
+        solution = self.linear.solve(system)
+        new = problem.trial(
+            space.where(active, space.add(point.value, solution.value), point.value)
+        )
+        finite = new.residual_norm < xp.inf
+        hopeless = state.size < _LEAST * state.first
+        change = space.ratio(merit, space.norm(new.increment))
+        change = xp.minimum(xp.maximum(change, xp.full_like(change, 1.0 / _CHANGE)), xp.full_like(change, _CHANGE))
+        size = state.size * xp.where(finite, change, xp.full_like(change, 0.25))
+        work = Work(
+            f=1 + solution.products * linearisation.evaluations,
+            jvp=solution.products * linearisation.products,
+        )
+        failure = xp.astype(hopeless & ~finite, xp.int32) * int(Status.NON_FINITE)
+        failure = None if space.backend.known_all(finite) else failure
+        return Step(choose(space, finite, new, point), TimeStep(size, state.first), work, failure)

@@ -1,0 +1,92 @@
+"""Squared extrapolation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fixedpoint.backend import Array
+from fixedpoint.checks import check_positive
+from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.solution import Work
+from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.space import Space
+
+
+class StepBound(NamedTuple):
+    """What SQUAREM remembers.
+
+    Attributes
+    ----------
+    bound : array
+        The longest extrapolation allowed.
+    """
+
+    bound: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class SQUAREM(Solver):
+    """Squared extrapolation, scheme S3, made for the EM algorithm.
+
+    From z₁ = f(z), with r = z₁ − z and v = (f(z₁) − z₁) − r, the step
+
+        z ← z + 2ar + a²v ,    a = min(max(‖r‖/‖v‖, 1), a_max) ,
+
+    costs two evaluations; a = 1 is two steps of Picard's. The bound a_max starts at 1 and grows
+    by the factor `growth` whenever it binds. Where the new point is not finite or its residual is
+    above `tolerance` times the largest of those at z and z₁, z₁ is taken instead, and a_max falls.
+
+    Parameters
+    ----------
+    growth : float, optional
+        The factor by which a_max grows and falls.
+    tolerance : float, optional
+        How much a residual may rise.
+
+    References
+    ----------
+    Varadhan and Roland, "Simple and globally convergent methods for accelerating the convergence
+    of any EM algorithm", Scand. J. Statist. 35, 2008.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> sol = fp.fixed_point(lambda z: 0.99 * z + 1.0, np.zeros(1), solver=fp.SQUAREM())
+    >>> np.round(sol.value, 3), int(sol.work.f)
+    (array([100.]), 9)
+    """
+
+    growth: float = 4.0
+    tolerance: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("growth", "tolerance"):
+            if not getattr(self, name) > 1.0:
+                raise ValueError(f"{name} must be greater than 1, got {getattr(self, name)!r}")
+            check_positive(name, getattr(self, name))
+
+    def init(self, space: Space, problem: Problem, point: Point) -> StepBound:
+        """No extrapolation beyond Picard's."""
+        del problem, point
+        return StepBound(space.full(1.0))
+
+    def step(
+        self, space: Space, problem: Problem, point: Point, state: StepBound, active: Array | None
+    ) -> Step:
+        """One evaluation at f(z), and one at the extrapolated point."""
+        xp = space.xp
+        image = space.add(point.value, point.increment)
+        middle = problem.trial(space.where(active, image, point.value))
+        second = space.subtract(middle.increment, point.increment)
+        wanted = space.ratio(space.norm(point.increment), space.norm(second))
+        length = xp.minimum(xp.maximum(wanted, space.full(1.0)), state.bound)
+        far = space.axpy(2.0 * length, point.increment, point.value)
+        far = space.axpy(length * length, second, far)
+        end = problem.trial(space.where(active, far, point.value))
+        ceiling = self.tolerance * xp.maximum(point.residual_norm, middle.residual_norm)
+        accepted = end.residual_norm <= ceiling
+        bound = xp.where(wanted >= state.bound, self.growth * state.bound, state.bound)
+        less = xp.maximum(state.bound / self.growth, space.full(1.0))
+        new = choose(space, accepted | middle.satisfied & end.satisfied, end, middle)
+        return Step(new, StepBound(xp.where(accepted, bound, less)), Work(f=2))
