@@ -5,6 +5,7 @@ from fixedpoint.adjoints.implicit import Implicit
 from fixedpoint.api import fixed_point, root
 from fixedpoint.bracket import bracketed_root
 from fixedpoint.iterate import Budget
+from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
 from fixedpoint.solution import (
     ConvergenceError,
     ConvergenceWarning,
@@ -14,7 +15,6 @@ from fixedpoint.solution import (
     Trace,
     Work,
 )
-from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
 from fixedpoint.solvers import (
     SQUAREM,
     Anderson,

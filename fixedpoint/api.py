@@ -9,6 +9,7 @@ from typing import Any
 from fixedpoint import tree
 from fixedpoint.adjoints.implicit import Implicit
 from fixedpoint.backend import Array, Backend, Vec, backend_of
+from fixedpoint.checks import check_count
 from fixedpoint.failure import apply_policy, check_policy
 from fixedpoint.iterate import Budget, Course, Memory
 from fixedpoint.operators.base import Operator
@@ -16,7 +17,6 @@ from fixedpoint.operators.joint import Joint
 from fixedpoint.solution import Solution
 from fixedpoint.solve import LeafMap, Outcome, Solve
 from fixedpoint.solvers import Solver, default_solver
-from fixedpoint.checks import check_count
 from fixedpoint.space import Space
 
 DEFAULT_MAX_STEPS = 1000
@@ -262,7 +262,9 @@ class _Call:
 
     def _check(self, is_root: bool) -> None:
         if self.solver is not None and not isinstance(self.solver, Solver):
-            raise TypeError(f"solver must be a solver object such as Anderson(), got {self.solver!r}")
+            raise TypeError(
+                f"solver must be a solver object such as Anderson(), got {self.solver!r}"
+            )
         if self.adjoint is not None and not isinstance(self.adjoint, Implicit):
             raise TypeError(f"adjoint must be an adjoint such as Implicit(), got {self.adjoint!r}")
         if self.norm not in ("euclidean", "max"):
@@ -273,9 +275,12 @@ class _Call:
         check_count("batch_ndim", self.batch_ndim, 0)
         check_policy("on_failure", self.on_failure)
         if not callable(self.f):
-            raise TypeError(f"{'F' if is_root else 'f'} must be callable, got {type(self.f).__name__}")
-        if not isinstance(self.args, tuple):
-            kind = type(self.args).__name__
+            raise TypeError(
+                f"{'F' if is_root else 'f'} must be callable, got {type(self.f).__name__}"
+            )
+        args: Any = self.args
+        if not isinstance(args, tuple):
+            kind = type(args).__name__
             raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
 
     def _course(self, structure: Any, compact: bool) -> Course:
@@ -310,7 +315,9 @@ class _Call:
                 f"batched_args needs batch_ndim > 0 and an entry for each of the {len(self.args)} "
                 f"args, got batch_ndim = {self.batch_ndim} and {len(flags)} entries"
             )
-        spread = [f for f, arg in zip(flags, self.args, strict=True) for _ in backend.flatten(arg)[0]]
+        spread = [
+            f for f, arg in zip(flags, self.args, strict=True) for _ in backend.flatten(arg)[0]
+        ]
         batched = tuple(bool(spread[i]) for i in map_.arrays)
         rows = space.batch_shape[0]
         for array, flag in zip(arrays, batched, strict=False):

@@ -50,7 +50,7 @@ def bracketed_root(
     F : callable
         The function. It takes an array of the shape and dtype of the ends, and returns such an
         array, each entry of which depends on that entry of x alone. An infinite value counts by
-        its sign.
+        its sign. :class:`DomainError`, or another ArithmeticError, counts as NaN in every entry.
     lower, upper : float or array
         The ends of the brackets, in either order: real floating-point arrays that broadcast
         against each other. A Python float takes the dtype of the other end.
@@ -136,33 +136,35 @@ def _check_settings(F: Any, args: Any, adjoint: Any, max_steps: Any, on_failure:
     check_policy("on_failure", on_failure)
 
 
-def _tolerance(name: str, value: float) -> float:
+def _tolerance(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number, not negative, got {value!r}")
     return float(value)
 
 
 def _ends(lower: Any, upper: Any) -> tuple[Backend, Array, Array]:
-    """The ends as arrays of one library, dtype and shape."""
+    """The ends as finite arrays of one library, dtype and shape."""
     ends = {"lower": lower, "upper": upper}
     given = {name: end for name, end in ends.items() if not isinstance(end, float)} or ends
     backend = backend_of(list(given.values()), list(given))
-    like = backend.leaf(next(iter(given.values())))
+    arrays = {name: backend.leaf(end) for name, end in given.items()}
+    like = next(iter(arrays.values()))
     xp = backend.namespace(like)
-    for name, end in given.items():
-        if not xp.isdtype(backend.leaf(end).dtype, "real floating"):
-            raise TypeError(f"{name} must have a real floating-point dtype, got {end.dtype}")
-    a, b = (
-        xp.full_like(like, end) if isinstance(end, float) else backend.leaf(end)
-        for end in (lower, upper)
-    )
-    if a.dtype != b.dtype:
-        raise TypeError(f"lower and upper must have the same dtype, got {a.dtype} and {b.dtype}")
-    a, b = _broadcast(xp, a, b)
+    _check_dtypes(xp, arrays, like)
+    filled = (arrays[n] if n in arrays else xp.full_like(like, end) for n, end in ends.items())
+    a, b = _broadcast(xp, *filled)
     infinite = xp.isinf(a) | xp.isinf(b)
     if not backend.is_traced((infinite,)) and backend.any(infinite):
         raise ValueError("lower and upper must be finite")
     return backend, a, b
+
+
+def _check_dtypes(xp: Any, ends: dict[str, Array], like: Array) -> None:
+    for name, end in ends.items():
+        if not xp.isdtype(end.dtype, "real floating"):
+            raise TypeError(f"{name} must have a real floating-point dtype, got {end.dtype}")
+        if end.dtype != like.dtype:
+            raise TypeError(f"{name} must have the dtype of lower, {like.dtype}, got {end.dtype}")
 
 
 def _broadcast(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
@@ -236,7 +238,7 @@ class Bracket(NamedTuple):
         staying = xp.where(same, self.x2, self.x1), xp.where(same, self.f2, self.f1)
         return Bracket(x, f, *staying, *leaving)
 
-    def sorted(self, xp: Any) -> Bracket:
+    def best_first(self, xp: Any) -> Bracket:
         """The same points, the end with the smaller |F| in front."""
         size1, size2 = xp.abs(self.f1), xp.abs(self.f2)
         first = (size1 <= size2) | xp.isnan(size2)
@@ -269,7 +271,7 @@ class Bracket(NamedTuple):
         return linear + alpha * _ratio(xp, f1, f3 - f1) * _ratio(xp, f2, f3 - f2)
 
     def middle(self, xp: Any, tiny: float, late: Any) -> Array:
-        """Half-way between the ends; if `late`, on a logarithmic scale, or zero if it lies there."""
+        """Half-way between the ends; if `late`, on a logarithmic scale, or at zero."""
         plain = 0.5 * self.x1 + 0.5 * self.x2
         near = xp.minimum(xp.abs(self.x1), xp.abs(self.x2))
         far = xp.maximum(xp.abs(self.x1), xp.abs(self.x2))
@@ -342,11 +344,8 @@ class BracketSolve(Solve):
         x2 = xp.broadcast_to(args[-1], x1.shape)
         with self.backend.quiet():
             f1, f2 = self.evaluate(x1, args), self.evaluate(x2, args)
-            first = Bracket(x1, f1, x2, f2, x2, f2)
-            loop = _Loop(self, xp, args, first, float(xp.finfo(x1.dtype).eps),
-                         float(xp.finfo(x1.dtype).smallest_normal))  # fmt: skip
-            end = loop.run()
-        x, f, *_ = end.bracket.sorted(xp)
+            end = _Loop.of(self, args, xp, Bracket(x1, f1, x2, f2, x2, f2)).run()
+        x, f, *_ = end.bracket.best_first(xp)
         norm = xp.astype(xp.abs(f), space.dtype)
         status = _mark(xp, end.status, end.status == int(Status.RUNNING), Status.MAX_STEPS)
         none = xp.zeros_like(status)
@@ -371,21 +370,30 @@ class BracketSolve(Solve):
 class _Loop:
     """The steps of a solve from the `first` brackets on.
 
-    ``eps`` and ``tiny`` are the unit roundoff and the smallest normal number.
+    ``smaller`` is the smaller |F| at their ends, zero where both are infinite; ``eps`` and ``tiny``
+    are the unit roundoff and the smallest normal number.
     """
 
     solve: BracketSolve
-    xp: Any
     args: Vec
+    xp: Any
     first: Bracket
+    smaller: Array
     eps: float
     tiny: float
 
+    @classmethod
+    def of(cls, solve: BracketSolve, args: Vec, xp: Any, first: Bracket) -> _Loop:
+        smaller = xp.abs(first.best_first(xp).f1)
+        smaller = xp.where(xp.isfinite(smaller), smaller, xp.zeros_like(smaller))
+        info = xp.finfo(first.x1.dtype)
+        return cls(solve, args, xp, first, smaller, float(info.eps), float(info.smallest_normal))
+
     def run(self) -> Search:
         """All steps."""
-        backend = self.solve.backend
-        stop = self.solve.course.max_steps
-        return backend.while_loop(lambda s: s.running & (s.step < stop), self.turn, self.opened())
+        loop, stop = self.solve.backend.while_loop, self.solve.course.max_steps
+        end: Search = loop(lambda s: s.running & (s.step < stop), self.turn, self.opened())
+        return end
 
     def opened(self) -> Search:
         """The brackets before the first step: roots among the ends, and ends that do not do."""
@@ -394,7 +402,9 @@ class _Loop:
         status, reference = self.judged(first, xp.zeros_like(first.f1))
         status = _mark(xp, status, ~_opposed(first.f1, first.f2), Status.NO_BRACKET)
         status = _mark(xp, status, xp.isnan(first.f1) | xp.isnan(first.f2), Status.NON_FINITE)
-        status = _mark(xp, status, xp.abs(first.sorted(xp).f1) <= self.solve.atol, Status.CONVERGED)
+        status = _mark(
+            xp, status, xp.abs(first.best_first(xp).f1) <= self.solve.atol, Status.CONVERGED
+        )
         status = _mark(xp, status, ~sound, Status.NON_FINITE)
         return self.searched(first, reference, status, xp.zeros_like(status), 0)
 
@@ -427,7 +437,7 @@ class _Loop:
         It is reckoned from the end with the smaller |F|: from the other one, which may be far
         larger, it would be rounded.
         """
-        xp, near = self.xp, bracket.sorted(self.xp)
+        xp, near = self.xp, bracket.best_first(self.xp)
         least = _ratio(xp, 0.5 * self.narrow(near.x1), near.half_width)
         least = xp.minimum(least, xp.full_like(least, 0.5))
         fraction = xp.minimum(xp.maximum(near.fraction(xp), least), 1.0 - least)
@@ -446,24 +456,19 @@ class _Loop:
     def judged(self, bracket: Bracket, reference: Array) -> tuple[Array, Array]:
         """The status of each entry, and the reference that F has to fall from."""
         xp, half = self.xp, bracket.half_width
-        x, f, *_ = bracket.sorted(xp)
+        x, f, *_ = bracket.best_first(xp)
         residual = xp.abs(f)
         narrow, limit = self.narrow(x), self.limit(x)
         size = 0.5 * xp.abs(bracket.f1) + 0.5 * xp.abs(bracket.f2)
         between = xp.sqrt(self.first.half_width) * xp.sqrt(narrow)
         wide = (half >= between) & xp.isfinite(size)
         reference = xp.where(wide, size, reference)
-        fell = (size < 0.5 * reference) | (residual <= math.sqrt(self.eps) * self.smaller())
+        fell = (size < 0.5 * reference) | (residual <= math.sqrt(self.eps) * self.smaller)
         status = xp.zeros_like(x, dtype=xp.int32)
         status = _mark(xp, status, half <= limit, Status.STALLED)
         status = _mark(xp, status, (half <= limit) & (residual > reference), Status.DIVERGED)
         status = _mark(xp, status, (half <= narrow) & fell, Status.CONVERGED)
         return _mark(xp, status, residual <= self.solve.atol, Status.CONVERGED), reference
-
-    def smaller(self) -> Array:
-        """The smaller |F| at the ends given, or zero where both are infinite."""
-        size = self.xp.abs(self.first.sorted(self.xp).f1)
-        return self.xp.where(self.xp.isfinite(size), size, self.xp.zeros_like(size))
 
 
 def _mark(xp: Any, status: Array, mask: Array, as_: Status) -> Array:

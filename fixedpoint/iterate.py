@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
+from fixedpoint.checks import check_count, check_positive
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Status, Trace, Work
-from fixedpoint.checks import check_count, check_positive
 from fixedpoint.solvers.base import Solver
 from fixedpoint.space import Space
 
@@ -193,9 +193,7 @@ def _sequence(solver: Solver, state: Memory | None) -> tuple[Solver, ...]:
     if state is None:
         return solver.sequence
     if state.solver not in solver.sequence:
-        raise ValueError(
-            f"state was left by {state.solver}, which is not the solver now: {solver}"
-        )
+        raise ValueError(f"state was left by {state.solver}, which is not the solver now: {solver}")
     return (state.solver, *(other for other in solver.sequence if other != state.solver))
 
 
@@ -434,9 +432,10 @@ def _taken(space: Space, carry: Carry, rows: Array) -> Carry:
     """The `rows` of all arrays of `carry`, whose first axis is that of the batch."""
     leaves, structure = tree.flatten(carry)
     take = space.xp.take
-    return structure.rebuild(
+    taken: Carry = structure.rebuild(
         [take(leaf, rows, axis=0) if _is_batched(space, leaf) else leaf for leaf in leaves]
     )
+    return taken
 
 
 def _put(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
@@ -451,7 +450,8 @@ def _put(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
         xp.take(xp.concat([a, b]), source, axis=0) if _is_batched(space, a) else b
         for a, b in zip(full, part, strict=True)
     ]
-    return structure.rebuild(joined)
+    whole: Carry = structure.rebuild(joined)
+    return whole
 
 
 def _is_batched(space: Space, leaf: Any) -> bool:

@@ -321,8 +321,8 @@ class RootProblem(Problem):
 
     def take(self, rows: Array) -> Problem:
         """The problem of the samples `rows` alone."""
-        part = super().take(rows)
-        return replace(part, scale=self.space.xp.take(self.scale, rows, axis=0))
+        scale = self.scale if self.scale is None else self.space.xp.take(self.scale, rows, axis=0)
+        return super(RootProblem, replace(self, scale=scale)).take(rows)
 
     def initial_scale(self, point: Point) -> Array:
         """The σ that minimises ‖g + σg′g‖; 1 where g′g is orthogonal to g, or not finite."""

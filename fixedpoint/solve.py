@@ -147,7 +147,7 @@ class LeafMap:
 
 
 def _check_leaf(what: str, name: str, new: Any, old: Array) -> None:
-    """Raise unless `new`, an output of `what`, has the type, shape and dtype of the state's leaf."""
+    """Raise unless `new`, an output of `what`, has the type, shape and dtype of the leaf."""
     if type(new) is not type(old) and not of_one_backend(new, old):
         raise TypeError(
             f"{what} must return an array for {name}, of the same library: expected "
@@ -155,7 +155,8 @@ def _check_leaf(what: str, name: str, new: Any, old: Array) -> None:
         )
     if new.shape != old.shape:
         raise ValueError(
-            f"{what} must keep the shape of {name}: expected {tuple(old.shape)}, got {tuple(new.shape)}"
+            f"{what} must keep the shape of {name}: expected {tuple(old.shape)}, "
+            f"got {tuple(new.shape)}"
         )
     if new.dtype != old.dtype:
         raise TypeError(
@@ -220,7 +221,11 @@ class Solve:
             "project": self.project, "restrict": lambda rows: self._restricted(space, args, rows),
             **self._functions(args),
         }  # fmt: skip
-        return RootProblem(**common) if self.is_root else FixedPointProblem(**common, blocks=self.blocks)
+        return (
+            RootProblem(**common)
+            if self.is_root
+            else FixedPointProblem(**common, blocks=self.blocks)
+        )
 
     def _functions(self, args: Vec) -> dict[str, Any]:
         return {"map": lambda value: self.map(value, args), **self.bind(args)}

@@ -72,11 +72,17 @@ class Call:
             self.solve,
             map=_map_of(self.solve, image),
             image=image,
-            bind=lambda rest: {},
+            bind=_nothing,
             project=project,
             batch_ndim=self.solve.batch_ndim + 1,
         )
         return dataclasses.replace(self, solve=solve)
+
+
+def _nothing(rest: Tensors) -> dict[str, Any]:
+    """No functions of the user's: they know nothing of one more axis."""
+    del rest
+    return {}
 
 
 def _map_of(solve: Solve, image: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import array_api_compat.torch
 import torch
+from array_api_compat.torch import linalg as compat_linalg
 
 
 class _Linalg:
@@ -18,7 +19,7 @@ class _Linalg:
 
     def __getattr__(self, name: str) -> Any:
         """All else is the array API's."""
-        return getattr(array_api_compat.torch.linalg, name)
+        return getattr(compat_linalg, name)
 
 
 class Namespace:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fixedpoint.backend import Vec
+from fixedpoint.checks import check_count
 from fixedpoint.failure import check_policy
 from fixedpoint.iterate import Course, Iteration, iterate
 from fixedpoint.problem import FixedPointProblem
 from fixedpoint.solvers import Anderson, Solver
-from fixedpoint.checks import check_count
 from fixedpoint.space import Space
 
 

@@ -56,7 +56,7 @@ class ConjugateGradient(LinearSolver):
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     """Minimise along p, and make the next p conjugate to it."""
-    space, (x, r, p, rz, norm, busy, steps) = system.space, carry
+    space, (x, r, p, rz, _, busy, steps) = system.space, carry
     q = system.product(p)
     length = space.xp.where(busy, space.ratio(rz, space.dot(p, q)), space.xp.zeros_like(rz))
     x, r = space.axpy(length, p, x), space.axpy(-length, q, r)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.checks import check_count
+from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
 
 # A direction that is the residual itself is safe as long as the residual falls; where it does not,
@@ -89,9 +89,7 @@ class GMRES(LinearSolver):
             )
             return _closed(system, carry, end)
 
-        end = space.backend.while_loop(
-            unfinished, cycle, _Carry(x, system.right, norm, busy, 0)
-        )
+        end = space.backend.while_loop(unfinished, cycle, _Carry(x, system.right, norm, busy, 0))
         return LinearSolution(end.x, end.norm, end.products)
 
 

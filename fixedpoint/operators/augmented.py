@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from fixedpoint import tree
 from fixedpoint.backend import Pullback, backend_of
+from fixedpoint.checks import check_positive
 from fixedpoint.operators.base import Evaluation, Map, Operator, leafwise
 from fixedpoint.operators.joint import Joint
-from fixedpoint.checks import check_positive
 
 
 class Linearisation(NamedTuple):

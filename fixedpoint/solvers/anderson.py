@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.checks import check_count, check_positive
 from fixedpoint.linear.least_squares import least_squares
 from fixedpoint.problem import Point, Problem, choose
-from fixedpoint.checks import check_count, check_positive
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
@@ -129,6 +129,7 @@ class Anderson(Solver):
 
     def init(self, space: Space, problem: Problem, point: Point) -> Secants:
         """An empty memory."""
+        del problem
         memory = min(self.memory, space.real_size)
         unit = space.identity(memory)
         ridge = 10 * space.precision if self.regularization is None else self.regularization
@@ -187,7 +188,7 @@ class Anderson(Solver):
     def _gamma(self, space: Space, point: Point, state: Secants) -> Array:
         products = self._tested(space, state, point.increment)
         gamma = least_squares(space, state.gram * state.ridge, products)
-        return gamma * (state.pushed >= self.delay) if self.delay else gamma
+        return gamma * (1.0 * (state.pushed >= self.delay)) if self.delay else gamma
 
     def _tested(self, space: Space, state: Secants, vector: Vec) -> Array:
         """The products ΔGᵀv, or ΔZᵀv for type I."""
@@ -244,9 +245,7 @@ def _slot(pushed: Any, memory: int) -> Any:
 def _pushed(
     space: Space, state: Secants, slot: Any, old: Point, new: Point, active: Array | None
 ) -> tuple[Vec, Vec]:
-    residuals = space.push_difference(
-        state.residuals, slot, new.increment, old.increment, active
-    )
+    residuals = space.push_difference(state.residuals, slot, new.increment, old.increment, active)
     images = space.push_difference(state.images, slot, new.value, old.value, active)
     return residuals, space.add_row(images, slot, residuals, active)
 

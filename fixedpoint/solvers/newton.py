@@ -48,14 +48,14 @@ def column_norms(space: Space, matrix: Array) -> Array:
     return xp.where((norms > 0.0) & (norms < xp.inf), norms, xp.ones_like(norms))
 
 
-def solved(space: Space, factors: Factors, right: Array) -> tuple[Array, Array]:
-    """The least-squares solution J⁺b, and UᵀB: tiny singular values count as zero."""
+def solved(space: Space, factors: Factors, right: Array) -> Array:
+    """The least-squares solution J⁺b: singular values that are rounding count as zero."""
     xp = space.xp
     turned = xp.matmul(xp.matrix_transpose(factors.left), right[..., None])[..., 0]
     least = right.shape[-1] * space.precision * factors.values[..., :1]
     kept = factors.values > least
     inverse = xp.where(kept, 1.0 / xp.where(kept, factors.values, xp.ones_like(least)), 0.0 * least)
-    return turned_back(space, factors, inverse * turned), turned
+    return turned_back(space, factors, inverse * turned)
 
 
 def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
@@ -116,7 +116,7 @@ class Newton(Solver):
         matrix, evaluations, products = problem.matrix(point)
         factors = factorised(space, matrix, column_norms(space, matrix))
         right = -space.ravel(point.increment)
-        entries, turned = solved(space, factors, right)
+        entries = solved(space, factors, right)
         direction = bounded(space, space.unravel(entries, point.value), point, self.step_bound)
         merit = space.norm(point.increment)
         slope = slope_along(space, matrix, space.ravel(direction), right)
@@ -230,11 +230,12 @@ class _Trials:
 
     def run(self, radius: Array, pending: Array) -> _Trial:
         backend = self.problem.space.backend
-        return backend.while_loop(
+        end: _Trial = backend.while_loop(
             lambda c: backend.any(c.pending) & (c.trials < _TRIALS),
             self.turn,
             _Trial(self.old, radius, pending, 0),
         )
+        return end
 
     def turn(self, carry: _Trial) -> _Trial:
         """Try the step that the radius allows, and judge it by the ratio of decreases."""
@@ -270,7 +271,11 @@ class _Trials:
         squares, products = values * values, values * turned
         lam = self.multiplier(squares, products, radius)
         shifted = squares + lam
-        entries = xp.where(shifted > 0.0, products / xp.where(shifted > 0.0, shifted, 1.0 + 0.0 * shifted), 0.0 * products)
+        entries = xp.where(
+            shifted > 0.0,
+            products / xp.where(shifted > 0.0, shifted, 1.0 + 0.0 * shifted),
+            0.0 * products,
+        )
         length = xp.linalg.vector_norm(entries, axis=-1)
         left = turned - values * entries
         total = xp.linalg.vector_norm(right, axis=-1)
@@ -283,7 +288,9 @@ class _Trials:
         space, xp = self.problem.space, self.problem.space.xp
 
         def length(lam: Array) -> Array:
-            return xp.linalg.vector_norm(space.ratio(products, squares + lam), axis=-1, keepdims=True)
+            return xp.linalg.vector_norm(
+                space.ratio(products, squares + lam), axis=-1, keepdims=True
+            )
 
         bound = radius[..., None]
         highest = space.ratio(xp.linalg.vector_norm(products, axis=-1, keepdims=True), bound)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fixedpoint.backend import Array
-from fixedpoint.problem import Point, Problem
 from fixedpoint.checks import check_positive
+from fixedpoint.problem import Point, Problem
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 

@@ -13,7 +13,7 @@ from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
-# A time step may not change by more than this factor at once, nor fall below this part of the first.
+# A time step changes by this factor at most, and may fall to this part of the first.
 _CHANGE, _LEAST = 10.0, 1e-12
 
 
@@ -109,7 +109,9 @@ class PseudoTransient(Solver):
         finite = new.residual_norm < xp.inf
         hopeless = state.size < _LEAST * state.first
         change = space.ratio(merit, space.norm(new.increment))
-        change = xp.minimum(xp.maximum(change, xp.full_like(change, 1.0 / _CHANGE)), xp.full_like(change, _CHANGE))
+        change = xp.minimum(
+            xp.maximum(change, xp.full_like(change, 1.0 / _CHANGE)), xp.full_like(change, _CHANGE)
+        )
         size = state.size * xp.where(finite, change, xp.full_like(change, 0.25))
         work = Work(
             f=1 + solution.products * linearisation.evaluations,

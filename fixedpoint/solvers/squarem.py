@@ -54,7 +54,7 @@ class SQUAREM(Solver):
     >>> import numpy as np, fixedpoint as fp
     >>> sol = fp.fixed_point(lambda z: 0.99 * z + 1.0, np.zeros(1), solver=fp.SQUAREM())
     >>> np.round(sol.value, 3), int(sol.work.f)
-    (array([100.]), 9)
+    (array([100.]), 11)
     """
 
     growth: float = 4.0

@@ -1,0 +1,60 @@
+"""What is tried where no solver is named."""
+
+from __future__ import annotations
+
+from fixedpoint.linear import GMRES
+from fixedpoint.solvers.anderson import Anderson
+from fixedpoint.solvers.base import Solver
+from fixedpoint.solvers.fallback import Fallback
+from fixedpoint.solvers.newton import LevenbergMarquardt, Newton
+from fixedpoint.solvers.newton_krylov import NewtonKrylov
+
+# Up to the first size a Jacobian costs little; up to the second it can still be had.
+_SMALL, _DENSE = 64, 2000
+
+
+def default_solver(size: int, is_root: bool) -> Solver:
+    """The sequence of solvers behind :func:`fixed_point` and :func:`root`.
+
+    ========== ============== =====================================================================
+    seeks      unknowns       tries
+    ========== ============== =====================================================================
+    fixed      up to 64       :class:`Anderson`; :class:`Newton` with a line search, then with
+    point                     bounded steps instead
+    ..         more           :class:`Anderson`; :class:`NewtonKrylov`
+    root       up to 64       :class:`Newton` with a line search, then with bounded steps instead;
+                              :class:`LevenbergMarquardt`
+    ..         up to 2000     :class:`NewtonKrylov` with bounded steps; :class:`Newton` with
+                              bounded steps, then with a line search
+    ..         more           :class:`NewtonKrylov` with bounded steps, then with a line search
+    ========== ============== =====================================================================
+
+    The sequences and their order were chosen by measurement on
+    :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimiser of ‖F‖ that is
+    no root, or creep along a curved valley; Newton steps whose entries are only kept from
+    exceeding the size of the state escape both, and fail where only descent helps.
+
+    Parameters
+    ----------
+    size : int
+        Real unknowns of one sample.
+    is_root : bool
+        Whether a root is sought, or a fixed point.
+
+    Returns
+    -------
+    Fallback
+
+    Examples
+    --------
+    >>> import fixedpoint as fp
+    >>> [solver.name for solver in fp.default_solver(10, is_root=True).sequence]
+    ['Newton', 'Newton', 'LevenbergMarquardt']
+    """
+    damped, bounded = Newton(), Newton(line_search=False, step_bound=0.5)
+    krylov = NewtonKrylov(line_search=False, step_bound=1.0, linear=GMRES(max_steps=60))
+    if not is_root:
+        return Fallback([Anderson(), *([damped, bounded] if size <= _SMALL else [NewtonKrylov()])])
+    if size <= _SMALL:
+        return Fallback([damped, bounded, LevenbergMarquardt()])
+    return Fallback([krylov, *([bounded, damped] if size <= _DENSE else [NewtonKrylov()])])
