@@ -254,7 +254,7 @@ class _Call:
             map_, _root_image(space, map_.image) if is_root else map_.image, map_.bind, backend,
             self.solver or default_solver(space.real_size, is_root),
             _relative(self.rtol, space), _tolerance("atol", self.atol), self.norm, self.batch_ndim,
-            self.adjoint or _IMPLICIT, self._course(structure, bool(batched)), is_root,
+            self.adjoint or _IMPLICIT, self._course(structure, space, bool(batched)), is_root,
             map_.project if self.project else None, _blocks(self.f, start), batched,
         )  # fmt: skip
         outcome = backend.attach(solve, value, arrays)
@@ -283,10 +283,10 @@ class _Call:
             kind = type(args).__name__
             raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
 
-    def _course(self, structure: Any, compact: bool) -> Course:
+    def _course(self, structure: Any, space: Space, compact: bool) -> Course:
         if compact and self.callback is not None:
             raise ValueError("a callback sees whole batches: give it, or batched_args, not both")
-        callback = self.callback and _on_containers(self.callback, structure)
+        callback = self.callback and _on_containers(self.callback, structure, space)
         budget = self.budget or Budget()
         return Course(self.max_steps, budget, callback, self.record, compact, self.state)
 
@@ -349,8 +349,10 @@ def _root_image(space: Space, image: Callable[[Vec, Vec], Vec]) -> Callable[[Vec
     return lambda value, arrays: space.subtract(value, image(value, arrays))
 
 
-def _on_containers(callback: Callable[..., Any], structure: Any) -> Callable[..., Any]:
-    return lambda step, value, norm: callback(step, structure.rebuild(value), norm)
+def _on_containers(
+    callback: Callable[..., Any], structure: Any, space: Space
+) -> Callable[..., Any]:
+    return lambda step, value, norm: callback(step, structure.rebuild(space.shaped(value)), norm)
 
 
 def _linearisation(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any], Any]]:

@@ -35,6 +35,8 @@ class Backend:
 
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
+        if isinstance(array, (np.ndarray, np.generic)):
+            return np
         return array_api_compat.array_namespace(array)
 
     def is_array(self, leaf: Any) -> bool:
@@ -88,6 +90,17 @@ class Backend:
     def increase(self, array: Array, index: Any, value: Array) -> Array:
         """`array` with ``array[index] += value``."""
         return self.write(array, index, array[index] + value)
+
+    def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
+        """`onto` + c·`array`; `onto` is ours, and may be written to."""
+        onto += coefficient * array
+        return onto
+
+    def renew(self, onto: Array, coefficient: Array, array: Array) -> Array:
+        """`array` + c·`onto`; `onto` is ours, and may be written to."""
+        onto *= coefficient
+        onto += array
+        return onto
 
     def row_norm(self, rows: Array, kind: str) -> Array:
         """The ``"euclidean"`` or ``"max"`` norm along the last axis."""

@@ -58,10 +58,10 @@ def bracketed_root(
         What else `F` takes, with respect to which the root is differentiable. No derivative flows
         to the ends.
     rtol, xtol : float, optional
-        A bracket is narrow when half its width is at most xtol + rtol·|x|, or is at the limit of
-        rounding. `rtol` is by default 4 eps.
+        A bracket is narrow when half its width is at most ``xtol + rtol * abs(x)``, or is at the
+        limit of rounding. `rtol` is by default 4 eps.
     atol : float, optional
-        An entry has also converged wherever |F(x)| ≤ atol.
+        An entry has also converged wherever ``abs(F(x)) <= atol``.
     max_steps : int, optional
         Steps at most.
     adjoint : Implicit, optional
@@ -73,8 +73,8 @@ def bracketed_root(
     Returns
     -------
     Solution
-        ``value`` is the end of the last bracket with the smaller \\|F\\|, ``residual_norm`` is |F|
-        there. All have the shape of the ends.
+        ``value`` is the end of the last bracket where F is smaller in size, ``residual_norm`` its
+        size there. All have the shape of the ends.
 
     Raises
     ------
@@ -86,19 +86,19 @@ def bracketed_root(
     Notes
     -----
     A change of sign is a root, a jump or a pole, and a narrow bracket alone does not tell which.
-    An entry has converged when its bracket is narrow and F fell with it: the mean of |F| at its
-    two ends is less than half of what it was when the width was the geometric mean of the first
-    width and of what counts as narrow; or |F(x)| is at most √eps times the smaller |F| at the
-    ends given. Where F did not fall, the bracket is narrowed to the limit of rounding; the status
-    is then ``DIVERGED`` if |F| grew, as at a pole, else ``STALLED``, as at a jump. F with the same
-    sign at both ends is ``NO_BRACKET``; NaN at an end, or at a point tried, is ``NON_FINITE``.
+    An entry has converged when its bracket is narrow and the size of F fell with it: either its
+    mean at the two ends is less than half of what it was when the width was the geometric mean of
+    the first width and of what counts as narrow; or at x it is at most √eps times the smaller one
+    at the ends given. Where F did not fall, the bracket is narrowed to the limit of rounding; the
+    status is then ``DIVERGED`` if F grew, as at a pole, else ``STALLED``, as at a jump. F with the
+    same sign at both ends is ``NO_BRACKET``; NaN at an end, or at a point tried, ``NON_FINITE``.
 
     References
     ----------
     .. [1] T. R. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of
        a nonlinear function without using derivatives", Advances in Engineering Software 28
        (1997) 145–149.
-    .. [2] P. O. J. Scherer, "Computational Physics", 2nd ed., Springer 2013, section 6.1.7.
+    .. [2] P. O. J. Scherer, "Computational Physics", 2nd ed., Springer 2013.
 
     Examples
     --------
@@ -175,7 +175,9 @@ def _broadcast(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
             "lower and upper must broadcast against each other, "
             f"got the shapes {tuple(a.shape)} and {tuple(b.shape)}"
         ) from None
-    return xp.broadcast_to(a, shape), xp.broadcast_to(b, shape)
+    # A view of a broadcast array cannot be written to, and F may expect an array that can.
+    a, b = (x if tuple(x.shape) == shape else 1.0 * xp.broadcast_to(x, shape) for x in (a, b))
+    return a, b
 
 
 def _leaf_map(

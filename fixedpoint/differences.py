@@ -48,6 +48,6 @@ def difference_jacobian(problem: Problem, point: Point) -> Array:
     columns = []
     for j in range(space.real_size):
         moved = entries + steps * unit[..., j, :]
-        image = problem.increment_nearby(space.unravel(moved, point.value))
+        image = problem.increment_nearby(space.unravel(moved))
         columns.append((space.ravel(image) - origin) / steps[..., j : j + 1])
     return xp.stack(columns, axis=-1)

@@ -40,4 +40,6 @@ def apply_policy(policy: str, what: str, space: Space, value: Vec, solution: Sol
 
 def _poison(space: Space, converged: Any, value: Vec) -> Vec:
     xp = space.xp
-    return space.where(converged, value, tuple(xp.full_like(leaf, xp.nan) for leaf in value))
+    rows = space.rows(value)
+    poison = tuple(xp.full_like(leaf, xp.nan) for leaf in rows)
+    return space.shaped(space.where(converged, rows, poison))

@@ -190,7 +190,7 @@ class Problem(ABC):
         apply = getattr(inverse, "solve", None) or getattr(inverse, "matvec", None)
         if apply is None:
             return lambda v: self.of_user_inverse(inverse, v)
-        flat = lambda v: space.unravel(apply(space.ravel(v)), v)  # noqa: E731
+        flat = lambda v: space.unravel(apply(space.ravel(v)))  # noqa: E731
         return lambda v: self.of_user_inverse(flat, v)
 
     def tolerance(self, point: Point) -> Array:
@@ -213,8 +213,7 @@ class Problem(ABC):
         product = self.linearise(point).product
         unit = space.identity(space.real_size)
         columns = [
-            space.ravel(product(space.unravel(unit[..., j, :], point.value)))
-            for j in range(space.real_size)
+            space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(space.real_size)
         ]
         return space.xp.stack(columns, axis=-1), 0, space.real_size
 
@@ -225,8 +224,8 @@ class Problem(ABC):
         def product(v: Vec) -> Vec:
             entries = space.ravel(v)
             if space.backend.is_array(matrix):
-                return space.unravel(space.xp.matmul(matrix, entries[..., None])[..., 0], v)
-            return space.unravel(matrix @ entries, v)
+                return space.unravel(space.xp.matmul(matrix, entries[..., None])[..., 0])
+            return space.unravel(matrix @ entries)
 
         return product
 
@@ -313,7 +312,7 @@ class RootProblem(Problem):
 
     def increment(self, value: Vec) -> Vec:
         """The increment −F(x)."""
-        return self.space.scale(-1.0, self.map(value)[0])
+        return self.space.negative(self.map(value)[0])
 
     def anchored(self, first: Point) -> Problem:
         """The problem whose tolerance is relative to ‖F(x₀)‖."""
@@ -339,11 +338,11 @@ class RootProblem(Problem):
 
     def of_user(self, product: Product, v: Vec) -> Vec:
         """The product −F′v."""
-        return self.space.scale(-1.0, product(v))
+        return self.space.negative(product(v))
 
     def of_user_inverse(self, product: Product, v: Vec) -> Vec:
         """The product with the inverse of −F′."""
-        return self.space.scale(-1.0, product(v))
+        return self.space.negative(product(v))
 
     def tolerance(self, point: Point) -> Array:
         """What the residual norm must not exceed."""

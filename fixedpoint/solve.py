@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -207,9 +208,10 @@ class Solve:
 
     def run(self, value: Vec, args: Vec) -> Outcome:
         """Iterate from `value`, recording no derivatives."""
-        end = iterate(self.solver, self.problem(value, args), value, self.course)
+        problem = self.problem(value, args)
+        end = iterate(self.solver, problem, problem.space.rows(value), self.course)
         return Outcome(
-            end.value, end.status, end.residual_norm, end.steps, end.method, end.work, end.trace,
+            problem.space.shaped(end.value), end.status, end.residual_norm, end.steps, end.method, end.work, end.trace,
             end.state,
         )  # fmt: skip
 
@@ -218,8 +220,8 @@ class Solve:
         space = Space.of(self.backend, value, self.batch_ndim)
         common = {
             "space": space, "rtol": self.rtol, "atol": self.atol, "norm": self.norm,
-            "project": self.project, "restrict": lambda rows: self._restricted(space, args, rows),
-            **self._functions(args),
+            "restrict": lambda rows: self._restricted(space, args, rows),
+            **self._functions(space, args),
         }  # fmt: skip
         return (
             RootProblem(**common)
@@ -227,20 +229,67 @@ class Solve:
             else FixedPointProblem(**common, blocks=self.blocks)
         )
 
-    def _functions(self, args: Vec) -> dict[str, Any]:
-        return {"map": lambda value: self.map(value, args), **self.bind(args)}
+    def _functions(self, space: Space, args: Vec) -> dict[str, Any]:
+        """The user's functions on rows."""
+        functions = _Rows(space)
+        found = {name: getattr(functions, name)(f) for name, f in self.bind(args).items()}
+        if self.project is not None:
+            found["project"] = functions.project(self.project)
+        return {"map": functions.map(lambda value: self.map(value, args)), **found}
 
     def _restricted(self, space: Space, args: Vec, rows: Array) -> dict[str, Any]:
         """The functions for the samples `rows` alone."""
         flags = (*self.batched, *(False,) * (len(args) - len(self.batched)))
         pairs = zip(args, flags, strict=True)
-        return self._functions(tuple(space.xp.take(a, rows, axis=0) if b else a for a, b in pairs))
+        taken = tuple(space.xp.take(a, rows, axis=0) if b else a for a, b in pairs)
+        return self._functions(space.of_rows(int(rows.shape[0])), taken)
 
     def products(self, value: Vec, args: Vec) -> Callable[[Vec], Vec]:
         """The products with the derivative of the user's map at `value`."""
         problem = self.problem(value, args)
-        point = problem.evaluate(value)
-        product = problem.linearise(point).product
+        space = problem.space
+        product = problem.linearise(problem.evaluate(space.rows(value))).product
         if self.is_root:
-            return lambda v: problem.space.scale(-1.0, product(v))
-        return lambda v: problem.space.add(product(v), v)
+            return lambda v: space.shaped(space.negative(product(space.rows(v))))
+        return lambda v: space.add(space.shaped(product(space.rows(v))), v)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Functions of leaves in the user's shapes, as functions of rows: one method for each kind."""
+
+    space: Space
+
+    def map(self, f: Callable[[Vec], tuple[Vec, Vec | None]]) -> Callable[..., Any]:
+        """The map, with its residual."""
+        space = self.space
+        if space.is_flat:
+            return f
+
+        def rows(value: Vec) -> tuple[Vec, Vec | None]:
+            image, residual = f(space.shaped(value))
+            return space.rows(image), residual and space.rows(residual)
+
+        return rows
+
+    def project(self, f: Callable[[Vec], Vec]) -> Callable[[Vec], Vec]:
+        """A map alone."""
+        return lambda value: self.space.rows(f(self.space.shaped(value)))
+
+    def jvp(self, f: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, Vec], Vec]:
+        """The product at z with v."""
+        shaped, rows = self.space.shaped, self.space.rows
+        return lambda value, v: rows(f(shaped(value), shaped(v)))
+
+    def jacobian(self, f: Callable[[Vec], Any]) -> Callable[[Vec], Any]:
+        """The matrix at z."""
+        return lambda value: f(self.space.shaped(value))
+
+    def preconditioner(self, f: Callable[[Vec], Any]) -> Callable[[Vec], Any]:
+        """The approximate inverse at z: a function of leaves, or an operator on flat vectors."""
+
+        def at(value: Vec) -> Any:
+            inverse = f(self.space.shaped(value))
+            return self.project(inverse) if inspect.isfunction(inverse) else inverse
+
+        return at

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from operator import add, neg, sub
 from typing import Any
 
 from fixedpoint.backend import Array, Backend, Vec
@@ -15,10 +16,11 @@ from fixedpoint.backend import Array, Backend, Vec
 class Space:
     """Vectors that are tuples of leaves, a batch of `batch_shape` independent ones at once.
 
-    The first ``len(batch_shape)`` axes of every leaf index the samples. Inner products and norms
-    run over all leaves of a sample; they, and all coefficients, have the shape of the batch and
-    are real, of single precision or better. A complex leaf counts as its real and imaginary
-    parts: the inner product is Re⟨u, v⟩.
+    Inside, a leaf is an array of rows: the axes of the batch, and one axis of entries.
+    :meth:`rows` and :meth:`shaped` go there and back. Inner products and norms run over all leaves
+    of a sample; they, and all coefficients, have the shape of the batch and are real, of single
+    precision or better. A complex leaf counts as its real and imaginary parts: the inner product
+    is Re⟨u, v⟩.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ class Space:
     device : device
         Where the coefficients live.
     shapes : tuple of tuple of int
-        The shape of each leaf of one sample.
+        The shape of each leaf of one sample, outside.
     weights : tuple of float or None
         What the inner product multiplies each leaf's part by; None stands for ones.
     """
@@ -51,7 +53,7 @@ class Space:
 
     @classmethod
     def of(cls, backend: Backend, like: Vec, batch_ndim: int) -> Space:
-        """The space that `like` lies in."""
+        """The space of states shaped as `like`."""
         xp = backend.namespace(like[0])
         return cls(
             backend=backend,
@@ -77,18 +79,44 @@ class Space:
         """The space of a batch whose first axis has another length."""
         return replace(self, batch_shape=(rows, *self.batch_shape[1:]))
 
+    # Outside and inside.
+
+    def rows(self, shaped: Vec) -> Vec:
+        """Leaves as the user knows them, each with one axis of entries."""
+        if self.is_flat:
+            return shaped
+        pairs = zip(shaped, self.sizes, strict=True)
+        return tuple(self.xp.reshape(leaf, (*self.batch_shape, size)) for leaf, size in pairs)
+
+    def shaped(self, rows: Vec) -> Vec:
+        """The inverse of :meth:`rows`."""
+        if self.is_flat:
+            return rows
+        pairs = zip(rows, self.shapes, strict=True)
+        return tuple(self.xp.reshape(leaf, (*self.batch_shape, *shape)) for leaf, shape in pairs)
+
     @cached_property
+    def is_flat(self) -> bool:
+        """Whether the user's leaves are rows already."""
+        return all(len(shape) == 1 for shape in self.shapes)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The entries of each leaf of one sample."""
+        return tuple(map(math.prod, self.shapes))
+
+    @property
     def size(self) -> int:
         """Real and complex entries of one sample, over all leaves."""
-        return sum(map(math.prod, self.shapes))
+        return sum(self.sizes)
 
-    # Leaves as rows: one axis of entries behind the batch.
+    @cached_property
+    def real_size(self) -> int:
+        """Real entries of one sample: a complex entry counts twice."""
+        pairs = zip(self.sizes, self._complex_leaves, strict=True)
+        return sum(2 * size if is_complex else size for size, is_complex in pairs)
 
-    def _row(self, leaf: Array) -> Array:
-        batch = self.batch_shape
-        if leaf.ndim == len(batch) + 1:
-            return leaf
-        return self.xp.reshape(leaf, (*batch, math.prod(leaf.shape[len(batch) :])))
+    # Dtypes.
 
     def _wide(self, leaf: Array) -> Array:
         """`leaf` in at least single precision."""
@@ -101,49 +129,83 @@ class Space:
         return any(self.xp.finfo(dtype).bits < 32 for dtype in self.dtypes)
 
     @cached_property
+    def _complex_leaves(self) -> tuple[bool, ...]:
+        return tuple(self.xp.isdtype(dtype, "complex floating") for dtype in self.dtypes)
+
+    @cached_property
     def _complex(self) -> bool:
-        return any(self.xp.isdtype(dtype, "complex floating") for dtype in self.dtypes)
+        return any(self._complex_leaves)
+
+    @cached_property
+    def _uniform(self) -> bool:
+        return all(dtype == self.dtype for dtype in self.dtypes)
 
     def _real(self, array: Array) -> Array:
         if self._complex and self.xp.isdtype(array.dtype, "complex floating"):
             return self.xp.real(array)
         return array
 
-    def _expand(self, coefficient: Array, leaf: Array) -> Array:
-        """A coefficient per sample, shaped to be broadcast against `leaf`."""
-        if not self.batch_shape:
-            return coefficient
-        extra = leaf.ndim - len(self.batch_shape)
-        return self.xp.reshape(coefficient, (*self.batch_shape, *(1,) * extra))
+    def _as(self, value: Array, dtype: Any) -> Array:
+        return value if value.dtype == dtype else self.xp.astype(value, dtype)
+
+    def _factor(self, coefficient: Array, leaf: Array) -> Array:
+        """A coefficient per sample, to multiply the rows of `leaf`."""
+        if self.batch_shape:
+            coefficient = coefficient[..., None]
+        return coefficient if self._uniform else self._as(coefficient, leaf.dtype)
 
     # Vectors.
 
     def add(self, u: Vec, v: Vec) -> Vec:
         """The sum u + v."""
-        return tuple(a + b for a, b in zip(u, v, strict=True))
+        return tuple(map(add, u, v))
 
     def subtract(self, u: Vec, v: Vec) -> Vec:
         """The difference u − v."""
-        return tuple(a - b for a, b in zip(u, v, strict=True))
+        return tuple(map(sub, u, v))
+
+    def negative(self, u: Vec) -> Vec:
+        """The vector −u."""
+        return tuple(map(neg, u))
+
+    def zeros(self, like: Vec) -> Vec:
+        """The vector 0."""
+        return tuple(map(self.xp.zeros_like, like))
 
     def scale(self, coefficient: Array | float, u: Vec) -> Vec:
         """The product of a number, or of one number per sample, with u."""
         if isinstance(coefficient, float):
-            return u if coefficient == 1.0 else tuple(coefficient * leaf for leaf in u)
-        return tuple(self._as(self._expand(coefficient, leaf), leaf.dtype) * leaf for leaf in u)
+            return u if coefficient == 1.0 else tuple([coefficient * leaf for leaf in u])
+        return tuple([self._factor(coefficient, leaf) * leaf for leaf in u])
 
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
         """The vector v + c u, with one coefficient c per sample."""
         pairs = zip(u, v, strict=True)
-        return tuple(b + self._as(self._expand(coefficient, a), a.dtype) * a for a, b in pairs)
+        return tuple([b + self._factor(coefficient, a) * a for a, b in pairs])
+
+    def accumulate(self, onto: Vec, coefficient: Array, u: Vec) -> Vec:
+        """The vector `onto` + c u; `onto` is ours, and may be written to."""
+        accumulate = self.backend.accumulate
+        pairs = zip(onto, u, strict=True)
+        return tuple([accumulate(b, self._factor(coefficient, a), a) for b, a in pairs])
+
+    def renew(self, onto: Vec, coefficient: Array, u: Vec) -> Vec:
+        """The vector u + c `onto`; `onto` is ours, and may be written to."""
+        renew = self.backend.renew
+        pairs = zip(onto, u, strict=True)
+        return tuple([renew(b, self._factor(coefficient, a), a) for b, a in pairs])
+
+    def copy(self, u: Vec) -> Vec:
+        """A copy of u, which is ours."""
+        return tuple([1.0 * leaf for leaf in u])
 
     def clipped(self, u: Vec, bound: Array) -> Vec:
         """The vector u, each entry shortened to the length `bound` of its sample."""
-        return tuple(self._clipped(leaf, self._expand(bound, leaf)) for leaf in u)
+        return tuple([self._clipped(leaf, bound) for leaf in u])
 
     def _clipped(self, leaf: Array, bound: Array) -> Array:
         size = self.xp.abs(leaf)
-        bound = self._as(bound, size.dtype)
+        bound = self._as(bound[..., None], size.dtype)
         excess = size > bound
         factor = bound / self.xp.where(excess, size, self.xp.ones_like(size))
         return self.xp.where(excess, leaf * self._as(factor, leaf.dtype), leaf)
@@ -152,20 +214,19 @@ class Space:
         """Per sample, u where `mask` holds and v elsewhere; without a mask, u."""
         if mask is None:
             return u
-        pairs = zip(u, v, strict=True)
-        return tuple(self.xp.where(self._expand(mask, a), a, b) for a, b in pairs)
+        mask = mask[..., None]
+        return tuple([self.xp.where(mask, a, b) for a, b in zip(u, v, strict=True)])
 
     def dot(self, u: Vec, v: Vec) -> Array:
         """The inner product Re⟨u, v⟩ of each sample."""
         return self._inner([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
-        return self._real(self.xp.vecdot(self._wide(self._row(a)), self._wide(self._row(b))))
+        return self._real(self.xp.vecdot(self._wide(a), self._wide(b)))
 
     def norm(self, u: Vec, kind: str = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
-        rows = [self._wide(self._row(leaf)) for leaf in u]
-        norms = [self.backend.row_norm(row, kind) for row in rows]
+        norms = [self.backend.row_norm(self._wide(leaf), kind) for leaf in u]
         return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
@@ -176,11 +237,8 @@ class Space:
             return reduce(self.xp.maximum, norms)
         return self.xp.sqrt(self._total([norm * norm for norm in norms]))
 
-    def _as(self, value: Array, dtype: Any) -> Array:
-        return value if value.dtype == dtype else self.xp.astype(value, dtype)
-
     def _total(self, terms: Sequence[Array]) -> Array:
-        return reduce(lambda a, b: a + b, [self._as(term, self.dtype) for term in terms])
+        return reduce(add, [self._as(term, self.dtype) for term in terms])
 
     def _inner(self, terms: Sequence[Array]) -> Array:
         """The weighted sum of the leaves' parts of an inner product."""
@@ -189,44 +247,55 @@ class Space:
         pairs = zip(self.weights, terms, strict=True)
         return self._total([weight * term for weight, term in pairs])
 
-    def ratio(self, a: Array, b: Array) -> Array:
-        """The quotients a/b, zero where b is."""
-        divides = b != 0
-        quotient = a / self.xp.where(divides, b, self.xp.ones_like(b))
-        return self.xp.where(divides, quotient, self.xp.zeros_like(quotient))
+    # Coefficients.
 
     def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
         """An array of coefficients, of the shape of the batch followed by `shape`."""
         return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **self._place)
 
+    @cached_property
+    def zero(self) -> Array:
+        """The coefficient 0, without axes."""
+        return self.xp.asarray(0.0, dtype=self.dtype, **self._place)
+
+    @cached_property
+    def one(self) -> Array:
+        """The coefficient 1, without axes."""
+        return self.xp.asarray(1.0, dtype=self.dtype, **self._place)
+
     def identity(self, size: int) -> Array:
         """A unit matrix of coefficients for each sample."""
         return self.full(0.0, (size, size)) + self.xp.eye(size, dtype=self.dtype, **self._place)
 
-    # Histories: per leaf an array (batch, memory, entries).
-
-    def history(self, memory: int, like: Vec) -> Vec:
-        """Room for `memory` vectors, zero at first."""
-        return tuple(self._zeros(self._row(leaf), memory) for leaf in like)
-
-    def _zeros(self, row: Array, memory: int) -> Array:
-        shape = (*self.batch_shape, memory, row.shape[-1])
-        return self.xp.zeros(shape, dtype=row.dtype, **self._place)
+    def ratio(self, a: Array, b: Array) -> Array:
+        """The quotients a/b, zero where b is."""
+        divides = b != 0
+        return self.xp.where(divides, a / self.xp.where(divides, b, self.one), self.zero)
 
     @cached_property
     def _place(self) -> dict[str, Any]:
         return {} if self.device is None else {"device": self.device}
 
+    # Histories: per leaf an array (batch, memory, entries).
+
+    def history(self, memory: int) -> Vec:
+        """Room for `memory` vectors, zero at first."""
+        return tuple(
+            self.xp.zeros((*self.batch_shape, memory, size), dtype=dtype, **self._place)
+            for size, dtype in zip(self.sizes, self.dtypes, strict=True)
+        )
+
     def row(self, history: Vec, slot: Any) -> Vec:
-        """The row `slot` of `history`, flattened."""
-        return tuple(past[..., slot, :] for past in history)
+        """The row `slot` of `history`."""
+        return tuple([past[..., slot, :] for past in history])
 
     def push(self, history: Vec, slot: Any, u: Vec, active: Array | None = None) -> Vec:
         """`history` with u in place of its row `slot`, in the samples that are `active`."""
+        if active is not None:
+            u = self.where(active, u, self.row(history, slot))
         index = (..., slot, slice(None))
-        rows = tuple(map(self._row, self.where(active, u, self._unflattened(history, slot, u))))
-        pairs = zip(history, rows, strict=True)
-        return tuple(self.backend.write(past, index, row) for past, row in pairs)
+        pairs = zip(history, u, strict=True)
+        return tuple([self.backend.write(past, index, leaf) for past, leaf in pairs])
 
     def push_difference(
         self, history: Vec, slot: Any, u: Vec, v: Vec, active: Array | None = None
@@ -234,13 +303,9 @@ class Space:
         """`history` with u − v in place of its row `slot`, in the samples that are `active`."""
         if active is not None:
             return self.push(history, slot, self.subtract(u, v), active)
-        rows = zip(history, map(self._row, u), map(self._row, v), strict=True)
+        leaves = zip(history, u, v, strict=True)
         index = (..., slot, slice(None))
-        return tuple(self.backend.write_difference(past, index, a, b) for past, a, b in rows)
-
-    def _unflattened(self, history: Vec, slot: Any, like: Vec) -> Vec:
-        pairs = zip(self.row(history, slot), like, strict=True)
-        return tuple(self.xp.reshape(row, leaf.shape) for row, leaf in pairs)
+        return tuple([self.backend.write_difference(past, index, a, b) for past, a, b in leaves])
 
     def add_row(self, history: Vec, slot: Any, other: Vec, active: Array | None = None) -> Vec:
         """`history`, to whose row `slot` that of `other` is added in the `active` samples."""
@@ -249,15 +314,12 @@ class Space:
             rows = self.scale(self.xp.astype(active, self.dtype), rows)
         index = (..., slot, slice(None))
         pairs = zip(history, rows, strict=True)
-        return tuple(self.backend.increase(past, index, row) for past, row in pairs)
+        return tuple([self.backend.increase(past, index, row) for past, row in pairs])
 
     def mask_row(self, history: Vec, slot: Any, mask: Array) -> Vec:
         """`history` with zero in its row `slot`, in the samples where `mask` does not hold."""
         rows = self.row(history, slot)
-        rows = self.where(mask, rows, tuple(map(self.xp.zeros_like, rows)))
-        index = (..., slot, slice(None))
-        pairs = zip(history, rows, strict=True)
-        return tuple(self.backend.write(past, index, new) for past, new in pairs)
+        return self.push(history, slot, self.where(mask, rows, self.zeros(rows)))
 
     def gram(self, history: Vec, vector: Vec) -> Array:
         """The inner products of all rows of `history` with `vector`: (batch, memory)."""
@@ -265,7 +327,7 @@ class Space:
         return self._inner([self._products(past, leaf) for past, leaf in pairs])
 
     def _products(self, past: Array, leaf: Array) -> Array:
-        row = self._wide(self._row(leaf))
+        row = self._wide(leaf)
         if self._complex:
             row = self.xp.conj(row)
         # A row times a matrix: a matrix times a column is several times slower in Torch.
@@ -275,23 +337,13 @@ class Space:
     def minus_combination(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
         """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of `history`."""
         pairs = zip(u, history, strict=True)
-        return tuple(self._minus_weighted(leaf, coefficients, past) for leaf, past in pairs)
+        return tuple([self._minus_weighted(leaf, coefficients, past) for leaf, past in pairs])
 
     def _minus_weighted(self, leaf: Array, coefficients: Array, past: Array) -> Array:
-        wide, row = self._wide(past), self._wide(self._row(leaf))
+        wide, row = self._wide(past), self._wide(leaf)
         weights = self._as(coefficients, wide.dtype)[..., None, :]
-        total = self.backend.minus_product(row[..., None, :], weights, wide)
-        return self.xp.reshape(self._as(total, leaf.dtype), leaf.shape)
-
-    def combination(self, coefficients: Array, history: Vec, like: Vec) -> Vec:
-        """The vector Σⱼ cⱼhⱼ, in the shapes of `like`."""
-        pairs = zip(history, like, strict=True)
-        return tuple(self._weighted_sum(coefficients, past, leaf) for past, leaf in pairs)
-
-    def _weighted_sum(self, coefficients: Array, past: Array, leaf: Array) -> Array:
-        wide = self._wide(past)
-        weights = self._as(coefficients, wide.dtype)[..., None, :]
-        return self.xp.reshape(self._as(self.xp.matmul(weights, wide), leaf.dtype), leaf.shape)
+        total = self.backend.minus_product(row[..., None, :], weights, wide)[..., 0, :]
+        return self._as(total, leaf.dtype)
 
     # Dense algebra, for small systems alone: all real entries of a sample in one axis.
 
@@ -301,30 +353,25 @@ class Space:
         return rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=-1)
 
     def _real_parts(self, leaf: Array) -> list[Array]:
-        row = self._row(leaf)
-        if not self.xp.isdtype(row.dtype, "complex floating"):
-            return [row]
-        return [self.xp.real(row), self.xp.imag(row)]
+        if not self.xp.isdtype(leaf.dtype, "complex floating"):
+            return [leaf]
+        return [self.xp.real(leaf), self.xp.imag(leaf)]
 
-    def unravel(self, entries: Array, like: Vec) -> Vec:
-        """The inverse of :meth:`ravel`, in the shapes and dtypes of `like`."""
-        parts, start = [], 0
-        for leaf, shape in zip(like, self.shapes, strict=True):
-            size = math.prod(shape)
-            part = entries[..., start : start + size]
+    def unravel(self, entries: Array) -> Vec:
+        """The inverse of :meth:`ravel`."""
+        leaves, start = [], 0
+        for size, dtype, is_complex in zip(
+            self.sizes, self.dtypes, self._complex_leaves, strict=True
+        ):
+            leaf = entries[..., start : start + size]
             start += size
-            if self.xp.isdtype(leaf.dtype, "complex floating"):
-                part = part + 1j * entries[..., start : start + size]
+            if is_complex:
+                leaf = leaf + 1j * entries[..., start : start + size]
                 start += size
-            parts.append(self._as(self.xp.reshape(part, leaf.shape), leaf.dtype))
-        return tuple(parts)
+            leaves.append(self._as(leaf, dtype))
+        return tuple(leaves)
 
-    @cached_property
-    def real_size(self) -> int:
-        """Real entries of one sample: a complex entry counts twice."""
-        sizes = map(math.prod, self.shapes)
-        pairs = zip(sizes, self.dtypes, strict=True)
-        return sum(n * (2 if self.xp.isdtype(d, "complex floating") else 1) for n, d in pairs)
+    # Precision.
 
     @property
     def default_rtol(self) -> float:

@@ -79,6 +79,14 @@ class JaxBackend(Backend):
         """A new array: JAX arrays are immutable."""
         return array.at[index].add(value)
 
+    def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
+        """A new array."""
+        return onto + coefficient * array
+
+    def renew(self, onto: Array, coefficient: Array, array: Array) -> Array:
+        """A new array."""
+        return array + coefficient * onto
+
     def quiet(self) -> AbstractContextManager[Any]:
         """JAX does not warn of overflow."""
         return nullcontext()

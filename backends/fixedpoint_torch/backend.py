@@ -83,6 +83,12 @@ class TorchBackend(Backend):
         array[index].add_(value)
         return array
 
+    def accumulate(
+        self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
+    ) -> torch.Tensor:
+        """`onto` + c·`array`, in place."""
+        return onto.addcmul_(coefficient, array)
+
     def row_norm(self, rows: torch.Tensor, kind: str) -> torch.Tensor:
         """The Euclidean or largest norm along the last axis."""
         order = 2.0 if kind == "euclidean" else float("inf")

@@ -70,9 +70,12 @@ class Implicit:
             The tolerance to use where the settings name none.
         """
 
+        constant = space.rows(right)
+
         def affine(u: Vec) -> tuple[Vec, None]:
-            return space.add(jacobian(u), right), None
+            return space.add(space.rows(jacobian(space.shaped(u))), constant), None
 
         tolerance: Any = rtol if self.rtol is None else self.rtol
         problem = FixedPointProblem(space, affine, tolerance, self.atol)
-        return iterate(self.solver, problem, right, Course(self.max_steps))
+        end = iterate(self.solver, problem, constant, Course(self.max_steps))
+        return end._replace(value=space.shaped(end.value))

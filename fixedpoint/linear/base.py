@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -65,7 +65,15 @@ class LinearSystem:
         busy = norm > self.target
         if self.active is not None:
             busy = busy & self.active
-        return tuple(map(space.xp.zeros_like, self.right)), norm, busy
+        return space.zeros(self.right), norm, busy
+
+    def with_preconditioner(self, second: Any) -> LinearSystem:
+        """The system with a second preconditioner, which is ``applied`` after the first."""
+
+        def precondition(v: Vec) -> Vec:
+            return second.applied(self.space, self.preconditioned(v))
+
+        return replace(self, precondition=precondition)
 
     def preconditioned(self, v: Vec) -> Vec:
         """The product Pv, or v where there is no preconditioner."""
@@ -76,6 +84,11 @@ class LinearSystem:
 class LinearSolver(ABC):
     """Settings of a method for linear systems, of which only products are known."""
 
+    def init(self, space: Space) -> Any:
+        """What the method remembers before the first of a sequence of similar systems."""
+        del space
+        return None
+
     @abstractmethod
-    def solve(self, system: LinearSystem) -> LinearSolution:
-        """Solve from zero, each sample to its own target."""
+    def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
+        """Solve from zero, each sample to its own target; and what to remember for the next."""

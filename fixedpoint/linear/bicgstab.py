@@ -42,7 +42,7 @@ class BiCGStab(LinearSolver):
 
     max_steps: int = 250
 
-    def solve(self, system: LinearSystem) -> LinearSolution:
+    def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
         space = system.space
         x, norm, busy = system.start()
@@ -53,7 +53,7 @@ class BiCGStab(LinearSolver):
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
 
         end = space.backend.while_loop(unfinished, lambda c: _step(system, c), first)
-        return LinearSolution(end.x, end.norm, 2 * end.steps)
+        return LinearSolution(end.x, end.norm, 2 * end.steps), memory
 
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:

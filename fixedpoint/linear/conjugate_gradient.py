@@ -6,7 +6,40 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.checks import check_count
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
+from fixedpoint.space import Space
+
+# Residuals that are kept of the first solve, for each Ritz vector that is sought in their span.
+_WINDOW = 20
+
+
+class Spectrum(NamedTuple):
+    """Ritz vectors of the first solve's matrix, for a spectral preconditioner in those to come.
+
+    Attributes
+    ----------
+    vectors : Vec
+        The Ritz vectors wᵢ of the smallest Ritz values θᵢ, zero while they are not known.
+    factors : array of shape (batch, k)
+        σ/θᵢ − 1, σ the next Ritz value.
+    """
+
+    vectors: Vec
+    factors: Array
+
+    def applied(self, space: Space, v: Vec) -> Vec:
+        """The product v + Σ (σ/θᵢ − 1) wᵢ ⟨wᵢ, v⟩, which moves each θᵢ to σ."""
+        coefficients = -self.factors * space.gram(self.vectors, v)
+        return space.minus_combination(v, coefficients, self.vectors)
+
+
+class _Lanczos(NamedTuple):
+    """The residuals of a solve, normalised, and the numbers that make up the tridiagonal matrix."""
+
+    basis: Vec
+    lengths: Array
+    ratios: Array
 
 
 class _Carry(NamedTuple):
@@ -17,6 +50,7 @@ class _Carry(NamedTuple):
     norm: Array
     busy: Array
     steps: Any
+    lanczos: _Lanczos | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,41 +61,147 @@ class ConjugateGradient(LinearSolver):
     definite (the gradient of a convex function, a discretised elliptic problem), nothing is
     cheaper. On others it may not converge, which is reported.
 
+    With `recycle` the first solve keeps its residuals, which are Lanczos vectors, and the Ritz
+    vectors of the smallest Ritz values precondition the solves of all later Newton steps, whose
+    matrices are close: what slows them down is then out of the way.
+
     Parameters
     ----------
     max_steps : int, optional
         Products at most.
+    recycle : int, optional
+        Ritz vectors to keep; the first solve holds up to 20 times as many vectors.
 
     References
     ----------
     Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems", J. Res. Nat.
     Bur. Standards 49, 1952.
+    Carpentieri, Duff and Giraud, "A class of spectral two-level preconditioners", SIAM J. Sci.
+    Comput. 25, 2003.
     """
 
     max_steps: int = 500
+    recycle: int = 0
 
-    def solve(self, system: LinearSystem) -> LinearSolution:
+    def __post_init__(self) -> None:
+        check_count("max_steps", self.max_steps, 1)
+        check_count("recycle", self.recycle, 0)
+
+    def init(self, space: Space) -> Spectrum | None:
+        """No Ritz vectors yet."""
+        size = min(self.recycle, space.size)
+        return Spectrum(space.history(size), space.full(0.0, (size,))) if size else None
+
+    def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
         space = system.space
+        if memory is None:
+            return self._run(system, None)[0], None
+        unknown = space.xp.all(memory.factors == 0.0, axis=-1)
+        if space.backend.known_none(unknown):
+            return self._run(system.with_preconditioner(memory), None)[0], memory
+        window = min(_WINDOW * self.recycle, space.size)
+        shape = (window,)
+        lanczos = _Lanczos(space.history(window), space.full(0.0, shape), space.full(0.0, shape))
+        solution, lanczos = self._run(system.with_preconditioner(memory), lanczos)
+        found = _spectrum(space, _trimmed(lanczos, solution.products), memory.factors.shape[-1])
+        factors = space.xp.where(unknown[..., None], found.factors, memory.factors)
+        rows = unknown[..., None, None]
+        pairs = zip(found.vectors, memory.vectors, strict=True)
+        vectors = tuple(space.xp.where(rows, new, old) for new, old in pairs)
+        return solution, Spectrum(vectors, factors)
+
+    def _run(self, system: LinearSystem, lanczos: Any) -> tuple[LinearSolution, Any]:
+        space = system.space
         x, norm, busy = system.start()
-        z = system.preconditioned(system.right)
-        first = _Carry(x, system.right, z, space.dot(system.right, z), norm, busy, 0)
+        r = space.copy(system.right)
+        z = system.preconditioned(r)
+        first = _Carry(x, r, space.copy(z), space.dot(r, z), norm, busy, 0, lanczos)
 
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
 
         end = space.backend.while_loop(unfinished, lambda c: _step(system, c), first)
-        return LinearSolution(end.x, end.norm, end.steps)
+        return LinearSolution(end.x, end.norm, end.steps), end.lanczos
 
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     """Minimise along p, and make the next p conjugate to it."""
-    space, (x, r, p, rz, _, busy, steps) = system.space, carry
+    space, (x, r, p, rz, norm, busy, steps, lanczos) = system.space, carry
     q = system.product(p)
-    length = space.xp.where(busy, space.ratio(rz, space.dot(p, q)), space.xp.zeros_like(rz))
-    x, r = space.axpy(length, p, x), space.axpy(-length, q, r)
+    length = space.xp.where(busy, space.ratio(rz, space.dot(p, q)), space.zero)
+    if lanczos is not None:
+        lanczos = _kept(space, lanczos, steps, r, norm, length)
+    x, r = space.accumulate(x, length, p), space.accumulate(r, -length, q)
     z = system.preconditioned(r)
     rz_new, norm_new = space.dot(r, z), space.norm(r)
-    p = space.axpy(space.ratio(rz_new, rz), p, z)
+    ratio = space.ratio(rz_new, rz)
+    if lanczos is not None:
+        lanczos = lanczos._replace(ratios=_written(space, lanczos.ratios, steps, ratio))
+    p = space.renew(p, ratio, z)
     busy = busy & (norm_new > system.target) & (norm_new < space.xp.inf) & (length != 0.0)
-    return _Carry(x, r, p, rz_new, norm_new, busy, steps + 1)
+    return _Carry(x, r, p, rz_new, norm_new, busy, steps + 1, lanczos)
+
+
+def _kept(
+    space: Space, lanczos: _Lanczos, steps: Any, r: Vec, norm: Array, length: Array
+) -> _Lanczos:
+    """The window with one more residual, while there is room; a sample that is done adds none."""
+    window = lanczos.lengths.shape[-1]
+    slot = steps % window
+    fits = (length != 0.0) & (steps < window)
+    unit = space.scale(space.ratio(space.one, norm), r)
+    active = None if space.backend.known_all(fits) else fits
+    basis = space.push(lanczos.basis, slot, unit, active)
+    return lanczos._replace(basis=basis, lengths=_written(space, lanczos.lengths, steps, length))
+
+
+def _written(space: Space, numbers: Array, steps: Any, new: Array) -> Array:
+    """`numbers` with a new one in place of the number `steps`, if there is such a place."""
+    slot = steps % numbers.shape[-1]
+    fits = (new == new) & (steps < numbers.shape[-1])
+    kept = space.xp.where(fits, new, numbers[..., slot])
+    return space.backend.write(numbers, (..., slot), kept)
+
+
+def _trimmed(lanczos: _Lanczos, steps: Any) -> _Lanczos:
+    """The part of the window that was filled, if it is known how much that is."""
+    if not isinstance(steps, int):
+        return lanczos
+    basis = tuple(past[..., :steps, :] for past in lanczos.basis)
+    return _Lanczos(basis, lanczos.lengths[..., :steps], lanczos.ratios[..., :steps])
+
+
+def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
+    """The Ritz vectors of the smallest Ritz values, from the tridiagonal matrix of the solve."""
+    xp, lengths, ratios = space.xp, lanczos.lengths, lanczos.ratios
+    inverse = xp.abs(space.ratio(space.one, lengths))
+    coupling = xp.sqrt(xp.abs(ratios)) * inverse
+    before = xp.concat([0.0 * ratios[..., :1], (ratios * inverse)[..., :-1]], axis=-1)
+    used = lengths != 0.0
+    diagonal = inverse + before
+    # Where the solve ended before the window, the matrix goes on with numbers above its spectrum.
+    above = 4.0 * xp.max(diagonal, axis=-1, keepdims=True) + 1.0
+    diagonal = xp.where(used, diagonal, above)
+    linked = used[..., :-1] & used[..., 1:]
+    beside = xp.where(linked, -coupling[..., :-1], space.zero)
+    values, turned = xp.linalg.eigh(_tridiagonal(space, diagonal, beside))
+    weights = xp.matrix_transpose(turned[..., :, :size])
+    vectors = tuple(xp.matmul(_as(space, weights, past), past) for past in lanczos.basis)
+    target = values[..., size : size + 1] if values.shape[-1] > size else values[..., -1:]
+    genuine = (values[..., :size] < above) & (values[..., :size] > 0.0)
+    factors = space.ratio(xp.where(target < above, target, values[..., :1]), values[..., :size])
+    return Spectrum(vectors, xp.where(genuine, factors - 1.0, space.zero))
+
+
+def _tridiagonal(space: Space, diagonal: Array, beside: Array) -> Array:
+    size = diagonal.shape[-1]
+    unit = space.identity(size)
+    upper = space.xp.concat([unit[..., 1:, :], 0.0 * unit[..., :1, :]], axis=-2)
+    padded = space.xp.concat([beside, 0.0 * diagonal[..., :1]], axis=-1)
+    half = padded[..., :, None] * upper
+    return diagonal[..., :, None] * unit + half + space.xp.matrix_transpose(half)
+
+
+def _as(space: Space, weights: Array, past: Array) -> Array:
+    return weights if weights.dtype == past.dtype else space.xp.astype(weights, past.dtype)

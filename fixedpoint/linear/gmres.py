@@ -70,7 +70,7 @@ class GMRES(LinearSolver):
         check_count("restart", self.restart, 1)
         check_count("max_steps", self.max_steps, 1)
 
-    def solve(self, system: LinearSystem) -> LinearSolution:
+    def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
         space = system.space
         x, norm, busy = system.start()
@@ -90,14 +90,14 @@ class GMRES(LinearSolver):
             return _closed(system, carry, end)
 
         end = space.backend.while_loop(unfinished, cycle, _Carry(x, system.right, norm, busy, 0))
-        return LinearSolution(end.x, end.norm, end.products)
+        return LinearSolution(end.x, end.norm, end.products), memory
 
 
 def _opened(space: Space, memory: int, carry: _Carry) -> _Cycle:
     """A cycle with no direction yet. The triangle is that of the unit matrix where not filled."""
-    empty = space.history(memory, carry.r)
     return _Cycle(
-        empty, space.history(memory, carry.r), space.identity(memory), space.full(0.0, (memory,)),
+        space.history(memory), space.history(memory), space.identity(memory),
+        space.full(0.0, (memory,)),
         carry.r, carry.r, carry.norm, carry.busy, 0,
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     length = space.norm(q)
     # What is left of the image must be more than the rounding errors of the orthogonalisation.
     holds = cycle.busy & (length > 10 * space.precision * space.norm(image)) & (length < xp.inf)
-    zero = tuple(map(xp.zeros_like, p))
+    zero = space.zeros(p)
     q = space.where(holds, space.scale(space.ratio(space.full(1.0), length), q), zero)
     p = space.where(holds, p, zero)
     amount = space.dot(q, cycle.r)

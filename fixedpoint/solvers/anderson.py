@@ -135,7 +135,7 @@ class Anderson(Solver):
         ridge = 10 * space.precision if self.regularization is None else self.regularization
         none = 0 * space.xp.astype(point.satisfied, space.xp.int32)
         return Secants(
-            space.history(memory, point.value), space.history(memory, point.value), unit,
+            space.history(memory), space.history(memory), unit,
             1.0 + ridge * unit, self.safeguard * point.residual_norm, _known(space, none), 0,
         )  # fmt: skip
 

@@ -102,7 +102,7 @@ class Broyden(Solver):
         scale = problem.initial_scale(point)
         memory = min(self.memory, 2 * space.real_size)
         return InverseEstimate(
-            space.history(memory, point.value), space.history(memory, point.value),
+            space.history(memory), space.history(memory),
             space.full(0.0, (memory,)), scale, space.scale(scale, point.increment), 0,
         )  # fmt: skip
 
@@ -153,7 +153,7 @@ class Broyden(Solver):
         factor = space.ratio(xp.astype(sound, space.dtype), denominator)
         u = space.scale(-factor, wrong)
         if not space.backend.known_all(sound):
-            zero = tuple(map(xp.zeros_like, u))
+            zero = space.zeros(u)
             u, v = space.where(sound, u, zero), space.where(sound, v, zero)
         return _pushed(space, state, u, v, space.axpy(space.dot(v, new.increment), u, image))
 

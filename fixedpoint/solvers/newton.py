@@ -117,7 +117,7 @@ class Newton(Solver):
         factors = factorised(space, matrix, column_norms(space, matrix))
         right = -space.ravel(point.increment)
         entries = solved(space, factors, right)
-        direction = bounded(space, space.unravel(entries, point.value), point, self.step_bound)
+        direction = bounded(space, space.unravel(entries), point, self.step_bound)
         merit = space.norm(point.increment)
         slope = slope_along(space, matrix, space.ravel(direction), right)
         pending = factors.finite if active is None else factors.finite & active
@@ -241,7 +241,7 @@ class _Trials:
         """Try the step that the radius allows, and judge it by the ratio of decreases."""
         space, xp = self.problem.space, self.problem.space.xp
         entries, length, promised = self.restricted(carry.radius)
-        value = space.add(self.old.value, space.unravel(entries, self.old.value))
+        value = space.add(self.old.value, space.unravel(entries))
         new = self.problem.trial(space.where(carry.pending, value, carry.point.value))
         merit, norm = space.norm(self.old.increment), space.norm(new.increment)
         # Of (‖g‖² − ‖g⁺‖²)/‖g‖², free of overflow.

@@ -25,9 +25,12 @@ class Forcing(NamedTuple):
     ----------
     eta : array
         The forcing term of the next linear solve.
+    linear : object
+        What the linear solver remembers.
     """
 
     eta: Array
+    linear: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class NewtonKrylov(Solver):
     def init(self, space: Space, problem: Problem, point: Point) -> Forcing:
         """The first forcing term."""
         del problem, point
-        return Forcing(space.full(self.forcing))
+        return Forcing(space.full(self.forcing), self.linear.init(space))
 
     def resume(self, space: Space, state: Forcing, point: Point, fresh: Forcing) -> Forcing:
         """Begin anew: a forcing term belongs to the residual before."""
@@ -112,15 +115,15 @@ class NewtonKrylov(Solver):
         eta = xp.minimum(xp.maximum(state.eta, needed), space.full(self.forcing_max))
         linearisation = problem.linearise(point)
         system = LinearSystem(
-            space, linearisation.product, space.scale(-1.0, point.increment), eta * merit,
+            space, linearisation.product, space.negative(point.increment), eta * merit,
             problem.precondition(point), active,
         )  # fmt: skip
-        solution = self.linear.solve(system)
+        solution, memory = self.linear.solve(system, state.linear)
         search = self._search(problem, point, solution, merit, active)
         new = search.point
-        state = Forcing(self._next(space, state.eta, merit, space.norm(new.increment)))
+        eta = self._next(space, state.eta, merit, space.norm(new.increment))
         return Step(
-            new, state, _work(linearisation, solution, search.trials),
+            new, Forcing(eta, memory), _work(linearisation, solution, search.trials),
             _failure(space, solution, merit, search.pending),
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
 from fixedpoint.checks import check_positive
@@ -24,10 +24,13 @@ class TimeStep(NamedTuple):
     ----------
     size, first : array
         The next time step, and the first one.
+    linear : object
+        What the linear solver remembers.
     """
 
     size: Array
     first: Array
+    linear: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ class PseudoTransient(Solver):
         natural = space.ratio(size, space.norm(point.increment))
         one = space.xp.ones_like(size)
         first = self.time_step * space.xp.where(natural > 0.0, natural, one)
-        return TimeStep(first, first)
+        return TimeStep(first, first, self.linear.init(space))
 
     def resume(self, space: Space, state: TimeStep, point: Point, fresh: TimeStep) -> TimeStep:
         """Begin anew: a time step belongs to the residual before."""
@@ -99,10 +102,10 @@ class PseudoTransient(Solver):
         linearisation = problem.linearise(point)
         inverse = 1.0 / state.size
         system = LinearSystem(
-            space, lambda v: space.axpy(inverse, v, space.scale(-1.0, linearisation.product(v))),
+            space, lambda v: space.axpy(inverse, v, space.negative(linearisation.product(v))),
             point.increment, self.rtol * merit, active=active,
         )  # fmt: skip
-        solution = self.linear.solve(system)
+        solution, memory = self.linear.solve(system, state.linear)
         new = problem.trial(
             space.where(active, space.add(point.value, solution.value), point.value)
         )
@@ -119,4 +122,6 @@ class PseudoTransient(Solver):
         )
         failure = xp.astype(hopeless & ~finite, xp.int32) * int(Status.NON_FINITE)
         failure = None if space.backend.known_all(finite) else failure
-        return Step(choose(space, finite, new, point), TimeStep(size, state.first), work, failure)
+        return Step(
+            choose(space, finite, new, point), TimeStep(size, state.first, memory), work, failure
+        )

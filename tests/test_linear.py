@@ -1,0 +1,424 @@
+"""Krylov methods against dense solves and least squares over the Krylov space."""
+
+import numpy as np
+import pytest
+
+import fixedpoint as fp
+from fixedpoint.backend import backend_of
+from fixedpoint.linear import LinearSystem
+from fixedpoint.space import Space
+
+METHODS = [fp.GMRES(), fp.BiCGStab(), fp.ConjugateGradient()]
+GENERAL = METHODS[:2]
+
+
+class Matrix:
+    """The product with a matrix for each sample, which counts its calls."""
+
+    def __init__(self, matrix):
+        self.matrix, self.calls = matrix, 0
+
+    def __call__(self, v):
+        self.calls += 1
+        return (np.einsum("...ij,...j->...i", self.matrix, v[0]),)
+
+
+def system(A, b, target, **more):
+    """A x = b on NumPy; all axes of b but the last index samples."""
+    space = Space.of(backend_of([b], ["b"]), (b,), b.ndim - 1)
+    return LinearSystem(space, Matrix(A), (b,), np.broadcast_to(target, b.shape[:-1]), **more)
+
+
+def solve(method, A, b, target=1e-10, **more):
+    """The solution, and what is reported of it."""
+    given = system(A, b, target, **more)
+    with np.errstate(all="ignore"):
+        end = method.solve(given)
+    assert end.products == given.product.calls
+    return end.value[0], end.residual_norm, end.products
+
+
+def left(A, b, x):
+    """The norm of b − Ax, sample by sample."""
+    return np.linalg.norm(b - np.einsum("...ij,...j->...i", A, x), axis=-1)
+
+
+def matrices(method, batch, n, seed=0):
+    """Well-conditioned matrices of the kind that `method` is for."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((*batch, n, n)) / np.sqrt(n)
+    if isinstance(method, fp.ConjugateGradient):
+        return A @ np.swapaxes(A, -1, -2) + 0.5 * np.eye(n)
+    return A + 2.0 * np.eye(n)
+
+
+def least(A, b, k):
+    """The least residual over the Krylov space of k dimensions, its basis kept orthonormal."""
+    directions = [b]
+    for _ in range(k - 1):
+        directions.append(A @ np.linalg.qr(np.stack(directions, 1))[0][:, -1])
+    Q = np.linalg.qr(np.stack(directions, 1))[0]
+    return np.linalg.norm(b - A @ (Q @ np.linalg.lstsq(A @ Q, b, rcond=None)[0]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [1, 2, 7, 20, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_solutions_are_those_of_a_dense_solver(method, n, seed):
+    A, b = matrices(method, (), n, seed), np.random.default_rng(seed + 50).standard_normal(n)
+    x, norm, _ = solve(method, A, b)
+    assert norm <= 1e-10
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-3, atol=1e-13)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_definite_systems_may_be_negative(method):
+    A, b = -matrices(fp.ConjugateGradient(), (), 12), np.arange(1.0, 13.0)
+    x, norm, _ = solve(method, A, b)
+    assert norm <= 1e-10
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_sample_meets_its_own_target_and_no_more(method):
+    A = matrices(method, (4,), 15)
+    b = np.random.default_rng(1).standard_normal((4, 15))
+    targets = np.array([1e-1, 1e-4, 1e-11, 1e2])
+    x, norm, products = solve(method, A, b, targets)
+    assert np.all(norm <= targets)
+    np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-3, atol=1e-13)
+    np.testing.assert_array_equal(x[3], 0.0)
+    alone = [solve(method, A[i : i + 1], b[i : i + 1], targets[i]) for i in range(4)]
+    assert products == max(count for *_, count in alone)
+    for i, (value, *_) in enumerate(alone):
+        np.testing.assert_allclose(x[i], value[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_batch_axes(method):
+    A, b = matrices(method, (2, 3), 6), np.random.default_rng(2).standard_normal((2, 3, 6))
+    x, norm, _ = solve(method, A, b)
+    assert norm.shape == (2, 3)
+    np.testing.assert_allclose(x, np.linalg.solve(A, b[..., None])[..., 0], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_right_hand_side_of_zero_takes_no_product(method):
+    x, norm, products = solve(method, np.eye(3), np.zeros(3), 0.0)
+    np.testing.assert_array_equal(x, 0.0)
+    assert (norm, products) == (0.0, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_right_hand_side_of_zero_stays_zero_next_to_others(method):
+    A, b = matrices(method, (2,), 5), np.zeros((2, 5))
+    b[1] = np.arange(1.0, 6.0)
+    x, norm, _ = solve(method, A, b)
+    np.testing.assert_array_equal(x[0], 0.0)
+    assert norm[0] == 0.0
+    assert norm[1] <= 1e-10
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("entry", [1.0, np.nan, np.inf])
+def test_inactive_samples_are_left_alone(method, entry):
+    """Whatever the products with their matrices are."""
+    A, b = matrices(method, (3,), 8), np.random.default_rng(3).standard_normal((3, 8))
+    A[1] = entry
+    active = np.array([True, False, True])
+    x, norm, _ = solve(method, A, b, active=active)
+    np.testing.assert_array_equal(x[1], 0.0)
+    np.testing.assert_allclose(norm[1], np.linalg.norm(b[1]), rtol=1e-15)
+    expected = np.linalg.solve(A[active], b[active][..., None])[..., 0]
+    np.testing.assert_allclose(x[active], expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_no_active_sample_nothing_is_done(method):
+    b = np.ones((2, 3))
+    x, norm, products = solve(method, np.eye(3), b, active=np.zeros(2, bool))
+    np.testing.assert_array_equal(x, 0.0)
+    np.testing.assert_allclose(norm, np.sqrt(3.0))
+    assert products == 0
+
+
+# Preconditioning.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_exact_preconditioner_leaves_one_step(method):
+    A, b = matrices(method, (), 20), np.random.default_rng(4).standard_normal(20)
+    inverse = np.linalg.inv(A)
+    x, _, products = solve(method, A, b, 1e-9, precondition=Matrix(inverse))
+    assert products <= (2 if isinstance(method, fp.BiCGStab) else 1)
+    np.testing.assert_allclose(x, inverse @ b, rtol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preconditioner_saves_products_and_keeps_the_residual(method):
+    """It is applied from the right, or symmetrically: what is tested is b − Ax all the same."""
+    n = 60
+    A = matrices(method, (), n)
+    scales = np.geomspace(1.0, 1e3, n)
+    A = scales[:, None] * A * scales if method is METHODS[2] else A * scales
+    P = np.diag(1.0 / np.diag(A))
+    b = np.random.default_rng(5).standard_normal(n)
+    x, norm, products = solve(method, A, b, 1e-6, precondition=Matrix(P))
+    assert norm <= 1e-6
+    np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-2, atol=1e-9)
+    assert products < solve(method, A, b, 1e-6)[2]
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_gmres_minimises_over_the_preconditioned_krylov_space(k):
+    rng = np.random.default_rng(6)
+    A, P = rng.standard_normal((2, 10, 10)) + 3.0 * np.eye(10)
+    b = rng.standard_normal(10)
+    method = fp.GMRES(max_steps=k)
+    x, norm, products = solve(method, A, b, 0.0, precondition=Matrix(P))
+    assert products == k
+    np.testing.assert_allclose(norm, least(A @ P, b, k), rtol=1e-9)
+    np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-9)
+
+
+def test_gmres_allows_a_preconditioner_that_changes():
+    A, b = matrices(GENERAL[0], (), 15), np.ones(15)
+    calls = []
+
+    def precondition(v):
+        calls.append(None)
+        return ((1.0 + len(calls) % 3) * v[0] / np.diag(A),)
+
+    x, norm, _ = solve(fp.GMRES(), A, b, precondition=precondition)
+    assert norm <= 1e-10
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8)
+
+
+# What GMRES minimises, and where it is robust.
+
+
+@pytest.mark.parametrize("kind", ["general", "skew", "indefinite", "nilpotent", "tiny", "huge"])
+@pytest.mark.parametrize("k", range(1, 9))
+def test_gmres_residuals_are_least_over_the_krylov_space(kind, k):
+    A, b = special(kind)
+    x, norm, products = solve(fp.GMRES(max_steps=k), A, b, 0.0)
+    assert products == k
+    scale = np.linalg.norm(b)
+    np.testing.assert_allclose(norm, least(A, b, k), rtol=1e-8, atol=1e-12 * scale)
+    np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-8, atol=1e-12 * scale)
+
+
+def special(kind, n=10):
+    rng = np.random.default_rng(7)
+    A, b = rng.standard_normal((n, n)), rng.standard_normal(n)
+    if kind == "skew":
+        return A - A.T, b
+    if kind == "indefinite":
+        return A + A.T, b
+    if kind == "nilpotent":  # a cyclic shift: nothing falls before the last step
+        return np.roll(np.eye(n), 1, axis=0), np.eye(n)[0]
+    return {"tiny": 1e-120, "huge": 1e120, "general": 1.0}[kind] * A, b
+
+
+@pytest.mark.parametrize("kind", ["skew", "indefinite", "nilpotent"])
+def test_gmres_does_not_break_down(kind):
+    A, b = special(kind)
+    x, norm, products = solve(fp.GMRES(), A, b)
+    assert norm <= 1e-10
+    assert products <= 10
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("restart", [1, 2, 5, 100])
+def test_restarts_go_on_from_what_is_left(restart):
+    A, b = matrices(GENERAL[0], (), 30), np.random.default_rng(8).standard_normal(30)
+    x, norm, _ = solve(fp.GMRES(restart=restart), A, b)
+    assert norm <= 1e-10
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 3])
+def test_a_cycle_minimises_over_the_space_of_its_own_residual(cycles):
+    A, b = matrices(GENERAL[0], (), 20), np.random.default_rng(9).standard_normal(20)
+    x = np.zeros(20)
+    for _ in range(cycles):
+        r = b - A @ x
+        Q = np.linalg.qr(np.stack([r, A @ r, A @ A @ r], 1))[0]
+        x = x + Q @ np.linalg.lstsq(A @ Q, r, rcond=None)[0]
+    found, norm, products = solve(fp.GMRES(restart=3, max_steps=3 * cycles), A, b, 0.0)
+    assert products == 3 * cycles
+    np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(norm, np.linalg.norm(b - A @ x), rtol=1e-9)
+
+
+def test_a_cycle_that_reduces_nothing_is_the_last():
+    """One direction is of no use where A is skew-symmetric."""
+    A, b = special("skew")
+    x, norm, products = solve(fp.GMRES(restart=1), A, b)
+    np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-12)
+    assert products == 1
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_steps_are_bounded_within_a_cycle_and_over_all(steps):
+    A, b = matrices(GENERAL[0], (), 30), np.ones(30)
+    for restart in (2, 30):
+        x, norm, products = solve(fp.GMRES(restart=restart, max_steps=steps), A, b, 0.0)
+        assert products == steps
+        np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-9)
+    assert solve(fp.BiCGStab(max_steps=steps), A, b, 0.0)[2] == 2 * steps
+    assert solve(fp.ConjugateGradient(max_steps=steps), A, b, 0.0)[2] == steps
+
+
+def test_conjugate_gradients_minimise_the_energy_over_the_krylov_space():
+    method = fp.ConjugateGradient()
+    A, b = matrices(method, (), 12), np.random.default_rng(10).standard_normal(12)
+    for k in range(1, 6):
+        x = solve(fp.ConjugateGradient(max_steps=k), A, b, 0.0)[0]
+        K = np.linalg.qr(np.stack([np.linalg.matrix_power(A, j) @ b for j in range(k)], 1))[0]
+        expected = K @ np.linalg.solve(K.T @ A @ K, K.T @ b)
+        np.testing.assert_allclose(x, expected, rtol=1e-8, atol=1e-10)
+
+
+# Singular systems: whatever is reached, what is reported is true.
+
+
+def singular(method, n=8, rank=6, seed=0):
+    rng = np.random.default_rng(seed)
+    Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    values = np.zeros(n)
+    values[:rank] = np.linspace(1.0, 3.0, rank)
+    if isinstance(method, fp.ConjugateGradient):
+        return Q * values @ Q.T
+    return Q * values @ np.linalg.qr(rng.standard_normal((n, n)))[0].T
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("consistent", [True, False])
+def test_singular_systems_are_reported_as_they_are(method, seed, consistent):
+    A = singular(method, seed=seed)
+    rng = np.random.default_rng(seed + 20)
+    b = A @ rng.standard_normal(8) if consistent else rng.standard_normal(8)
+    x, norm, _ = solve(method, A, b)
+    best = np.linalg.norm(b - A @ np.linalg.lstsq(A, b, rcond=None)[0])
+    if np.all(np.isfinite(x)):
+        size = np.linalg.norm(b) + np.linalg.norm(A, 2) * np.linalg.norm(x)
+        np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-6, atol=1e-12 * size)
+        assert norm >= best - 1e-12 * size
+    if not consistent:
+        assert not norm <= 1e-10
+
+
+def test_gmres_reports_no_residual_below_the_least_one():
+    """A direction that is rounding, and leads far away for nothing, is not taken."""
+    for seed in range(100):
+        A, b = singular(GENERAL[0], seed=seed), np.random.default_rng(seed + 20).standard_normal(8)
+        x, norm, _ = solve(fp.GMRES(), A, b)
+        best = np.linalg.norm(b - A @ np.linalg.lstsq(A, b, rcond=None)[0])
+        np.testing.assert_allclose(norm, left(A, b, x), rtol=0.01)
+        assert norm >= 0.99 * best
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(5))
+def test_consistent_systems_with_a_symmetric_matrix_are_solved(method, seed):
+    A = singular(fp.ConjugateGradient(), seed=seed)
+    b = A @ np.random.default_rng(seed).standard_normal(8)
+    x, norm, _ = solve(method, A, b, 1e-9)
+    assert norm <= 1e-9
+    np.testing.assert_allclose(A @ x, b, atol=2e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_matrix_of_zero_leaves_the_right_hand_side(method):
+    x, norm, products = solve(method, np.zeros((4, 4)), np.ones(4))
+    np.testing.assert_array_equal(x, 0.0)
+    assert norm == 2.0
+    assert products <= 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("entry", [np.nan, np.inf])
+def test_products_that_are_not_finite_are_no_success(method, entry):
+    A = np.eye(4)
+    A[1, 2] = entry
+    _, norm, products = solve(method, A, np.ones(4))
+    assert not norm <= 1e-10
+    assert products <= 8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_methods_for_other_matrices_make_no_false_claims(seed):
+    rng = np.random.default_rng(seed)
+    A, b = rng.standard_normal((6, 6)), rng.standard_normal(6)
+    for method in (fp.BiCGStab(max_steps=30), fp.ConjugateGradient(max_steps=30)):
+        for matrix in (A, A - A.T, A + A.T):
+            x, norm, _ = solve(method, matrix, b, 1e-8)
+            if norm <= 1e-8:
+                assert left(matrix, b, x) <= 1e-6 * (1 + np.linalg.norm(x))
+
+
+# Other spaces.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_complex_systems(method):
+    rng = np.random.default_rng(11)
+    A = rng.standard_normal((9, 9)) + 1j * rng.standard_normal((9, 9))
+    A = A @ A.conj().T / 9 + np.eye(9) if method is METHODS[2] else A / 3 + 3.0 * np.eye(9)
+    b = rng.standard_normal(9) + 1j * rng.standard_normal(9)
+    x, norm, _ = solve(method, A, b)
+    assert x.dtype == b.dtype
+    assert norm <= 1e-10
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8)
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_complex_entries_count_as_two_real_ones(k):
+    rng = np.random.default_rng(12)
+    parts, sides = rng.standard_normal((2, 4, 4)), rng.standard_normal((2, 4))
+    real = np.block([[parts[0], -parts[1]], [parts[1], parts[0]]])
+    _, norm, _ = solve(fp.GMRES(max_steps=k), parts[0] + 1j * parts[1], sides[0] + 1j * sides[1], 0)
+    np.testing.assert_allclose(norm, least(real, sides.reshape(-1), k), rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_leaves_may_differ_in_shape_and_dtype(method):
+    """A block system in single and double precision, against one dense solve."""
+    A = matrices(method, (), 7)
+    b = np.arange(1.0, 8.0)
+    leaves = b[:3].astype(np.float32), b[3:].reshape(2, 2)
+    space = Space.of(backend_of(leaves, ["a", "b"]), leaves, 0)
+
+    def product(v):
+        image = A @ np.concatenate([v[0].astype(float), v[1].reshape(-1)])
+        return image[:3].astype(np.float32), image[3:].reshape(2, 2)
+
+    end = method.solve(LinearSystem(space, product, leaves, np.asarray(1e-5)))
+    assert [leaf.dtype for leaf in end.value] == [np.float32, np.float64]
+    assert [leaf.shape for leaf in end.value] == [(3,), (2, 2)]
+    found = np.concatenate([end.value[0], end.value[1].reshape(-1)])
+    assert end.residual_norm <= 1e-5
+    np.testing.assert_allclose(found, np.linalg.solve(A, b), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_library_takes_the_same_products(xp_case, method):
+    A, b = matrices(method, (2,), 9), np.random.default_rng(13).standard_normal((2, 9))
+    right = xp_case.asarray(b)
+    space = Space.of(backend_of([right], ["b"]), (right,), 1)
+    matrix, xp = xp_case.asarray(A), space.xp
+    product = lambda v: (xp.matmul(matrix, v[0][..., None])[..., 0],)
+    end = method.solve(LinearSystem(space, product, (right,), space.full(1e-9)))
+    assert end.products == solve(method, A, b, 1e-9)[2]
+    expected = np.linalg.solve(A, b[..., None])[..., 0]
+    np.testing.assert_allclose(xp_case.to_numpy(end.value[0]), expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [fp.GMRES, fp.BiCGStab, fp.ConjugateGradient])
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "many"])
+def test_steps_must_be_a_positive_number(method, steps):
+    with pytest.raises((TypeError, ValueError), match="max_steps"):
+        method(max_steps=steps)

@@ -1,0 +1,562 @@
+"""Methods of Newton's type: order, damping, domains, derivatives given, and what they cost."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import fixedpoint as fp
+from fixedpoint.linear import LinearSolution, LinearSolver
+from fixedpoint.testing import problems
+
+DENSE = [fp.Newton(), fp.Newton(line_search=False), fp.LevenbergMarquardt()]
+FREE = [fp.NewtonKrylov(), fp.NewtonKrylov(linear=fp.BiCGStab()), fp.PseudoTransient()]
+SOLVERS = [*DENSE, *FREE]
+DAMPED = [fp.Newton(), fp.NewtonKrylov(), fp.LevenbergMarquardt()]
+Status = fp.Status
+
+
+def returned(F, x0, solver, **settings):
+    return fp.root(F, np.asarray(x0, float), solver=solver, on_failure="return", **settings)
+
+
+def circle(x):
+    """A circle of radius 2 meets a parabola."""
+    return np.stack([x[0] ** 2 + x[1] ** 2 - 4.0, x[1] - x[0] ** 2])
+
+
+def circle_jacobian(x):
+    return np.array([[2.0 * x[0], 2.0 * x[1]], [-2.0 * x[0], 1.0]])
+
+
+def circle_jvp(x, v):
+    return circle_jacobian(x) @ v
+
+
+CIRCLE_START = np.array([3.0, 1.0])
+CIRCLE_ROOT = np.sqrt([(np.sqrt(17.0) - 1.0) / 2.0, ((np.sqrt(17.0) - 1.0) / 2.0) ** 2])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_roots(xp_case, solver):
+    F = lambda x: xp_case.xp.stack([x[0] ** 2 + x[1] ** 2 - 4.0, x[1] - x[0] ** 2])
+    sol = fp.root(F, xp_case.asarray(CIRCLE_START), solver=solver, rtol=1e-11, atol=0.0)
+    np.testing.assert_allclose(xp_case.to_numpy(sol.value), CIRCLE_ROOT, rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_fixed_points_of_a_map_that_expands(contraction, solver):
+    A, b = contraction(5, 3.0), np.arange(1.0, 6.0)
+    sol = fp.fixed_point(lambda z: A @ z + b, np.zeros(5), solver=solver, rtol=1e-9, atol=0.0)
+    np.testing.assert_allclose(sol.value, np.linalg.solve(np.eye(5) - A, b), rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [*DENSE[:2], fp.LevenbergMarquardt()])
+def test_convergence_is_quadratic(solver):
+    sol = fp.root(
+        circle, CIRCLE_START, solver=solver, jacobian=circle_jacobian, rtol=0.0, atol=1e-12,
+        record=True,
+    )  # fmt: skip
+    logarithms = np.log(sol.trace.residual_norm[: int(sol.steps) + 1])
+    logarithms = logarithms[logarithms > np.log(1e-14)]
+    orders = np.diff(logarithms)[1:] / np.diff(logarithms)[:-1]
+    assert orders[-1] > 1.8
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_newton_takes_the_textbook_steps(steps):
+    x = CIRCLE_START
+    for _ in range(steps):
+        x = x - np.linalg.solve(circle_jacobian(x), circle(x))
+    for solver in (fp.Newton(), fp.LevenbergMarquardt()):
+        sol = returned(
+            circle, CIRCLE_START, solver, jacobian=circle_jacobian, max_steps=steps, rtol=0.0
+        )
+        np.testing.assert_allclose(sol.value, x, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS[:5])
+def test_an_affine_system_takes_one_step(contraction, solver):
+    A, b = np.eye(6) + contraction(6, 0.8), np.arange(1.0, 7.0)
+    exact = solver if solver in DENSE else fp.NewtonKrylov(linear=solver.linear, forcing=1e-10)
+    sol = fp.root(
+        lambda x: A @ x - b, np.zeros(6), solver=exact, jacobian=lambda _: A, rtol=1e-3, atol=0.0
+    )
+    assert int(sol.steps) == 1
+
+
+# Local minimisers of ‖F‖ that are no roots.
+
+FREUDENSTEIN = problems.freudenstein_roth()
+MINIMISER, MINIMUM = [11.4127790, -0.8968053], 48.9842537**0.5
+
+
+@pytest.mark.parametrize("solver", DAMPED)
+def test_descent_ends_near_a_minimiser_and_says_so(solver):
+    """In a valley where the Jacobian is singular; of the three, a trust region goes on along it."""
+    sol = returned(FREUDENSTEIN.function, FREUDENSTEIN.start, solver, max_steps=300)
+    assert int(sol.status) in (Status.LINE_SEARCH_FAILED, Status.STALLED, Status.MAX_STEPS)
+    assert MINIMUM * (1 - 1e-6) <= sol.residual_norm <= 1.1 * MINIMUM
+    np.testing.assert_allclose(sol.value[1], MINIMISER[1], atol=1e-3)
+    if isinstance(solver, fp.LevenbergMarquardt):
+        np.testing.assert_allclose(sol.value, MINIMISER, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        fp.Newton(line_search=False),
+        fp.Newton(line_search=False, step_bound=0.5),
+        fp.NewtonKrylov(line_search=False, forcing=1e-3, forcing_max=1e-3),
+        fp.PseudoTransient(),
+        None,
+    ],
+)
+def test_without_descent_the_root_is_reached(solver):
+    sol = fp.root(FREUDENSTEIN.function, FREUDENSTEIN.start, solver=solver)
+    np.testing.assert_allclose(sol.value, [5.0, 4.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [fp.Newton(), fp.NewtonKrylov()])
+def test_damped_residuals_fall(solver):
+    problem = problems.helical_valley()
+    sol = fp.root(problem.function, problem.start, solver=solver, record=True)
+    norms = sol.trace.residual_norm[: int(sol.steps) + 1]
+    assert np.all(np.diff(norms) < 0.0)
+    np.testing.assert_allclose(sol.value, [1.0, 0.0, 0.0], atol=1e-4)
+
+
+def test_steps_are_bounded_entry_by_entry():
+    """Newton's step from (1, 8) is (9, −4.5): its first entry is cut at half of 8."""
+    F = lambda x: np.stack([x[0] - 10.0, x[1] - 3.5])
+    solver = fp.Newton(line_search=False, step_bound=0.5)
+    sol = returned(F, [1.0, 8.0], solver, jacobian=lambda _: np.eye(2), max_steps=1, rtol=0.0)
+    np.testing.assert_allclose(sol.value, [5.0, 4.0])
+
+
+# Where F is not defined.
+
+
+def raising(error):
+    def logarithm(x):
+        if np.any(x <= 0.0):
+            raise error
+        return np.log(x)
+
+    return logarithm
+
+
+def silent(x):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.log(x)
+
+
+UNDEFINED = [
+    silent,
+    raising(fp.DomainError("log of what is not positive")),
+    raising(ZeroDivisionError()),
+    raising(OverflowError()),
+]
+
+
+@pytest.mark.parametrize("F", UNDEFINED)
+@pytest.mark.parametrize("solver", [*SOLVERS, fp.Broyden()])
+def test_outside_the_domain_steps_are_shortened(F, solver):
+    """From 10, Newton's step for log x leads to 10 − 10 log 10 < 0."""
+    sol = fp.root(F, np.array([10.0, 5.0]), solver=solver, rtol=1e-9)
+    np.testing.assert_allclose(sol.value, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_square_root_at_the_edge_of_its_domain(solver):
+    """x ↦ √x − 1/4 in [0, ∞): from 1, Newton's step leads to −1/2."""
+
+    def edge(x):
+        if np.any(x < 0.0):
+            raise fp.DomainError("x must not be negative")
+        return np.sqrt(x) - 0.25
+
+    sol = fp.root(edge, np.array([1.0]), solver=solver, rtol=1e-9, atol=0.0)
+    np.testing.assert_allclose(sol.value, 1.0 / 16.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, fp.Broyden(), fp.Anderson(), fp.SQUAREM()])
+@pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError])
+def test_other_exceptions_pass_through(solver, error):
+    """Raised at the first trial point, and not where differences are taken."""
+
+    def guarded(x):
+        if abs(x[0] - 10.0) > 1e-3:
+            raise error("here")
+        return np.log(x)
+
+    with pytest.raises(error, match="here"):
+        fp.root(guarded, np.array([10.0]), solver=solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("error", [fp.DomainError, ZeroDivisionError])
+def test_an_undefined_start_raises(solver, error):
+    with pytest.raises(error, match="here"):
+        fp.root(raising(error("here")), np.array([-1.0]), solver=solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_start_that_is_not_finite_is_a_status(solver):
+    sol = returned(silent, [-1.0, 2.0], solver)
+    assert int(sol.status) == Status.NON_FINITE
+    assert (int(sol.steps), sol.work.f) == (0, 1)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_neighbour_outside_its_domain_changes_nothing(solver):
+    F = lambda x, a: silent(x) - a
+    x0, a = np.array([[10.0], [2.0], [-1.0]]), np.array([[0.0], [0.3], [0.0]])
+    settings = {"solver": solver, "batch_ndim": 1, "on_failure": "return", "rtol": 1e-9}
+    sol = fp.root(F, x0, (a,), **settings)
+    alone = fp.root(F, x0[1:2], (a[1:2],), **settings)
+    np.testing.assert_array_equal(sol.status, [1, 1, Status.NON_FINITE])
+    np.testing.assert_allclose(sol.value[1], alone.value[0], rtol=1e-14)
+    assert sol.steps[1] == alone.steps[0]
+
+
+# Derivatives and preconditioners that are given.
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    "given", [{}, {"jvp": circle_jvp}, {"jacobian": circle_jacobian}], ids=["none", "jvp", "matrix"]
+)
+def test_derivatives_given_are_used_and_counted(counted, solver, given):
+    F = counted(circle)
+    given = {name: counted(function) for name, function in given.items()}
+    sol = fp.root(F, CIRCLE_START, solver=solver, rtol=1e-10, **given)
+    np.testing.assert_allclose(sol.value, CIRCLE_ROOT, rtol=1e-8)
+    assert F.calls == sol.work.f
+    assert sol.work.vjp == 0
+    if "jvp" in given:
+        assert given["jvp"].calls == sol.work.jvp
+    elif "jacobian" in given:
+        assert given["jacobian"].calls == int(sol.steps)
+    else:
+        assert sol.work.jvp == 0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_derivative_given_for_a_map_is_that_of_the_map(contraction, solver):
+    W, b = contraction(4, 0.9), np.arange(4.0)
+    f = lambda z: np.tanh(W @ z + b)
+    jacobian = lambda z: (1.0 - f(z) ** 2)[:, None] * W
+    settings = {"solver": solver, "rtol": 1e-11, "atol": 0.0}
+    for given in ({"jacobian": jacobian}, {"jvp": lambda z, v: jacobian(z) @ v}):
+        sol = fp.fixed_point(f, np.zeros(4), **settings, **given)
+        np.testing.assert_allclose(f(sol.value), sol.value, rtol=1e-9, atol=1e-10)
+        assert int(sol.steps) <= 12
+
+
+@pytest.mark.parametrize("solver", DENSE)
+def test_a_matrix_costs_a_column_each(counted, solver):
+    n, steps = 4, 3
+    F = counted(lambda x: np.exp(x) - np.arange(1.0, 5.0))
+    sol = returned(F, np.ones(n), solver, rtol=0.0, atol=0.0, max_steps=steps)
+    assert F.calls == sol.work.f == 1 + steps * (n + 1)
+    jvp = counted(lambda x, v: np.exp(x) * v)
+    sol = returned(F, np.ones(n), solver, rtol=0.0, atol=0.0, max_steps=steps, jvp=jvp)
+    assert jvp.calls == sol.work.jvp == steps * n
+    assert sol.work.f == 1 + steps
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_where_the_library_differentiates_products_are_counted_apart(library, counted, solver):
+    xp = pytest.importorskip({"torch": "torch", "jax": "jax.numpy"}[library])
+    F = lambda x: xp.stack([x[0] ** 2 + x[1] ** 2 - 4.0, x[1] - x[0] ** 2])
+    start = xp.asarray(CIRCLE_START)
+    sol = fp.root(F, start, solver=solver, rtol=1e-10)
+    reference = fp.root(circle, CIRCLE_START, solver=solver, rtol=1e-10, jvp=circle_jvp)
+    assert int(sol.steps) == int(reference.steps)
+    assert (int(sol.work.f), int(sol.work.jvp)) == (reference.work.f, reference.work.jvp)
+
+
+def test_a_batch_has_a_jacobian_for_each_sample():
+    a = np.array([[2.0, 3.0], [4.0, 5.0], [6.0, 7.0]])
+    jacobian = lambda x, _: 3.0 * x[..., None] ** 2 * np.eye(2)
+    for solver in SOLVERS:
+        sol = fp.root(
+            lambda x, a: x**3 - a, np.ones((3, 2)), (a,), solver=solver, jacobian=jacobian,
+            batch_ndim=1, rtol=1e-10,
+        )  # fmt: skip
+        np.testing.assert_allclose(sol.value, np.cbrt(a), rtol=1e-8)
+
+
+def diffusion(n=40):
+    """−u″ + u³ = 1 on a grid, its Jacobian, and the matrix of differences."""
+    L = (n + 1.0) ** 2 * (2.0 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1))
+    return (lambda u: L @ u + u**3 - 1.0), (lambda u: L + np.diag(3.0 * u**2)), L
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("kind", ["csr", "csc", "operator"])
+def test_a_jacobian_may_be_sparse_or_an_operator(solver, kind):
+    sparse = pytest.importorskip("scipy.sparse")
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    kinds = {
+        "csr": sparse.csr_matrix, "csc": sparse.csc_array, "operator": linalg.aslinearoperator,
+    }  # fmt: skip
+    F, jacobian, _ = diffusion(20)
+    sol = fp.root(
+        F, np.zeros(20), solver=solver, jacobian=lambda u: kinds[kind](jacobian(u)), rtol=1e-9
+    )
+    dense = fp.root(F, np.zeros(20), solver=solver, jacobian=jacobian, rtol=1e-9)
+    np.testing.assert_allclose(sol.value, dense.value, rtol=1e-7)
+    assert int(sol.steps) == int(dense.steps)
+    assert np.linalg.norm(F(sol.value)) <= 1e-9 * np.linalg.norm(F(np.zeros(20)))
+
+
+@pytest.mark.parametrize("linear", [fp.GMRES(), fp.BiCGStab(), fp.ConjugateGradient()])
+@pytest.mark.parametrize("kind", ["function", "splu", "spilu", "operator"])
+def test_a_preconditioner_reduces_the_work(linear, kind):
+    sparse = pytest.importorskip("scipy.sparse")
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    F, jacobian, L = diffusion()
+    inverse = np.linalg.inv(L)
+    preconditioner = {
+        "function": lambda _: lambda v: inverse @ v,
+        "splu": lambda u: linalg.splu(sparse.csc_array(jacobian(u))),
+        "spilu": lambda _: linalg.spilu(sparse.csc_array(L)),
+        "operator": lambda _: linalg.aslinearoperator(inverse),
+    }[kind]
+    settings = {"solver": fp.NewtonKrylov(linear=linear), "rtol": 1e-8, "atol": 0.0}
+    settings["jvp"] = lambda u, v: jacobian(u) @ v
+    plain = fp.root(F, np.zeros(40), **settings)
+    helped = fp.root(F, np.zeros(40), preconditioner=preconditioner, **settings)
+    assert helped.work.jvp * 3 < plain.work.jvp
+    np.testing.assert_allclose(helped.value, plain.value, rtol=1e-5)
+
+
+def test_a_preconditioner_of_a_map_is_that_of_its_residual():
+    """It approximates (f′ − I)⁻¹."""
+    a = np.linspace(0.0, 0.999, 30)
+    settings = {"solver": fp.NewtonKrylov(), "rtol": 1e-9, "jvp": lambda _, v: a * v}
+    sol = fp.fixed_point(
+        lambda z: a * z + 1.0, np.zeros(30), preconditioner=lambda _: lambda v: v / (a - 1.0),
+        **settings,
+    )  # fmt: skip
+    assert sol.work.jvp == int(sol.steps)
+    np.testing.assert_allclose(sol.value, 1.0 / (1.0 - a), rtol=1e-5)
+
+
+def test_a_preconditioner_takes_containers():
+    F = lambda x, a: {"u": a * x["u"] - 1.0, "v": 1e4 * x["v"] - 1.0}
+    inverse = lambda _, a: lambda v: {"u": v["u"] / a, "v": v["v"] / 1e4}
+    x0 = {"u": np.zeros(3), "v": np.zeros((2, 2))}
+    a = np.array([1.0, 10.0, 100.0])
+    sol = fp.root(F, x0, (a,), solver=fp.NewtonKrylov(), preconditioner=inverse, rtol=1e-6)
+    np.testing.assert_allclose(sol.value["u"], 1.0 / a, rtol=1e-4)
+    np.testing.assert_allclose(sol.value["v"], 1e-4, rtol=1e-4)
+
+
+# Singular Jacobians, and linear solves that fail.
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_double_root_is_reached_slowly(solver):
+    sol = fp.root(lambda x: (x - 1.0) ** 2, np.array([3.0]), solver=solver, rtol=1e-8, atol=0.0)
+    assert abs(sol.value[0] - 1.0) <= 2.1e-4
+
+
+@pytest.mark.parametrize("solver", [fp.Newton(), fp.LevenbergMarquardt()])
+def test_a_singular_jacobian_is_solved_in_the_least_squares_sense(solver):
+    """x + y = 2 twice: the nearest point of the line of roots."""
+    F = lambda x: np.stack([x[0] + x[1] - 2.0, x[0] + x[1] - 2.0])
+    sol = fp.root(
+        F, np.array([3.0, 1.0]), solver=solver, jacobian=lambda _: np.ones((2, 2)), rtol=1e-9
+    )
+    np.testing.assert_allclose(sol.value, [2.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_where_the_jacobian_is_zero_no_step_is_claimed(solver):
+    """x² + 1 at its minimum."""
+    sol = returned(lambda x: x**2 + 1.0, [0.0, 0.0], solver, jacobian=lambda x: 2.0 * np.diag(x))
+    assert not bool(sol.converged)
+    np.testing.assert_allclose(sol.residual_norm, np.linalg.norm(sol.value**2 + 1.0), rtol=1e-14)
+
+
+@pytest.mark.parametrize("linear", [fp.GMRES(), fp.BiCGStab(), fp.ConjugateGradient()])
+def test_a_linear_solve_that_reduces_nothing_is_a_status(linear):
+    jacobian = lambda x: 2.0 * np.diag(x)
+    solver = fp.NewtonKrylov(linear=linear)
+    sol = returned(lambda x: x**2 + 1.0, [0.0, 0.0], solver, jacobian=jacobian)
+    assert int(sol.status) == Status.LINEAR_SOLVE_FAILED
+    assert int(sol.steps) == 1
+    np.testing.assert_array_equal(sol.value, 0.0)
+
+
+@pytest.mark.parametrize("solver", DENSE)
+def test_a_jacobian_that_is_not_finite_is_a_linear_solve_that_failed(solver):
+    jacobian = lambda _: np.full((2, 2), np.nan)
+    sol = returned(circle, CIRCLE_START, solver, jacobian=jacobian)
+    assert int(sol.status) == Status.LINEAR_SOLVE_FAILED
+    np.testing.assert_array_equal(sol.value, CIRCLE_START)
+
+
+@pytest.mark.parametrize("solver", [fp.Newton(), fp.NewtonKrylov()])
+def test_a_direction_without_descent_is_a_line_search_that_failed(solver):
+    sol = returned(circle, CIRCLE_START, solver, jacobian=lambda x: -circle_jacobian(x))
+    assert int(sol.status) == Status.LINE_SEARCH_FAILED
+    np.testing.assert_array_equal(sol.value, CIRCLE_START)
+
+
+# Forcing terms.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inexact(LinearSolver):
+    """Solves a diagonal system to a given part of what is asked, and keeps what was asked."""
+
+    asked: list = field(default_factory=list, compare=False)
+
+    def solve(self, system):
+        (right,) = system.right
+        (diagonal,) = system.product((np.ones_like(right),))
+        part = min(1.0, float(system.target / np.linalg.norm(right)))
+        self.asked.append(float(system.target))
+        return LinearSolution(((1.0 - part) * right / diagonal,), part * np.linalg.norm(right), 1)
+
+
+def forced(rtol=1e-12, **settings):
+    """The relative residuals asked for, and the residual norms before each step."""
+    solver = fp.NewtonKrylov(linear=Inexact(), **settings)
+    F = lambda x: np.exp(x) - np.array([1.0, 2.0, 5.0])
+    sol = fp.root(
+        F, np.full(3, 2.0), solver=solver, jvp=lambda x, v: np.exp(x) * v, rtol=rtol, atol=0.0,
+        record=True,
+    )  # fmt: skip
+    norms = sol.trace.residual_norm[: int(sol.steps) + 1]
+    return np.array(solver.linear.asked) / norms[:-1], norms
+
+
+@pytest.mark.parametrize("settings", [{}, {"forcing": 0.9, "gamma": 0.5}, {"forcing_max": 0.3}])
+def test_forcing_terms_are_eisenstat_and_walkers(settings):
+    eta, norms = forced(**settings)
+    gamma, largest = settings.get("gamma", 0.9), settings.get("forcing_max", 0.9)
+    expected = [settings.get("forcing", 0.5)]
+    for old, new in pairwise(norms[:-1]):
+        floor = gamma * expected[-1] ** 2
+        choice = gamma * (new / old) ** 2
+        expected.append(max(choice, floor if floor > 0.1 else 0.0, 1e-4))
+    needed = 0.25 * 1e-12 * norms[0] / norms[:-1]
+    np.testing.assert_allclose(eta, np.clip(expected, needed, largest), rtol=1e-9)
+
+
+def test_linear_systems_are_not_solved_beyond_what_the_tolerance_needs():
+    eta, norms = forced(rtol=1e-3)
+    assert np.all(eta * norms[:-1] >= 0.25 * 1e-3 * norms[0] * (1 - 1e-12))
+    assert norms[-1] <= 1e-3 * norms[0]
+
+
+def test_inexact_steps_save_products():
+    problem = problems.bratu(12)
+    settings = {"jvp": problem.jvp, "rtol": 1e-8, "atol": 0.0}
+    work = [
+        fp.root(
+            problem.function, problem.start,
+            solver=fp.NewtonKrylov(forcing=forcing, forcing_max=forcing), **settings,
+        ).work.jvp
+        for forcing in (0.5, 1e-10)
+    ]  # fmt: skip
+    assert work[0] < work[1]
+
+
+# The trust region, and the flow.
+
+
+def test_a_trust_region_bounds_the_first_step():
+    """‖Dd‖ ≤ Δ, with D the norms of the columns and Δ a multiple of ‖Dx₀‖."""
+    x0, radius = CIRCLE_START, 0.01
+    sol = returned(
+        circle, x0, fp.LevenbergMarquardt(radius=radius), jacobian=circle_jacobian, max_steps=1,
+        rtol=0.0,
+    )  # fmt: skip
+    D = np.linalg.norm(circle_jacobian(x0), axis=0)
+    length = np.linalg.norm(D * (sol.value - x0))
+    bound = radius * np.linalg.norm(D * x0)
+    assert 0.9 * bound <= length <= bound * (1 + 1e-9)
+
+
+def test_a_step_within_the_region_is_that_of_the_damped_normal_equations():
+    x0 = CIRCLE_START
+    J, F = circle_jacobian(x0), circle(x0)
+    sol = returned(
+        circle, x0, fp.LevenbergMarquardt(radius=0.01), jacobian=circle_jacobian, max_steps=1,
+        rtol=0.0,
+    )  # fmt: skip
+    d, squares = sol.value - x0, np.sum(J * J, axis=0)
+    multipliers = -(J.T @ (J @ d + F)) / (squares * d)
+    assert multipliers[0] > 0.0
+    np.testing.assert_allclose(multipliers[1], multipliers[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_the_trust_region_does_not_depend_on_the_scale_of_an_unknown(scale):
+    """Scaled unknowns take scaled steps (Moré)."""
+    units = np.array([1.0, scale])
+    plain = returned(circle, CIRCLE_START, fp.LevenbergMarquardt(), max_steps=3, rtol=0.0)
+    scaled = returned(
+        lambda y: circle(y / units), CIRCLE_START * units, fp.LevenbergMarquardt(), max_steps=3,
+        rtol=0.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(scaled.value / units, plain.value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_pseudo_transient_steps_are_those_of_linearly_implicit_euler(steps):
+    """(I/δ + F′) d = −F, and δ goes with the inverse of ‖F‖."""
+    A = np.array([[2.0, 1.0], [0.0, 3.0]])
+    F, jacobian = (lambda x: A @ x + 0.1 * x**3 - 1.0), (lambda x: A + np.diag(0.3 * x**2))
+    x = np.array([1.0, 2.0])
+    delta = 0.5 * np.linalg.norm(x) / np.linalg.norm(F(x))
+    solver = fp.PseudoTransient(time_step=0.5, rtol=1e-12)
+    sol = returned(F, x, solver, jacobian=jacobian, max_steps=steps, rtol=0.0, atol=0.0)
+    for _ in range(steps):
+        old = np.linalg.norm(F(x))
+        x = x - np.linalg.solve(np.eye(2) / delta + jacobian(x), F(x))
+        delta *= np.clip(old / np.linalg.norm(F(x)), 0.1, 10.0)
+    np.testing.assert_allclose(sol.value, x, rtol=1e-9)
+
+
+def test_pseudo_transient_continuation_stays_in_the_basin_of_its_flow():
+    """arctan from 20, where Newton's full steps run away."""
+    for solver in (fp.PseudoTransient(), fp.PseudoTransient(linear=fp.BiCGStab())):
+        sol = fp.root(np.arctan, np.array([20.0]), solver=solver, rtol=1e-9)
+        np.testing.assert_allclose(sol.value, 0.0, atol=1e-8)
+    newton = returned(np.arctan, [20.0], fp.Newton(line_search=False), max_steps=30)
+    assert not bool(newton.converged)
+
+
+# Kinds of unknowns.
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_complex_roots(solver):
+    """In the complex numbers as a plane, z² = c."""
+    c = np.array([3.0 + 4.0j, -2.0 + 0.5j])
+    sol = fp.root(lambda z: z**2 - c, np.array([1.0 + 0.5j, 0.5 + 1.0j]), solver=solver, rtol=1e-10)
+    np.testing.assert_allclose(sol.value, np.sqrt(c), rtol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, fp.NewtonKrylov(linear=fp.ConjugateGradient())])
+def test_containers_of_mixed_precision(solver):
+    """The function sees each leaf in its own precision."""
+
+    def cubes(x):
+        assert (x["a"].dtype, x["b"][0].dtype) == (np.float32, np.float64)
+        return {"a": x["a"] ** 2 - np.float32(2.0), "b": [x["b"][0] ** 3 - 27.0]}
+
+    x0 = {"a": np.ones(2, np.float32), "b": [np.full((1, 2), 2.0)]}
+    sol = fp.root(cubes, x0, solver=solver, rtol=1e-5)
+    assert sol.value["a"].dtype == np.float32
+    np.testing.assert_allclose(sol.value["a"], np.sqrt(2.0), rtol=1e-4)
+    np.testing.assert_allclose(sol.value["b"][0], 3.0, rtol=1e-4)
