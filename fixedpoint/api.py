@@ -251,7 +251,7 @@ class _Call:
         map_, arrays = self._leaf_map(backend, structure, names)
         batched = self._batched(backend, map_, arrays, space)
         solve = Solve(
-            map_, _root_image(space, map_.image) if is_root else map_.image, map_.bind, backend,
+            map_, _opposite(space, map_.image) if is_root else map_.image, map_.bind, backend,
             self.solver or default_solver(space.real_size, is_root),
             _relative(self.rtol, space), _tolerance("atol", self.atol), self.norm, self.batch_ndim,
             self.adjoint or _IMPLICIT, self._course(structure, space, bool(batched)), is_root,
@@ -344,9 +344,9 @@ class _Call:
         return solution
 
 
-def _root_image(space: Space, image: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, Vec], Vec]:
-    """The map x − F(x), whose fixed points are the roots of F."""
-    return lambda value, arrays: space.subtract(value, image(value, arrays))
+def _opposite(space: Space, image: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, Vec], Vec]:
+    """The function −F."""
+    return lambda value, arrays: space.negative(image(value, arrays))
 
 
 def _on_containers(

@@ -87,10 +87,6 @@ class Backend:
         array[index] = value
         return array
 
-    def increase(self, array: Array, index: Any, value: Array) -> Array:
-        """`array` with ``array[index] += value``."""
-        return self.write(array, index, array[index] + value)
-
     def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
         """`onto` + c·`array`; `onto` is ours, and may be written to."""
         onto += coefficient * array
@@ -110,12 +106,20 @@ class Backend:
         square = xp.vecdot(rows, rows)
         return xp.sqrt(xp.real(square) if xp.isdtype(square.dtype, "complex floating") else square)
 
-    def write_difference(self, array: Array, index: Any, a: Array, b: Array) -> Array:
-        """`array` with ``array[index] = a − b``."""
-        if isinstance(array, np.ndarray):
-            np.subtract(a, b, out=array[index])
-            return array
-        return self.write(array, index, a - b)
+    def write_secant(
+        self, residuals: Array, images: Array, index: Any,
+        z0: Array, g0: Array, z1: Array, g1: Array,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """The arrays with g₁ − g₀, and z₁ − z₀ + (g₁ − g₀), at `index`; both may be written to."""
+        if not isinstance(residuals, np.ndarray):
+            change = g1 - g0
+            images = self.write(images, index, (z1 - z0) + change)
+            return self.write(residuals, index, change), images
+        change, image = residuals[index], images[index]
+        np.subtract(g1, g0, out=change)
+        np.subtract(z1, z0, out=image)
+        np.add(image, change, out=image)
+        return residuals, images
 
     def minus_product(self, onto: Array, a: Array, b: Array) -> Array:
         """`onto` minus the matrix product of a and b."""

@@ -17,7 +17,7 @@ from fixedpoint.iterate import Course, Iteration, Memory
 from fixedpoint.operators.base import Operator
 from fixedpoint.solution import Solution, Status, Work
 from fixedpoint.solve import LeafMap, Outcome, Solve
-from fixedpoint.solvers import Picard
+from fixedpoint.solvers import Picard, Solver
 from fixedpoint.space import Space
 
 # Halving the interval brings a root near zero closer by one binary digit a step, and never there.
@@ -115,7 +115,7 @@ def bracketed_root(
     quotient = Quotient(on_failure="raise" if adjoint is None else adjoint.on_failure)
     rtol = 4 * space.rounding if rtol is None else _tolerance("rtol", rtol)
     solve = BracketSolve(
-        map_, _opposite(map_), map_.bind, backend, quotient.solver, rtol,
+        map_, _opposite(map_), map_.bind, backend, Division(), rtol,
         _tolerance("atol", atol), "euclidean", x.ndim, quotient, Course(max_steps),
         xtol=_tolerance("xtol", xtol),
     )  # fmt: skip
@@ -498,13 +498,18 @@ class Quotient(Implicit):
         What to do where F′(x*) is zero or not finite, and v is not zero.
     """
 
-    solver: Picard = Division()
+    solver: Solver | None = Division()
 
     def solve(
-        self, space: Space, jacobian: Callable[[Vec], Vec], right: Vec, rtol: float
+        self,
+        space: Space,
+        jacobian: Callable[[Vec], Vec],
+        right: Vec,
+        rtol: float,
+        is_root: bool = True,
     ) -> Iteration:
         """Solve jacobian(u) + right = 0, where jacobian is the product with −F′."""
-        del rtol
+        del rtol, is_root
         xp, v = space.xp, right[0]
         slope = jacobian((xp.ones_like(v),))[0]
         u = xp.where(v == 0, xp.zeros_like(v), _ratio(xp, -v, slope))
@@ -512,5 +517,5 @@ class Quotient(Implicit):
         status = xp.full_like(v, int(Status.LINEAR_SOLVE_FAILED), dtype=xp.int32)
         status = _mark(xp, status, solved, Status.CONVERGED)
         none, norm = xp.zeros_like(status), xp.astype(xp.abs(slope * u + v), space.dtype)
-        memory = Memory(self.solver, ())
+        memory = Memory(Division(), ())
         return Iteration((u,), norm, none, status, none, Work(f=1), None, memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fixedpoint import tree
@@ -12,7 +13,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Status, Trace, Work
-from fixedpoint.solvers.base import Solver
+from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
 # The relative part of the tolerance grows with ‖f(z)‖, and so must not be all that a runaway such
@@ -77,6 +78,12 @@ class Course:
     compact: bool = False
     state: Memory | None = None
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether nobody watches between the steps."""
+        bounded = self.budget.evaluations is not None or self.budget.seconds is not None
+        return not (bounded or self.callback or self.record or self.compact)
+
 
 @dataclass(frozen=True, eq=False)
 class Memory:
@@ -128,7 +135,7 @@ class Carry(NamedTuple):
     running : bool
         Whether any does.
     step, smooth : int
-        Turns so far, and the last one in which every sample improved.
+        Turns so far, and the last one after which every sample stood at its best iterate.
     work : Work
         Evaluations so far.
     trace : Trace or None
@@ -296,31 +303,38 @@ class _Loop:
 
     def turn(self, carry: Carry) -> Carry:
         """One step, and what became of each sample by it."""
-        space, old = self.problem.space, carry.point
-        point, state, work, failure = self.solver.step(
-            space, self.problem, old, carry.state, carry.active
-        )
-        carry = carry._replace(
-            point=point, state=state, step=carry.step + 1, work=carry.work.plus(work)
-        )
-        smooth = carry.active is None and failure is None and self.smooth(carry)
-        carry = self.improved(carry) if smooth else self.judged(carry, old, failure)
-        return self.watched(_recorded(space, carry))
+        space = self.problem.space
+        step = self.solver.step(space, self.problem, carry.point, carry.state, carry.active)
+        note = self.improved if self.smooth(carry, step) else self.judged
+        carry = note(carry, step)
+        return carry if self.course.is_plain else self.watched(_recorded(space, carry))
 
-    def smooth(self, carry: Carry) -> bool:
-        """Whether the residual of every sample fell and none is within tolerance, if known."""
-        fell = carry.point.residual_norm <= carry.best.residual_norm
-        return self.problem.space.backend.known_all(fell & ~carry.point.satisfied)
+    def smooth(self, carry: Carry, step: Step) -> bool:
+        """Whether it is known that every sample has a new best iterate, and none is done."""
+        if not step.fell or carry.active is not None or step.failure is not None:
+            return False
+        # What is best so far is where the step came from.
+        if carry.smooth != carry.step:
+            return False
+        return self.problem.space.backend.known_none(step.point.satisfied)
 
-    def improved(self, carry: Carry) -> Carry:
+    def improved(self, carry: Carry, step: Step) -> Carry:
         """Every sample has a new best iterate."""
-        value, norm = carry.point.value, carry.point.residual_norm
+        point, now = step.point, carry.step + 1
         method = carry.best.method if self.index == 0 else carry.best.method * 0 + self.index
-        return carry._replace(best=Best(value, norm, method), smooth=carry.step)
+        best = Best(point.value, point.residual_norm, method)
+        work = carry.work.plus(step.work)
+        return Carry(
+            point, step.state, best, carry.status, carry.steps, carry.improved, None, True,
+            now, now, work, carry.trace,
+        )  # fmt: skip
 
-    def judged(self, carry: Carry, old: Point, failure: Array | None) -> Carry:
+    def judged(self, carry: Carry, step: Step) -> Carry:
         """Renew each active sample's best iterate and status."""
-        space, point = self.problem.space, carry.point
+        space, old, failure, point = self.problem.space, carry.point, step.failure, step.point
+        carry = carry._replace(
+            point=point, state=step.state, step=carry.step + 1, work=carry.work.plus(step.work)
+        )
         xp, active, norm = space.xp, carry.active, point.residual_norm
         converged = point.satisfied & (norm <= self.bounds[0])
         better = _live(converged | (norm < carry.best.residual_norm), active)
@@ -337,7 +351,8 @@ class _Loop:
             status = xp.where(active, status, carry.status)
         if not space.backend.known_none(lost):
             carry = carry._replace(point=choose(space, lost, old, point))
-        return self.settle(carry._replace(best=best, improved=improved), status)
+        smooth = carry.step if best.value is carry.point.value else carry.smooth
+        return self.settle(carry._replace(best=best, improved=improved, smooth=smooth), status)
 
     def _renewed(self, best: Best, better: Array, point: Point) -> Best:
         """The best iterates, copied only where some samples are better and others are not."""

@@ -234,6 +234,11 @@ class Problem(ABC):
         """The increment's derivative, by the user's f′ or F′."""
 
     def _within(self, norm: Array, scale: Array) -> Array:
+        # A term that is zero is not worth an operation on the hot path.
+        if isinstance(self.atol, float) and self.atol == 0.0:
+            return norm <= self.rtol * scale
+        if isinstance(self.rtol, float) and self.rtol == 0.0:
+            return norm <= self.atol
         return norm <= self.atol + self.rtol * scale
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.implicit import Implicit
@@ -114,11 +115,24 @@ class LeafMap:
         `arrays` are those of args, then those that the backend found inside f, which is called
         as it is and brings them along.
         """
-        z, args = self.state.rebuild(value), self.unpack(arrays)
+        args = self.unpack(arrays)
+        if self._is_bare:
+            image = self.f(value[0], *args)
+            if _alike(image, value[0]):
+                return (image,), None
+            return self._leaves(image, value), None
+        z = self.state.rebuild(value)
         if isinstance(self.f, Operator):
             image, residual = self.f.evaluate(z, *args)
             return self._leaves(image, value), self._leaves(residual, value)
         return self._leaves(self.f(z, *args), value), None
+
+    @cached_property
+    def _is_bare(self) -> bool:
+        """Whether the state is an array by itself, and f a function of it."""
+        mark = object()
+        alone = len(self.names) == 1 and self.state.rebuild([mark]) is mark
+        return alone and not isinstance(self.f, Operator)
 
     def image(self, value: Vec, arrays: Vec) -> Vec:
         """The leaves of f(z, *args), a pure function of all `arrays`."""
@@ -127,6 +141,8 @@ class LeafMap:
 
     def unpack(self, arrays: Vec) -> Any:
         """The user's args, as given."""
+        if not self.constants:
+            return ()
         leaves = list(self.constants)
         for position, array in zip(self.arrays, arrays[: len(self.arrays)], strict=True):
             leaves[position] = array
@@ -145,6 +161,11 @@ class LeafMap:
         for name, new, old in zip(self.names, leaves, value, strict=True):
             _check_leaf(what, name, new, old)
         return tuple(leaves)
+
+
+def _alike(new: Any, old: Array) -> bool:
+    """Whether `new` can take the place of `old`."""
+    return type(new) is type(old) and new.shape == old.shape and bool(new.dtype == old.dtype)
 
 
 def _check_leaf(what: str, name: str, new: Any, old: Array) -> None:
@@ -177,7 +198,7 @@ class Solve:
         residual to test or None.
     image : callable
         The same, without the residual: a pure function, which derivative rules differentiate. Its
-        fixed point is sought; for a root of F it is x − F(x).
+        fixed point is sought; or where a root of F is, it is −F.
     bind : callable
         Takes the leaves of the arguments to the user's other functions on leaves, by name.
     backend, solver, rtol, atol, norm, batch_ndim, adjoint, project, blocks
@@ -211,8 +232,8 @@ class Solve:
         problem = self.problem(value, args)
         end = iterate(self.solver, problem, problem.space.rows(value), self.course)
         return Outcome(
-            problem.space.shaped(end.value), end.status, end.residual_norm, end.steps, end.method, end.work, end.trace,
-            end.state,
+            problem.space.shaped(end.value), end.status, end.residual_norm, end.steps, end.method,
+            end.work, end.trace, end.state,
         )  # fmt: skip
 
     def problem(self, value: Vec, args: Vec) -> Problem:

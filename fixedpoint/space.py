@@ -297,24 +297,19 @@ class Space:
         pairs = zip(history, u, strict=True)
         return tuple([self.backend.write(past, index, leaf) for past, leaf in pairs])
 
-    def push_difference(
-        self, history: Vec, slot: Any, u: Vec, v: Vec, active: Array | None = None
-    ) -> Vec:
-        """`history` with u − v in place of its row `slot`, in the samples that are `active`."""
+    def push_secant(
+        self, residuals: Vec, images: Vec, slot: Any, old: Any, new: Any, active: Array | None
+    ) -> tuple[Vec, Vec]:
+        """The histories of Δg and of Δz + Δg with those from one point to another."""
         if active is not None:
-            return self.push(history, slot, self.subtract(u, v), active)
-        leaves = zip(history, u, v, strict=True)
-        index = (..., slot, slice(None))
-        return tuple([self.backend.write_difference(past, index, a, b) for past, a, b in leaves])
-
-    def add_row(self, history: Vec, slot: Any, other: Vec, active: Array | None = None) -> Vec:
-        """`history`, to whose row `slot` that of `other` is added in the `active` samples."""
-        rows = self.row(other, slot)
-        if active is not None:
-            rows = self.scale(self.xp.astype(active, self.dtype), rows)
-        index = (..., slot, slice(None))
-        pairs = zip(history, rows, strict=True)
-        return tuple([self.backend.increase(past, index, row) for past, row in pairs])
+            change = self.subtract(new.increment, old.increment)
+            image = self.add(self.subtract(new.value, old.value), change)
+            pushed = self.push(residuals, slot, change, active)
+            return pushed, self.push(images, slot, image, active)
+        index, secant = (..., slot, slice(None)), self.backend.write_secant
+        columns = (residuals, images, old.value, old.increment, new.value, new.increment)
+        pairs = [secant(g, f, index, *ends) for g, f, *ends in zip(*columns, strict=True)]
+        return tuple([g for g, _ in pairs]), tuple([f for _, f in pairs])
 
     def mask_row(self, history: Vec, slot: Any, mask: Array) -> Vec:
         """`history` with zero in its row `slot`, in the samples where `mask` does not hold."""

@@ -43,16 +43,33 @@ class Case:
         """The NumPy arrays of a container as arrays of this library."""
         return jax.tree.map(self.asarray, container)
 
-    def solve(self, f: Any, z0: Any, args: tuple = (), **settings: Any) -> fp.Solution:
+    def solve(
+        self, f: Any, z0: Any, args: tuple = (), by: Any = fp.fixed_point, **settings: Any
+    ) -> fp.Solution:
         """Solve on NumPy input, under jit if this case says so; failures are returned."""
         settings = {"on_failure": "return"} | settings
 
         def call(z0: Any, args: tuple) -> fp.Solution:
-            return fp.fixed_point(f, z0, args, **settings)
+            return by(f, z0, args, **settings)
 
         run = jax.jit(call) if self.name == "jax-jit" else call
         with np.errstate(all="ignore"):
             return run(self.tree(z0), self.tree(args))
+
+    def iterates(self, f: Any, z0: Any, args: tuple = (), **settings: Any) -> list[Any]:
+        """All iterates but the start, in NumPy, of a solve that only `max_steps` ends."""
+        values = []
+        settings = {"rtol": 0.0, "atol": 0.0, "max_steps": 10} | settings
+
+        def note(step: int, value: Any, norm: Any) -> None:
+            values.append(jax.tree.map(lambda leaf: self.to_numpy(leaf).copy(), value))
+
+        self.solve(f, z0, args, callback=note, **settings)
+        return values
+
+    def exact(self, layer: "Layer") -> dict[str, Any]:
+        """What a call needs for exact products, where the library does not differentiate."""
+        return {"jvp": layer.jvp} if self.name in ("numpy", "strict") else {}
 
 
 CASES = {
@@ -80,6 +97,66 @@ def jit_case(request: pytest.FixtureRequest) -> Case:
 def numpy_case() -> Case:
     """NumPy, to compare with."""
     return CASES["numpy"]
+
+
+# Every solver, and its variants that take other paths through the code.
+SOLVERS = {
+    "picard": fp.Picard(damping=0.9),
+    "anderson": fp.Anderson(memory=3),
+    "anderson-1": fp.Anderson(memory=4, type=1, delay=1, damping=0.7),
+    "broyden": fp.Broyden(memory=5),
+    "broyden-bad": fp.Broyden(update="bad", line_search=True),
+    "squarem": fp.SQUAREM(),
+    "newton": fp.Newton(),
+    "newton-bounded": fp.Newton(line_search=False, step_bound=0.5),
+    "levenberg": fp.LevenbergMarquardt(),
+    "krylov": fp.NewtonKrylov(),
+    "krylov-bicgstab": fp.NewtonKrylov(linear=fp.BiCGStab(), line_search=False, step_bound=1.0),
+    "krylov-cg": fp.NewtonKrylov(linear=fp.ConjugateGradient()),
+    "pseudo": fp.PseudoTransient(),
+    "fallback": fp.Fallback([fp.Picard(damping=0.05), fp.Newton()]),
+}
+
+
+@pytest.fixture(scope="session", params=list(SOLVERS))
+def solver(request: pytest.FixtureRequest) -> fp.solvers.Solver:
+    """Each solver in turn."""
+    return SOLVERS[request.param]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The map z ↦ b + Aᵀ tanh(A z), or z less that, whose root is the fixed point.
+
+    Its derivative is symmetric, and that of the residual definite if ‖A‖ < 1, so that every solver
+    applies. All sums are taken in one order, whatever else is in the batch.
+    """
+
+    xp: ModuleType
+    is_root: bool = False
+
+    def __call__(self, z: Any, A: Any, b: Any) -> Any:
+        """The image of z, or the residual."""
+        image = b + self._transposed_times(A, self.xp.tanh(self._times(A, z)))
+        return z - image if self.is_root else image
+
+    def jvp(self, z: Any, v: Any, A: Any, b: Any) -> Any:
+        """The product of the derivative with v."""
+        slope = 1.0 - self.xp.tanh(self._times(A, z)) ** 2
+        product = self._transposed_times(A, slope * self._times(A, v))
+        return v - product if self.is_root else product
+
+    def _times(self, A: Any, z: Any) -> Any:
+        return self.xp.sum(A * z[..., None, :], axis=-1)
+
+    def _transposed_times(self, A: Any, u: Any) -> Any:
+        return self.xp.sum(A * u[..., :, None], axis=-2)
+
+
+@pytest.fixture(scope="session")
+def layer() -> type[Layer]:
+    """A problem that every solver solves."""
+    return Layer
 
 
 class Counted:

@@ -271,11 +271,11 @@ def test_a_start_that_is_not_finite_raises(xp_case, bad):
 
 def test_f_that_stops_being_finite_keeps_the_last_iterate(jit_case):
     xp = jit_case.xp
-    f = lambda z: z - 1.0 + 0 * xp.sqrt(z)
-    sol = jit_case.solve(f, np.full(1, 2.5), solver=fp.Picard())
+    f = lambda z: 0.5 * z - 1.0 + 0 * xp.sqrt(z)
+    sol = jit_case.solve(f, np.full(1, 5.0), solver=fp.Picard())
     assert int(sol.status) == fp.Status.NON_FINITE
-    np.testing.assert_array_equal(jit_case.to_numpy(sol.value), [0.5])
-    assert int(sol.steps) == 3
+    np.testing.assert_array_equal(jit_case.to_numpy(sol.value), [1.5])
+    assert int(sol.steps) == 2
 
 
 def test_max_steps_of_zero(jit_case):
@@ -288,7 +288,8 @@ def test_max_steps_of_zero(jit_case):
 
 # What to do about failures.
 
-MIXED = np.array([[0.5], [1.0], [0.25]])
+MIXED = np.array([[0.5], [0.99], [0.25]])
+SLOW = (1 - 0.99**40) / (1 - 0.99)  # the last of 40 steps, and so the best
 
 
 def solve_mixed(case, policy):
@@ -310,7 +311,7 @@ def test_warn(xp_case):
     with pytest.warns(fp.ConvergenceWarning, match="max_steps") as caught:
         sol = solve_mixed(xp_case, "warn")
     assert len(caught) == 1
-    np.testing.assert_array_equal(xp_case.to_numpy(sol.value)[1], [40.0, 40.0])
+    np.testing.assert_allclose(xp_case.to_numpy(sol.value)[1], SLOW, rtol=1e-12)
 
 
 def test_the_warning_points_at_the_call():
@@ -322,7 +323,7 @@ def test_the_warning_points_at_the_call():
 def test_return(jit_case):
     sol = solve_mixed(jit_case, "return")
     assert jit_case.to_numpy(sol.converged).tolist() == [True, False, True]
-    np.testing.assert_array_equal(jit_case.to_numpy(sol.value)[1], [40.0, 40.0])
+    np.testing.assert_allclose(jit_case.to_numpy(sol.value)[1], SLOW, rtol=1e-12)
 
 
 @pytest.mark.parametrize("policy", ["nan", "raise", "warn"])

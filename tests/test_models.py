@@ -128,7 +128,7 @@ def test_steps_cost_one_evaluation_each(problem):
 def test_a_projected_input_stays_in_its_set(problem):
     ball = lambda x: x / torch.clamp(torch.linalg.norm(x, dim=1, keepdim=True) / 0.1, min=1.0)
     sol = solved(AugmentedDEQ(equilibrium_map, masked_loss, project=ball, step_size=0.01), problem)
-    assert (sol.x.norm(dim=1) <= 0.1 + 1e-12).all()
+    assert (sol.x.norm(dim=1) <= 0.1 + 1e-10).all()  # the tolerance of the solve
     assert float(sol.kkt["x"].max()) < 1e-8
 
 

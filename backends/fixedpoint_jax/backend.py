@@ -75,10 +75,6 @@ class JaxBackend(Backend):
         """A new array: JAX arrays are immutable."""
         return array.at[index].set(value)
 
-    def increase(self, array: Array, index: Any, value: Array) -> Array:
-        """A new array: JAX arrays are immutable."""
-        return array.at[index].add(value)
-
     def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
         """A new array."""
         return onto + coefficient * array

@@ -57,12 +57,15 @@ class TorchBackend(Backend):
         """A copy of `array` for printing, with an axis for each transform that maps over it."""
         return _unwrapped(array).detach().cpu().numpy()
 
-    def write_difference(
-        self, array: torch.Tensor, index: Any, a: torch.Tensor, b: torch.Tensor
-    ) -> torch.Tensor:
-        """`array` with ``array[index] = a − b``, with no array in between."""
-        torch.sub(a, b, out=array[index])
-        return array
+    def write_secant(
+        self, residuals: torch.Tensor, images: torch.Tensor, index: Any,
+        z0: torch.Tensor, g0: torch.Tensor, z1: torch.Tensor, g1: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Both differences in place, with no tensor in between."""
+        change, image = residuals[index], images[index]
+        torch.sub(g1, g0, out=change)
+        torch.sub(z1, z0, out=image).add_(change)
+        return residuals, images
 
     def minus_product(self, onto: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`onto` minus the product of a and b, in one pass where they are stacks of matrices."""
@@ -77,11 +80,6 @@ class TorchBackend(Backend):
     def pure(self, f: Callable[..., Any], inside: Vec) -> Callable[..., Any]:
         """A module as a function of its parameters, its buffers left as they are."""
         return maps.pure(f, inside)
-
-    def increase(self, array: torch.Tensor, index: Any, value: torch.Tensor) -> torch.Tensor:
-        """`array` with ``array[index] += value``, in place."""
-        array[index].add_(value)
-        return array
 
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor

@@ -5,6 +5,8 @@ or Jᵀ and J = ∂f/∂z at (z, θ). The derivative of either is a LinearSolve 
 so the pair is closed under differentiation, to every order:
 
     dz* = (I − J)⁻¹ ∂f/∂θ dθ ,    du = (I − A)⁻¹ (dv + dA u) .
+
+For a root F(z*, θ) = 0 the same holds with f = −F and 0 in place of I.
 """
 
 from __future__ import annotations
@@ -86,13 +88,11 @@ def _nothing(rest: Tensors) -> dict[str, Any]:
 
 
 def _map_of(solve: Solve, image: Any) -> Any:
-    """What `solve` iterates on, from the map whose fixed point it seeks."""
+    """What `solve` iterates on, f or F, from its image f or −F."""
 
     def function(value: Tensors, rest: Tensors) -> tuple[Tensors, None]:
         mapped = image(value, rest)
-        if not solve.is_root:
-            return mapped, None
-        return tuple(z - m for z, m in zip(value, mapped, strict=True)), None
+        return tuple(map(torch.neg, mapped)) if solve.is_root else mapped, None
 
     return function
 
@@ -162,12 +162,12 @@ class LinearSolve(torch.autograd.Function):
         solve, adjoint = call.solve, call.solve.adjoint
         space = Space.of(solve.backend, right, solve.batch_ndim)
         product = products(solve.image, z, rest, transposed)
-        end = adjoint.solve(space, product, right, _relative(solve.rtol, space))
+        end = adjoint.solve(space, product, right, _relative(solve.rtol, space), solve.is_root)
         report = call.report
         report.status, report.residual_norm = end.status, end.residual_norm
-        report.steps, report.products = end.steps, end.work.f
+        report.steps, report.products = end.steps, end.work.f + end.work.jvp
         what = "the adjoint solve failed" if transposed else "the tangent solve failed"
-        names = tuple(method.name for method in adjoint.solver.sequence)
+        names = tuple(rung.name for rung in adjoint.method(solve.is_root).sequence)
         solution = Solution(
             end.value, end.status, end.residual_norm, end.steps, end.work, end.method, names
         )

@@ -71,7 +71,8 @@ class LinearSystem:
         """The system with a second preconditioner, which is ``applied`` after the first."""
 
         def precondition(v: Vec) -> Vec:
-            return second.applied(self.space, self.preconditioned(v))
+            product: Vec = second.applied(self.space, self.preconditioned(v))
+            return product
 
         return replace(self, precondition=precondition)
 

@@ -159,8 +159,8 @@ def _kept(
 def _written(space: Space, numbers: Array, steps: Any, new: Array) -> Array:
     """`numbers` with a new one in place of the number `steps`, if there is such a place."""
     slot = steps % numbers.shape[-1]
-    fits = (new == new) & (steps < numbers.shape[-1])
-    kept = space.xp.where(fits, new, numbers[..., slot])
+    fits = 1.0 * (steps < numbers.shape[-1])
+    kept = fits * new + (1.0 - fits) * numbers[..., slot]
     return space.backend.write(numbers, (..., slot), kept)
 
 

@@ -74,16 +74,16 @@ class GMRES(LinearSolver):
         """Solve from zero."""
         space = system.space
         x, norm, busy = system.start()
-        memory = min(self.restart, space.real_size)
+        size = min(self.restart, space.real_size)
 
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.products < self.max_steps)
 
         def cycle(carry: _Carry) -> _Carry:
-            first = _opened(space, memory, carry)
+            first = _opened(space, size, carry)
             limit = self.max_steps - carry.products
             end = space.backend.while_loop(
-                lambda c: space.backend.any(c.busy) & (c.size < memory) & (c.size < limit),
+                lambda c: space.backend.any(c.busy) & (c.size < size) & (c.size < limit),
                 lambda c: _extended(system, c),
                 first,
             )

@@ -10,11 +10,14 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.linear.least_squares import least_squares
 from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
 # After a rejected step plain ones follow, each half as long as the one before, this often.
 _SHORTENINGS = 20
+
+_ONE = Work(f=1)
 
 
 class Secants(NamedTuple):
@@ -65,9 +68,9 @@ class Anderson(Solver):
     on the maps of :mod:`fixedpoint.testing.problems` this needs up to half the evaluations of a
     window of the last m, and never noticeably more.
 
-    A step that leads to a residual above an envelope, c‖g₀‖/(k + 1) after k steps, or to where f is
-    not finite, is not taken: plain steps z + τg follow instead, halved as long as f is not finite
-    there. The rejected difference stays in the memory, for it holds true.
+    A step to where f is not finite, or the residual above both the last one and an envelope,
+    c‖g₀‖/(k + 1) after k steps, is not taken: plain steps z + τg follow instead, halved as long as
+    f is not finite there. The rejected difference stays in the memory, for it holds true.
 
     Parameters
     ----------
@@ -152,9 +155,11 @@ class Anderson(Solver):
         proposal = self._proposal(space, point, state)
         new = problem.trial(space.where(active, proposal, point.value))
         state = self._remembered(space, state, point, new, active)
-        accepted = new.residual_norm <= state.envelope * (1.0 / state.pushed)
-        if space.backend.known_all(accepted):
-            return Step(new, state._replace(rejected=None))
+        fell = new.residual_norm <= point.residual_norm
+        if state.rejected is None and space.backend.known_all(fell):
+            return Step(new, state, _ONE, None, True)
+        ceiling = state.envelope * (1.0 / state.pushed)
+        accepted = fell | (new.residual_norm <= ceiling)
         return self._rejected(space, point, state, new, accepted)
 
     def _rejected(
@@ -167,8 +172,9 @@ class Anderson(Solver):
         # A plain step need only be finite; and in the end the point is given up as it is.
         accepted = accepted | ((before > 0) & (new.residual_norm < xp.inf))
         accepted = accepted | (before > _SHORTENINGS)
-        rejected = xp.where(accepted, zero, before + 1)
-        return Step(choose(space, accepted, new, old), state._replace(rejected=rejected))
+        rejected = _known(space, xp.where(accepted, zero, before + 1))
+        new = new if space.backend.known_all(accepted) else choose(space, accepted, new, old)
+        return Step(new, state._replace(rejected=rejected))
 
     def _proposal(self, space: Space, point: Point, state: Secants) -> Vec:
         """The next iterate, z + τg − (ΔZ + τΔG)γ."""
@@ -186,45 +192,39 @@ class Anderson(Solver):
         return space.where(state.rejected > 0, plain, mixed)
 
     def _gamma(self, space: Space, point: Point, state: Secants) -> Array:
-        products = self._tested(space, state, point.increment)
+        products = self._tested(space, state.residuals, state.images, point.increment)
         gamma = least_squares(space, state.gram * state.ridge, products)
         return gamma * (1.0 * (state.pushed >= self.delay)) if self.delay else gamma
 
-    def _tested(self, space: Space, state: Secants, vector: Vec) -> Array:
+    def _tested(self, space: Space, residuals: Vec, images: Vec, vector: Vec) -> Array:
         """The products ΔGᵀv, or ΔZᵀv for type I."""
-        products = space.gram(state.residuals, vector)
-        return products if self.type == 2 else space.gram(state.images, vector) - products
+        products = space.gram(residuals, vector)
+        return products if self.type == 2 else space.gram(images, vector) - products
 
     def _remembered(
         self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
     ) -> Secants:
         """Push the newest differences, and renew their row and column of the Gram matrix."""
         slot = _slot(state.pushed, state.gram.shape[-1])
-        residuals, images = _pushed(space, state, slot, old, new, active)
+        residuals, images = space.push_secant(state.residuals, state.images, slot, old, new, active)
         change = space.row(residuals, slot)
-        state = state._replace(residuals=residuals, images=images, pushed=state.pushed + 1)
-        row = column = self._tested(space, state, change)
+        row = column = self._tested(space, residuals, images, change)
+        square = row[..., slot]
         if self.type == 1:
             row = space.gram(residuals, space.subtract(space.row(images, slot), change))
+            square = space.dot(change, change)
         write = space.backend.write
         gram = write(state.gram, (..., slot, slice(None)), row)
         gram = write(gram, (..., slice(None), slot), column)
-        return self._informed(space, state._replace(gram=gram), slot, row[..., slot], new)
-
-    def _informed(
-        self, space: Space, state: Secants, slot: Any, square: Array, new: Point
-    ) -> Secants:
-        """The memory, without its newest column where that is nothing but rounding."""
-        if self.type == 1:
-            square = space.dot(*(space.row(state.residuals, slot),) * 2)
         rounding = (4 * space.rounding) * new.magnitude
         informative = square > rounding * rounding
-        if space.backend.known_all(informative):
-            return state
-        gram = _isolated(space, state.gram, slot, informative)
-        residuals = space.mask_row(state.residuals, slot, informative)
-        images = space.mask_row(state.images, slot, informative)
-        return state._replace(residuals=residuals, images=images, gram=gram)
+        if not space.backend.known_all(informative):
+            gram = _isolated(space, gram, slot, informative)
+            residuals = space.mask_row(residuals, slot, informative)
+            images = space.mask_row(images, slot, informative)
+        return Secants(
+            residuals, images, gram, state.ridge, state.envelope, state.rejected, state.pushed + 1
+        )
 
 
 def _is_one(damping: Any) -> bool:
@@ -240,14 +240,6 @@ def _slot(pushed: Any, memory: int) -> Any:
     """Where the next difference goes: in turn, and once all slots are full each slot twice."""
     beyond = (pushed - memory) * (pushed >= memory)
     return (pushed - beyond + beyond // 2) % memory
-
-
-def _pushed(
-    space: Space, state: Secants, slot: Any, old: Point, new: Point, active: Array | None
-) -> tuple[Vec, Vec]:
-    residuals = space.push_difference(state.residuals, slot, new.increment, old.increment, active)
-    images = space.push_difference(state.images, slot, new.value, old.value, active)
-    return residuals, space.add_row(images, slot, residuals, active)
 
 
 def _isolated(space: Space, gram: Array, slot: Any, informative: Array) -> Array:

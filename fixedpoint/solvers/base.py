@@ -26,12 +26,15 @@ class Step(NamedTuple):
     failure : array of int or None
         Per sample the :class:`fixedpoint.Status` of a method that gives up, 0 where it goes on;
         None where it does everywhere.
+    fell : bool
+        Whether the residual of every sample is known to be no larger than at the old point.
     """
 
     point: Point
     state: Any
     work: Work = Work(f=1)
     failure: Array | None = None
+    fell: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
