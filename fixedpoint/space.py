@@ -289,6 +289,12 @@ class Space:
         """The row `slot` of `history`."""
         return tuple([past[..., slot, :] for past in history])
 
+    def filled(self, history: Vec, count: Any) -> Vec:
+        """The first `count` rows of `history`, where that is known; in a trace all of them."""
+        if not isinstance(count, int) or count >= history[0].shape[-2]:
+            return history
+        return tuple([past[..., :count, :] for past in history])
+
     def push(self, history: Vec, slot: Any, u: Vec, active: Array | None = None) -> Vec:
         """`history` with u in place of its row `slot`, in the samples that are `active`."""
         if active is not None:

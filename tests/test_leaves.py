@@ -7,7 +7,7 @@ import pytest
 
 import fixedpoint as fp
 
-SOLVERS = [fp.Picard(), fp.Anderson(memory=5), fp.Anderson(memory=3, damping=0.5)]
+FIRST_ORDER = [fp.Picard(), fp.Anderson(memory=5), fp.Anderson(memory=3, damping=0.5)]
 
 
 class Pair(NamedTuple):
@@ -62,7 +62,7 @@ def solve_both(case, layout, contraction, **settings):
     return whole, parts, case.to_numpy(join(xp, parts.value))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_the_first_ten_iterates_agree(xp_case, layout, contraction, solver):
     for max_steps in range(1, 11):
         whole, _, joined = solve_both(
@@ -72,7 +72,7 @@ def test_the_first_ten_iterates_agree(xp_case, layout, contraction, solver):
         assert np.linalg.norm(joined - reference) <= 1e-10 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_the_answers_agree(jit_case, layout, contraction, solver):
     whole, parts, joined = solve_both(
         jit_case, layout, contraction, solver=solver, rtol=1e-10, atol=0.0
@@ -80,6 +80,32 @@ def test_the_answers_agree(jit_case, layout, contraction, solver):
     assert bool(whole.converged)
     assert bool(parts.converged)
     np.testing.assert_allclose(joined, jit_case.to_numpy(whole.value), rtol=0, atol=3e-9)
+
+
+def in_parts(layout, xp, function):
+    """`function` on split states, its last two arguments left as they are."""
+    split, join = layout
+    return lambda *args: split(xp, function(*(join(xp, s) for s in args[:-2]), *args[-2:]))
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+@pytest.mark.parametrize("layout", ["named", "nested"], indirect=True)
+def test_the_first_ten_iterates_of_every_solver_agree(
+    xp_case, contraction, layer, solver, by, layout
+):
+    f, A = layer(xp_case.xp, by is fp.root), contraction(12, 0.95)
+    b, z0 = np.random.default_rng(5).standard_normal((2, 12))
+    exact = xp_case.exact(f)
+    whole = xp_case.iterates(f, z0, (A, b), by=by, solver=solver, **exact)
+    split, join = layout
+    exact = {name: in_parts(layout, xp_case.xp, jvp) for name, jvp in exact.items()}
+    parts = xp_case.iterates(
+        in_parts(layout, xp_case.xp, f), split(xp_case.xp, xp_case.asarray(z0)), (A, b),
+        by=by, solver=solver, **exact,
+    )  # fmt: skip
+    assert len(whole) > 1
+    for one, many in zip(whole, parts, strict=False):  # rounding alone may end one before another
+        assert np.linalg.norm(join(np, many) - one) <= 1e-10 * np.linalg.norm(one)
 
 
 def test_the_container_comes_back_as_it_was(jit_case):
@@ -97,7 +123,7 @@ def test_the_container_comes_back_as_it_was(jit_case):
     np.testing.assert_allclose(jit_case.to_numpy(value["b"].right[0]), [[4.0] * 3], rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_each_leaf_keeps_its_dtype_and_shape(jit_case, solver):
     xp = jit_case.xp
     z0 = {

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 import fixedpoint as fp
 
-SOLVERS = [
+# Those whose iterates do not change when F alone is scaled.
+NEWTON = [
+    "broyden", "broyden-bad", "newton", "newton-bounded", "levenberg", "krylov", "krylov-bicgstab",
+    "krylov-cg", "pseudo",
+]  # fmt: skip
+FIRST_ORDER = [
     fp.Picard(),
     fp.Picard(damping=0.7),
     fp.Anderson(memory=4),
@@ -16,7 +21,7 @@ SOLVERS = [
 ]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 @given(power=st.integers(-40, 40), seed=st.integers(0, 99), max_steps=st.integers(1, 8))
 def test_iterates_scale_exactly(xp_case, contraction, solver, power, seed, max_steps):
     A = contraction(6, 0.95, seed)
@@ -38,7 +43,7 @@ def test_iterates_scale_exactly(xp_case, contraction, solver, power, seed, max_s
     assert float(scaled.residual_norm) == scale * float(plain.residual_norm)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 @pytest.mark.parametrize("power", [-40, -7, 40])
 def test_samples_of_a_batch_scale_each_by_themselves(xp_case, contraction, solver, power):
     A = contraction(5, 0.9)
@@ -52,3 +57,52 @@ def test_samples_of_a_batch_scale_each_by_themselves(xp_case, contraction, solve
         )  # fmt: skip
         one, other = xp_case.to_numpy(sol.value)
         np.testing.assert_array_equal(other, 2.0**power * one)
+
+
+def scaled_iterates(case, f, z0, args, scale, factor=1.0, **settings):
+    """The iterates of z ↦ c f(z/s) from s z0, divided by s."""
+    scaled = lambda z, *args: factor * f(z / scale, *args)
+    return np.array(case.iterates(scaled, scale * z0, args, **settings)) / scale
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_iterates_of_every_solver_scale_exactly(xp_case, contraction, layer, solver, by):
+    """Also where the products are difference quotients."""
+    f, A = layer(xp_case.xp, by is fp.root), contraction(4, 1.3, 2)
+    b, z0 = np.random.default_rng(2).standard_normal((2, 4))
+    settings = {"by": by, "solver": solver, "max_steps": 8}
+    plain, scaled = (
+        scaled_iterates(xp_case, f, z0, (A, b), scale, scale, **settings)
+        for scale in (1.0, 2.0**-40)
+    )
+    assert len(plain) > 1
+    np.testing.assert_array_equal(scaled, plain)
+
+
+@pytest.mark.parametrize("solver", NEWTON, indirect=True)
+@pytest.mark.parametrize("power", [-30, 30])
+def test_the_scale_of_the_residual_changes_no_iterate(
+    numpy_case, contraction, layer, solver, power
+):
+    F, A = layer(np, is_root=True), contraction(4, 1.3, 2)
+    b, x0 = np.random.default_rng(2).standard_normal((2, 4))
+    settings = {"by": fp.root, "solver": solver, "max_steps": 8}
+    plain, scaled = (
+        scaled_iterates(numpy_case, F, x0, (A, b), 1.0, factor, **settings)
+        for factor in (1.0, 2.0**power)
+    )
+    assert len(plain) > 1
+    np.testing.assert_array_equal(scaled, plain)
+
+
+def test_every_sample_scales_by_itself(xp_case, contraction, layer, solver):
+    f, A = layer(xp_case.xp), contraction(4, 0.9, 2)
+    b, z0 = np.random.default_rng(2).standard_normal((2, 4))
+    scale = np.array([[2.0**-30], [1.0], [2.0**30]])
+    g = lambda z, s, A, b: s * f(z / s, A, b)
+    iterates = xp_case.iterates(
+        g, scale * z0, (scale, A, b), solver=solver, batch_ndim=1, max_steps=8
+    )
+    assert len(iterates) > 1
+    for rows in iterates:
+        np.testing.assert_array_equal(rows / scale, np.stack([rows[1]] * 3))

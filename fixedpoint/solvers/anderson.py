@@ -63,10 +63,10 @@ class Anderson(Solver):
     rounding is left out. On an affine map it is GMRES, step for step, as long as the memory
     lasts. Type I solves ΔZᵀ(g − ΔGγ) = 0 instead, as Broyden's good update would.
 
-    Once the memory is full every slot is overwritten twice before the next: each second new
-    difference replaces the oldest, and the others the newest. So m slots span the last 2m steps;
-    on the maps of :mod:`fixedpoint.testing.problems` this needs up to half the evaluations of a
-    window of the last m, and never noticeably more.
+    Once the memory is full every slot is overwritten three times before the next: each third new
+    difference replaces the oldest, and the others the newest. So m slots span the last 3m steps;
+    on the maps of :mod:`fixedpoint.testing.problems` this needs down to two fifths of the
+    evaluations of a window of the last m, and hardly ever more.
 
     A step to where f is not finite, or the residual above both the last one and an envelope,
     c‖g₀‖/(k + 1) after k steps, is not taken: plain steps z + τg follow instead, halved as long as
@@ -82,7 +82,7 @@ class Anderson(Solver):
     type : {2, 1}, optional
         The least-squares problem (2), or the secant equations tested with ΔZ (1).
     regularization : float, optional
-        λ, by default 10 times the unit roundoff of the coefficients.
+        λ, by default and at least 10 times the unit roundoff of the coefficients.
     delay : int, optional
         Plain steps before the first accelerated one; they are remembered.
     safeguard : float, optional
@@ -135,7 +135,7 @@ class Anderson(Solver):
         del problem
         memory = min(self.memory, space.real_size)
         unit = space.identity(memory)
-        ridge = 10 * space.precision if self.regularization is None else self.regularization
+        ridge = max(self.regularization or 0.0, 10 * space.precision)  # less may be singular
         none = 0 * space.xp.astype(point.satisfied, space.xp.int32)
         return Secants(
             space.history(memory), space.history(memory), unit,
@@ -178,13 +178,14 @@ class Anderson(Solver):
 
     def _proposal(self, space: Space, point: Point, state: Secants) -> Vec:
         """The next iterate, z + τg − (ΔZ + τΔG)γ."""
-        gamma = self._gamma(space, point, state)
         image = space.add(point.value, point.increment)
-        mixed = space.minus_combination(image, gamma, state.images)
+        gamma = self._gamma(space, point, state)
+        mixed = space.minus_combination(image, gamma, space.filled(state.images, state.pushed))
         damping = self.damping(state.pushed) if callable(self.damping) else self.damping
         if not _is_one(damping):
-            left = space.minus_combination(point.increment, gamma, state.residuals)
-            mixed = space.subtract(mixed, space.scale(1.0 - damping, left))
+            residuals = space.filled(state.residuals, state.pushed)
+            left = space.minus_combination(point.increment, gamma, residuals)
+            mixed = space.accumulate(mixed, (damping - 1.0) * space.one, left)
         if state.rejected is None:
             return mixed
         shorter = damping * 0.5 ** space.xp.astype(state.rejected - 1, space.dtype)
@@ -192,8 +193,12 @@ class Anderson(Solver):
         return space.where(state.rejected > 0, plain, mixed)
 
     def _gamma(self, space: Space, point: Point, state: Secants) -> Array:
-        products = self._tested(space, state.residuals, state.images, point.increment)
-        gamma = least_squares(space, state.gram * state.ridge, products)
+        count = state.pushed
+        residuals, images = space.filled(state.residuals, count), space.filled(state.images, count)
+        products = self._tested(space, residuals, images, point.increment)
+        size = products.shape[-1]
+        gram = state.gram[..., :size, :size] * state.ridge[..., :size, :size]
+        gamma = least_squares(space, gram, products)
         return gamma * (1.0 * (state.pushed >= self.delay)) if self.delay else gamma
 
     def _tested(self, space: Space, residuals: Vec, images: Vec, vector: Vec) -> Array:
@@ -208,14 +213,15 @@ class Anderson(Solver):
         slot = _slot(state.pushed, state.gram.shape[-1])
         residuals, images = space.push_secant(state.residuals, state.images, slot, old, new, active)
         change = space.row(residuals, slot)
-        row = column = self._tested(space, residuals, images, change)
+        some = space.filled(residuals, state.pushed + 1)
+        row = column = self._tested(space, some, space.filled(images, state.pushed + 1), change)
         square = row[..., slot]
         if self.type == 1:
-            row = space.gram(residuals, space.subtract(space.row(images, slot), change))
+            row = space.gram(some, space.subtract(space.row(images, slot), change))
             square = space.dot(change, change)
-        write = space.backend.write
-        gram = write(state.gram, (..., slot, slice(None)), row)
-        gram = write(gram, (..., slice(None), slot), column)
+        write, filled = space.backend.write, slice(row.shape[-1])
+        gram = write(state.gram, (..., slot, filled), row)
+        gram = write(gram, (..., filled, slot), column)
         rounding = (4 * space.rounding) * new.magnitude
         informative = square > rounding * rounding
         if not space.backend.known_all(informative):
@@ -237,9 +243,9 @@ def _known(space: Space, rejected: Array) -> Array | None:
 
 
 def _slot(pushed: Any, memory: int) -> Any:
-    """Where the next difference goes: in turn, and once all slots are full each slot twice."""
+    """Where the next difference goes: in turn, and once all slots are full thrice to each."""
     beyond = (pushed - memory) * (pushed >= memory)
-    return (pushed - beyond + beyond // 2) % memory
+    return (pushed - beyond + (beyond + 1) // 3) % memory
 
 
 def _isolated(space: Space, gram: Array, slot: Any, informative: Array) -> Array:

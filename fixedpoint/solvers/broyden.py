@@ -47,8 +47,17 @@ class InverseEstimate(NamedTuple):
         return self._product(space, self.right, self.left, v)
 
     def _product(self, space: Space, left: Vec, right: Vec, v: Vec) -> Vec:
-        coefficients = -self.used * space.gram(right, v)
+        count = self.count
+        left, right = space.filled(left, count), space.filled(right, count)
+        coefficients = -self.used[..., : left[0].shape[-2]] * space.gram(right, v)
         return space.minus_combination(space.scale(self.scale, v), coefficients, left)
+
+    @property
+    def count(self) -> Any:
+        """Slots that hold a column, where that is known."""
+        if not isinstance(self.pushed, int) or self.pushed == 0:
+            return self.pushed
+        return (self.pushed - 1) % self.used.shape[-1] + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +152,19 @@ class Broyden(Solver):
         state = _emptied(space, state, old)
         move = space.subtract(new.value, old.value)
         change = space.subtract(new.increment, old.increment)
-        image = state.times(space, new.increment)
-        # HΔg = Hg_new − Hg_old, and Hg_old is the direction of the step.
-        wrong = space.add(move, space.subtract(image, state.direction))
         v = change if self.update == "bad" else state.transposed_times(space, move)
         denominator = space.dot(v, change)
         floor = space.precision * space.norm(v) * space.norm(change)
         sound = xp.abs(denominator) > floor
-        factor = space.ratio(xp.astype(sound, space.dtype), denominator)
-        u = space.scale(-factor, wrong)
+        del change
+        # HΔg = Hg_new − Hg_old, and Hg_old is the direction of the step.
+        image = state.times(space, new.increment)
+        wrong = space.accumulate(move, space.one, space.subtract(image, state.direction))
+        u = space.scale(space.ratio(-xp.astype(sound, space.dtype), denominator), wrong)
         if not space.backend.known_all(sound):
-            zero = space.zeros(u)
-            u, v = space.where(sound, u, zero), space.where(sound, v, zero)
-        return _pushed(space, state, u, v, space.axpy(space.dot(v, new.increment), u, image))
+            u, v = (space.where(sound, column, space.zeros(column)) for column in (u, v))
+        amount = space.dot(v, new.increment)
+        return _pushed(space, state, u, v, space.accumulate(image, amount, u))
 
 
 def _emptied(space: Space, state: InverseEstimate, point: Point) -> InverseEstimate:

@@ -132,7 +132,8 @@ class AugmentedDEQ:
         mu0 = leafwise(lambda z: array_namespace(z).zeros_like(z), z0) if mu0 is None else mu0
         start = {"z": z0, "mu": mu0, "x": x0}
         return fp.fixed_point(
-            self.operator, _detached(start), _detached((params, y)), solver=solver, rtol=rtol,
+            self.operator, _detached(start), _detached((params, y)), solver=solver or fp.Anderson(),
+            rtol=rtol,
             atol=atol, max_steps=max_steps, batch_ndim=self.batch_ndim, on_failure=on_failure,
         )  # fmt: skip
 
