@@ -81,12 +81,51 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def torch_dense() -> Case:
-    """64 problems z = tanh(zW + b), n = 256, W symmetric of spectral radius 0.9, float32."""
-    import torch
+def _torch_case(name: str, f: Callable[..., Any], z0: Any, probe: Any, rtol: float) -> Case:
+    """Ours and torchdeq's solvers on a cell in Torch, each sample with its own status."""
     from torchdeq.core import get_deq
 
     import fixedpoint as fp
+
+    calls = [0]
+
+    def counting(z: Any) -> Any:
+        calls[0] += 1
+        return f(z)
+
+    def counted(solve: Callable[[], Any]) -> Callable[[], tuple[Any, int]]:
+        def run() -> tuple[Any, int]:
+            calls[0] = 0
+            return solve(), calls[0]
+
+        return run
+
+    def residual(z: Any) -> float:
+        image = f(z)
+        norms = (image - z).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1)
+        return float(norms.max())
+
+    def ours(solver: Any) -> Callable[[], Any]:
+        settings = {"solver": solver, "batch_ndim": 1, "rtol": rtol, "atol": 0.0}
+        return lambda: fp.fixed_point(counting, z0, **settings).value
+
+    def theirs(solver: str) -> Callable[[], Any]:
+        peer = get_deq(f_solver=solver, f_max_iter=100, f_tol=rtol, f_stop_mode="rel")
+        return lambda: peer(counting, z0)[0][-1]
+
+    contenders = [
+        Contender("fixedpoint Anderson(5)", counted(ours(fp.Anderson(memory=5)))),
+        Contender("fixedpoint Broyden(20)", counted(ours(fp.Broyden(memory=20)))),
+        Contender("fixedpoint Picard", counted(ours(fp.Picard()))),
+        Contender("torchdeq anderson (6 states)", counted(theirs("anderson"))),
+        Contender("torchdeq broyden", counted(theirs("broyden"))),
+    ]
+    return Case(name, lambda: f(probe), residual, contenders)
+
+
+def torch_dense() -> Case:
+    """64 problems z = tanh(zW + b), n = 256, W symmetric of spectral radius 0.9, float32."""
+    import torch
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -94,33 +133,27 @@ def torch_dense() -> Case:
     square = torch.randn(256, 256)
     symmetric = square + square.T
     W = 0.9 * symmetric / torch.linalg.eigvalsh(symmetric).abs().max()
-    b, z0, calls = torch.randn(64, 256), torch.zeros(64, 256), [0]
+    b, z0 = torch.randn(64, 256), torch.zeros(64, 256)
+    name = "Torch, 64×256 dense, float32"
+    return _torch_case(name, lambda z: torch.tanh(z @ W + b), z0, b, 1e-4)
+
+
+def torch_conv() -> Case:
+    """16 problems with a residual cell of two 3×3 convolutions, 48 channels of 16×16, float32."""
+    import torch
+    from torch.nn.functional import conv2d, group_norm
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    first, second = (0.02 * torch.randn(48, 48, 3, 3) for _ in range(2))
+    x, z0 = torch.randn(16, 48, 16, 16), torch.zeros(16, 48, 16, 16)
 
     def f(z: torch.Tensor) -> torch.Tensor:
-        calls[0] += 1
-        return torch.tanh(z @ W + b)
+        inner = torch.relu(group_norm(conv2d(z, first, padding=1), 8))
+        return group_norm(torch.relu(z + group_norm(x + conv2d(inner, second, padding=1), 8)), 8)
 
-    def counted(solve: Callable[[], torch.Tensor]) -> Callable[[], tuple[torch.Tensor, int]]:
-        def run() -> tuple[torch.Tensor, int]:
-            calls[0] = 0
-            return solve(), calls[0]
-
-        return run
-
-    def residual(z: torch.Tensor) -> float:
-        image = f(z)
-        return float(((image - z).norm(dim=1) / image.norm(dim=1)).max())
-
-    def ours(solver: Any) -> Callable[[], torch.Tensor]:
-        return lambda: fp.fixed_point(f, z0, solver=solver, batch_ndim=1, rtol=1e-4, atol=0.0).value
-
-    peer = get_deq(f_solver="anderson", f_max_iter=100, f_tol=1e-4, f_stop_mode="rel")
-    contenders = [
-        Contender("fixedpoint Anderson(5)", counted(ours(fp.Anderson(memory=5)))),
-        Contender("fixedpoint Picard", counted(ours(fp.Picard()))),
-        Contender("torchdeq anderson (6 states)", counted(lambda: peer(f, z0)[0][-1])),
-    ]
-    return Case("Torch, 64×256 dense, float32", lambda: f(b), residual, contenders)
+    return _torch_case("Torch, 16×48×16×16 convolutions", f, z0, x, 1e-3)
 
 
 def jax_dense() -> Case:
@@ -145,18 +178,24 @@ def jax_dense() -> Case:
     def f(z: Any, W: Any, b: Any) -> Any:
         return jnp.tanh(z @ W + b)
 
-    def ours(W: Any, b: Any) -> Any:
-        sol = fp.fixed_point(
-            f, z0, (W, b), solver=fp.Anderson(memory=5), batch_ndim=1, rtol=1e-4, atol=0.0
-        )
-        return sol.value, sol.work.f
+    def ours(solver: Any) -> Callable[..., Any]:
+        def solve(W: Any, b: Any) -> Any:
+            settings = {"solver": solver, "batch_ndim": 1, "rtol": 1e-4, "atol": 0.0}
+            sol = fp.fixed_point(f, z0, (W, b), **settings)
+            return sol.value, sol.work.f
 
-    scale = float(jnp.linalg.norm(b))
-    peer = jaxopt.AndersonAcceleration(f, history_size=5, tol=1e-4 * scale, ridge=1e-5, maxiter=100)
+        return solve
 
-    def theirs(W: Any, b: Any) -> Any:
-        value, state = peer.run(z0, W, b)
-        return value, state.iter_num + 1
+    tol = 1e-4 * float(jnp.linalg.norm(b))
+    accelerated = jaxopt.AndersonAcceleration(f, history_size=5, tol=tol, ridge=1e-5, maxiter=100)
+    broyden = jaxopt.Broyden(lambda z, W, b: f(z, W, b) - z, tol=tol, maxiter=100)
+
+    def theirs(peer: Any) -> Callable[..., Any]:
+        def solve(W: Any, b: Any) -> Any:
+            value, state = peer.run(z0, W, b)
+            return value, state.iter_num + 1
+
+        return solve
 
     def runner(solve: Callable[..., Any]) -> Callable[[], tuple[Any, int]]:
         compiled = jax.jit(solve)
@@ -174,8 +213,10 @@ def jax_dense() -> Case:
 
     single = jax.jit(f)
     contenders = [
-        Contender("fixedpoint Anderson(5)", runner(ours)),
-        Contender("jaxopt AndersonAcceleration(5), whole batch", runner(theirs)),
+        Contender("fixedpoint Anderson(5)", runner(ours(fp.Anderson(memory=5)))),
+        Contender("fixedpoint Broyden(20)", runner(ours(fp.Broyden(memory=20)))),
+        Contender("jaxopt AndersonAcceleration(5), whole batch", runner(theirs(accelerated))),
+        Contender("jaxopt Broyden, whole batch", runner(theirs(broyden))),
     ]
 
     def evaluate() -> Any:
@@ -199,11 +240,13 @@ def numpy_chandrasekhar() -> Case:
         calls[0] += 1
         return 1.0 / (1.0 - kernel @ h)
 
-    def ours() -> tuple[Any, int]:
-        calls[0] = 0
-        solver = fp.Anderson(memory=10)
-        sol = fp.fixed_point(f, np.ones(1000), solver=solver, rtol=0.0, atol=1e-9, norm="max")
-        return sol.value, calls[0]
+    def ours(solver: Any) -> Callable[[], tuple[Any, int]]:
+        def run() -> tuple[Any, int]:
+            calls[0] = 0
+            sol = fp.fixed_point(f, np.ones(1000), solver=solver, rtol=0.0, atol=1e-9, norm="max")
+            return sol.value, calls[0]
+
+        return run
 
     def theirs() -> tuple[Any, int]:
         calls[0] = 0
@@ -213,7 +256,9 @@ def numpy_chandrasekhar() -> Case:
         return value, calls[0]
 
     contenders = [
-        Contender("fixedpoint Anderson(10)", ours),
+        Contender("fixedpoint Anderson(10)", ours(fp.Anderson(memory=10))),
+        Contender("fixedpoint Anderson(3)", ours(fp.Anderson(memory=3))),
+        Contender("fixedpoint Broyden(20)", ours(fp.Broyden(memory=20))),
         Contender("scipy anderson(10)", theirs),
     ]
 
@@ -230,7 +275,7 @@ def main() -> None:
         f"{'case':36}{'method':46}{'µs':>9}{'f':>5}{'µs/f':>8}{'overhead':>10}{'residual':>11}{'ratio':>7}"
     )
     with threadpool_limits(limits=1):
-        for case in (torch_dense, jax_dense, numpy_chandrasekhar):
+        for case in (torch_dense, torch_conv, jax_dense, numpy_chandrasekhar):
             for row in measure(case()):
                 rows.append(row)
                 print(

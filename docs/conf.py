@@ -1,8 +1,12 @@
 """Settings of the documentation."""
 
 import doctest
+import sys
+from pathlib import Path
 
 import fixedpoint
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "fixedpoint"
 author = "The fixedpoint developers"
@@ -15,6 +19,7 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "numpydoc",
+    "measured_tables",
 ]
 exclude_patterns = ["_build"]
 default_role = None

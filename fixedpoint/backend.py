@@ -87,6 +87,24 @@ class Backend:
         array[index] = value
         return array
 
+    def constant(self, value: float, xp: Any, dtype: Any, place: dict[str, Any]) -> Array:
+        """A number as an array without axes, which may be kept."""
+        return xp.asarray(value, dtype=dtype, **place)
+
+    def solve(self, matrices: Array, rights: Array) -> Array:
+        """The solutions of small linear systems, one right-hand side each; NaN where singular."""
+        xp = self.namespace(matrices)
+        try:
+            return xp.linalg.solve(matrices, rights[..., None])[..., 0]
+        except np.linalg.LinAlgError:
+            if matrices.ndim == 2:
+                return xp.full_like(rights, float("nan"))
+        size = rights.shape[-1]
+        systems = xp.reshape(matrices, (-1, size, size)), xp.reshape(rights, (-1, size))
+        count = systems[1].shape[0]
+        solutions = [self.solve(systems[0][k, ...], systems[1][k, ...]) for k in range(count)]
+        return xp.reshape(xp.stack(solutions), rights.shape)
+
     def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
         """`onto` + c·`array`; `onto` is ours, and may be written to."""
         onto += coefficient * array

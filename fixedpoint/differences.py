@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fixedpoint.backend import Array, Vec
 
 if TYPE_CHECKING:
     from fixedpoint.problem import Point, Problem
+
+# How far the product of a compressed Jacobian with a vector may be from its difference quotient.
+_AGREEMENT = 1e-3
 
 
 def difference_product(problem: Problem, point: Point) -> Callable[[Vec], Vec]:
@@ -20,34 +26,128 @@ def difference_product(problem: Problem, point: Point) -> Callable[[Vec], Vec]:
     """
     space, xp = problem.space, problem.space.xp
     size = space.norm(point.value)
-    reach = space.rounding**0.5 * xp.where(size > 0.0, size, xp.ones_like(size))
+    reach = space.rounding**0.5 * xp.where(size > 0.0, size, space.one)
 
     def product(v: Vec) -> Vec:
         length = space.norm(v)
-        moves = length > 0.0
-        step = xp.where(moves, reach / xp.where(moves, length, xp.ones_like(length)), reach)
-        image = problem.increment_nearby(space.add(point.value, space.scale(step, v)))
+        step = xp.where(length > 0.0, reach / xp.where(length > 0.0, length, space.one), reach)
+        image = problem.increment_nearby(space.axpy(step, v, point.value))
         return space.scale(1.0 / step, space.subtract(image, point.increment))
 
     return product
 
 
-def difference_jacobian(problem: Problem, point: Point) -> Array:
-    """The Jacobian of the increment by forward differences, one evaluation a column.
+@dataclass(frozen=True, eq=False)
+class Sparsity:
+    """Where a Jacobian has entries, and columns that share no row, to be differenced together.
+
+    Parameters
+    ----------
+    pattern : ndarray of bool, (n, n)
+        Where any sample's Jacobian has ever had an entry other than zero.
+    groups : tuple of ndarray of int
+        The columns of each group.
+    """
+
+    pattern: Any
+    groups: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, pattern: Any) -> Sparsity:
+        """Put each column into the first group none of whose columns shares a row with it."""
+        taken: list[Any] = []
+        groups: list[list[int]] = []
+        for j, rows in enumerate(pattern.T):
+            group = next((k for k, used in enumerate(taken) if not (used & rows).any()), None)
+            if group is None:
+                group = len(groups)
+                groups.append([])
+                taken.append(np.zeros_like(rows))
+            groups[group].append(j)
+            taken[group] |= rows
+        return cls(pattern, tuple(np.asarray(group) for group in groups))
+
+
+def difference_jacobian(
+    problem: Problem, point: Point, sparsity: Sparsity | None
+) -> tuple[Array, int, Sparsity | None]:
+    """The Jacobian of the increment by forward differences, the evaluations, and its sparsity.
 
     The step in each entry is ε^(1/2) times its size, which counts as at least a thousandth of the
-    largest: an entry that happens to vanish must not be moved by less than g can feel.
+    largest: an entry that happens to vanish must not be moved by less than g can feel. The first
+    time one evaluation makes a column. If the entries that are exactly zero let columns share an
+    evaluation, they do so from then on, and one more evaluation checks the product with a random
+    vector: where the pattern has grown all columns are made anew.
+
+    References
+    ----------
+    Curtis, Powell and Reid, "On the estimation of sparse Jacobian matrices", IMA J. Appl. Math.
+    13, 1974.
     """
-    space, xp = problem.space, problem.space.xp
-    entries, origin = space.ravel(point.value), space.ravel(point.increment)
-    largest = xp.max(xp.abs(entries), axis=-1, keepdims=True)
-    typical = xp.where(largest > 0.0, largest, xp.ones_like(largest))
-    sizes = xp.maximum(xp.abs(entries), 1e-3 * typical)
-    steps = (entries + space.rounding**0.5 * sizes) - entries  # exactly representable
-    unit = space.identity(space.real_size)
-    columns = []
-    for j in range(space.real_size):
-        moved = entries + steps * unit[..., j, :]
-        image = problem.increment_nearby(space.unravel(moved))
-        columns.append((space.ravel(image) - origin) / steps[..., j : j + 1])
-    return xp.stack(columns, axis=-1)
+    quotients = _Quotients.at(problem, point)
+    if sparsity is None:
+        return *quotients.full(), quotients.sparsity
+    matrix, evaluations = quotients.compressed(sparsity)
+    if quotients.confirms(matrix):
+        return matrix, evaluations + 1, sparsity
+    matrix, more = quotients.full()
+    return matrix, evaluations + 1 + more, quotients.sparsity
+
+
+class _Quotients:
+    """Difference quotients at a point, whose steps are fixed."""
+
+    def __init__(self, problem: Problem, entries: Array, origin: Array, steps: Array) -> None:
+        self.problem, self.entries, self.origin, self.steps = problem, entries, origin, steps
+        self.space = problem.space
+        self.sparsity: Sparsity | None = None
+
+    @classmethod
+    def at(cls, problem: Problem, point: Point) -> _Quotients:
+        space, xp = problem.space, problem.space.xp
+        entries = space.ravel(point.value)
+        largest = xp.max(xp.abs(entries), axis=-1, keepdims=True)
+        typical = xp.where(largest > 0.0, largest, space.one)
+        sizes = xp.maximum(xp.abs(entries), 1e-3 * typical)
+        steps = (entries + space.rounding**0.5 * sizes) - entries  # exactly representable
+        return cls(problem, entries, space.ravel(point.increment), steps)
+
+    def change(self, direction: Array) -> Array:
+        """The change of g over the steps times `direction`."""
+        moved = self.space.unravel(self.entries + self.steps * direction)
+        return self.space.ravel(self.problem.increment_nearby(moved)) - self.origin
+
+    def full(self) -> tuple[Array, int]:
+        """All columns, one by one; take note of where they are zero."""
+        xp, size = self.space.xp, self.space.real_size
+        unit = self.space.identity(size)
+        columns = [self.change(unit[..., j, :]) / self.steps[..., j : j + 1] for j in range(size)]
+        matrix = xp.stack(columns, axis=-1)
+        samples = np.asarray(self.space.backend.numpy(matrix)).reshape(-1, size, size)
+        found = Sparsity.of((samples != 0.0).any(0))
+        self.sparsity = found if len(found.groups) < size - 1 else None
+        return matrix, size
+
+    def compressed(self, sparsity: Sparsity) -> tuple[Array, int]:
+        """The columns of each group from one evaluation."""
+        space, xp = self.space, self.space.xp
+        members = np.zeros((len(sparsity.groups), space.real_size))
+        for row, group in zip(members, sparsity.groups, strict=True):
+            row[group] = 1.0
+        changes = [
+            self.change(xp.asarray(row, dtype=space.dtype) + 0.0 * self.entries) for row in members
+        ]
+        group_of = xp.asarray(members.argmax(axis=0))
+        spread = xp.take(xp.stack(changes, axis=-1), group_of, axis=-1)
+        pattern = xp.asarray(sparsity.pattern, dtype=space.dtype)
+        return spread * pattern / self.steps[..., None, :], len(changes)
+
+    def confirms(self, matrix: Array) -> bool:
+        """Whether a random direction finds no entry that `matrix` lacks."""
+        space, xp = self.space, self.space.xp
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], space.real_size)
+        direction = xp.asarray(signs, dtype=space.dtype) + 0.0 * self.entries
+        expected = xp.matmul(matrix, (self.steps * direction)[..., None])[..., 0]
+        change = self.change(direction)
+        wrong = xp.max(xp.abs(change - expected), axis=-1)
+        return bool(xp.all(wrong <= _AGREEMENT * xp.max(xp.abs(change), axis=-1)))

@@ -20,10 +20,8 @@ from fixedpoint.space import Space
 # as z ↦ z + 1 has to meet: a sample that ran counts as converged only if its residual also fell.
 _FALL = 0.9
 
-# A residual this many times the first one, and tolerance, has diverged; one that set no new minimum
-# for this many steps has stalled. Accelerated residuals do rise on their way, for tens of steps.
+# A residual this many times the first one, and tolerance, has diverged.
 _DIVERGENCE = 1e10
-_PATIENCE = 100
 
 _RUNNING = int(Status.RUNNING)  # array-API namespaces compare with plain integers alone
 _ENDS = (Status.STOPPED, Status.OUT_OF_BUDGET)  # no other solver is tried after these
@@ -344,7 +342,9 @@ class _Loop:
         lost = ~(norm < xp.inf)
         status = xp.zeros_like(carry.status) if failure is None else failure
         status = _mark(xp, status, norm > self.bounds[1], Status.DIVERGED)
-        status = _mark(xp, status, carry.step - improved >= _PATIENCE, Status.STALLED)
+        status = _mark(
+            xp, status, carry.step - improved >= self.solver.patience(space), Status.STALLED
+        )
         status = _mark(xp, status, lost, Status.NON_FINITE)
         status = _mark(xp, status, converged, Status.CONVERGED)
         if active is not None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.differences import difference_jacobian, difference_product
+from fixedpoint.differences import Sparsity, difference_jacobian, difference_product
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
 
@@ -63,6 +63,14 @@ def choose(space: Space, mask: Array, new: Point, old: Point) -> Point:
         where(mask, new.magnitude, old.magnitude),
         where(mask, new.satisfied, old.satisfied),
     )
+
+
+class Matrix(NamedTuple):
+    """The increment's derivative (batch, n, n), what it took, and its sparsity if that helps."""
+
+    entries: Array
+    work: Work
+    sparsity: Sparsity | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,21 +209,20 @@ class Problem(ABC):
     def of_user_inverse(self, product: Product, v: Vec) -> Vec:
         """The product with the inverse of the increment's derivative, by the user's."""
 
-    def matrix(self, point: Point) -> tuple[Array, int, int]:
-        """The increment's derivative (batch, n, n), and the evaluations and products it took."""
+    def matrix(self, point: Point, sparsity: Sparsity | None) -> Matrix:
+        """The increment's derivative (batch, n, n); `sparsity` is what an earlier one found."""
         space = self.space
         if self.jacobian is not None:
             given = self.jacobian(point.value)
             dense = given if space.backend.is_array(given) else given @ np.eye(given.shape[-1])
-            return self._of_user_matrix(dense), 0, 0
+            return Matrix(self._of_user_matrix(dense), Work(), None)
         if self.jvp is None and not space.backend.differentiates:
-            return difference_jacobian(self, point), space.real_size, 0
-        product = self.linearise(point).product
-        unit = space.identity(space.real_size)
-        columns = [
-            space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(space.real_size)
-        ]
-        return space.xp.stack(columns, axis=-1), 0, space.real_size
+            entries, evaluations, sparsity = difference_jacobian(self, point, sparsity)
+            return Matrix(entries, Work(f=evaluations), sparsity)
+        product, size = self.linearise(point).product, space.real_size
+        unit = space.identity(size)
+        columns = [space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(size)]
+        return Matrix(space.xp.stack(columns, axis=-1), Work(jvp=size), None)
 
     def _times(self, matrix: Any) -> Product:
         """The products with a matrix, an array per sample or an operator that knows ``@``."""

@@ -256,12 +256,12 @@ class Space:
     @cached_property
     def zero(self) -> Array:
         """The coefficient 0, without axes."""
-        return self.xp.asarray(0.0, dtype=self.dtype, **self._place)
+        return self.backend.constant(0.0, self.xp, self.dtype, self._place)
 
     @cached_property
     def one(self) -> Array:
         """The coefficient 1, without axes."""
-        return self.xp.asarray(1.0, dtype=self.dtype, **self._place)
+        return self.backend.constant(1.0, self.xp, self.dtype, self._place)
 
     def identity(self, size: int) -> Array:
         """A unit matrix of coefficients for each sample."""

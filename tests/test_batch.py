@@ -1,5 +1,6 @@
 """A sample's answer, status and step count do not depend on its neighbours."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 import fixedpoint as fp
 
 PICARD = fp.Picard()
-SOLVERS = [PICARD, fp.Picard(damping=0.6), fp.Anderson(memory=4), fp.Anderson(damping=0.5)]
+FIRST_ORDER = [PICARD, fp.Picard(damping=0.6), fp.Anderson(memory=4), fp.Anderson(damping=0.5)]
 
 GOOD = [0.5, 0.4, 1.0]
 SLOW = [0.5, 0.98, 1.0]
@@ -20,6 +21,7 @@ KINDS = {
     "good": GOOD, "slow": SLOW, "nan": NAN, "diverging": DIVERGING, "runaway": RUNAWAY,
     "solved": SOLVED,
 }  # fmt: skip
+FIELDS = ("value", "status", "steps", "residual_norm", "method")
 EXPECTED = {"good": fp.Status.CONVERGED, "solved": fp.Status.CONVERGED, "nan": fp.Status.NON_FINITE}
 
 
@@ -38,20 +40,66 @@ def matmul(xp):
     return lambda z, W, b: xp.tanh(xp.sum(W * z[..., None, :], axis=-1) + b)
 
 
-def solve(case, rows, solver, **options):
+def solve(case, rows, solver, f=None, **options):
     z0 = np.zeros((*np.shape(rows)[:-1], 3)) + np.array([0.0, 1e-3, -2e-3])
     options = {"max_steps": 60, "batch_ndim": 1} | options
-    return case.solve(elementwise(case.xp), z0, (np.array(rows),), solver=solver, **options)
+    f = f or elementwise(case.xp)
+    return case.solve(f, z0, (np.array(rows),), solver=solver, **options)
 
 
 def assert_same(case, batch, index, alone):
     """Sample `index` of one solution is the only sample of another."""
-    for field in ("value", "status", "steps", "residual_norm"):
+    for field in FIELDS:
         one = case.to_numpy(getattr(batch, field))[index]
         np.testing.assert_array_equal(one, case.to_numpy(getattr(alone, field))[0], field)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_treats_each_sample_as_if_alone(xp_case, solver):
+    batch = solve(xp_case, list(KINDS.values()), solver)
+    for index, (name, row) in enumerate(KINDS.items()):
+        assert_same(xp_case, batch, index, solve(xp_case, [row], solver))
+        if name in EXPECTED:
+            assert int(batch.status[index]) == EXPECTED[name]
+
+
+def test_every_solver_of_roots_treats_each_sample_as_if_alone(xp_case, solver):
+    f = elementwise(xp_case.xp)
+    options = {"f": lambda z, p: z - f(z, p), "by": fp.root}
+    batch = solve(xp_case, list(KINDS.values()), solver, **options)
+    for index, row in enumerate(KINDS.values()):
+        assert_same(xp_case, batch, index, solve(xp_case, [row], solver, **options))
+
+
+def test_a_neighbour_changes_nothing_under_jit(solver):
+    """One compiled call for all, as another shape may be another order of sums."""
+    f, z0 = elementwise(jax.numpy), np.zeros((3, 3)) + np.array([0.0, 1e-3, -2e-3])
+    options = {"solver": solver, "max_steps": 60, "batch_ndim": 1, "on_failure": "return"}
+    call = jax.jit(lambda p: fp.fixed_point(f, z0, (p,), **options))
+    alike = jax.tree.map(np.asarray, call(np.array([GOOD] * 3)))
+    assert alike.status.tolist() == [fp.Status.CONVERGED] * 3
+    for kind in KINDS.values():
+        sol = call(np.array([kind, GOOD, kind]))
+        for field in FIELDS:
+            one, other = getattr(sol, field)[1], getattr(alike, field)[1]
+            np.testing.assert_array_equal(one, other, field)
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_leaving_the_batch_changes_nothing(xp_case, contraction, layer, solver, by):
+    """Samples that have stopped leave a batch whose arguments are declared to be its own."""
+    f = layer(xp_case.xp, by is fp.root)
+    A = np.stack([contraction(3, norm, 5) for norm in (0.1, 0.3, 0.6, 0.95)])
+    b, z0 = np.random.default_rng(3).standard_normal((2, 4, 3))
+    b[1] = np.nan
+    options = {"by": by, "solver": solver, "batch_ndim": 1, "rtol": 1e-8, "max_steps": 60}
+    stays = xp_case.solve(f, z0, (A, b), **options)
+    leaves = xp_case.solve(f, z0, (A, b), batched_args=(True, True), **options)
+    for field in FIELDS:
+        one, other = (xp_case.to_numpy(getattr(sol, field)) for sol in (stays, leaves))
+        np.testing.assert_array_equal(one, other, field)
+
+
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 @pytest.mark.parametrize("neighbour", list(KINDS))
 def test_a_neighbour_changes_nothing(jit_case, solver, neighbour):
     alone = solve(jit_case, [GOOD], solver)
@@ -71,7 +119,7 @@ def test_every_sample_is_as_if_alone(xp_case, solver, names):
             assert int(batch.status[index]) == EXPECTED[name]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_samples_with_their_own_matrix(jit_case, contraction, solver):
     W = np.stack([contraction(4, norm, seed) for seed, norm in enumerate((0.2, 0.9, 0.99))])
     b = np.random.default_rng(2).standard_normal((3, 4))
@@ -87,7 +135,7 @@ def test_samples_with_their_own_matrix(jit_case, contraction, solver):
         )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_a_batch_of_one_is_a_problem_without_batch(jit_case, solver):
     alone = solve(jit_case, GOOD, solver, batch_ndim=0)
     batch = solve(jit_case, [GOOD], solver)
@@ -98,7 +146,7 @@ def test_a_batch_of_one_is_a_problem_without_batch(jit_case, solver):
     )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_two_batch_axes(jit_case, solver):
     rows = np.array([[GOOD, NAN, SLOW], [SOLVED, GOOD, DIVERGING]])
     grid = solve(jit_case, rows, solver, batch_ndim=2)
@@ -109,7 +157,7 @@ def test_two_batch_axes(jit_case, solver):
         np.testing.assert_array_equal(one.reshape(other.shape), other, field)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_a_batch_of_zero(jit_case, solver):
     sol = solve(jit_case, np.zeros((0, 3)), solver, on_failure="raise")
     assert sol.value.shape == (0, 3)

@@ -88,8 +88,9 @@ def in_parts(layout, xp, function):
     return lambda *args: split(xp, function(*(join(xp, s) for s in args[:-2]), *args[-2:]))
 
 
-@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-@pytest.mark.parametrize("layout", ["named", "nested"], indirect=True)
+@pytest.mark.parametrize(
+    ("by", "layout"), [(fp.fixed_point, "nested"), (fp.root, "named")], indirect=["layout"]
+)
 def test_the_first_ten_iterates_of_every_solver_agree(
     xp_case, contraction, layer, solver, by, layout
 ):
@@ -148,6 +149,25 @@ def test_each_leaf_keeps_its_dtype_and_shape(jit_case, solver):
     np.testing.assert_allclose(jit_case.to_numpy(sol.value["b"]), [4.0, 4.0], rtol=1e-4)
     np.testing.assert_allclose(jit_case.to_numpy(sol.value["a"]), np.full((2, 1, 3), 3.6), 1e-4)
     np.testing.assert_allclose(complex(sol.value["c"]), 1 / (1 + 0.5j), rtol=1e-4)
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_every_solver_keeps_dtypes_and_shapes(xp_case, solver, by):
+    z0 = {"a": np.zeros((2, 1, 3)), "b": np.ones(2, np.float32), "c": np.zeros((), complex)}
+    answer = {"a": 2.0, "b": 4.0, "c": 2.0 + 2.0j}
+    image = lambda z: {
+        "a": 0.5 * z["a"] + 1.0,
+        "b": 0.25 * z["b"] + 3.0,
+        "c": -0.5 * z["c"] + 3 + 3j,
+    }
+    residual = lambda z: {name: z[name] - leaf for name, leaf in image(z).items()}
+    f = image if by is fp.fixed_point else residual
+    sol = xp_case.solve(f, z0, by=by, solver=solver, rtol=1e-5, max_steps=100)
+    assert bool(sol.converged)
+    for name, leaf in z0.items():
+        array = xp_case.to_numpy(sol.value[name])
+        assert (array.dtype, array.shape) == (leaf.dtype, leaf.shape)
+        np.testing.assert_allclose(array, answer[name], rtol=1e-3)
 
 
 def test_inner_products_are_global(xp_case, contraction):

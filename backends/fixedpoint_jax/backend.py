@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
 from fixedpoint.iterate import Memory
@@ -74,6 +75,11 @@ class JaxBackend(Backend):
     def write(self, array: Array, index: Any, value: Array) -> Array:
         """A new array: JAX arrays are immutable."""
         return array.at[index].set(value)
+
+    def constant(self, value: float, xp: Any, dtype: Any, place: dict[str, Any]) -> Array:
+        """A NumPy array: what JAX makes inside a loop's trace must not outlive it."""
+        del xp, place
+        return np.asarray(value, dtype=dtype)
 
     def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
         """A new array."""

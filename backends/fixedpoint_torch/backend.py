@@ -81,6 +81,11 @@ class TorchBackend(Backend):
         """A module as a function of its parameters, its buffers left as they are."""
         return maps.pure(f, inside)
 
+    def solve(self, matrices: torch.Tensor, rights: torch.Tensor) -> torch.Tensor:
+        """The solutions of small linear systems, not finite or wrong where singular."""
+        solution: torch.Tensor = torch.linalg.solve_ex(matrices, rights[..., None])[0][..., 0]
+        return solution
+
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
     ) -> torch.Tensor:

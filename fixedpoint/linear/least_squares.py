@@ -29,4 +29,4 @@ def least_squares(space: Space, gram: Array, products: Array) -> Array:
     The normal equations square the condition number of Q. The iteration corrects itself: an
     error in γ costs a step some of its speed, never the truth of its residual.
     """
-    return space.xp.linalg.solve(gram, products[..., None])[..., 0]
+    return space.backend.solve(gram, products)

@@ -68,6 +68,14 @@ class Solver(ABC):
         del space, point, fresh
         return state
 
+    def patience(self, space: Space) -> int:
+        """After how many steps without a new smallest residual the method has stalled.
+
+        Accelerated residuals do rise on their way, for tens of steps.
+        """
+        del space
+        return 100
+
     @property
     def sequence(self) -> tuple[Solver, ...]:
         """The methods to try, one after the other."""

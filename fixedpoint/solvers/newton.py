@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
 from fixedpoint.checks import check_positive
+from fixedpoint.differences import Sparsity
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
@@ -14,6 +15,9 @@ from fixedpoint.solvers.search import backtrack, bounded
 from fixedpoint.space import Space
 
 _TRIALS = 40
+
+# What elimination may leave of the right-hand side, for its solution to be used.
+_TRUST = 1e-6
 
 # λ is sought between its upper bound ‖(g′D⁻¹)ᵀg‖/Δ and so many decades below, to 2⁻ᵏ of them.
 _DECADES, _BISECTIONS = 40.0, 12
@@ -58,6 +62,14 @@ def solved(space: Space, factors: Factors, right: Array) -> Array:
     return turned_back(space, factors, inverse * turned)
 
 
+def direct(space: Space, matrix: Array, right: Array) -> tuple[Array, Array]:
+    """The solution by elimination, and whether it can be trusted."""
+    xp = space.xp
+    entries = space.backend.solve(matrix, right)
+    left = xp.max(xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - right), axis=-1)
+    return entries, left <= _TRUST * xp.max(xp.abs(right), axis=-1)
+
+
 def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
     """The product D⁻¹V with `entries`."""
     xp = space.xp
@@ -65,14 +77,21 @@ def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
     return rotated / factors.scales
 
 
+class Structure(NamedTuple):
+    """What Newton's method remembers: what difference quotients found of the Jacobian's zeros."""
+
+    sparsity: Sparsity | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Newton(Solver):
     """Newton's method with the Jacobian as a matrix.
 
-    Solves g′(z) d = −g(z) by a singular value decomposition, in the least-squares sense where g′
-    is singular, and backtracks along d until ½‖g‖² has fallen sufficiently. The Jacobian is the
-    caller's ``jacobian``, or is made column by column from products or difference quotients. For
-    systems of up to a few hundred unknowns.
+    Solves g′(z) d = −g(z) by elimination, or where g′ is singular in the least-squares sense by a
+    singular value decomposition, and backtracks along d until ½‖g‖² has fallen sufficiently. The
+    Jacobian is the caller's ``jacobian``, or is made column by column from products or difference quotients; of
+    these, columns that share no row share one evaluation once the zeros are known. For systems of
+    up to a few hundred unknowns.
 
     Parameters
     ----------
@@ -104,27 +123,44 @@ class Newton(Solver):
         if self.step_bound is not None:
             check_positive("step_bound", self.step_bound)
 
-    def init(self, space: Space, problem: Problem, point: Point) -> tuple[()]:
-        """Nothing is remembered."""
+    def patience(self, space: Space) -> int:
+        """With bounded steps, a step for each equation of a chain."""
+        chain = 0 if self.step_bound is None else space.real_size
+        return super().patience(space) + chain
+
+    def init(self, space: Space, problem: Problem, point: Point) -> Structure:
+        """Nothing is known of the Jacobian."""
         del space, problem, point
-        return ()
+        return Structure(None)
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: tuple[()], active: Array | None
+        self, space: Space, problem: Problem, point: Point, state: Structure, active: Array | None
     ) -> Step:
         """One Jacobian and one line search."""
-        matrix, evaluations, products = problem.matrix(point)
-        factors = factorised(space, matrix, column_norms(space, matrix))
+        matrix, work, sparsity = problem.matrix(point, state.sparsity)
+        finite = space.xp.all(space.xp.isfinite(matrix), axis=(-2, -1))
         right = -space.ravel(point.increment)
-        entries = solved(space, factors, right)
+        entries = self._direction(space, matrix, right, finite)
         direction = bounded(space, space.unravel(entries), point, self.step_bound)
         merit = space.norm(point.increment)
         slope = slope_along(space, matrix, space.ravel(direction), right)
-        pending = factors.finite if active is None else factors.finite & active
+        pending = finite if active is None else finite & active
         search = backtrack(problem, point, direction, merit, slope, pending, self.line_search)
-        work = Work(f=evaluations + search.trials, jvp=products)
-        failure = failures(space, ~factors.finite, search.pending)
-        return Step(search.point, state, work, failure)
+        work = work.plus(Work(f=search.trials))
+        failure = failures(space, ~finite, search.pending)
+        return Step(search.point, Structure(sparsity), work, failure)
+
+    def _direction(self, space: Space, matrix: Array, right: Array, finite: Array) -> Array:
+        """Newton's direction: elimination knows chains of equations to the last, however graded."""
+        xp, unit = space.xp, space.identity(right.shape[-1])
+        matrix = xp.where(finite[..., None, None], matrix, unit)
+        scales = column_norms(space, matrix)
+        entries, trusted = direct(space, matrix / scales[..., None, :], right)
+        entries = entries / scales
+        if space.backend.known_all(trusted):
+            return entries
+        least = solved(space, factorised(space, matrix, scales), right)
+        return xp.where(trusted[..., None], entries, least)
 
 
 def slope_along(space: Space, matrix: Array, entries: Array, right: Array) -> Array:
@@ -153,10 +189,13 @@ class Region(NamedTuple):
         The trust radius in the scaled norm ‖Dd‖; zero before the first step.
     scales : array of shape (batch, n)
         D, the largest norm that each column of the Jacobian has had.
+    sparsity : Sparsity or None
+        What difference quotients found of the Jacobian's zeros.
     """
 
     radius: Array
     scales: Array
+    sparsity: Sparsity | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +231,14 @@ class LevenbergMarquardt(Solver):
     def init(self, space: Space, problem: Problem, point: Point) -> Region:
         """No radius, and no scales."""
         del problem, point
-        return Region(space.full(0.0), space.full(0.0, (space.real_size,)))
+        return Region(space.full(0.0), space.full(0.0, (space.real_size,)), None)
 
     def step(
         self, space: Space, problem: Problem, point: Point, state: Region, active: Array | None
     ) -> Step:
         """One Jacobian, and trials at shrinking radii until one is accepted."""
         xp = space.xp
-        matrix, evaluations, products = problem.matrix(point)
+        matrix, work, sparsity = problem.matrix(point, state.sparsity)
         scales = xp.maximum(state.scales, column_norms(space, matrix))
         factors = factorised(space, matrix, scales)
         size = xp.linalg.vector_norm(scales * space.ravel(point.value), axis=-1)
@@ -208,9 +247,9 @@ class LevenbergMarquardt(Solver):
         pending = factors.finite if active is None else factors.finite & active
         trial = _Trials(problem, point, factors)
         end = trial.run(radius, pending)
-        work = Work(f=evaluations + end.trials, jvp=products)
+        work = work.plus(Work(f=end.trials))
         failure = failures(space, ~factors.finite, end.pending)
-        return Step(end.point, Region(end.radius, scales), work, failure)
+        return Step(end.point, Region(end.radius, scales, sparsity), work, failure)
 
 
 class _Trial(NamedTuple):

@@ -1,0 +1,262 @@
+"""The directive ``measured``: tables from the files that the benchmarks wrote.
+
+``.. measured:: NAME`` puts the table NAME of `TABLES` where it stands. A file that is missing, that
+is of another form, or that knows other problems than :mod:`fixedpoint.testing.problems` does, ends
+the build with an error which says what to run.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
+
+from fixedpoint.testing import problems
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
+OURS, SCIPY_BRATU = "fixedpoint", "SciPy newton_krylov(lgmres)"
+
+# How a cell of a table is written, by the mark of the attempt; a solved one is its evaluations.
+MARKS = {"solved": None, "failed": "failed", "FALSE": "false claim", "error": "error"}
+
+
+def wrong(path, what):
+    """The error to raise where a file lacks what a table needs."""
+    script = "run.py" if path == OVERHEAD else "robustness.py"
+    return ExtensionError(f"benchmarks/{path.name}: {what}; run benchmarks/{script} anew")
+
+
+def content(path, part=None):
+    """What a file says, or one part of it."""
+    if not path.exists():
+        raise wrong(path, "there is no such file")
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    found = whole if part is None else whole.get(part)
+    if not isinstance(found, dict) or not isinstance(found.get("machine"), str):
+        raise wrong(path, f"no part {part!r} with an entry 'machine'" if part else "no 'machine'")
+    return found
+
+
+def records(path, found, name, fields):
+    """The list `name`, each entry of which has `fields`, of these types."""
+    rows = found.get(name)
+    if not rows or not isinstance(rows, list):
+        raise wrong(path, f"no list {name!r}, or an empty one")
+    for row in rows:
+        for field, kind in fields.items():
+            value = row.get(field)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise wrong(path, f"{name}: {field!r} is {value!r} in {row}")
+    return rows
+
+
+def attempts(part, expected):
+    """The machine, the methods, and the attempts by problem and method.
+
+    `expected` are the problems, as pairs of name and size, that have to be there, in order.
+    """
+    found = content(ROBUSTNESS, part)
+    fields = {"problem": str, "n": int, "method": str, "evaluations": int, "mark": str}
+    grid, methods = {}, {}
+    for row in records(ROBUSTNESS, found, "attempts", fields):
+        if row["mark"] not in MARKS:
+            raise wrong(ROBUSTNESS, f"{part}: unknown mark {row['mark']!r}")
+        methods[row["method"]] = None
+        line = grid.setdefault((row["problem"], row["n"]), {})
+        if row["method"] in line:
+            raise wrong(ROBUSTNESS, f"{part}: {row['method']} twice on {row['problem']}")
+        line[row["method"]] = row
+    if list(grid) != expected:
+        raise wrong(ROBUSTNESS, f"{part}: the problems are not those of the library")
+    if next(iter(methods)) != OURS or len(methods) < 2:
+        raise wrong(ROBUSTNESS, f"{part}: {OURS!r} and others must be there, got {list(methods)}")
+    for problem, line in grid.items():
+        if missing := set(methods) - set(line):
+            raise wrong(ROBUSTNESS, f"{part}: {sorted(missing)} not tried on {problem[0]}")
+    return found["machine"], list(methods), grid
+
+
+def pairs(listed):
+    """The names and sizes of problems."""
+    return [(problem.name, int(problem.start.size)) for problem in listed]
+
+
+def large_sizes():
+    """The sizes of the large systems, which the benchmark chooses."""
+    found = content(ROBUSTNESS, "large")
+    rows = records(ROBUSTNESS, found, "attempts", {"n": int})
+    return list(dict.fromkeys(row["n"] for row in rows))
+
+
+def systems():
+    """The 23 systems."""
+    return attempts("systems", pairs(problems.systems()))
+
+
+def large():
+    """The scalable systems."""
+    listed = [pair for n in large_sizes() for pair in pairs(problems.large_systems(n))]
+    return attempts("large", listed)
+
+
+def maps():
+    """The maps."""
+    return attempts("maps", pairs(problems.maps()))
+
+
+# From records to reStructuredText.
+
+
+def literal(text):
+    """`text` in the type of code."""
+    return f"``{text}``"
+
+
+def plain(text):
+    """`text` without markup."""
+    return re.sub(r"([*`_|\\])", r"\\\1", text)
+
+
+def table(head, rows):
+    """The lines of a table."""
+    lines = [".. list-table::", "    :header-rows: 1", "    :widths: auto", "    :align: left", ""]
+    for row in [head, *rows]:
+        if len(row) != len(head):
+            raise ExtensionError(f"a row of {len(row)} cells in a table of {len(head)}: {row}")
+        lines.append(f"    * - {row[0]}")
+        lines += [f"      - {cell}" for cell in row[1:]]
+    return [*lines, ""]
+
+
+def measured_on(machine, how=""):
+    """The line below a table."""
+    return [f"Measured on {plain(machine)}{how}.", ""]
+
+
+def shown(row):
+    """An attempt in a cell."""
+    return MARKS[row["mark"]] or str(row["evaluations"])
+
+
+def detail(measure):
+    """Evaluations of every method on every problem."""
+    machine, methods, grid = measure()
+    head = ["problem", "n", *map(plain, methods)]
+    rows = [
+        [literal(name), str(n), *(shown(line[method]) for method in methods)]
+        for (name, n), line in grid.items()
+    ]
+    return table(head, rows) + measured_on(machine)
+
+
+def summary(measure):
+    """What each method solved, claimed and cost, over all problems."""
+    machine, methods, grid = measure()
+    head = ["method", "solved", "false claims", "errors", f"evaluations / those of {OURS}"]
+    rows = []
+    for method in methods:
+        marks = [line[method]["mark"] for line in grid.values()]
+        solved = f"{marks.count('solved')} of {len(marks)}"
+        counts = (str(marks.count(mark)) for mark in ("FALSE", "error"))
+        rows.append([plain(method), solved, *counts, compared(grid, method)])
+    return table(head, rows) + measured_on(machine)
+
+
+def compared(grid, method):
+    """The quotients of evaluations, where both solve: smallest, median and largest."""
+    if method == OURS:
+        return "1"
+    both = [
+        line[method]["evaluations"] / line[OURS]["evaluations"]
+        for line in grid.values()
+        if line[method]["mark"] == line[OURS]["mark"] == "solved"
+    ]
+    if not both:
+        return "none solved by both"
+    return f"{min(both):.3g} to {max(both):.3g}, median {statistics.median(both):.3g}"
+
+
+def bratu():
+    """Times on Bratu's problem."""
+    found = content(ROBUSTNESS, "bratu")
+    number = (int, float)
+    fields = {
+        "problem": str, "method": str, "seconds": number, "ratio": number, "evaluations": int,
+        "products": int, "residual": number,
+    }  # fmt: skip
+    timings = records(ROBUSTNESS, found, "timings", fields)
+    by_problem = {}
+    for row in timings:
+        by_problem.setdefault(row["problem"], []).append(row["method"])
+    for problem, methods in by_problem.items():
+        if methods[0] != SCIPY_BRATU or len(methods) < 2 or len(set(methods)) != len(methods):
+            raise wrong(ROBUSTNESS, f"bratu: {SCIPY_BRATU} and others on {problem}, got {methods}")
+    head = ["problem", "method", "CPU ms", "SciPy's time / its", "evaluations of F", "products",
+            "residual / first"]  # fmt: skip
+    rows = [
+        [literal(row["problem"]), plain(row["method"]), f"{1e3 * row['seconds']:.1f}",
+         f"{row['ratio']:.2f}", str(row["evaluations"]), str(row["products"]),
+         f"{row['residual']:.1e}"]
+        for row in timings
+    ]  # fmt: skip
+    return table(head, rows) + measured_on(found["machine"], ", on one thread")
+
+
+def overhead():
+    """Overhead of the solvers beside their peers."""
+    found = content(OVERHEAD)
+    number = (int, float)
+    fields = {
+        "case": str, "method": str, "microseconds": number, "evaluations": int,
+        "per_evaluation": number, "overhead": number, "residual": number, "ratio": number,
+    }  # fmt: skip
+    rows = records(OVERHEAD, found, "rows", fields)
+    for case in dict.fromkeys(row["case"] for row in rows):
+        methods = [row["method"] for row in rows if row["case"] == case]
+        if not methods[0].startswith(OURS) or len(methods) < 2:
+            raise wrong(OVERHEAD, f"{case}: {OURS} and others must be there, got {methods}")
+    head = ["case", "method", "ms", "evaluations", "µs / evaluation", "overhead", "residual",
+            "time / first row's"]  # fmt: skip
+    lines = [
+        [plain(row["case"]), plain(row["method"]), f"{1e-3 * row['microseconds']:.2f}",
+         str(row["evaluations"]), f"{row['per_evaluation']:.1f}", f"{row['overhead']:.2f}",
+         f"{row['residual']:.1e}", f"{row['ratio']:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(found["machine"], ", on one thread")
+
+
+TABLES = {
+    "systems-summary": lambda: summary(systems),
+    "systems": lambda: detail(systems),
+    "large-summary": lambda: summary(large),
+    "large": lambda: detail(large),
+    "maps-summary": lambda: summary(maps),
+    "maps": lambda: detail(maps),
+    "bratu": bratu,
+    "overhead": overhead,
+}
+
+
+class Measured(SphinxDirective):
+    """A table of measurements."""
+
+    required_arguments = 1
+
+    def run(self):
+        name = self.arguments[0]
+        if name not in TABLES:
+            raise self.error(f"no table {name!r}: there are {', '.join(TABLES)}")
+        for path in (ROBUSTNESS, OVERHEAD):
+            self.env.note_dependency(str(path))
+        return self.parse_text_to_nodes("\n".join(TABLES[name]()))
+
+
+def setup(app):
+    """Make the directive known, and every table once, so that a bad file fails the build early."""
+    app.add_directive("measured", Measured)
+    app.connect("builder-inited", lambda _: [make() for make in TABLES.values()])
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
