@@ -219,7 +219,7 @@ def overhead():
         if not methods[0].startswith(OURS) or len(methods) < 2:
             raise wrong(OVERHEAD, f"{case}: {OURS} and others must be there, got {methods}")
     head = ["case", "method", "ms", "evaluations", "µs / evaluation", "overhead", "residual",
-            "time / first row's"]  # fmt: skip
+            "time / first of the case"]  # fmt: skip
     lines = [
         [plain(row["case"]), plain(row["method"]), f"{1e-3 * row['microseconds']:.2f}",
          str(row["evaluations"]), f"{row['per_evaluation']:.1f}", f"{row['overhead']:.2f}",

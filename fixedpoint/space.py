@@ -280,8 +280,15 @@ class Space:
 
     def history(self, memory: int) -> Vec:
         """Room for `memory` vectors, zero at first."""
+        return self._histories(memory, self.xp.zeros)
+
+    def room(self, memory: int) -> Vec:
+        """Room for `memory` vectors, with anything in it where :meth:`filled` leaves that out."""
+        return self._histories(memory, self.backend.room(self.xp))
+
+    def _histories(self, memory: int, make: Any) -> Vec:
         return tuple(
-            self.xp.zeros((*self.batch_shape, memory, size), dtype=dtype, **self._place)
+            make((*self.batch_shape, memory, size), dtype=dtype, **self._place)
             for size, dtype in zip(self.sizes, self.dtypes, strict=True)
         )
 

@@ -87,6 +87,12 @@ def xp_case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
+@pytest.fixture(scope="session", params=["numpy", "strict", "torch"])
+def eager_case(request: pytest.FixtureRequest) -> Case:
+    """Each eager array library but JAX, which compiles every operation for every shape."""
+    return CASES[request.param]
+
+
 @pytest.fixture(scope="session", params=list(CASES))
 def jit_case(request: pytest.FixtureRequest) -> Case:
     """Each eager array library in turn, then JAX under jit."""

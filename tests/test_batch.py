@@ -40,8 +40,11 @@ def matmul(xp):
     return lambda z, W, b: xp.tanh(xp.sum(W * z[..., None, :], axis=-1) + b)
 
 
-def solve(case, rows, solver, f=None, **options):
-    z0 = np.zeros((*np.shape(rows)[:-1], 3)) + np.array([0.0, 1e-3, -2e-3])
+START, AWAY = np.array([0.0, 1e-3, -2e-3]), np.array([1.0, 0.5, -2.0])
+
+
+def solve(case, rows, solver, f=None, start=START, **options):
+    z0 = np.zeros((*np.shape(rows)[:-1], 3)) + start
     options = {"max_steps": 60, "batch_ndim": 1} | options
     f = f or elementwise(case.xp)
     return case.solve(f, z0, (np.array(rows),), solver=solver, **options)
@@ -54,25 +57,25 @@ def assert_same(case, batch, index, alone):
         np.testing.assert_array_equal(one, case.to_numpy(getattr(alone, field))[0], field)
 
 
-def test_every_solver_treats_each_sample_as_if_alone(xp_case, solver):
-    batch = solve(xp_case, list(KINDS.values()), solver)
+def test_every_solver_treats_each_sample_as_if_alone(eager_case, solver):
+    batch = solve(eager_case, list(KINDS.values()), solver, start=AWAY)
     for index, (name, row) in enumerate(KINDS.items()):
-        assert_same(xp_case, batch, index, solve(xp_case, [row], solver))
+        assert_same(eager_case, batch, index, solve(eager_case, [row], solver, start=AWAY))
         if name in EXPECTED:
             assert int(batch.status[index]) == EXPECTED[name]
 
 
-def test_every_solver_of_roots_treats_each_sample_as_if_alone(xp_case, solver):
-    f = elementwise(xp_case.xp)
-    options = {"f": lambda z, p: z - f(z, p), "by": fp.root}
-    batch = solve(xp_case, list(KINDS.values()), solver, **options)
+def test_every_solver_of_roots_treats_each_sample_as_if_alone(eager_case, solver):
+    f = elementwise(eager_case.xp)
+    options = {"f": lambda z, p: z - f(z, p), "by": fp.root, "start": AWAY}
+    batch = solve(eager_case, list(KINDS.values()), solver, **options)
     for index, row in enumerate(KINDS.values()):
-        assert_same(xp_case, batch, index, solve(xp_case, [row], solver, **options))
+        assert_same(eager_case, batch, index, solve(eager_case, [row], solver, **options))
 
 
 def test_a_neighbour_changes_nothing_under_jit(solver):
     """One compiled call for all, as another shape may be another order of sums."""
-    f, z0 = elementwise(jax.numpy), np.zeros((3, 3)) + np.array([0.0, 1e-3, -2e-3])
+    f, z0 = elementwise(jax.numpy), jax.numpy.zeros((3, 3)) + AWAY
     options = {"solver": solver, "max_steps": 60, "batch_ndim": 1, "on_failure": "return"}
     call = jax.jit(lambda p: fp.fixed_point(f, z0, (p,), **options))
     alike = jax.tree.map(np.asarray, call(np.array([GOOD] * 3)))
@@ -85,17 +88,17 @@ def test_a_neighbour_changes_nothing_under_jit(solver):
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-def test_leaving_the_batch_changes_nothing(xp_case, contraction, layer, solver, by):
+def test_leaving_the_batch_changes_nothing(eager_case, contraction, layer, solver, by):
     """Samples that have stopped leave a batch whose arguments are declared to be its own."""
-    f = layer(xp_case.xp, by is fp.root)
+    f = layer(eager_case.xp, by is fp.root)
     A = np.stack([contraction(3, norm, 5) for norm in (0.1, 0.3, 0.6, 0.95)])
     b, z0 = np.random.default_rng(3).standard_normal((2, 4, 3))
     b[1] = np.nan
     options = {"by": by, "solver": solver, "batch_ndim": 1, "rtol": 1e-8, "max_steps": 60}
-    stays = xp_case.solve(f, z0, (A, b), **options)
-    leaves = xp_case.solve(f, z0, (A, b), batched_args=(True, True), **options)
+    stays = eager_case.solve(f, z0, (A, b), **options)
+    leaves = eager_case.solve(f, z0, (A, b), batched_args=(True, True), **options)
     for field in FIELDS:
-        one, other = (xp_case.to_numpy(getattr(sol, field)) for sol in (stays, leaves))
+        one, other = (eager_case.to_numpy(getattr(sol, field)) for sol in (stays, leaves))
         np.testing.assert_array_equal(one, other, field)
 
 

@@ -92,18 +92,18 @@ def in_parts(layout, xp, function):
     ("by", "layout"), [(fp.fixed_point, "nested"), (fp.root, "named")], indirect=["layout"]
 )
 def test_the_first_ten_iterates_of_every_solver_agree(
-    xp_case, contraction, layer, solver, by, layout
+    eager_case, contraction, layer, solver, by, layout
 ):
-    f, A = layer(xp_case.xp, by is fp.root), contraction(12, 0.95)
+    case, xp = eager_case, eager_case.xp
+    f, A = layer(xp, by is fp.root), contraction(12, 0.95)
     b, z0 = np.random.default_rng(5).standard_normal((2, 12))
-    exact = xp_case.exact(f)
-    whole = xp_case.iterates(f, z0, (A, b), by=by, solver=solver, **exact)
+    exact = case.exact(f)
+    whole = case.iterates(f, z0, (A, b), by=by, solver=solver, **exact)
     split, join = layout
-    exact = {name: in_parts(layout, xp_case.xp, jvp) for name, jvp in exact.items()}
-    parts = xp_case.iterates(
-        in_parts(layout, xp_case.xp, f), split(xp_case.xp, xp_case.asarray(z0)), (A, b),
-        by=by, solver=solver, **exact,
-    )  # fmt: skip
+    exact = {name: in_parts(layout, xp, jvp) for name, jvp in exact.items()}
+    parts = case.iterates(
+        in_parts(layout, xp, f), split(xp, case.asarray(z0)), (A, b), by=by, solver=solver, **exact
+    )
     assert len(whole) > 1
     for one, many in zip(whole, parts, strict=False):  # rounding alone may end one before another
         assert np.linalg.norm(join(np, many) - one) <= 1e-10 * np.linalg.norm(one)

@@ -33,7 +33,7 @@ def solve(method, A, b, target=1e-10, **more):
     """The solution, and what is reported of it."""
     given = system(A, b, target, **more)
     with np.errstate(all="ignore"):
-        end = method.solve(given)
+        end, _ = method.solve(given, method.init(given.space))
     assert end.products == given.product.calls
     return end.value[0], end.residual_norm, end.products
 
@@ -281,6 +281,72 @@ def test_conjugate_gradients_minimise_the_energy_over_the_krylov_space():
         np.testing.assert_allclose(x, expected, rtol=1e-8, atol=1e-10)
 
 
+# What conjugate gradients remember of a first solve.
+
+
+def graded(seed=0, n=40):
+    """A definite matrix with five small eigenvalues far from the others."""
+    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0]
+    return Q * np.r_[1e-4 * np.arange(1, 6), np.linspace(1.0, 2.0, n - 5)] @ Q.T
+
+
+def solve_in_turn(method, A, rights, target=1e-8):
+    """The solutions of systems with one matrix, each with what is remembered of those before."""
+    memory, ends = method.init(system(A, rights[0], target).space), []
+    for b in rights:
+        end, memory = method.solve(system(A, b, target), memory)
+        ends.append(end)
+    return ends
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_recycled_spectrum_saves_products_and_keeps_the_residual(batch, sign):
+    A = sign * np.stack([graded(seed) for seed in range(3)])[: max(1, sum(batch))]
+    A = A if batch else A[0]
+    rights = np.random.default_rng(14).standard_normal((3, *batch, 40))
+    plain = solve_in_turn(fp.ConjugateGradient(), A, rights)
+    kept = solve_in_turn(fp.ConjugateGradient(recycle=5), A, rights)
+    assert kept[0].products == plain[0].products
+    for b, end, other in zip(rights[1:], kept[1:], plain[1:], strict=True):
+        assert 3 * end.products < 2 * other.products
+        assert np.all(end.residual_norm <= 1e-8)
+        np.testing.assert_allclose(left(A, b, end.value[0]), end.residual_norm, atol=1e-10)
+
+
+@pytest.mark.parametrize("recycle", [1, 8, 100])
+@pytest.mark.parametrize("n", [1, 2, 5, 30])
+def test_whatever_is_remembered_systems_are_solved(recycle, n):
+    """More vectors than there are, right-hand sides of zero, and solves that end early."""
+    A = matrices(fp.ConjugateGradient(), (), n)
+    rights = np.random.default_rng(15).standard_normal((4, n))
+    rights[1] = 0.0
+    rights[2] = np.linalg.eigh(A)[1][:, 0]
+    ends = solve_in_turn(fp.ConjugateGradient(recycle=recycle), A, rights)
+    for b, end in zip(rights, ends, strict=True):
+        np.testing.assert_allclose(end.value[0], np.linalg.solve(A, b), rtol=1e-6, atol=1e-7)
+
+
+def test_of_a_solve_without_a_step_nothing_is_remembered():
+    rights = np.zeros((2, 6))
+    rights[1] = 1.0
+    A = matrices(fp.ConjugateGradient(), (), 6)
+    ends = solve_in_turn(fp.ConjugateGradient(recycle=2), A, rights)
+    assert ends[0].products == 0
+    np.testing.assert_allclose(ends[1].value[0], np.linalg.solve(A, rights[1]), rtol=1e-6)
+
+
+def test_what_is_remembered_of_another_matrix_does_no_harm_to_the_truth():
+    """Products may be lost by it, but what is reported is b − Ax."""
+    method, rng = fp.ConjugateGradient(recycle=5), np.random.default_rng(16)
+    first, other = graded(0), graded(1)
+    b = rng.standard_normal((2, 40))
+    _, memory = method.solve(system(first, b[0], 1e-8), method.init(system(first, b[0], 0.0).space))
+    end, _ = method.solve(system(other, b[1], 1e-8), memory)
+    np.testing.assert_allclose(left(other, b[1], end.value[0]), end.residual_norm, atol=1e-9)
+    assert end.residual_norm <= 1e-8
+
+
 # Singular systems: whatever is reached, what is reported is true.
 
 
@@ -393,13 +459,14 @@ def test_leaves_may_differ_in_shape_and_dtype(method):
     space = Space.of(backend_of(leaves, ["a", "b"]), leaves, 0)
 
     def product(v):
-        image = A @ np.concatenate([v[0].astype(float), v[1].reshape(-1)])
-        return image[:3].astype(np.float32), image[3:].reshape(2, 2)
+        image = A @ np.concatenate(v)
+        return image[:3].astype(np.float32), image[3:]
 
-    end = method.solve(LinearSystem(space, product, leaves, np.asarray(1e-5)))
+    system = LinearSystem(space, product, space.rows(leaves), np.asarray(1e-5))
+    end, _ = method.solve(system, method.init(space))
     assert [leaf.dtype for leaf in end.value] == [np.float32, np.float64]
-    assert [leaf.shape for leaf in end.value] == [(3,), (2, 2)]
-    found = np.concatenate([end.value[0], end.value[1].reshape(-1)])
+    assert [leaf.shape for leaf in space.shaped(end.value)] == [(3,), (2, 2)]
+    found = np.concatenate(end.value)
     assert end.residual_norm <= 1e-5
     np.testing.assert_allclose(found, np.linalg.solve(A, b), rtol=1e-4, atol=1e-4)
 
@@ -411,7 +478,8 @@ def test_every_library_takes_the_same_products(xp_case, method):
     space = Space.of(backend_of([right], ["b"]), (right,), 1)
     matrix, xp = xp_case.asarray(A), space.xp
     product = lambda v: (xp.matmul(matrix, v[0][..., None])[..., 0],)
-    end = method.solve(LinearSystem(space, product, (right,), space.full(1e-9)))
+    system = LinearSystem(space, product, (right,), space.full(1e-9))
+    end, _ = method.solve(system, method.init(space))
     assert end.products == solve(method, A, b, 1e-9)[2]
     expected = np.linalg.solve(A, b[..., None])[..., 0]
     np.testing.assert_allclose(xp_case.to_numpy(end.value[0]), expected, rtol=1e-7, atol=1e-9)

@@ -256,15 +256,45 @@ def test_a_derivative_given_for_a_map_is_that_of_the_map(contraction, solver):
 
 
 @pytest.mark.parametrize("solver", DENSE)
-def test_a_matrix_costs_a_column_each(counted, solver):
+def test_a_matrix_costs_a_column_each(contraction, counted, solver):
     n, steps = 4, 3
-    F = counted(lambda x: np.exp(x) - np.arange(1.0, 5.0))
+    A = np.eye(n) + contraction(n, 0.5)
+    F = counted(lambda x: A @ np.exp(x) - np.arange(1.0, 5.0))
     sol = returned(F, np.ones(n), solver, rtol=0.0, atol=0.0, max_steps=steps)
     assert F.calls == sol.work.f == 1 + steps * (n + 1)
-    jvp = counted(lambda x, v: np.exp(x) * v)
+    jvp = counted(lambda x, v: A @ (np.exp(x) * v))
     sol = returned(F, np.ones(n), solver, rtol=0.0, atol=0.0, max_steps=steps, jvp=jvp)
     assert jvp.calls == sol.work.jvp == steps * n
     assert sol.work.f == 1 + steps
+
+
+@pytest.mark.parametrize("solver", DENSE)
+def test_a_sparse_matrix_costs_its_groups_of_columns(counted, solver):
+    """Three of a tridiagonal one, and an evaluation that confirms them, after the first step."""
+    problem, n, steps = problems.broyden_tridiagonal(30), 30, 3
+    F = counted(problem.function)
+    sol = returned(F, problem.start, solver, rtol=0.0, atol=0.0, max_steps=steps)
+    assert F.calls == sol.work.f == 1 + steps + n + (steps - 1) * 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("solver", DENSE)
+def test_entries_that_were_zero_at_the_start_are_found(solver, scale):
+    """As the derivative of xy by x where y = 0, whatever the scale of its equation is."""
+
+    def product(x):
+        return np.concatenate([[scale * (x[0] * x[1] - 6.0), x[1] - x[0] + 1.0], x[2:] - 7.0])
+
+    def jacobian(x):
+        J = np.eye(6)
+        J[:2, :2] = [[scale * x[1], scale * x[0]], [-1.0, 1.0]]
+        return J
+
+    x0 = np.array([1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    sol = fp.root(product, x0, solver=solver, rtol=1e-13, atol=1e-9 * scale)
+    exact = fp.root(product, x0, solver=solver, rtol=1e-13, atol=1e-9 * scale, jacobian=jacobian)
+    np.testing.assert_allclose(sol.value, exact.value, rtol=1e-5)
+    assert int(sol.steps) <= int(exact.steps) + 2
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -418,12 +448,13 @@ class Inexact(LinearSolver):
 
     asked: list = field(default_factory=list, compare=False)
 
-    def solve(self, system):
+    def solve(self, system, memory):
         (right,) = system.right
         (diagonal,) = system.product((np.ones_like(right),))
         part = min(1.0, float(system.target / np.linalg.norm(right)))
         self.asked.append(float(system.target))
-        return LinearSolution(((1.0 - part) * right / diagonal,), part * np.linalg.norm(right), 1)
+        solution = (1.0 - part) * right / diagonal
+        return LinearSolution((solution,), part * np.linalg.norm(right), 1), memory
 
 
 def forced(rtol=1e-12, **settings):

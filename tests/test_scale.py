@@ -1,5 +1,7 @@
 """Multiplying the problem by a power of two multiplies every iterate by it, exactly."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,6 +60,8 @@ def test_samples_of_a_batch_scale_each_by_themselves(xp_case, contraction, solve
         one, other = xp_case.to_numpy(sol.value)
         np.testing.assert_array_equal(other, 2.0**power * one)
 
+SCALES = np.array([[2.0**-30], [1.0], [2.0**30]])
+
 
 def scaled_iterates(case, f, z0, args, scale, factor=1.0, **settings):
     """The iterates of z ↦ c f(z/s) from s z0, divided by s."""
@@ -66,13 +70,13 @@ def scaled_iterates(case, f, z0, args, scale, factor=1.0, **settings):
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-def test_iterates_of_every_solver_scale_exactly(xp_case, contraction, layer, solver, by):
+def test_iterates_of_every_solver_scale_exactly(eager_case, contraction, layer, solver, by):
     """Also where the products are difference quotients."""
-    f, A = layer(xp_case.xp, by is fp.root), contraction(4, 1.3, 2)
+    f, A = layer(eager_case.xp, by is fp.root), contraction(4, 1.3, 2)
     b, z0 = np.random.default_rng(2).standard_normal((2, 4))
     settings = {"by": by, "solver": solver, "max_steps": 8}
     plain, scaled = (
-        scaled_iterates(xp_case, f, z0, (A, b), scale, scale, **settings)
+        scaled_iterates(eager_case, f, z0, (A, b), scale, scale, **settings)
         for scale in (1.0, 2.0**-40)
     )
     assert len(plain) > 1
@@ -95,14 +99,26 @@ def test_the_scale_of_the_residual_changes_no_iterate(
     np.testing.assert_array_equal(scaled, plain)
 
 
-def test_every_sample_scales_by_itself(xp_case, contraction, layer, solver):
-    f, A = layer(xp_case.xp), contraction(4, 0.9, 2)
+def test_every_sample_scales_by_itself(eager_case, contraction, layer, solver):
+    f, A = layer(eager_case.xp), contraction(4, 0.9, 2)
     b, z0 = np.random.default_rng(2).standard_normal((2, 4))
-    scale = np.array([[2.0**-30], [1.0], [2.0**30]])
     g = lambda z, s, A, b: s * f(z / s, A, b)
-    iterates = xp_case.iterates(
-        g, scale * z0, (scale, A, b), solver=solver, batch_ndim=1, max_steps=8
+    iterates = eager_case.iterates(
+        g, SCALES * z0, (SCALES, A, b), solver=solver, batch_ndim=1, max_steps=8
     )
     assert len(iterates) > 1
     for rows in iterates:
-        np.testing.assert_array_equal(rows / scale, np.stack([rows[1]] * 3))
+        np.testing.assert_array_equal(rows / SCALES, np.stack([rows[1]] * 3))
+
+
+@pytest.mark.parametrize("max_steps", [3])
+def test_samples_scale_under_jit(contraction, layer, solver, max_steps):
+    f, A = layer(jnp), contraction(4, 0.9, 2)
+    b, z0 = np.random.default_rng(2).standard_normal((2, 4))
+    settings = {"solver": solver, "batch_ndim": 1, "on_failure": "return", "max_steps": max_steps}
+
+    @jax.jit
+    def call(s):
+        return fp.fixed_point(lambda z: s * f(z / s, A, b), s * z0, **settings).value / s
+
+    np.testing.assert_array_equal(call(SCALES), call(np.ones((3, 1))))

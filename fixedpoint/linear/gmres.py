@@ -96,7 +96,7 @@ class GMRES(LinearSolver):
 def _opened(space: Space, memory: int, carry: _Carry) -> _Cycle:
     """A cycle with no direction yet. The triangle is that of the unit matrix where not filled."""
     return _Cycle(
-        space.history(memory), space.history(memory), space.identity(memory),
+        space.room(memory), space.room(memory), space.identity(memory),
         space.full(0.0, (memory,)),
         carry.r, carry.r, carry.norm, carry.busy, 0,
     )  # fmt: skip
@@ -108,7 +108,7 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     unit = space.ratio(space.full(1.0), space.norm(cycle.next))
     p = system.preconditioned(space.scale(unit, cycle.next))
     image = system.product(p)
-    q, h = _orthogonal(space, cycle.basis, image)
+    q, h = _orthogonal(space, space.filled(cycle.basis, slot), image)
     length = space.norm(q)
     # What is left of the image must be more than the rounding errors of the orthogonalisation.
     holds = cycle.busy & (length > 10 * space.precision * space.norm(image)) & (length < xp.inf)
@@ -119,7 +119,8 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     r = space.axpy(-amount, q, cycle.r)
     norm = space.norm(r)
     column = xp.where(holds[..., None], h, xp.zeros_like(h))
-    triangle = space.backend.write(cycle.triangle, (..., slice(None), slot), column)
+    above = slice(column.shape[-1])
+    triangle = space.backend.write(cycle.triangle, (..., above, slot), column)
     diagonal = xp.where(holds, length, space.full(1.0))
     triangle = space.backend.write(triangle, (..., slot, slot), diagonal)
     return _Cycle(
@@ -141,7 +142,9 @@ def _orthogonal(space: Space, basis: Vec, image: Vec) -> tuple[Vec, Array]:
 def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     """The solution over the subspace, and which samples need another cycle."""
     space = system.space
-    weights = space.xp.linalg.solve(cycle.triangle, cycle.coefficients[..., None])[..., 0]
-    x = space.minus_combination(carry.x, -weights, cycle.directions)
+    directions = space.filled(cycle.directions, cycle.size)
+    size = directions[0].shape[-2]
+    triangle, right = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
+    x = space.minus_combination(carry.x, -space.backend.solve(triangle, right), directions)
     busy = carry.busy & (cycle.norm > system.target) & (cycle.norm < _STAGNATION * carry.norm)
     return _Carry(x, cycle.r, cycle.norm, busy, carry.products + cycle.size)

@@ -138,7 +138,7 @@ class Anderson(Solver):
         ridge = max(self.regularization or 0.0, 10 * space.precision)  # less may be singular
         none = 0 * space.xp.astype(point.satisfied, space.xp.int32)
         return Secants(
-            space.history(memory), space.history(memory), unit,
+            space.room(memory), space.room(memory), unit,
             1.0 + ridge * unit, self.safeguard * point.residual_norm, _known(space, none), 0,
         )  # fmt: skip
 

@@ -111,7 +111,7 @@ class Broyden(Solver):
         scale = problem.initial_scale(point)
         memory = min(self.memory, 2 * space.real_size)
         return InverseEstimate(
-            space.history(memory), space.history(memory),
+            space.room(memory), space.room(memory),
             space.full(0.0, (memory,)), scale, space.scale(scale, point.increment), 0,
         )  # fmt: skip
 

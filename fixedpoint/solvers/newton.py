@@ -89,9 +89,9 @@ class Newton(Solver):
 
     Solves g′(z) d = −g(z) by elimination, or where g′ is singular in the least-squares sense by a
     singular value decomposition, and backtracks along d until ½‖g‖² has fallen sufficiently. The
-    Jacobian is the caller's ``jacobian``, or is made column by column from products or difference quotients; of
-    these, columns that share no row share one evaluation once the zeros are known. For systems of
-    up to a few hundred unknowns.
+    Jacobian is the caller's ``jacobian``, or is made column by column from products or difference
+    quotients; of these, columns that share no row share an evaluation once the zeros are known. For
+    systems of up to a few hundred unknowns.
 
     Parameters
     ----------
