@@ -309,12 +309,13 @@ class _Loop:
 
     def smooth(self, carry: Carry, step: Step) -> bool:
         """Whether it is known that every sample has a new best iterate, and none is done."""
-        if not step.fell or carry.active is not None or step.failure is not None:
+        if carry.active is not None or step.failure is not None:
             return False
-        # What is best so far is where the step came from.
-        if carry.smooth != carry.step:
+        if carry.smooth != carry.step:  # what is best so far is not where the step came from
             return False
-        return self.problem.space.backend.known_none(step.point.satisfied)
+        backend, new = self.problem.space.backend, step.point
+        fell = step.fell or backend.known_all(new.residual_norm <= carry.point.residual_norm)
+        return fell and backend.known_none(new.satisfied)
 
     def improved(self, carry: Carry, step: Step) -> Carry:
         """Every sample has a new best iterate."""
@@ -339,20 +340,23 @@ class _Loop:
         best = self._renewed(carry.best, better, point)
         since = xp.maximum(carry.improved, xp.zeros_like(carry.improved) + carry.smooth)
         improved = xp.where(better, xp.zeros_like(since) + carry.step, since)
-        lost = ~(norm < xp.inf)
+        lost, diverged = ~(norm < xp.inf), norm > self.bounds[1]
+        stalled = carry.step - improved >= self.solver.patience(space)
+        smooth = carry.step if best.value is point.value else carry.smooth
+        carry = carry._replace(best=best, improved=improved, smooth=smooth)
+        ending = _live(converged | lost | diverged | stalled, active)
+        if failure is None and space.backend.known_none(ending):
+            return carry
         status = xp.zeros_like(carry.status) if failure is None else failure
-        status = _mark(xp, status, norm > self.bounds[1], Status.DIVERGED)
-        status = _mark(
-            xp, status, carry.step - improved >= self.solver.patience(space), Status.STALLED
-        )
+        status = _mark(xp, status, diverged, Status.DIVERGED)
+        status = _mark(xp, status, stalled, Status.STALLED)
         status = _mark(xp, status, lost, Status.NON_FINITE)
         status = _mark(xp, status, converged, Status.CONVERGED)
         if active is not None:
             status = xp.where(active, status, carry.status)
         if not space.backend.known_none(lost):
             carry = carry._replace(point=choose(space, lost, old, point))
-        smooth = carry.step if best.value is carry.point.value else carry.smooth
-        return self.settle(carry._replace(best=best, improved=improved, smooth=smooth), status)
+        return self.settle(carry, status)
 
     def _renewed(self, best: Best, better: Array, point: Point) -> Best:
         """The best iterates, copied only where some samples are better and others are not."""

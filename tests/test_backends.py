@@ -8,7 +8,7 @@ import torch
 
 import fixedpoint as fp
 
-SOLVERS = [fp.Picard(damping=0.8), fp.Anderson(memory=5), fp.Anderson(memory=3, damping=0.5)]
+FIRST_ORDER = [fp.Picard(damping=0.8), fp.Anderson(memory=5), fp.Anderson(memory=3, damping=0.5)]
 N = 12
 
 
@@ -25,7 +25,7 @@ def assert_close(one, other, tolerance):
     assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_first_ten_iterates(xp_case, numpy_case, contraction, solver):
     z0, args = data(contraction)
     for max_steps in range(1, 11):
@@ -35,7 +35,54 @@ def test_first_ten_iterates(xp_case, numpy_case, contraction, solver):
         assert_close(xp_case.to_numpy(here.value), there.value, 1e-10)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_first_ten_iterates_of_every_solver(
+    xp_case, numpy_case, contraction, layer, solver, by
+):
+    """With exact products: NumPy has them from the caller, Torch and JAX differentiate."""
+    A = contraction(4, 1.3, 2)
+    b, z0 = np.random.default_rng(2).standard_normal((2, 4))
+    here, there = (
+        case.iterates(f, z0, (A, b), by=by, solver=solver, **case.exact(f))
+        for case in (xp_case, numpy_case)
+        for f in [layer(case.xp, by is fp.root)]
+    )
+    assert len(here) > 1
+    for one, other in zip(here, there, strict=False):  # rounding alone may end one before another
+        assert_close(one, other, 1e-10)
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_every_solver_in_lanes_of_jax_vmap_under_jit(numpy_case, contraction, layer, solver, by):
+    f, A = layer(jnp, by is fp.root), contraction(3, 0.9)
+    z0, *bs = np.random.default_rng(3).standard_normal((4, 3))
+    settings = {"solver": solver, "rtol": 1e-10, "atol": 0.0, "max_steps": 100}
+
+    def lane(b):
+        sol = by(f, jnp.asarray(z0), (A, b), on_failure="return", **settings)
+        return sol.value, sol.converged
+
+    values, converged = jax.jit(jax.vmap(lane))(np.stack(bs))
+    assert bool(converged.all())
+    for value, b in zip(values, bs, strict=True):
+        there = numpy_case.solve(layer(np, by is fp.root), z0, (A, b), by=by, **settings)
+        assert_close(np.asarray(value), there.value, 1e-8)
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_every_solver_in_lanes_of_torch_vmap(numpy_case, contraction, layer, solver, by):
+    f, A = layer(torch, by is fp.root), contraction(3, 0.9)
+    z0, *bs = np.random.default_rng(3).standard_normal((4, 3))
+    settings = {"solver": solver, "rtol": 1e-10, "atol": 0.0, "max_steps": 100}
+    start, matrix = torch.as_tensor(z0), torch.as_tensor(A)
+    lane = lambda b: by(f, start, (matrix, b), **settings).value
+    values = torch.func.vmap(lane)(torch.as_tensor(np.stack(bs)))
+    for value, b in zip(values, bs, strict=True):
+        there = numpy_case.solve(layer(np, by is fp.root), z0, (A, b), by=by, **settings)
+        assert_close(value.numpy(), there.value, 1e-8)
+
+
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_iterates_under_jit(numpy_case, contraction, solver):
     z0, args = data(contraction)
 
@@ -53,7 +100,7 @@ def test_iterates_under_jit(numpy_case, contraction, solver):
         assert_close(np.asarray(value), there.value, 1e-10)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_answers(jit_case, numpy_case, contraction, solver):
     z0, args = data(contraction)
     here = jit_case.solve(tanh_map(jit_case.xp), z0, args, solver=solver, rtol=1e-11, atol=0.0)
@@ -62,7 +109,7 @@ def test_answers(jit_case, numpy_case, contraction, solver):
     assert_close(jit_case.to_numpy(here.value), there.value, 1e-9)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_lanes_of_jax_vmap(numpy_case, contraction, solver):
     z0, (W, b) = data(contraction)
     bs = np.stack([b, -2 * b, 0 * b])
@@ -82,7 +129,7 @@ def test_lanes_of_jax_vmap(numpy_case, contraction, solver):
             assert int(steps[i]) == int(there.steps)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_lanes_of_torch_vmap(numpy_case, contraction, solver):
     z0, (W, b) = data(contraction)
     bs = np.stack([b, -2 * b, 0 * b])
@@ -118,7 +165,7 @@ def test_one_ten_steps_of_lanes_of_vmap(numpy_case, contraction):
     assert_close(in_torch[1].numpy(), there, 1e-10)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_a_map_that_is_not_holomorphic(jit_case, solver):
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((2, 5)) + 1j * rng.standard_normal((2, 5))) * [[0.3], [1.0]]
@@ -150,7 +197,7 @@ def test_a_complex_state_is_the_real_state_of_its_parts(xp_case):
         assert_close(xp_case.to_numpy(whole.value), x + 1j * y, 1e-10)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_torch_keeps_low_precision(solver, dtype):
     z0 = torch.zeros(2, 3, dtype=dtype)
@@ -161,7 +208,7 @@ def test_torch_keeps_low_precision(solver, dtype):
     np.testing.assert_allclose(sol.value.double().numpy(), 2.0, rtol=max(50 * eps, 1e-5))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_jax_keeps_low_precision_with_x64_on(solver, jit, dtype):

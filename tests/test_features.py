@@ -63,7 +63,7 @@ def test_every_sample_of_a_root_has_its_own_tolerance(xp_case):
     a, rtol = np.array([[2.0], [1e6]]), np.array([1e-2, 1e-9])
     F = lambda x, a: x + 0.1 * xp_case.xp.sin(x) - a
     sol = fp.root(
-        F, xp_case.asarray(np.ones((2, 1))), (xp_case.asarray(a),), solver=fp.Broyden(),
+        F, xp_case.asarray(np.ones((2, 1))), (xp_case.asarray(a),), solver=fp.Picard(),
         rtol=xp_case.asarray(rtol), atol=0.0, batch_ndim=1,
     )  # fmt: skip
     x, norms = xp_case.to_numpy(sol.value), xp_case.to_numpy(sol.residual_norm)
@@ -134,7 +134,7 @@ def test_a_trace_has_no_clock_and_no_callback(watcher):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("evaluations", [1, 7, 20])
+@pytest.mark.parametrize("evaluations", [1, 7, 12])
 def test_a_budget_of_evaluations_ends_the_solve(contraction, counted, solver, evaluations):
     """After the step that reaches it."""
     f = counted(layer(contraction))
@@ -312,20 +312,20 @@ def test_a_projection_must_keep_the_structure():
 
 
 @pytest.mark.parametrize("solver", [fp.Anderson(memory=10), fp.Broyden(memory=40)])
-@pytest.mark.parametrize("case", ["eager", "jit"])
-def test_what_a_solver_remembers_saves_evaluations(contraction, solver, case):
-    W, b = contraction(8, 0.97), np.linspace(-1.0, 1.0, 8)
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax-jit"])
+def test_what_a_solver_remembers_saves_evaluations(contraction, solver, xp):
+    W, b = xp.asarray(contraction(8, 0.97)), xp.linspace(-1.0, 1.0, 8)
 
     def solve(z0, b, state):
         return fp.fixed_point(
-            lambda z, W, b: jnp.tanh(W @ z + b), z0, (jnp.asarray(W), b), solver=solver,
-            rtol=1e-10, state=state, on_failure="return",
+            lambda z, W, b: xp.tanh(W @ z + b), z0, (W, b), solver=solver, rtol=1e-10, state=state,
+            on_failure="return",
         )  # fmt: skip
 
-    solve = jax.jit(solve) if case == "jit" else solve
-    first = solve(jnp.zeros(8), jnp.asarray(b), None)
-    cold = solve(first.value, jnp.asarray(b) + 1e-3, None)
-    warm = solve(first.value, jnp.asarray(b) + 1e-3, first.state)
+    solve = jax.jit(solve) if xp is jnp else solve
+    first = solve(xp.zeros(8), b, None)
+    cold = solve(first.value, b + 1e-3, None)
+    warm = solve(first.value, b + 1e-3, first.state)
     assert bool(warm.converged)
     assert int(warm.work.f) < int(cold.work.f)
     np.testing.assert_allclose(warm.value, cold.value, rtol=1e-8)
@@ -354,7 +354,7 @@ def test_what_is_remembered_is_left_as_it_was(contraction):
 
 
 @pytest.mark.parametrize(
-    "solver", [fp.Anderson(memory=3), fp.Broyden(memory=3), fp.LevenbergMarquardt()]
+    "solver", [fp.Anderson(memory=3), fp.Broyden(memory=3), fp.LevenbergMarquardt(), fp.Newton()]
 )
 @pytest.mark.parametrize("shape", [(5,), (2, 6), (3, 6)])
 def test_what_is_remembered_of_other_shapes_is_refused(solver, shape):
@@ -466,10 +466,10 @@ def test_if_all_fail_the_smallest_residual_is_returned(order):
 
 
 def test_samples_that_have_converged_keep_their_answer(jit_case):
-    a = np.array([[0.5], [3.0], [0.0], [np.nan]])
+    a = np.array([[0.5], [-1.5], [0.0], [np.nan]])
     settings = {"batch_ndim": 1, "rtol": 1e-6, "max_steps": 120}
     f = lambda z, a: a * z + 1.0
-    sequence = fp.Fallback([fp.Picard(), fp.Anderson()])
+    sequence = fp.Fallback([fp.Picard(), fp.Picard(damping=0.5)])
     sol = jit_case.solve(f, np.zeros((4, 1)), (a,), solver=sequence, **settings)
     alone = jit_case.solve(f, np.zeros((4, 1)), (a,), solver=fp.Picard(), **settings)
     status, method, steps = map(jit_case.to_numpy, (sol.status, sol.method, sol.steps))
@@ -478,7 +478,7 @@ def test_samples_that_have_converged_keep_their_answer(jit_case):
     for i in (0, 2):
         assert float(sol.value[i, 0]) == float(alone.value[i, 0])
         assert steps[i] == int(alone.steps[i])
-    np.testing.assert_allclose(float(sol.value[1, 0]), -0.5, rtol=1e-5)
+    np.testing.assert_allclose(float(sol.value[1, 0]), 0.4, rtol=1e-5)
     assert steps[1] > int(alone.steps[0])
 
 
@@ -521,7 +521,7 @@ def test_the_defaults_are_sequences_by_kind_and_size():
 )
 def test_finished_samples_leave_the_batch_and_nothing_else_changes(library, solver):
     asarray = torch.as_tensor if library is torch else library.asarray
-    number = 4 if library is jnp else 8
+    number = 2 if library is jnp else 8
     a = np.array([0.1, 0.8, 0.0, 0.3, 0.2, 0.95, 0.2, 0.1])[:number, None] * np.ones(3)
     b = np.linspace(0.5, 1.0, 3 * number).reshape(number, 3)
     rows = []
@@ -558,6 +558,18 @@ def test_all_rows_are_put_back_in_their_places():
     few = fp.fixed_point(f, z0, (a,), batched_args=(True,), **settings)
     for field in ("value", "status", "steps", "residual_norm", "method"):
         np.testing.assert_array_equal(getattr(few, field), getattr(whole, field), field)
+
+
+def test_the_trace_of_a_shrinking_batch_is_that_of_its_samples():
+    """Up to the last step of each."""
+    a = np.array([[0.1], [0.9], [0.5], [0.2]])
+    settings = {"solver": fp.Picard(), "batch_ndim": 1, "record": True, "max_steps": 200}
+    f = lambda z, a: a * z + 1.0
+    whole = fp.fixed_point(f, np.zeros((4, 1)), (a,), **settings)
+    few = fp.fixed_point(f, np.zeros((4, 1)), (a,), batched_args=(True,), **settings)
+    for one, other in zip(few.trace, whole.trace, strict=True):
+        for i, steps in enumerate(whole.steps):
+            np.testing.assert_array_equal(one[i, : steps + 1], other[i, : steps + 1])
 
 
 def test_a_sample_of_two_axes_leaves_with_its_row():

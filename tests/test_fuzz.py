@@ -26,6 +26,7 @@ SOLVERS = [
     fp.NewtonKrylov(),
     fp.NewtonKrylov(linear=fp.BiCGStab(max_steps=20), line_search=False),
     fp.NewtonKrylov(linear=fp.ConjugateGradient(max_steps=20), step_bound=1.0),
+    fp.NewtonKrylov(linear=fp.ConjugateGradient(max_steps=20, recycle=2)),
     fp.PseudoTransient(linear=fp.GMRES(max_steps=20)),
     fp.Fallback([fp.SQUAREM(), fp.Broyden(), fp.Newton()]),
     None,
@@ -262,6 +263,23 @@ def test_nothing_false_is_said_of_random_problems(index):
 def test_nothing_false_is_said_of_random_problems_on_torch(index):
     for problem in problems(NUMBER_TORCH, 1000 + index, torch):
         check(problem, SOLVERS[index])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("library", [np, torch])
+@pytest.mark.parametrize("norm", ["euclidean", "max"])
+def test_at_no_scale_is_convergence_claimed_falsely(dtype, library, norm):
+    """Not where the squares of all entries vanish, nor where they are infinite."""
+    exponents = np.log10([np.finfo(dtype).tiny, np.finfo(dtype).max])
+    for exponent in np.linspace(*(0.9 * exponents), 15):
+        b = dtype(10.0**exponent) * np.arange(1.0, 4.0, dtype=dtype)
+        b = Namespace(library).asarray(b)
+        sol = fp.fixed_point(
+            lambda z, b: 0.5 * z + b, b / 8.0, (b,), solver=fp.Picard(), rtol=1e-3, atol=0.0,
+            norm=norm, on_failure="return",
+        )  # fmt: skip
+        if bool(sol.converged):
+            np.testing.assert_allclose(numpy(sol.value), numpy(2.0 * b), rtol=1e-2)
 
 
 def test_the_problems_end_in_many_ways():

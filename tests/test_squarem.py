@@ -128,7 +128,7 @@ def test_samples_have_their_own_lengths():
 
 
 @pytest.mark.parametrize("name", ["growth", "tolerance"])
-@pytest.mark.parametrize("value", [1.0, 0.0, -2.0, float("nan")])
-def test_settings_must_exceed_one(name, value):
+@pytest.mark.parametrize("value", [1.0, 0.0, -2.0, float("nan"), float("inf")])
+def test_settings_must_be_finite_and_exceed_one(name, value):
     with pytest.raises(ValueError, match=name):
         fp.SQUAREM(**{name: value})

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
-from fixedpoint.problem import Point, Problem
+from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.search import backtrack
 from fixedpoint.space import Space
+
+# A step to where f is not finite is halved this often, then the point is given up as it is.
+_SHORTENINGS = 20
 
 
 class InverseEstimate(NamedTuple):
@@ -26,7 +29,9 @@ class InverseEstimate(NamedTuple):
     scale : array
         σ.
     direction : Vec
-        H g at the current point.
+        The next step: H g at the current point, halved where f was not finite.
+    shortened : array of int or None
+        How often it was halved; None if it is known that it was not.
     pushed : int
         Updates so far.
     """
@@ -36,6 +41,7 @@ class InverseEstimate(NamedTuple):
     used: Array
     scale: Array
     direction: Vec
+    shortened: Array | None
     pushed: Any
 
     def times(self, space: Space, v: Vec) -> Vec:
@@ -110,9 +116,11 @@ class Broyden(Solver):
         """No columns."""
         scale = problem.initial_scale(point)
         memory = min(self.memory, 2 * space.real_size)
+        count = 0 * space.xp.astype(point.satisfied, space.xp.int32)
+        none = None if space.backend.known_all(count == 0) else count
         return InverseEstimate(
             space.room(memory), space.room(memory),
-            space.full(0.0, (memory,)), scale, space.scale(scale, point.increment), 0,
+            space.full(0.0, (memory,)), scale, space.scale(scale, point.increment), none, 0,
         )  # fmt: skip
 
     def initial_work(self, problem: Problem) -> Work:
@@ -123,26 +131,53 @@ class Broyden(Solver):
         self, space: Space, state: InverseEstimate, point: Point, fresh: InverseEstimate
     ) -> InverseEstimate:
         """The estimate of an earlier call, and its direction here."""
-        del fresh
-        return state._replace(direction=state.times(space, point.increment))
+        direction = state.times(space, point.increment)
+        return state._replace(direction=direction, shortened=fresh.shortened)
 
     def step(
         self, space: Space, problem: Problem, point: Point, state: InverseEstimate,
         active: Array | None,
     ) -> Step:  # fmt: skip
         """One step, one update."""
+        if self.line_search:
+            return self._searched(space, problem, point, state, active)
+        moved = space.add(point.value, state.direction)
+        new = problem.trial(space.where(active, moved, point.value))
+        finite = new.residual_norm < space.xp.inf
+        if state.shortened is None and space.backend.known_all(finite):
+            return Step(new, self._updated(space, state, point, new))
+        return self._shortened(space, state, point, new, finite)
+
+    def _searched(
+        self, space: Space, problem: Problem, point: Point, state: InverseEstimate,
+        active: Array | None,
+    ) -> Step:  # fmt: skip
+        """A step whose length is searched for."""
         merit = space.norm(point.increment)
         pending = space.xp.ones_like(point.satisfied) if active is None else active
-        search = backtrack(
-            problem, point, state.direction, merit, merit * merit, pending, self.line_search
-        )
+        search = backtrack(problem, point, state.direction, merit, merit * merit, pending, True)
         state = self._updated(space, state, point, search.point)
-        failed = search.pending
         failure = None
-        if not space.backend.known_none(failed):
-            status = Status.LINE_SEARCH_FAILED if self.line_search else Status.NON_FINITE
-            failure = space.xp.astype(failed, space.xp.int32) * int(status)
+        if not space.backend.known_none(search.pending):
+            failed = space.xp.astype(search.pending, space.xp.int32)
+            failure = failed * int(Status.LINE_SEARCH_FAILED)
         return Step(search.point, state, Work(f=search.trials), failure)
+
+    def _shortened(
+        self, space: Space, state: InverseEstimate, old: Point, new: Point, finite: Array
+    ) -> Step:
+        """Where f is not finite keep the point, and try half of the step next."""
+        xp = space.xp
+        zero = xp.zeros_like(finite, dtype=xp.int32)
+        before = zero if state.shortened is None else state.shortened
+        given_up = ~finite & (before >= _SHORTENINGS)
+        point = choose(space, finite | given_up, new, old)
+        half = space.scale(0.5, state.direction)
+        state = self._updated(space, state, old, choose(space, finite, new, old))
+        count = xp.where(finite, zero, before + 1)
+        count_known = None if space.backend.known_all(finite) else count
+        direction = space.where(finite, state.direction, half)
+        return Step(point, state._replace(direction=direction, shortened=count_known))
 
     def _updated(
         self, space: Space, state: InverseEstimate, old: Point, new: Point
@@ -187,5 +222,5 @@ def _pushed(
     used = space.backend.write(state.used, (..., slot), space.full(1.0))
     return InverseEstimate(
         space.push(state.left, slot, u), space.push(state.right, slot, v), used, state.scale,
-        direction, state.pushed + 1,
+        direction, state.shortened, state.pushed + 1,
     )  # fmt: skip

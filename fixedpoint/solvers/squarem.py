@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fixedpoint.backend import Array
-from fixedpoint.checks import check_positive
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
@@ -62,9 +61,9 @@ class SQUAREM(Solver):
 
     def __post_init__(self) -> None:
         for name in ("growth", "tolerance"):
-            if not getattr(self, name) > 1.0:
-                raise ValueError(f"{name} must be greater than 1, got {getattr(self, name)!r}")
-            check_positive(name, getattr(self, name))
+            if not 1.0 < getattr(self, name) < float("inf"):
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be finite and greater than 1, got {value!r}")
 
     def init(self, space: Space, problem: Problem, point: Point) -> StepBound:
         """No extrapolation beyond Picard's."""
