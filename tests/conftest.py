@@ -109,7 +109,7 @@ def numpy_case() -> Case:
 SOLVERS = {
     "picard": fp.Picard(damping=0.9),
     "anderson": fp.Anderson(memory=3),
-    "anderson-1": fp.Anderson(memory=4, type=1, delay=1, damping=0.7),
+    "anderson-1": fp.Anderson(memory=2, type=1, delay=1, damping=0.7),
     "broyden": fp.Broyden(memory=5),
     "broyden-bad": fp.Broyden(update="bad", line_search=True),
     "squarem": fp.SQUAREM(),

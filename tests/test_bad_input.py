@@ -70,9 +70,61 @@ def test_f_returns_something_else():
         solve(lambda _: "text")
 
 
-def test_f_is_not_callable():
-    with pytest.raises(TypeError, match="f must be callable, got float"):
-        solve(1.0)
+@pytest.mark.parametrize(("by", "name"), [(fp.fixed_point, "f"), (fp.root, "F")])
+def test_f_is_not_callable(by, name):
+    with pytest.raises(TypeError, match=f"^{name} must be callable, got float"):
+        by(1.0, np.zeros(3))
+
+
+def test_messages_about_roots_speak_of_x0(jit_case):
+    with pytest.raises(TypeError, match=r"x0\['n'\] must have a floating-point.*int"):
+        jit_case.solve(lambda x: x, {"a": np.zeros(1), "n": np.arange(3)}, by=fp.root)
+    with pytest.raises(ValueError, match=r"shape of x0: expected \(2,\), got \(1,\)"):
+        jit_case.solve(lambda x: x[:1], np.zeros(2), by=fp.root)
+
+
+def test_an_operator_has_no_roots():
+    with pytest.raises(TypeError, match="an operator has fixed points, not roots"):
+        fp.root(fp.operators.Map(HALF), np.zeros(2))
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+@pytest.mark.parametrize("after", [1, 4])
+def test_f_changes_a_shape_later(counted, solver, by, after):
+    def f(z):
+        return np.cos(z) if f.counter.calls <= after else np.zeros(4)
+
+    f.counter = counted(f)
+    with pytest.raises(ValueError, match=r"0: expected \(3,\), got \(4,\)"):
+        by(f.counter, np.linspace(0.0, 1.0, 3), solver=solver, rtol=0.0, atol=0.0)
+    assert f.counter.calls == after + 1
+
+
+DERIVATIVE = [fp.Newton(), fp.NewtonKrylov(), fp.LevenbergMarquardt(), fp.PseudoTransient()]
+
+
+@pytest.mark.parametrize("solver", DERIVATIVE)
+@pytest.mark.parametrize(
+    ("jvp", "error", "message"),
+    [
+        (lambda z, v: v[:1], ValueError, r"jvp must keep the shape of z0.*\(3,\), got \(1,\)"),
+        (lambda z, v: v.astype(np.float32), TypeError, "jvp must keep the dtype of z0"),
+        (lambda z, v: [v], ValueError, "jvp must return a container like z0"),
+    ],
+)
+def test_a_product_of_another_kind(solver, jvp, error, message):
+    with pytest.raises(error, match=message):
+        solve(np.cos, solver=solver, jvp=jvp)
+
+
+def test_a_preconditioner_of_another_kind():
+    with pytest.raises(ValueError, match=r"preconditioner must keep the shape of z0"):
+        solve(np.cos, solver=fp.NewtonKrylov(), preconditioner=lambda z: lambda v: v[:1])
+
+
+def test_weights_are_one_per_leaf():
+    with pytest.raises(ValueError, match="weights must have one entry per leaf, 1, got 2"):
+        solve(solver=fp.Anderson(weights=(1.0, 2.0)))
 
 
 class Custom(Exception):  # noqa: N818
@@ -90,6 +142,24 @@ def test_exceptions_of_f_pass_untouched(xp_case, counted, error, after):
     f.counter = counted(f)
     with pytest.raises(type(error)) as caught:
         xp_case.solve(f.counter, np.zeros(3))
+    assert caught.value is error
+    assert f.counter.calls == after + 1
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_exceptions_of_f_pass_every_solver_untouched(counted, solver, by, after):
+    """Where f is needed for a difference quotient, too."""
+    error = Custom("mine")
+
+    def f(z):
+        if f.counter.calls > after:
+            raise error
+        return np.cos(z)
+
+    f.counter = counted(f)
+    with pytest.raises(Custom) as caught:
+        by(f.counter, np.linspace(0.0, 1.0, 3), solver=solver, rtol=0.0, atol=0.0)
     assert caught.value is error
     assert f.counter.calls == after + 1
 
@@ -210,10 +280,58 @@ def test_damping_is_in_range(kind, damping):
         kind(damping=damping)
 
 
+@pytest.mark.parametrize("kind", [fp.Anderson, fp.Broyden])
 @pytest.mark.parametrize("memory", [0, -1, 2.0, True])
-def test_memory_is_a_number(memory):
+def test_memory_is_a_number(kind, memory):
     with pytest.raises(ValueError, match="memory must be an integer, 1 or more"):
-        fp.Anderson(memory=memory)
+        kind(memory=memory)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "values"),
+    [
+        (fp.Anderson, "type", (0, 3, "2")),
+        (fp.Anderson, "delay", (-1, 1.0)),
+        (fp.Anderson, "safeguard", (0.0, -1.0, NAN)),
+        (fp.Anderson, "weights", ((1.0, 0.0), (-1.0,))),
+        (fp.Broyden, "update", ("ugly", None)),
+        (fp.SQUAREM, "growth", (1.0, 0.0, NAN)),
+        (fp.SQUAREM, "tolerance", (1.0, -3.0, NAN)),
+        (fp.Newton, "step_bound", (0.0, -1.0, NAN)),
+        (fp.NewtonKrylov, "step_bound", (0.0, NAN)),
+        (fp.NewtonKrylov, "forcing", (0.0, 1.5, NAN)),
+        (fp.NewtonKrylov, "forcing_max", (0.0, 1.5, NAN)),
+        (fp.NewtonKrylov, "gamma", (0.0, 1.5, NAN)),
+        (fp.LevenbergMarquardt, "radius", (0.0, -1.0, NAN)),
+        (fp.PseudoTransient, "time_step", (0.0, -1.0, NAN)),
+        (fp.PseudoTransient, "rtol", (0.0, 1.5, NAN)),
+        (fp.GMRES, "restart", (0, 2.0)),
+        (fp.GMRES, "max_steps", (0, 2.0)),
+        (fp.BiCGStab, "max_steps", (0, 2.0)),
+        (fp.ConjugateGradient, "max_steps", (0, 2.0)),
+    ],
+)
+def test_settings_are_in_range(kind, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [fp.NewtonKrylov, fp.PseudoTransient])
+@pytest.mark.parametrize("linear", [fp.GMRES, "gmres", fp.Newton()])
+def test_a_linear_solver_is_one(kind, linear):
+    with pytest.raises(TypeError, match="linear must be a linear solver"):
+        kind(linear=linear)
+
+
+def test_a_fallback_holds_solvers():
+    with pytest.raises(ValueError, match="solvers must hold at least one solver"):
+        fp.Fallback([])
+    with pytest.raises(TypeError, match="solvers must be solver objects"):
+        fp.Fallback([fp.Picard(), "newton"])
 
 
 @pytest.mark.parametrize("regularization", [0.0, -1e-8, 2.0])
@@ -261,6 +379,43 @@ def test_a_start_that_is_not_a_number(xp_case):
     assert int(sol.steps[1]) == 0
 
 
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_every_solver_leaves_a_start_that_is_not_a_number(eager_case, solver, by):
+    z0 = np.array([[1.0, 3.0], [np.nan, 1.0], [1.0, np.inf]])
+    f = HALF if by is fp.fixed_point else lambda x: 0.5 * x - 1.0
+    sol = eager_case.solve(f, z0, by=by, solver=solver, batch_ndim=1, max_steps=300)
+    value = eager_case.to_numpy(sol.value)
+    ends = eager_case.to_numpy(sol.status).tolist()
+    assert ends == [fp.Status.CONVERGED, fp.Status.NON_FINITE, fp.Status.NON_FINITE]
+    np.testing.assert_allclose(value[0], 2.0, rtol=1e-5)
+    np.testing.assert_array_equal(value[1:], z0[1:])
+    assert eager_case.to_numpy(sol.steps)[1:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_every_solver_survives_where_f_is_undefined(solver, raises):
+    """Beyond 1 it is not a number, or refuses; the root, at 0.9, is reached or a reason given."""
+
+    def F(x):
+        if raises and np.any(x > 1.0):
+            raise fp.DomainError("x must not exceed 1")
+        return 1.0 - np.sqrt(1.0 - x) / np.sqrt(0.1)
+
+    sol = fp.root(F, np.array([0.0, 0.5]), solver=solver, on_failure="return", max_steps=200)
+    np.testing.assert_allclose(float(sol.residual_norm), np.linalg.norm(F(sol.value)), rtol=1e-12)
+    if bool(sol.converged):
+        np.testing.assert_allclose(sol.value, 0.9, rtol=1e-4)
+
+
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_f_undefined_at_the_start_raises(solver, by):
+    def f(z):
+        raise fp.DomainError("nowhere")
+
+    with pytest.raises(fp.DomainError, match="nowhere"):
+        by(f, np.zeros(2), solver=solver, on_failure="return")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_start_that_is_not_finite_raises(xp_case, bad):
     with pytest.raises(fp.ConvergenceError, match="not finite") as caught:
@@ -283,6 +438,14 @@ def test_max_steps_of_zero(jit_case):
     sol = jit_case.solve(lambda z: 0 * z, z0, max_steps=0)
     assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (fp.Status.MAX_STEPS, 0, 1)
     np.testing.assert_array_equal(jit_case.to_numpy(sol.value), z0)
+    assert float(sol.residual_norm) == 5.0
+
+
+def test_no_solver_steps_where_max_steps_is_zero(solver):
+    z0 = np.array([3.0, 4.0])
+    sol = fp.fixed_point(lambda z: 0 * z, z0, solver=solver, max_steps=0, on_failure="return")
+    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (fp.Status.MAX_STEPS, 0, 1)
+    np.testing.assert_array_equal(sol.value, z0)
     assert float(sol.residual_norm) == 5.0
 
 

@@ -208,7 +208,10 @@ def test_the_products_are_those_of_a_matrix_and_its_transpose():
     space = Space.of(backend_of([u], ["u"]), (u,), 0)
     used = np.array([1.0, 0.0, 1.0])
     left, right = rng.standard_normal((2, 3, 7))
-    estimate = InverseEstimate((left,), (right,), used, np.asarray(0.7), (u,), 3)
+    estimate = InverseEstimate(
+        left=(left,), right=(right,), used=used, scale=np.asarray(0.7), direction=(u,),
+        shortened=None, pushed=3,
+    )  # fmt: skip
     H = matrix(estimate)
     np.testing.assert_allclose(estimate.times(space, (u,))[0], H @ u, rtol=1e-12)
     np.testing.assert_allclose(estimate.transposed_times(space, (u,))[0], H.T @ u, rtol=1e-12)

@@ -784,6 +784,18 @@ def test_a_residual_that_stays_the_same_ends_the_same_in_any_company(jit_case, n
     assert ends[0] == ends[1] == ends[2]
 
 
+@pytest.mark.parametrize("solver", [fp.Broyden(), fp.Anderson(memory=3)])
+def test_a_stall_is_counted_from_the_last_improvement_in_any_company(solver):
+    """Steps that are not taken are none, alone as well as next to a sample that has ended."""
+    f = lambda z, a: np.where(z > 1.0, np.nan, a[..., :1] * z * z + a[..., 1:])
+    a, z0 = np.array([[1.2, 3.1]] * 2), np.array([[-0.1], [np.nan]])
+    settings = {"solver": solver, "batch_ndim": 1, "on_failure": "return", "max_steps": 300}
+    alone = fp.fixed_point(f, z0[:1], (a[:1],), **settings)
+    both = fp.fixed_point(f, z0, (a,), **settings)
+    assert alone.status[0] == both.status[0] == Status.STALLED
+    assert alone.steps[0] == both.steps[0]
+
+
 # What is returned.
 
 

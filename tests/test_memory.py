@@ -13,6 +13,11 @@ import fixedpoint as fp
 N = 200_000
 STATE = 8 * N
 SMALL = 0.1  # for all that is not a state
+DENSE = ["newton", "newton-bounded", "levenberg", "fallback"]
+SPARSE = [
+    "picard", "anderson", "anderson-1", "broyden", "broyden-bad", "squarem", "krylov",
+    "krylov-bicgstab", "krylov-cg", "pseudo",
+]  # fmt: skip
 
 
 def peak_states(solver, max_steps):
@@ -36,6 +41,21 @@ def peak_states(solver, max_steps):
         tracemalloc.stop()
 
 
+def peak_bytes(solver, n, max_steps):
+    """Peak memory of the search for a root, in bytes."""
+    cube(np.ones(1))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        fp.root(
+            cube, np.linspace(0.5, 1.0, n), solver=solver, rtol=0.0, atol=0.0,
+            max_steps=max_steps, on_failure="return",
+        )  # fmt: skip
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("memory", [1, 4, 10])
 @pytest.mark.parametrize("damping", [1.0, 0.5])
 def test_anderson_holds_two_histories(memory, damping):
@@ -48,6 +68,40 @@ def test_picard_holds_a_few_states():
     assert peak_states(fp.Picard(damping=0.5), 10) <= 8
 
 
+def cube(x):
+    """Its root is never met, and every solver comes nearer with every step."""
+    return x**3
+
+
+@pytest.mark.parametrize("solver", DENSE, indirect=True)
+def test_memory_of_a_dense_solver_does_not_grow_with_the_steps(solver):
+    few, many = (peak_bytes(solver, 100, steps) for steps in (10, 40))
+    assert many <= 1.1 * few
+
+
+@pytest.mark.parametrize("solver", SPARSE, indirect=True)
+def test_memory_of_a_matrix_free_solver_does_not_grow_with_the_steps(solver):
+    few, many = (peak_bytes(solver, 10_000, steps) for steps in (20, 60))
+    assert many <= few + 2 * 8 * 10_000  # a rare kind of step may need two states more
+
+
+@pytest.mark.parametrize("memory", [2, 8])
+def test_broyden_holds_two_histories(memory):
+    states = peak_bytes(fp.Broyden(memory=memory), N, 2 * memory + 5) / STATE
+    assert 2 * memory <= states <= 2 * memory + 16
+
+
+@pytest.mark.parametrize("restart", [2, 8])
+def test_newton_krylov_holds_two_bases(restart):
+    solver = fp.NewtonKrylov(linear=fp.GMRES(restart=restart, max_steps=2 * restart))
+    assert 2 * restart <= peak_bytes(solver, N, 5) / STATE <= 2 * restart + 16
+
+
+@pytest.mark.parametrize("linear", [fp.BiCGStab(), fp.ConjugateGradient()])
+def test_short_recurrences_hold_a_few_states(linear):
+    assert peak_bytes(fp.NewtonKrylov(linear=linear), N, 5) / STATE <= 18
+
+
 @pytest.mark.parametrize("solver", [fp.Picard(), fp.Anderson(memory=3)])
 def test_memory_does_not_grow_with_the_steps(solver):
     few, many = peak_states(solver, 10), peak_states(solver, 60)
@@ -55,18 +109,25 @@ def test_memory_does_not_grow_with_the_steps(solver):
 
 
 class Saved:
-    """Bytes that autograd saves while it is active."""
+    """Tensors that autograd saves while it is active."""
 
     def __init__(self):
-        self.bytes = 0
+        self.references = []
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
     def pack(self, tensor):
-        self.bytes += tensor.nbytes
-        return tensor
+        kept = tensor.detach()  # an output that is kept as it is would keep its graph
+        self.references.append(weakref.ref(kept))
+        return kept
+
+    @property
+    def bytes(self):
+        """Bytes of those that are still kept."""
+        tensors = [reference() for reference in self.references]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def solved(max_steps):
+def solved(max_steps, solver=None):
     """A recorded solve, and the bytes saved for its backward pass."""
     torch.manual_seed(0)
     W = (0.05 * torch.randn(50, 50, dtype=torch.float64)).requires_grad_()
@@ -75,14 +136,15 @@ def solved(max_steps):
         sol = fp.fixed_point(
             lambda z, W: torch.tanh(z @ W + 1.0), torch.zeros(8, 50, dtype=torch.float64), (W,),
             batch_ndim=1, rtol=0.0, atol=0.0, max_steps=max_steps, on_failure="return",
+            solver=solver,
         )  # fmt: skip
     return sol, saved.bytes
 
 
-def test_torch_saves_the_solution_and_the_arguments_alone():
-    _, few = solved(5)
-    _, many = solved(50)
-    assert few == many == 8 * (8 * 50 + 50 * 50)
+@pytest.mark.parametrize("solver", [None, fp.Anderson(), fp.NewtonKrylov(), fp.Newton()])
+def test_torch_saves_the_solution_and_the_arguments_alone(solver):
+    kept = [solved(max_steps, solver) for max_steps in (2, 20)]
+    assert [saved for _, saved in kept] == [8 * (8 * 50 + 50 * 50)] * 2
 
 
 def graph_size(tensor):

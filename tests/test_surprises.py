@@ -13,10 +13,22 @@ import torch
 
 import fixedpoint as fp
 
-SOLVERS = [fp.Picard(damping=0.9), fp.Anderson(memory=3)]
+FIRST_ORDER = [fp.Picard(damping=0.9), fp.Anderson(memory=3)]
 SETTINGS = [
     (fp.Picard, {"damping": 0.5}),
     (fp.Anderson, {"memory": 7, "damping": 0.5, "regularization": 1e-9}),
+    (fp.Anderson, {"type": 1, "delay": 3, "safeguard": 10.0, "weights": (1.0, 2.0)}),
+    (fp.Anderson, {"damping": float}),  # a callable
+    (fp.Broyden, {"memory": 7, "update": "bad", "line_search": True}),
+    (fp.SQUAREM, {"growth": 2.0, "tolerance": 3.0}),
+    (fp.Newton, {"line_search": False, "step_bound": 0.5}),
+    (fp.NewtonKrylov, {"linear": fp.BiCGStab(), "forcing": 0.1, "forcing_max": 0.5}),
+    (fp.LevenbergMarquardt, {"radius": 1.0}),
+    (fp.PseudoTransient, {"time_step": 0.1, "linear": fp.BiCGStab(), "rtol": 0.1}),
+    (fp.GMRES, {"restart": 5, "max_steps": 50}),
+    (fp.BiCGStab, {"max_steps": 50}),
+    (fp.ConjugateGradient, {"max_steps": 50}),
+    (fp.Budget, {"evaluations": 5, "seconds": 1.0}),
     (fp.Implicit, {"solver": fp.Anderson(memory=3), "rtol": 1e-8, "on_failure": "nan"}),
 ]
 
@@ -26,7 +38,6 @@ def frozen(array):
     return array
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("batch_ndim", [0, 1])
 def test_read_only_arrays_are_enough(solver, batch_ndim):
     z0, b = frozen(np.zeros((2, 3))), frozen(np.ones((2, 3)))
@@ -34,16 +45,16 @@ def test_read_only_arrays_are_enough(solver, batch_ndim):
     np.testing.assert_allclose(sol.value, 2.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 def test_arrays_of_the_caller_are_not_written_to(xp_case, solver):
     z0, b = (xp_case.asarray(a) for a in (np.linspace(0, 1, 4), np.linspace(1, 2, 4)))
     before = xp_case.to_numpy(z0).copy(), xp_case.to_numpy(b).copy()
-    fp.fixed_point(lambda z, b: 0.5 * xp_case.xp.sin(z) + b, z0, (b,), solver=solver)
+    f = lambda z, b: 0.5 * xp_case.xp.sin(z) + b
+    fp.fixed_point(f, z0, (b,), solver=solver)
+    fp.root(lambda z, b: z - f(z, b), z0, (b,), solver=solver)
     np.testing.assert_array_equal(xp_case.to_numpy(z0), before[0])
     np.testing.assert_array_equal(xp_case.to_numpy(b), before[1])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 def test_iterates_handed_to_f_stay_as_they_were(solver):
     seen, copies = [], []
 
@@ -56,7 +67,17 @@ def test_iterates_handed_to_f_stay_as_they_were(solver):
     np.testing.assert_array_equal(seen, copies)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+def test_iterates_handed_to_a_callback_stay_as_they_were(solver):
+    seen, copies = [], []
+
+    def note(step, z, norm):
+        seen.append(z)
+        copies.append(z.copy())
+
+    fp.fixed_point(lambda z: 0.5 * np.cos(z) + 1.0, np.zeros(4), solver=solver, callback=note)
+    np.testing.assert_array_equal(seen, copies)
+
+
 @pytest.mark.parametrize("batch_ndim", [0, 1])
 def test_a_map_may_reuse_its_output_buffer(solver, batch_ndim):
     buffer, z0 = np.empty((2, 3)), np.arange(6.0).reshape(2, 3)
@@ -72,7 +93,25 @@ def test_a_map_may_reuse_its_output_buffer(solver, batch_ndim):
     np.testing.assert_array_equal(sol.steps, fresh.steps)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_a_product_may_reuse_its_output_buffer(contraction, layer, solver, by):
+    f, A = layer(np, by is fp.root), contraction(5, 0.9)
+    b, z0 = np.random.default_rng(0).standard_normal((2, 5))
+    image, product = np.empty(5), np.empty(5)
+
+    def into(buffer, function):
+        def call(*args):
+            buffer[...] = function(*args)
+            return buffer
+
+        return call
+
+    settings = {"solver": solver, "rtol": 1e-9, "max_steps": 200}
+    reused = by(into(image, f), z0, (A, b), jvp=into(product, f.jvp), **settings)
+    fresh = by(f, z0, (A, b), jvp=f.jvp, **settings)
+    np.testing.assert_array_equal(reused.value, fresh.value)
+
+
 def test_a_torch_map_may_reuse_its_output_buffer(solver):
     buffer = torch.empty(4, dtype=torch.float64)
     z0 = torch.arange(4.0, dtype=torch.float64)
@@ -80,8 +119,9 @@ def test_a_torch_map_may_reuse_its_output_buffer(solver):
     def f(z):
         return torch.add(torch.mul(z, 0.5), 1.0, out=buffer)
 
+    jvp = lambda z, v: 0.5 * v  # Torch does not differentiate what writes to a buffer
     with torch.no_grad():
-        sol = fp.fixed_point(f, z0, solver=solver, rtol=1e-10)
+        sol = fp.fixed_point(f, z0, solver=solver, rtol=1e-10, jvp=jvp)
     np.testing.assert_allclose(sol.value.numpy(), 2.0, rtol=1e-9)
 
 
@@ -93,11 +133,22 @@ def test_an_operator_may_reuse_its_output_buffers():
 
 
 @pytest.mark.parametrize("asarray", [np.asarray, array_api_strict.asarray, torch.as_tensor])
-def test_writing_to_the_solution_does_not_change_the_start(asarray):
-    z0 = asarray(np.full(3, 2.0))
-    sol = fp.fixed_point(lambda z: 0.5 * z + 1.0, z0)
+@pytest.mark.parametrize("start", [2.0, 0.0])
+def test_writing_to_the_solution_does_not_change_the_start(asarray, start, solver):
+    z0 = asarray(np.full(3, start))
+    sol = fp.fixed_point(
+        lambda z: 0.5 * z + 1.0, z0, solver=solver, max_steps=0 if start == 0.0 else 100,
+        on_failure="return",
+    )  # fmt: skip
     sol.value[...] = 7.0
-    assert float(z0[0]) == 2.0
+    assert float(z0[0]) == start
+
+
+def test_writing_to_the_solution_does_not_change_what_f_returned(solver):
+    image = np.full(3, 2.0)
+    sol = fp.fixed_point(lambda z: image, np.zeros(3), solver=solver)
+    sol.value[...] = 7.0
+    np.testing.assert_array_equal(image, 2.0)
 
 
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)
@@ -108,6 +159,24 @@ def test_settings_are_values(kind, settings):
     assert one != kind()
     assert pickle.loads(pickle.dumps(one)) == one
     assert copy.deepcopy(one) == one
+
+
+def test_every_solver_is_a_value(solver):
+    assert pickle.loads(pickle.dumps(solver)) == copy.deepcopy(solver) == solver
+    assert hash(pickle.loads(pickle.dumps(solver))) == hash(solver)
+    assert eval(repr(solver), vars(fp)) == solver  # noqa: S307
+    assert {solver: 1}[copy.copy(solver)] == 1
+
+
+def test_a_fallback_is_frozen_and_flat():
+    one, other = fp.Picard(), fp.Newton()
+    fallback = fp.Fallback([one, fp.Fallback([other])])
+    assert fallback == fp.Fallback((one, other))
+    assert fallback != fp.Fallback([other, one])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fallback.solvers = ()
+    with pytest.raises(TypeError, match="dampin"):
+        fp.Fallback([one], dampin=0.5)
 
 
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)
@@ -123,12 +192,13 @@ def test_settings_reject_unknown_keywords(kind, settings):
         kind(**settings, dampin=0.5)
 
 
-def test_the_front_door_rejects_unknown_keywords():
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_the_front_door_rejects_unknown_keywords(by):
     with pytest.raises(TypeError, match="tol"):
-        fp.fixed_point(np.cos, 1.0, tol=1e-3)
+        by(np.cos, 1.0, tol=1e-3)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_maps_may_solve(jit_case, solver):
     """z = w/2 + b with w = z/2 + w/4, that is w = 2z/3."""
 
@@ -210,11 +280,12 @@ def test_a_module_given_as_f_is_right_after_load_state_dict():
     torch.testing.assert_close(solution(one), solution(other), rtol=0, atol=0)
 
 
-def test_solutions_are_deep_copied_and_pickled():
-    sol = fp.fixed_point(lambda z: 0.5 * z + 1.0, np.zeros(2))
+def test_solutions_are_deep_copied_and_pickled(solver):
+    sol = fp.fixed_point(lambda z: 0.5 * z + 1.0, np.zeros(2), solver=solver)
     for other in (copy.deepcopy(sol), pickle.loads(pickle.dumps(sol))):
         np.testing.assert_array_equal(other.value, sol.value)
         assert bool(other.converged)
+        assert other.message == sol.message
 
 
 def test_a_result_does_not_depend_on_the_calls_before(xp_case):
@@ -227,15 +298,11 @@ def test_a_result_does_not_depend_on_the_calls_before(xp_case):
     np.testing.assert_array_equal(first, call())
 
 
-def test_jit_compiles_once_for_one_shape():
-    traces = []
-
-    def f(z, b):
-        traces.append(None)
-        return 0.5 * z + b
-
-    call = jax.jit(lambda z, b: fp.fixed_point(f, z, (b,)).value)
-    call(jnp.zeros(2), jnp.ones(2))
-    number = len(traces)
-    call(jnp.ones(2), 2 * jnp.ones(2))
-    assert len(traces) == number
+@pytest.mark.parametrize("batch_ndim", [0, 1])
+def test_jit_compiles_once_for_one_shape(counted, batch_ndim):
+    f = counted(lambda z, b: 0.5 * z + b)
+    call = jax.jit(lambda z, b: fp.fixed_point(f, z, (b,), batch_ndim=batch_ndim).value)
+    call(jnp.zeros((2, 2)), jnp.ones((2, 2)))
+    number = f.calls
+    np.testing.assert_allclose(call(jnp.ones((2, 2)), 2 * jnp.ones((2, 2))), 4.0, rtol=1e-5)
+    assert f.calls == number

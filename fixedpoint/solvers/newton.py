@@ -228,6 +228,9 @@ class LevenbergMarquardt(Solver):
 
     radius: float = 100.0
 
+    def __post_init__(self) -> None:
+        check_positive("radius", self.radius)
+
     def init(self, space: Space, problem: Problem, point: Point) -> Region:
         """No radius, and no scales."""
         del problem, point

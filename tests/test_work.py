@@ -1,0 +1,106 @@
+"""The work that is reported is the work that was done."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixedpoint as fp
+
+EITHER = pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+DENSE = ["newton", "newton-bounded", "levenberg"]
+SETTINGS = {"rtol": 1e-8, "atol": 0.0, "max_steps": 30, "on_failure": "return"}
+TRACES = 6  # of f, for a solve under jit
+
+
+@pytest.fixture
+def problem(contraction):
+    """A start, and the arguments."""
+    b, z0 = np.random.default_rng(4).standard_normal((2, 4))
+    return z0, (contraction(4, 1.1, 4), b)
+
+
+@EITHER
+@pytest.mark.parametrize("batch_ndim", [0, 1])
+def test_every_call_counts(layer, counted, problem, solver, by, batch_ndim):
+    """Those for difference quotients too; and a batch counts once."""
+    z0, args = problem
+    f, z0 = counted(layer(np, by is fp.root)), np.stack([z0, 2 * z0]) if batch_ndim else z0
+    sol = by(f, z0, args, solver=solver, batch_ndim=batch_ndim, **SETTINGS)
+    assert sol.work == (f.calls, 0, 0)
+
+
+@EITHER
+def test_every_product_counts(layer, counted, problem, solver, by):
+    z0, args = problem
+    f = layer(np, by is fp.root)
+    image, jvp = counted(f), counted(f.jvp)
+    sol = by(image, z0, args, solver=solver, jvp=jvp, **SETTINGS)
+    assert sol.work == (image.calls, 0, jvp.calls)
+
+
+@EITHER
+@pytest.mark.parametrize("solver", DENSE, indirect=True)
+def test_a_jacobian_saves_all_products(layer, counted, problem, solver, by):
+    z0, args = problem
+    f = layer(np, by is fp.root)
+    jacobian = counted(lambda z, *args: np.stack([f.jvp(z, e, *args) for e in np.eye(4)], axis=-1))
+    image = counted(f)
+    sol = by(image, z0, args, solver=solver, jacobian=jacobian, **SETTINGS)
+    assert sol.work == (image.calls, 0, 0)
+    assert 0 < jacobian.calls <= int(sol.steps)
+
+
+@EITHER
+def test_every_library_does_the_same_work(xp_case, numpy_case, layer, problem, solver, by):
+    """Where it differentiates, a linearisation stands for the caller's products."""
+    z0, args = problem
+    settings = {"by": by, "solver": solver, "rtol": 1e-6, "max_steps": 30}
+    here, there = (
+        case.solve(f, z0, args, **settings, **case.exact(f))
+        for case in (xp_case, numpy_case)
+        for f in [layer(case.xp, by is fp.root)]
+    )
+    assert here.work == there.work
+    assert int(here.steps) == int(there.steps)
+
+
+@pytest.mark.parametrize("xp_case", ["torch", "jax"], indirect=True)
+def test_a_step_linearises_once(xp_case, layer, counted, problem, solver):
+    z0, args = problem
+    f = counted(layer(xp_case.xp))
+    sol = xp_case.solve(f, z0, args, solver=solver, **SETTINGS)
+    assert sol.work.f <= f.calls <= sol.work.f + int(sol.steps)
+
+
+def test_the_trace_counts_as_the_work_does(layer, problem, solver):
+    z0, args = problem
+    sol = fp.fixed_point(layer(np), z0, args, solver=solver, record=True, **SETTINGS)
+    evaluations = sol.trace.evaluations[~np.isnan(sol.trace.evaluations)]
+    assert evaluations[0] == 1
+    assert evaluations[-1] == sum(sol.work)
+    assert np.all(np.diff(evaluations) >= 1)
+    assert len(evaluations) == int(sol.steps) + 1
+
+
+def test_a_samples_steps_are_its_own(layer, contraction, solver):
+    """Not those of the slowest; the evaluations are."""
+    A, (b, z0) = contraction(3, 0.9), np.random.default_rng(1).standard_normal((2, 3))
+    f = layer(np)
+    fixed = fp.fixed_point(f, z0, (A, b), solver=solver, rtol=1e-12, max_steps=500).value
+    start = np.stack([fixed, z0])
+    sol = fp.fixed_point(f, start, (A, b), solver=solver, batch_ndim=1, max_steps=500)
+    alone = fp.fixed_point(f, z0, (A, b), solver=solver, max_steps=500)
+    assert sol.steps.tolist() == [0, int(alone.steps)]
+
+
+def test_f_is_traced_a_bounded_number_of_times_under_jit(layer, counted, problem, solver):
+    z0, args = problem
+
+    def traces(max_steps):
+        f = counted(layer(jnp))
+        settings = SETTINGS | {"solver": solver, "max_steps": max_steps}
+        jax.make_jaxpr(lambda z, args: fp.fixed_point(f, z, args, **settings))(z0, args)
+        return f.calls
+
+    assert traces(10) == traces(1000) <= TRACES
