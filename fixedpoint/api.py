@@ -339,7 +339,7 @@ class _Call:
             outcome.backward, _linearisation(solve, arrays),
         )  # fmt: skip
         what = "root failed" if solve.is_root else "fixed_point failed"
-        value = apply_policy(self.on_failure, what, space, outcome.value, solution)
+        value = apply_policy(self.on_failure, what, space, outcome.value, solution, depth=5)
         solution.value = structure.rebuild(value)
         return solution
 

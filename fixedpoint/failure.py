@@ -18,11 +18,13 @@ def check_policy(name: str, policy: str) -> None:
         raise ValueError(f"{name} must be one of {', '.join(POLICIES)}, got {policy!r}")
 
 
-def apply_policy(policy: str, what: str, space: Space, value: Vec, solution: Solution) -> Vec:
+def apply_policy(
+    policy: str, what: str, space: Space, value: Vec, solution: Solution, depth: int = 4
+) -> Vec:
     """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so asked.
 
     Where the values are symbols of a trace nothing can be raised, and "raise" fills the samples
-    that failed with NaN.
+    that failed with NaN. A warning points to the call that is `depth` frames away.
     """
     if policy == "return":
         return value
@@ -34,7 +36,7 @@ def apply_policy(policy: str, what: str, space: Space, value: Vec, solution: Sol
         message = f"{what}: {solution.message}"
         if policy == "raise":
             raise ConvergenceError(message, solution)
-        warnings.warn(message, ConvergenceWarning, stacklevel=4)
+        warnings.warn(message, ConvergenceWarning, stacklevel=depth)
     return value
 
 

@@ -251,7 +251,8 @@ def _reopened(space: Space, carry: Carry, first: Point) -> Carry:
     status = xp.where(again, xp.zeros_like(carry.status), carry.status)
     now = xp.zeros_like(carry.improved) + carry.step
     point = choose(space, again, first, carry.point)
-    return _sifted(space, carry._replace(point=point, status=status, improved=now))
+    # The best iterate is another solver's: no turn is smooth until a better one is found.
+    return _sifted(space, carry._replace(point=point, status=status, improved=now, smooth=-1))
 
 
 def _bounds(problem: Problem, first: Point) -> tuple[Array, Array]:
@@ -314,7 +315,7 @@ class _Loop:
         if carry.smooth != carry.step:  # what is best so far is not where the step came from
             return False
         backend, new = self.problem.space.backend, step.point
-        fell = step.fell or backend.known_all(new.residual_norm <= carry.point.residual_norm)
+        fell = step.fell or backend.known_all(new.residual_norm < carry.point.residual_norm)
         return fell and backend.known_none(new.satisfied)
 
     def improved(self, carry: Carry, step: Step) -> Carry:
@@ -342,7 +343,8 @@ class _Loop:
         improved = xp.where(better, xp.zeros_like(since) + carry.step, since)
         lost, diverged = ~(norm < xp.inf), norm > self.bounds[1]
         stalled = carry.step - improved >= self.solver.patience(space)
-        smooth = carry.step if best.value is point.value else carry.smooth
+        renewed = best is not carry.best and best.value is point.value
+        smooth = carry.step if renewed else carry.smooth
         carry = carry._replace(best=best, improved=improved, smooth=smooth)
         ending = _live(converged | lost | diverged | stalled, active)
         if failure is None and space.backend.known_none(ending):
@@ -387,7 +389,8 @@ class _Loop:
             carry = self._ended(carry, sum(carry.work) >= budget.evaluations, Status.OUT_OF_BUDGET)
         if self.deadline is not None and time.monotonic() > self.deadline:
             carry = self._ended(carry, True, Status.OUT_OF_BUDGET)
-        if course.compact and carry.active is not None and carry.running:
+        traced = self.problem.space.backend.is_traced((carry.status,))
+        if course.compact and not traced and carry.active is not None and carry.running:
             return self._compacted(carry)
         return carry
 
@@ -459,17 +462,23 @@ def _taken(space: Space, carry: Carry, rows: Array) -> Carry:
 
 def _put(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
     """`few` in the `rows` of `carry`."""
-    xp = space.xp
-    length = carry.status.shape[0]
+    xp, length = space.xp, carry.status.shape[0]
     source = xp.arange(length, dtype=rows.dtype)
     source = space.backend.write(source, rows, length + xp.arange(rows.shape[0], dtype=rows.dtype))
-    full, structure = tree.flatten(carry._replace(active=None))
-    part = tree.flatten(few._replace(active=None))[0]
-    joined = [
-        xp.take(xp.concat([a, b]), source, axis=0) if _is_batched(space, a) else b
-        for a, b in zip(full, part, strict=True)
-    ]
-    whole: Carry = structure.rebuild(joined)
+
+    def merged(full: Any, part: Any) -> Any:
+        if isinstance(part, tuple):
+            parts = [merged(a, b) for a, b in zip(full, part, strict=True)]
+            return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)
+        if part is None:  # known to be nothing of interest in the rows, or in all
+            return full
+        if not _is_batched(space, part):
+            return part
+        if full is None:
+            full = xp.zeros((length, *part.shape[1:]), dtype=part.dtype)
+        return xp.take(xp.concat([full, part]), source, axis=0)
+
+    whole: Carry = merged(carry._replace(active=None), few._replace(active=None))
     return whole
 
 

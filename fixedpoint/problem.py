@@ -265,14 +265,28 @@ class FixedPointProblem(Problem):
         image, residual = self.map(value)
         increment = space.subtract(image, value)
         if residual is None:
-            norm, scale = space.norm(increment, self.norm), space.norm(image, self.norm)
-            return Point(value, increment, norm, scale, self._within(norm, scale))
+            return Point(value, increment, *self._tested([increment], [image]))
         target = space.add(value, residual)
-        norms = [space.norm(residual[block], self.norm) for block in self.blocks]
-        scales = [space.norm(target[block], self.norm) for block in self.blocks]
+        parts = [[u[block] for block in self.blocks] for u in (residual, target)]
+        return Point(value, increment, *self._tested(*parts))
+
+    def _tested(self, residuals: list[Vec], targets: list[Vec]) -> tuple[Array, Array, Array]:
+        """The norms of all residuals and targets, and whether each residual is within tolerance."""
+        space = self.space
+        tested = self._norms(space.norm, residuals, targets)
+        # Squares that underflow must not pass for a residual of zero.
+        if self.norm == "max" or space.backend.known_none(tested[2]):
+            return tested
+        return self._norms(space.safe_norm, residuals, targets)
+
+    def _norms(
+        self, norm: Any, residuals: list[Vec], targets: list[Vec]
+    ) -> tuple[Array, Array, Array]:
+        norms = [norm(residual, self.norm) for residual in residuals]
+        scales = [norm(target, self.norm) for target in targets]
         satisfied = reduce(and_, map(self._within, norms, scales))
-        norm, scale = (space.join_norms(parts, self.norm) for parts in (norms, scales))
-        return Point(value, increment, norm, scale, satisfied)
+        join = self.space.join_norms
+        return join(norms, self.norm), join(scales, self.norm), satisfied
 
     def increment(self, value: Vec) -> Vec:
         """The increment f(z) − z."""
@@ -320,6 +334,9 @@ class RootProblem(Problem):
         increment = self.increment(value)
         norm = self.space.norm(increment, self.norm)
         satisfied = self._within(norm, norm if self.scale is None else self.scale)
+        if not self.space.backend.known_none(satisfied):
+            norm = self.space.safe_norm(increment, self.norm)
+            satisfied = self._within(norm, norm if self.scale is None else self.scale)
         return Point(value, increment, norm, norm, satisfied)
 
     def increment(self, value: Vec) -> Vec:

@@ -191,6 +191,10 @@ class Solution:
             raise ValueError("there is no trace to plot: solve with record=True")
         return plot_trace(_numpy(self.trace.residual_norm), _numpy(self.trace.evaluations), ax)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the map: solutions are pickled, and their maps need not be."""
+        return {**self.__dict__, "linearisation": None}
+
     def __repr__(self) -> str:
         """A line that says what happened."""
         return f"Solution({self.message}; {self.work.f} evaluations)"

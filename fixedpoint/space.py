@@ -174,7 +174,7 @@ class Space:
 
     def scale(self, coefficient: Array | float, u: Vec) -> Vec:
         """The product of a number, or of one number per sample, with u."""
-        if isinstance(coefficient, float):
+        if type(coefficient) is float:  # NumPy's double is one too, but promotes like an array
             return u if coefficient == 1.0 else tuple([coefficient * leaf for leaf in u])
         return tuple([self._factor(coefficient, leaf) * leaf for leaf in u])
 
@@ -228,6 +228,15 @@ class Space:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
         norms = [self.backend.row_norm(self._wide(leaf), kind) for leaf in u]
         return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
+
+    def safe_norm(self, u: Vec, kind: str = "euclidean") -> Array:
+        """The norm of each sample, where squares may under- or overflow."""
+        largest = self.norm(u, "max")
+        if kind == "max":
+            return largest
+        sound = (largest > 0.0) & (largest < self.xp.inf)
+        unit = self.xp.where(sound, largest, self.one)
+        return unit * self.norm(tuple([leaf / self._factor(unit, leaf) for leaf in u]))
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
         """The norm of a vector whose parts have these `norms`."""

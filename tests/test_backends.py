@@ -36,9 +36,7 @@ def test_first_ten_iterates(xp_case, numpy_case, contraction, solver):
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-def test_first_ten_iterates_of_every_solver(
-    xp_case, numpy_case, contraction, layer, solver, by
-):
+def test_first_ten_iterates_of_every_solver(xp_case, numpy_case, contraction, layer, solver, by):
     """With exact products: NumPy has them from the caller, Torch and JAX differentiate."""
     A = contraction(4, 0.95, 2)
     b, z0 = np.random.default_rng(2).standard_normal((2, 4))

@@ -89,7 +89,7 @@ def test_the_kkt_residuals_are_those_of_autograd(problem):
 def test_the_objective_is_that_of_a_fresh_equilibrium(problem):
     decoder, y, (z, x) = problem
     params = frozen(decoder)
-    sol = MODEL.solve(z, x, params=params, y=y, max_steps=3, on_failure="return")
+    sol = MODEL.solve(z, x, params=params, y=y, max_steps=6, on_failure="return")
     for _ in range(500):
         z = equilibrium_map(z, sol.x, params)
     torch.testing.assert_close(sol.objective, masked_loss(z, sol.x, y, params), rtol=1e-5, atol=0.0)

@@ -16,6 +16,7 @@ FIRST_ORDER = [
 ]
 FALL = 0.9
 Status = fp.Status
+EARLY = {Status.STALLED, Status.DIVERGED, Status.NON_FINITE}
 FAILURES = set(Status) - {Status.RUNNING, Status.CONVERGED, Status.NO_BRACKET}
 
 dampings = st.sampled_from([0.1, 0.5, 1.0, 1.5])
@@ -90,7 +91,7 @@ def test_converged_is_said_if_and_only_if_it_is_true(xp_case, contraction, probl
         assert norm <= tolerance + slack
     else:
         ceiling = max(FALL * first, stop["atol"])
-        assert int(sol.steps) == stop["max_steps"]
+        assert int(sol.steps) == stop["max_steps"] or int(sol.status) in EARLY
         assert norm > min(tolerance, ceiling) - slack
 
 

@@ -67,6 +67,12 @@ class LinearSystem:
             busy = busy & self.active
         return space.zeros(self.right), norm, busy
 
+    def solution(self, x: Vec, norm: Array, products: Any) -> LinearSolution:
+        """What was reached: zero in the samples that had nothing to do."""
+        zero, first, busy = self.start()
+        norm = self.space.xp.where(busy, norm, first)
+        return LinearSolution(self.space.where(busy, x, zero), norm, products)
+
     def with_preconditioner(self, second: Any) -> LinearSystem:
         """The system with a second preconditioner, which is ``applied`` after the first."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.checks import check_count
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 
 
@@ -42,6 +43,9 @@ class BiCGStab(LinearSolver):
 
     max_steps: int = 250
 
+    def __post_init__(self) -> None:
+        check_count("max_steps", self.max_steps, 1)
+
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
         space = system.space
@@ -53,7 +57,7 @@ class BiCGStab(LinearSolver):
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
 
         end = space.backend.while_loop(unfinished, lambda c: _step(system, c), first)
-        return LinearSolution(end.x, end.norm, 2 * end.steps), memory
+        return system.solution(end.x, end.norm, 2 * end.steps), memory
 
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:

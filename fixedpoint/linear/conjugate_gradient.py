@@ -104,7 +104,8 @@ class ConjugateGradient(LinearSolver):
         shape = (window,)
         lanczos = _Lanczos(space.history(window), space.full(0.0, shape), space.full(0.0, shape))
         solution, lanczos = self._run(system.with_preconditioner(memory), lanczos)
-        found = _spectrum(space, _trimmed(lanczos, solution.products), memory.factors.shape[-1])
+        size = memory.factors.shape[-1]
+        found = _spectrum(space, _trimmed(lanczos, solution.products, size + 1), size)
         factors = space.xp.where(unknown[..., None], found.factors, memory.factors)
         rows = unknown[..., None, None]
         pairs = zip(found.vectors, memory.vectors, strict=True)
@@ -122,7 +123,7 @@ class ConjugateGradient(LinearSolver):
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
 
         end = space.backend.while_loop(unfinished, lambda c: _step(system, c), first)
-        return LinearSolution(end.x, end.norm, end.steps), end.lanczos
+        return system.solution(end.x, end.norm, end.steps), end.lanczos
 
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:
@@ -164,10 +165,11 @@ def _written(space: Space, numbers: Array, steps: Any, new: Array) -> Array:
     return space.backend.write(numbers, (..., slot), kept)
 
 
-def _trimmed(lanczos: _Lanczos, steps: Any) -> _Lanczos:
+def _trimmed(lanczos: _Lanczos, steps: Any, least: int) -> _Lanczos:
     """The part of the window that was filled, if it is known how much that is."""
     if not isinstance(steps, int):
         return lanczos
+    steps = max(steps, least)
     basis = tuple(past[..., :steps, :] for past in lanczos.basis)
     return _Lanczos(basis, lanczos.lengths[..., :steps], lanczos.ratios[..., :steps])
 
@@ -178,8 +180,9 @@ def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
     inverse = xp.abs(space.ratio(space.one, lengths))
     coupling = xp.sqrt(xp.abs(ratios)) * inverse
     before = xp.concat([0.0 * ratios[..., :1], (ratios * inverse)[..., :-1]], axis=-1)
-    used = lengths != 0.0
     diagonal = inverse + before
+    used = (lengths != 0.0) & xp.isfinite(diagonal) & xp.isfinite(coupling)
+    diagonal, coupling = (xp.where(used, part, space.zero) for part in (diagonal, coupling))
     # Where the solve ended before the window, the matrix goes on with numbers above its spectrum.
     above = 4.0 * xp.max(diagonal, axis=-1, keepdims=True) + 1.0
     diagonal = xp.where(used, diagonal, above)
@@ -187,7 +190,7 @@ def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
     beside = xp.where(linked, -coupling[..., :-1], space.zero)
     values, turned = xp.linalg.eigh(_tridiagonal(space, diagonal, beside))
     weights = xp.matrix_transpose(turned[..., :, :size])
-    vectors = tuple(xp.matmul(_as(space, weights, past), past) for past in lanczos.basis)
+    vectors = tuple(_combined(space, weights, past) for past in lanczos.basis)
     target = values[..., size : size + 1] if values.shape[-1] > size else values[..., -1:]
     genuine = (values[..., :size] < above) & (values[..., :size] > 0.0)
     factors = space.ratio(xp.where(target < above, target, values[..., :1]), values[..., :size])
@@ -203,5 +206,9 @@ def _tridiagonal(space: Space, diagonal: Array, beside: Array) -> Array:
     return diagonal[..., :, None] * unit + half + space.xp.matrix_transpose(half)
 
 
-def _as(space: Space, weights: Array, past: Array) -> Array:
-    return weights if weights.dtype == past.dtype else space.xp.astype(weights, past.dtype)
+def _combined(space: Space, weights: Array, past: Array) -> Array:
+    """The Ritz vectors; those of a sample that is not finite are zero."""
+    xp = space.xp
+    weights = weights if weights.dtype == past.dtype else xp.astype(weights, past.dtype)
+    vectors = xp.matmul(weights, past)
+    return xp.where(xp.isfinite(vectors), vectors, xp.zeros_like(vectors))

@@ -110,8 +110,10 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     image = system.product(p)
     q, h = _orthogonal(space, space.filled(cycle.basis, slot), image)
     length = space.norm(q)
-    # What is left of the image must be more than the rounding errors of the orthogonalisation.
-    holds = cycle.busy & (length > 10 * space.precision * space.norm(image)) & (length < xp.inf)
+    # What is left of the image must be more than the rounding errors of the orthogonalisation, by
+    # so much that the solution, which is divided by it, keeps the residual true.
+    least = space.precision**0.75 * space.norm(image)
+    holds = cycle.busy & (length > least) & (length < xp.inf)
     zero = space.zeros(p)
     q = space.where(holds, space.scale(space.ratio(space.full(1.0), length), q), zero)
     p = space.where(holds, p, zero)

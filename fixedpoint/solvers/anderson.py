@@ -144,8 +144,14 @@ class Anderson(Solver):
 
     def resume(self, space: Space, state: Secants, point: Point, fresh: Secants) -> Secants:
         """The columns of an earlier call, with the envelope of this one."""
-        del space, point
-        return state._replace(envelope=fresh.envelope, rejected=fresh.rejected)
+        del point
+        return state._replace(
+            residuals=space.copy(state.residuals),
+            images=space.copy(state.images),
+            gram=1.0 * state.gram,
+            envelope=fresh.envelope,
+            rejected=fresh.rejected,
+        )
 
     def step(
         self, space: Space, problem: Problem, point: Point, state: Secants, active: Array | None
@@ -155,7 +161,7 @@ class Anderson(Solver):
         proposal = self._proposal(space, point, state)
         new = problem.trial(space.where(active, proposal, point.value))
         state = self._remembered(space, state, point, new, active)
-        fell = new.residual_norm <= point.residual_norm
+        fell = new.residual_norm < point.residual_norm
         if state.rejected is None and space.backend.known_all(fell):
             return Step(new, state, _ONE, None, True)
         ceiling = state.envelope * (1.0 / state.pushed)

@@ -131,8 +131,13 @@ class Broyden(Solver):
         self, space: Space, state: InverseEstimate, point: Point, fresh: InverseEstimate
     ) -> InverseEstimate:
         """The estimate of an earlier call, and its direction here."""
-        direction = state.times(space, point.increment)
-        return state._replace(direction=direction, shortened=fresh.shortened)
+        return state._replace(
+            left=space.copy(state.left),
+            right=space.copy(state.right),
+            used=1.0 * state.used,
+            direction=state.times(space, point.increment),
+            shortened=fresh.shortened,
+        )
 
     def step(
         self, space: Space, problem: Problem, point: Point, state: InverseEstimate,

@@ -39,7 +39,9 @@ class Fallback(Solver):
     def __init__(self, solvers: Sequence[Solver]) -> None:
         for solver in solvers:
             if not isinstance(solver, Solver):
-                raise TypeError(f"solvers must be solver objects such as Anderson(), got {solver!r}")
+                raise TypeError(
+                    f"solvers must be solver objects such as Anderson(), got {solver!r}"
+                )
         flat = tuple(rung for solver in solvers for rung in solver.sequence)
         if not flat:
             raise ValueError("solvers must hold at least one solver, got none")

@@ -77,6 +77,16 @@ def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
     return rotated / factors.scales
 
 
+def matching(space: Space, sparsity: Sparsity | None) -> Sparsity | None:
+    """`sparsity`, if it is that of a Jacobian of this size; else raise ValueError."""
+    if sparsity is not None and len(sparsity.pattern) != space.real_size:
+        raise ValueError(
+            f"state must come from a call with the same shapes: expected {space.real_size} "
+            f"unknowns, got {len(sparsity.pattern)}"
+        )
+    return sparsity
+
+
 class Structure(NamedTuple):
     """What Newton's method remembers: what difference quotients found of the Jacobian's zeros."""
 
@@ -122,6 +132,11 @@ class Newton(Solver):
     def __post_init__(self) -> None:
         if self.step_bound is not None:
             check_positive("step_bound", self.step_bound)
+
+    def resume(self, space: Space, state: Structure, point: Point, fresh: Structure) -> Structure:
+        """The zeros that an earlier call found."""
+        del point, fresh
+        return Structure(matching(space, state.sparsity))
 
     def patience(self, space: Space) -> int:
         """With bounded steps, a step for each equation of a chain."""
@@ -235,6 +250,11 @@ class LevenbergMarquardt(Solver):
         """No radius, and no scales."""
         del problem, point
         return Region(space.full(0.0), space.full(0.0, (space.real_size,)), None)
+
+    def resume(self, space: Space, state: Region, point: Point, fresh: Region) -> Region:
+        """The radius, scales and zeros of an earlier call."""
+        del point, fresh
+        return state._replace(sparsity=matching(space, state.sparsity))
 
     def step(
         self, space: Space, problem: Problem, point: Point, state: Region, active: Array | None
