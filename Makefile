@@ -36,7 +36,7 @@ demo: .venv/.ready
 	$(BIN)/python -m fixedpoint_models demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: .venv/.ready
 	$(BIN)/python -m ruff check .
