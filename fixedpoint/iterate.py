@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
@@ -463,8 +465,9 @@ def _taken(space: Space, carry: Carry, rows: Array) -> Carry:
 def _put(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
     """`few` in the `rows` of `carry`."""
     xp, length = space.xp, carry.status.shape[0]
-    source = xp.arange(length, dtype=rows.dtype)
-    source = space.backend.write(source, rows, length + xp.arange(rows.shape[0], dtype=rows.dtype))
+    places = np.arange(length)
+    places[space.backend.numpy(rows)] = length + np.arange(rows.shape[0])
+    source = xp.asarray(places, **space.place)
 
     def merged(full: Any, part: Any) -> Any:
         if isinstance(part, tuple):

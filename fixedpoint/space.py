@@ -260,21 +260,21 @@ class Space:
 
     def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
         """An array of coefficients, of the shape of the batch followed by `shape`."""
-        return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **self._place)
+        return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **self.place)
 
     @cached_property
     def zero(self) -> Array:
         """The coefficient 0, without axes."""
-        return self.backend.constant(0.0, self.xp, self.dtype, self._place)
+        return self.backend.constant(0.0, self.xp, self.dtype, self.place)
 
     @cached_property
     def one(self) -> Array:
         """The coefficient 1, without axes."""
-        return self.backend.constant(1.0, self.xp, self.dtype, self._place)
+        return self.backend.constant(1.0, self.xp, self.dtype, self.place)
 
     def identity(self, size: int) -> Array:
         """A unit matrix of coefficients for each sample."""
-        return self.full(0.0, (size, size)) + self.xp.eye(size, dtype=self.dtype, **self._place)
+        return self.full(0.0, (size, size)) + self.xp.eye(size, dtype=self.dtype, **self.place)
 
     def ratio(self, a: Array, b: Array) -> Array:
         """The quotients a/b, zero where b is."""
@@ -282,7 +282,8 @@ class Space:
         return self.xp.where(divides, a / self.xp.where(divides, b, self.one), self.zero)
 
     @cached_property
-    def _place(self) -> dict[str, Any]:
+    def place(self) -> dict[str, Any]:
+        """Where the coefficients live, as a keyword of what makes arrays."""
         return {} if self.device is None else {"device": self.device}
 
     # Histories: per leaf an array (batch, memory, entries).
@@ -297,7 +298,7 @@ class Space:
 
     def _histories(self, memory: int, make: Any) -> Vec:
         return tuple(
-            make((*self.batch_shape, memory, size), dtype=dtype, **self._place)
+            make((*self.batch_shape, memory, size), dtype=dtype, **self.place)
             for size, dtype in zip(self.sizes, self.dtypes, strict=True)
         )
 

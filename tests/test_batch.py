@@ -104,20 +104,20 @@ def test_leaving_the_batch_changes_nothing(eager_case, contraction, layer, solve
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
 @pytest.mark.parametrize("neighbour", list(KINDS))
-def test_a_neighbour_changes_nothing(jit_case, solver, neighbour):
-    alone = solve(jit_case, [GOOD], solver)
-    both = solve(jit_case, [KINDS[neighbour], GOOD, KINDS[neighbour]], solver)
+def test_a_neighbour_changes_nothing(xp_case, solver, neighbour):
+    alone = solve(xp_case, [GOOD], solver)
+    both = solve(xp_case, [KINDS[neighbour], GOOD, KINDS[neighbour]], solver)
     assert int(alone.status[0]) == fp.Status.CONVERGED
-    assert_same(jit_case, both, 1, alone)
+    assert_same(xp_case, both, 1, alone)
 
 
 @settings(max_examples=8)
 @given(names=st.lists(st.sampled_from(list(KINDS)), min_size=4, max_size=4))
 @pytest.mark.parametrize("solver", [PICARD, fp.Anderson(memory=3)])
-def test_every_sample_is_as_if_alone(xp_case, solver, names):
-    batch = solve(xp_case, [KINDS[name] for name in names], solver)
+def test_every_sample_is_as_if_alone(eager_case, solver, names):
+    batch = solve(eager_case, [KINDS[name] for name in names], solver)
     for index, name in enumerate(names):
-        assert_same(xp_case, batch, index, solve(xp_case, [KINDS[name]], solver))
+        assert_same(eager_case, batch, index, solve(eager_case, [KINDS[name]], solver))
         if name in EXPECTED:
             assert int(batch.status[index]) == EXPECTED[name]
 

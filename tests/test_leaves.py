@@ -72,14 +72,23 @@ def test_the_first_ten_iterates_agree(xp_case, layout, contraction, solver):
         assert np.linalg.norm(joined - reference) <= 1e-10 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("solver", FIRST_ORDER)
-def test_the_answers_agree(jit_case, layout, contraction, solver):
+def assert_the_answers_agree(case, layout, contraction, solver):
     whole, parts, joined = solve_both(
-        jit_case, layout, contraction, solver=solver, rtol=1e-10, atol=0.0
+        case, layout, contraction, solver=solver, rtol=1e-10, atol=0.0
     )
     assert bool(whole.converged)
     assert bool(parts.converged)
-    np.testing.assert_allclose(joined, jit_case.to_numpy(whole.value), rtol=0, atol=3e-9)
+    np.testing.assert_allclose(joined, case.to_numpy(whole.value), rtol=0, atol=3e-9)
+
+
+@pytest.mark.parametrize("solver", FIRST_ORDER)
+def test_the_answers_agree(xp_case, layout, contraction, solver):
+    assert_the_answers_agree(xp_case, layout, contraction, solver)
+
+
+@pytest.mark.parametrize("jit_case", ["jax-jit"], indirect=True)
+def test_the_answers_agree_under_jit(jit_case, layout, contraction):
+    assert_the_answers_agree(jit_case, layout, contraction, fp.Anderson(memory=3, damping=0.5))
 
 
 def in_parts(layout, xp, function):

@@ -20,7 +20,7 @@ import torch
 
 from fixedpoint.backend import Vec
 from fixedpoint.failure import apply_policy
-from fixedpoint.solution import Solution
+from fixedpoint.solution import Solution, Work
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint.space import Space
 
@@ -166,10 +166,11 @@ class LinearSolve(torch.autograd.Function):
         report = call.report
         report.status, report.residual_norm = end.status, end.residual_norm
         report.steps, report.products = end.steps, end.work.f + end.work.jvp
+        work = Work(vjp=report.products)
         what = "the adjoint solve failed" if transposed else "the tangent solve failed"
         names = tuple(rung.name for rung in adjoint.method(solve.is_root).sequence)
         solution = Solution(
-            end.value, end.status, end.residual_norm, end.steps, end.work, end.method, names
+            end.value, end.status, end.residual_norm, end.steps, work, end.method, names
         )
         return apply_policy(adjoint.on_failure, what, space, end.value, solution)
 
