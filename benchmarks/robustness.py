@@ -335,10 +335,14 @@ def our_variants(problem: Problem) -> list[tuple[str, dict[str, Any]]]:
     exact = {"jvp": problem.jvp}
     bicgstab = {"solver": fp.NewtonKrylov(linear=fp.BiCGStab())}
     gradient = {"solver": fp.NewtonKrylov(linear=fp.ConjugateGradient())}
+    recycling = fp.ConjugateGradient(recycle=8)
+    recycled = {"solver": fp.NewtonKrylov(linear=recycling, forcing=1e-3)}
     return [
         ("NewtonKrylov(BiCGStab)", bicgstab),
         ("NewtonKrylov(BiCGStab), jvp", bicgstab | exact),
         ("NewtonKrylov(ConjugateGradient), jvp", gradient | exact),
+        ("NewtonKrylov(recycled gradients)", recycled),
+        ("NewtonKrylov(recycled gradients), jvp", recycled | exact),
     ]
 
 

@@ -168,6 +168,21 @@ def test_a_batch_of_zero(jit_case, solver):
     assert sol.converged.shape == (0,)
 
 
+def test_every_solver_takes_batches_of_any_shape(eager_case, solver):
+    rows = np.array([[GOOD, NAN, SLOW], [SOLVED, GOOD, DIVERGING]])
+    line = solve(eager_case, rows.reshape(6, 3), solver, start=AWAY)
+    grid = solve(eager_case, rows, solver, start=AWAY, batch_ndim=2)
+    none = solve(eager_case, rows[:0], solver, start=AWAY, batch_ndim=2)
+    alone = solve(eager_case, rows[0, 0], solver, start=AWAY, batch_ndim=0)
+    for field in FIELDS:
+        flat, square, empty, scalar = (
+            eager_case.to_numpy(getattr(sol, field)) for sol in (line, grid, none, alone)
+        )
+        np.testing.assert_array_equal(square.reshape(flat.shape), flat, field)
+        assert empty.shape == (0, *square.shape[1:])
+        np.testing.assert_allclose(scalar, flat[0], rtol=1e-9, atol=1e-12)
+
+
 def test_each_sample_may_have_its_own_tolerance(jit_case):
     atol = np.array([1e-2, 1e-6, 1e-10])
     z0 = np.zeros((3, 1))
