@@ -1,12 +1,21 @@
 """Fixed points and roots of differentiable maps, and their derivatives, on any array library."""
 
 from fixedpoint import operators
-from fixedpoint.adjoints.implicit import Implicit
+from fixedpoint.adjoints import (
+    Adjoint,
+    ImplicitAdjoint,
+    JacobianFree,
+    NeumannSeries,
+    PhantomGradient,
+    SharedInverse,
+    Unrolled,
+)
 from fixedpoint.api import fixed_point, root
 from fixedpoint.bracket import bracketed_root
 from fixedpoint.iterate import Budget
 from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
 from fixedpoint.solution import (
+    BackwardReport,
     ConvergenceError,
     ConvergenceWarning,
     DomainError,
@@ -33,7 +42,9 @@ __version__ = "0.1.0"
 __all__ = [
     "GMRES",
     "SQUAREM",
+    "Adjoint",
     "Anderson",
+    "BackwardReport",
     "BiCGStab",
     "Broyden",
     "Budget",
@@ -42,15 +53,20 @@ __all__ = [
     "ConvergenceWarning",
     "DomainError",
     "Fallback",
-    "Implicit",
+    "ImplicitAdjoint",
+    "JacobianFree",
     "LevenbergMarquardt",
+    "NeumannSeries",
     "Newton",
     "NewtonKrylov",
+    "PhantomGradient",
     "Picard",
     "PseudoTransient",
+    "SharedInverse",
     "Solution",
     "Status",
     "Trace",
+    "Unrolled",
     "Work",
     "bracketed_root",
     "default_solver",

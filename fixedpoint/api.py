@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from fixedpoint import tree
-from fixedpoint.adjoints.implicit import Implicit
+from fixedpoint.adjoints import Adjoint, ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of
 from fixedpoint.checks import check_count
 from fixedpoint.failure import apply_policy, check_policy
 from fixedpoint.iterate import Budget, Course, Memory
 from fixedpoint.operators.base import Operator
 from fixedpoint.operators.joint import Joint
-from fixedpoint.solution import Solution
+from fixedpoint.solution import Solution, Work
 from fixedpoint.solve import LeafMap, Outcome, Solve
-from fixedpoint.solvers import Solver, default_solver
+from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 
 DEFAULT_MAX_STEPS = 1000
-_IMPLICIT = Implicit()
+_IMPLICIT = ImplicitAdjoint()
 
 
 def fixed_point(
@@ -35,12 +35,13 @@ def fixed_point(
     max_steps: int = DEFAULT_MAX_STEPS,
     batch_ndim: int = 0,
     batched_args: Any = None,
-    adjoint: Implicit | None = None,
+    adjoint: Adjoint | None = None,
     on_failure: str = "raise",
     project: Callable[[Any], Any] | None = None,
     jvp: Callable[..., Any] | None = None,
     jacobian: Callable[..., Any] | None = None,
     preconditioner: Callable[..., Any] | None = None,
+    has_aux: bool = False,
     record: bool = False,
     callback: Callable[[int, Any, Array], Any] | None = None,
     state: Memory | None = None,
@@ -81,8 +82,8 @@ def fixed_point(
     batched_args : tuple of bool, optional
         For each entry of `args` whether its arrays have an entry per sample, along their first
         axis. Outside a trace, samples that have converged then leave the batch.
-    adjoint : Implicit, optional
-        How derivatives of the solution are formed.
+    adjoint : Adjoint, optional
+        How derivatives of the solution are formed, by default :class:`ImplicitAdjoint`.
     on_failure : {"raise", "warn", "return", "nan"}, optional
         What to do when a sample fails: raise :class:`ConvergenceError`, which holds the
         solution; warn; say so in the status alone; or fill the samples that failed with NaN.
@@ -98,6 +99,9 @@ def fixed_point(
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` is an approximate inverse of the derivative of the residual,
         f′(z) − I: a function v ↦ Pv, in NumPy also a linear operator or an incomplete LU.
+    has_aux : bool, optional
+        Whether f returns a pair, the image and something more. ``sol.aux`` is what it returns at
+        the solution, for one evaluation, and is differentiated like it.
     record : bool, optional
         Keep the course of the residual in ``sol.trace``.
     callback : callable, optional
@@ -137,7 +141,8 @@ def fixed_point(
     """
     call = _Call(
         f, args, solver, rtol, atol, norm, max_steps, batch_ndim, batched_args, adjoint,
-        on_failure, project, jvp, jacobian, preconditioner, record, callback, state, budget,
+        on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
+        budget,
     )  # fmt: skip
     return call.solve(z0, is_root=False)
 
@@ -154,12 +159,13 @@ def root(
     max_steps: int = DEFAULT_MAX_STEPS,
     batch_ndim: int = 0,
     batched_args: Any = None,
-    adjoint: Implicit | None = None,
+    adjoint: Adjoint | None = None,
     on_failure: str = "raise",
     project: Callable[[Any], Any] | None = None,
     jvp: Callable[..., Any] | None = None,
     jacobian: Callable[..., Any] | None = None,
     preconditioner: Callable[..., Any] | None = None,
+    has_aux: bool = False,
     record: bool = False,
     callback: Callable[[int, Any, Array], Any] | None = None,
     state: Memory | None = None,
@@ -185,8 +191,8 @@ def root(
         ``jvp(x, v, *args)`` = F′(x)v and ``jacobian(x, *args)`` = F′(x).
     preconditioner : callable, optional
         ``preconditioner(x, *args)`` is an approximate inverse of F′(x).
-    norm, max_steps, batch_ndim, batched_args, adjoint, on_failure, project, record, callback, \
-    state, budget
+    norm, max_steps, batch_ndim, batched_args, adjoint, on_failure, project, has_aux, record, \
+    callback, state, budget
         As in :func:`fixed_point`.
 
     Returns
@@ -210,7 +216,8 @@ def root(
     """
     call = _Call(
         F, args, solver, rtol, atol, norm, max_steps, batch_ndim, batched_args, adjoint,
-        on_failure, project, jvp, jacobian, preconditioner, record, callback, state, budget,
+        on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
+        budget,
     )  # fmt: skip
     return call.solve(x0, is_root=True)
 
@@ -228,12 +235,13 @@ class _Call:
     max_steps: int
     batch_ndim: int
     batched_args: Any
-    adjoint: Implicit | None
+    adjoint: Adjoint | None
     on_failure: str
     project: Callable[[Any], Any] | None
     jvp: Callable[..., Any] | None
     jacobian: Callable[..., Any] | None
     preconditioner: Callable[..., Any] | None
+    has_aux: bool
     record: bool
     callback: Callable[[int, Any, Array], Any] | None
     state: Memory | None
@@ -248,14 +256,17 @@ class _Call:
         value = tuple(backend.leaf(leaf) for leaf in raw)
         _check_state(backend, value, names, self.batch_ndim)
         space = Space.of(backend, value, self.batch_ndim)
-        map_, arrays = self._leaf_map(backend, structure, names)
+        map_, arrays = self._leaf_map(backend, structure, names, backend.surroundings(value))
         batched = self._batched(backend, map_, arrays, space)
+        adjoint = self.adjoint or _IMPLICIT
+        solver = self.solver or adjoint.default_solver(space.real_size, is_root)
+        adjoint.check(solver, is_root)
         solve = Solve(
             map_, _opposite(space, map_.image) if is_root else map_.image, map_.bind, backend,
-            self.solver or default_solver(space.real_size, is_root),
-            _relative(self.rtol, space), _tolerance("atol", self.atol), self.norm, self.batch_ndim,
-            self.adjoint or _IMPLICIT, self._course(structure, space, bool(batched)), is_root,
+            solver, _relative(self.rtol, space), _tolerance("atol", self.atol), self.norm,
+            self.batch_ndim, adjoint, self._course(structure, space, bool(batched)), is_root,
             map_.project if self.project else None, _blocks(self.f, start), batched,
+            _warm_start(adjoint, map_, value), _inverse(adjoint, map_), structure.rebuild,
         )  # fmt: skip
         outcome = backend.attach(solve, value, arrays)
         return self._packed(solve, outcome, arrays, space, structure)
@@ -265,12 +276,16 @@ class _Call:
             raise TypeError(
                 f"solver must be a solver object such as Anderson(), got {self.solver!r}"
             )
-        if self.adjoint is not None and not isinstance(self.adjoint, Implicit):
-            raise TypeError(f"adjoint must be an adjoint such as Implicit(), got {self.adjoint!r}")
+        if self.adjoint is not None and not isinstance(self.adjoint, Adjoint):
+            raise TypeError(
+                f"adjoint must be an adjoint such as ImplicitAdjoint(), got {self.adjoint!r}"
+            )
         if self.norm not in ("euclidean", "max"):
             raise ValueError(f"norm must be 'euclidean' or 'max', got {self.norm!r}")
         if is_root and isinstance(self.f, Operator):
             raise TypeError("an operator has fixed points, not roots: use fixed_point")
+        if self.has_aux and isinstance(self.f, Operator):
+            raise TypeError("an operator returns nothing beside its image: has_aux must be False")
         check_count("max_steps", self.max_steps, 0)
         check_count("batch_ndim", self.batch_ndim, 0)
         check_policy("on_failure", self.on_failure)
@@ -291,7 +306,7 @@ class _Call:
         return Course(self.max_steps, budget, callback, self.record, compact, self.state)
 
     def _leaf_map(
-        self, backend: Backend, structure: Any, names: Sequence[str]
+        self, backend: Backend, structure: Any, names: Sequence[str], surroundings: Any
     ) -> tuple[LeafMap, Vec]:
         """The map on leaves, and the arrays among args and inside f."""
         leaves, args_structure = backend.flatten(self.args)
@@ -299,7 +314,8 @@ class _Call:
         constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
         map_ = LeafMap(
             self.f, backend, structure, args_structure, tuple(names), where, constants,
-            self.jvp, self.jacobian, self.preconditioner, self.project,
+            self.jvp, self.jacobian, self.preconditioner, self.project, self.has_aux,
+            surroundings,
         )  # fmt: skip
         return map_, (*(leaves[i] for i in where), *backend.lift(self.f))
 
@@ -341,7 +357,22 @@ class _Call:
         what = "root failed" if solve.is_root else "fixed_point failed"
         value = apply_policy(self.on_failure, what, space, outcome.value, solution, depth=5)
         solution.value = structure.rebuild(value)
+        if self.has_aux:
+            solution.aux = self.f(solution.value, *self.args)[1]
+            solution.work = solution.work.plus(Work(f=1))
         return solution
+
+
+def _warm_start(adjoint: Adjoint, map_: LeafMap, value: Vec) -> Vec | None:
+    """The leaves of where the adjoint solve starts."""
+    given = adjoint.warm_start
+    return None if given is None else map_.leaves(given, value, "warm_start")
+
+
+def _inverse(adjoint: Adjoint, map_: LeafMap) -> Callable[[Vec, Vec], Any] | None:
+    """The adjoint's preconditioner on leaves."""
+    given = adjoint.preconditioner
+    return None if given is None else lambda value, args: map_.inverse(given, value, args)
 
 
 def _opposite(space: Space, image: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, Vec], Vec]:

@@ -148,10 +148,22 @@ class Backend:
         """`onto` minus the matrix product of a and b."""
         return onto - self.namespace(onto).matmul(a, b)
 
+    def surroundings(self, value: Vec) -> Callable[..., Any] | None:
+        """A function that calls f with its leaves, where more than these must stay the same."""
+        del value
+        return None
+
+    def conform(self, leaf: Array, like: Array) -> Array:
+        """`leaf`, an output of f, in the dtype that the state has, where the framework chose it."""
+        del like
+        return leaf
+
     def while_loop(
-        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry
-    ) -> Carry:
-        """Apply `body` to `carry` while `condition` holds."""
+        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        at_most: Any,
+    ) -> Carry:  # fmt: skip
+        """Apply `body` to `carry` while `condition` holds, which is `at_most` so many times."""
+        del at_most
         while condition(carry):
             carry = body(carry)
         return carry
@@ -176,6 +188,23 @@ class Backend:
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
         """Run `solve`, with derivatives of its outcome where the framework records them."""
         return solve.run(value, args)
+
+    # What adjoints ask of a framework that records derivatives.
+
+    def implicit(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
+        """Run `solve`, its outcome differentiated by ``solve.linear_solve``."""
+        raise NotImplementedError
+
+    def recording(self, checkpoint: int | None) -> Backend:
+        """This backend, but all that a solver does is recorded, for the framework to differentiate.
+
+        With `checkpoint`, only the carry of a loop at each so many turns is kept.
+        """
+        raise NotImplementedError
+
+    def stop(self, vec: Vec) -> Vec:
+        """The same arrays, through which no derivative flows."""
+        raise NotImplementedError
 
 
 @cache

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fixedpoint.adjoints.implicit import Implicit
+from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
+from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of
 from fixedpoint.checks import check_count
 from fixedpoint.failure import apply_policy, check_policy
@@ -17,7 +18,7 @@ from fixedpoint.iterate import Course, Iteration, Memory
 from fixedpoint.operators.base import Operator
 from fixedpoint.solution import Solution, Status, Work
 from fixedpoint.solve import LeafMap, Outcome, Solve
-from fixedpoint.solvers import Picard, Solver
+from fixedpoint.solvers import Picard
 from fixedpoint.space import Space
 
 # Halving the interval brings a root near zero closer by one binary digit a step, and never there.
@@ -36,7 +37,7 @@ def bracketed_root(
     xtol: float = 0.0,
     atol: float = 0.0,
     max_steps: int = 200,
-    adjoint: Implicit | None = None,
+    adjoint: ImplicitAdjoint | None = None,
     on_failure: str = "raise",
 ) -> Solution:
     """Find x with F(x, \\*args) = 0 between `lower` and `upper`, in every entry by itself.
@@ -64,7 +65,7 @@ def bracketed_root(
         An entry has also converged wherever ``abs(F(x)) <= atol``.
     max_steps : int, optional
         Steps at most.
-    adjoint : Implicit, optional
+    adjoint : ImplicitAdjoint, optional
         Only its ``on_failure`` is heeded: the derivative of a scalar root is a quotient, which
         takes no iteration. It fails where F′(x) = 0.
     on_failure : {"raise", "warn", "return", "nan"}, optional
@@ -116,7 +117,7 @@ def bracketed_root(
     rtol = 4 * space.rounding if rtol is None else _tolerance("rtol", rtol)
     solve = BracketSolve(
         map_, _opposite(map_), map_.bind, backend, Division(), rtol,
-        _tolerance("atol", atol), "euclidean", x.ndim, quotient, Course(max_steps),
+        _tolerance("atol", atol), "euclidean", x.ndim, quotient, Course(max_steps), is_root=True,
         xtol=_tolerance("xtol", xtol),
     )  # fmt: skip
     outcome = backend.attach(solve, (x,), (*arrays, other))
@@ -130,8 +131,8 @@ def _check_settings(F: Any, args: Any, adjoint: Any, max_steps: Any, on_failure:
         raise TypeError(f"F must be callable, got {type(F).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(x,)")
-    if adjoint is not None and not isinstance(adjoint, Implicit):
-        raise TypeError(f"adjoint must be an adjoint such as Implicit(), got {adjoint!r}")
+    if adjoint is not None and not isinstance(adjoint, ImplicitAdjoint):
+        raise TypeError(f"adjoint must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}")
     check_count("max_steps", max_steps, 0)
     check_policy("on_failure", on_failure)
 
@@ -187,7 +188,16 @@ def _leaf_map(
     leaves, structure = backend.flatten(args)
     where = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
     constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
-    map_ = LeafMap(F, backend, backend.flatten(x)[1], structure, ("lower",), where, constants)
+    map_ = LeafMap(
+        F,
+        backend,
+        backend.flatten(x)[1],
+        structure,
+        ("lower",),
+        where,
+        constants,
+        surroundings=backend.surroundings((x,)),
+    )
     return map_, (*(leaves[i] for i in where), *backend.lift(F))
 
 
@@ -363,10 +373,6 @@ class BracketSolve(Solve):
             xp = self.backend.namespace(x)
             return xp.full_like(x, xp.nan)
 
-    def products(self, value: Vec, args: Vec) -> Callable[[Vec], Vec]:
-        """The products with F′ at `value`."""
-        return Solve.products(replace(self, is_root=True), value, args)
-
 
 @dataclass(frozen=True, eq=False)
 class _Loop:
@@ -394,7 +400,7 @@ class _Loop:
     def run(self) -> Search:
         """All steps."""
         loop, stop = self.solve.backend.while_loop, self.solve.course.max_steps
-        end: Search = loop(lambda s: s.running & (s.step < stop), self.turn, self.opened())
+        end: Search = loop(lambda s: s.running & (s.step < stop), self.turn, self.opened(), stop)
         return end
 
     def opened(self) -> Search:
@@ -483,7 +489,7 @@ class Division(Picard):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quotient(Implicit):
+class Quotient(LinearAdjoint):
     """Differentiate a scalar root by a division.
 
     Where F(x*, θ) = 0, the cotangent v of x* gives that of θ as −(∂F/∂θ)ᵀu with F′(x*) u = v. F′
@@ -492,30 +498,26 @@ class Quotient(Implicit):
 
     Parameters
     ----------
-    solver, rtol, atol, max_steps
-        Of no effect.
     on_failure : {"raise", "warn", "return", "nan"}, optional
         What to do where F′(x*) is zero or not finite, and v is not zero.
     """
 
-    solver: Solver | None = Division()
+    on_failure: str = "raise"
 
-    def solve(
-        self,
-        space: Space,
-        jacobian: Callable[[Vec], Vec],
-        right: Vec,
-        rtol: float,
-        is_root: bool = True,
-    ) -> Iteration:
-        """Solve jacobian(u) + right = 0, where jacobian is the product with −F′."""
-        del rtol, is_root
-        xp, v = space.xp, right[0]
-        slope = jacobian((xp.ones_like(v),))[0]
+    @property
+    def policy(self) -> str:
+        """What to do where there is no quotient."""
+        return self.on_failure
+
+    def solve(self, system: AdjointSystem) -> Iteration:
+        """The quotient of v and F′."""
+        space, xp = system.space, system.space.xp
+        (v,) = space.shaped(system.right)
+        (slope,) = space.shaped(system.product(space.rows((xp.ones_like(v),))))
         u = xp.where(v == 0, xp.zeros_like(v), _ratio(xp, -v, slope))
         solved = (v == 0) | ((slope != 0) & xp.isfinite(u))
         status = xp.full_like(v, int(Status.LINEAR_SOLVE_FAILED), dtype=xp.int32)
         status = _mark(xp, status, solved, Status.CONVERGED)
         none, norm = xp.zeros_like(status), xp.astype(xp.abs(slope * u + v), space.dtype)
         memory = Memory(Division(), ())
-        return Iteration((u,), norm, none, status, none, Work(f=1), None, memory)
+        return Iteration(space.rows((u,)), norm, none, status, none, Work(vjp=1), None, memory)

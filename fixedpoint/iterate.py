@@ -295,7 +295,9 @@ class _Loop:
     def turns(self, carry: Carry) -> Carry:
         """Turn until no sample runs, or the steps are used up."""
         xp = self.problem.space.xp
-        end = self.problem.space.backend.while_loop(self.unfinished, self.turn, carry)
+        end = self.problem.space.backend.while_loop(
+            self.unfinished, self.turn, carry, self.course.max_steps
+        )
         late = end.status == _RUNNING
         return self.settle(end, _mark(xp, end.status, late, Status.MAX_STEPS))
 

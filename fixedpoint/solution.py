@@ -77,6 +77,36 @@ class Trace(NamedTuple):
 
 
 @dataclass
+class BackwardReport:
+    """What became of the latest linear solve of a derivative; None before it ran.
+
+    Attributes
+    ----------
+    value : container of arrays
+        The solution u of (I − Jᵀ)u = v, a warm start for the next solve.
+    status : array of int, of the batch's shape
+        A :class:`Status` per sample.
+    residual_norm : array of the batch's shape
+        ‖Jᵀu + v − u‖ per sample; not a number where the adjoint does not measure it.
+    steps : array of int, of the batch's shape
+        Steps of each sample.
+    products : int
+        Products with Jᵀ, or with J for tangents.
+    """
+
+    value: Any = None
+    status: Array | None = None
+    residual_norm: Array | None = None
+    steps: Array | None = None
+    products: int = 0
+
+    def note(self, value: Any, end: Any) -> None:
+        """Fill in how a linear solve ended."""
+        self.value, self.status, self.residual_norm = value, end.status, end.residual_norm
+        self.steps, self.products = end.steps, sum(end.work)
+
+
+@dataclass
 class Solution:
     """The result of :func:`fixedpoint.fixed_point` and :func:`fixedpoint.root`.
 
@@ -101,8 +131,11 @@ class Solution:
         The course of the solve, where ``record=True``.
     state : object or None
         What the solver remembers, to warm-start another call with.
-    backward : object or None
-        Where derivatives are recorded, the report of the adjoint solve, filled in by it.
+    backward : BackwardReport or None
+        Where derivatives are recorded outside a trace, the report of the adjoint solve, filled in
+        by it.
+    aux : object
+        What the map returned beside the value, at `value`, where ``has_aux=True``.
     linearisation : callable or None
         What :meth:`linearise` calls.
     """
@@ -116,8 +149,9 @@ class Solution:
     methods: tuple[str, ...] = ()
     trace: Trace | None = None
     state: Any = None
-    backward: Any = None
+    backward: BackwardReport | None = None
     linearisation: Callable[[Any], Callable[[Any], Any]] | None = None
+    aux: Any = None
 
     @property
     def converged(self) -> Array:

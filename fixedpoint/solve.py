@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from fixedpoint.adjoints.implicit import Implicit
+from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint, Product
 from fixedpoint.backend import Array, Backend, Vec, of_one_backend, type_name
-from fixedpoint.iterate import Course, Memory, iterate
+from fixedpoint.failure import apply_policy
+from fixedpoint.iterate import Course, Iteration, Memory, iterate
 from fixedpoint.operators.base import Operator
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
-from fixedpoint.solution import Trace, Work
+from fixedpoint.solution import BackwardReport, Solution, Trace, Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 
@@ -39,7 +40,7 @@ class Outcome(NamedTuple):
     work: Work
     trace: Trace | None = None
     state: Memory | None = None
-    backward: Any = None
+    backward: BackwardReport | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,10 @@ class LeafMap:
         All leaves of args, those in `arrays` replaced by None.
     jvp, jacobian, preconditioner, projection : callable or None
         The user's functions of those names.
+    has_aux : bool
+        Whether f returns something beside its image, which is left out here.
+    surroundings : callable or None
+        Calls a function of leaves with them, in the surroundings of the first evaluation.
     """
 
     f: Callable[..., Any]
@@ -75,6 +80,8 @@ class LeafMap:
     jacobian: Callable[..., Any] | None = None
     preconditioner: Callable[..., Any] | None = None
     projection: Callable[[Any], Any] | None = None
+    has_aux: bool = False
+    surroundings: Callable[..., Any] | None = None
 
     def bind(self, arrays: Vec) -> dict[str, Any]:
         """The user's other functions, for given arguments."""
@@ -83,31 +90,31 @@ class LeafMap:
             bound["jvp"] = lambda value, v: self._product(value, v, arrays)
         if self.jacobian is not None:
             bound["jacobian"] = lambda value: self._matrix(value, arrays)
-        if self.preconditioner is not None:
-            bound["preconditioner"] = lambda value: self._inverse(value, arrays)
+        given = self.preconditioner
+        if given is not None:
+            bound["preconditioner"] = lambda value: self.inverse(given, value, arrays)
         return bound
 
     def project(self, value: Vec) -> Vec:
         """The leaves of the user's projection."""
         assert self.projection is not None
-        return self._leaves(self.projection(self.state.rebuild(value)), value, "project")
+        return self.leaves(self.projection(self.state.rebuild(value)), value, "project")
 
     def _product(self, value: Vec, v: Vec, arrays: Vec) -> Vec:
         assert self.jvp is not None
         product = self.jvp(self.state.rebuild(value), self.state.rebuild(v), *self.unpack(arrays))
-        return self._leaves(product, value, "jvp")
+        return self.leaves(product, value, "jvp")
 
     def _matrix(self, value: Vec, arrays: Vec) -> Any:
         assert self.jacobian is not None
         return self.jacobian(self.state.rebuild(value), *self.unpack(arrays))
 
-    def _inverse(self, value: Vec, arrays: Vec) -> Any:
-        """What the user's preconditioner returns: on leaves, if it is a function of containers."""
-        assert self.preconditioner is not None
-        inverse = self.preconditioner(self.state.rebuild(value), *self.unpack(arrays))
+    def inverse(self, given: Callable[..., Any], value: Vec, arrays: Vec) -> Any:
+        """What a preconditioner that is `given` returns: on leaves, if it is on containers."""
+        inverse = given(self.state.rebuild(value), *self.unpack(arrays))
         if hasattr(inverse, "solve") or hasattr(inverse, "matvec") or not callable(inverse):
             return inverse
-        return lambda v: self._leaves(inverse(self.state.rebuild(v)), value, "preconditioner")
+        return lambda v: self.leaves(inverse(self.state.rebuild(v)), value, "preconditioner")
 
     def __call__(self, value: Vec, arrays: Vec) -> tuple[Vec, Vec | None]:
         """The leaves of f(z, *args), and of the residual to test if it is not f(z) − z.
@@ -115,17 +122,23 @@ class LeafMap:
         `arrays` are those of args, then those that the backend found inside f, which is called
         as it is and brings them along.
         """
+        if self.surroundings is not None:
+            pair: tuple[Vec, Vec | None] = self.surroundings(self._evaluated, value, arrays)
+            return pair
+        return self._evaluated(value, arrays)
+
+    def _evaluated(self, value: Vec, arrays: Vec) -> tuple[Vec, Vec | None]:
         args = self.unpack(arrays)
         if self._is_bare:
-            image = self.f(value[0], *args)
+            image = self._image(self.f(value[0], *args))
             if _alike(image, value[0]):
                 return (image,), None
-            return self._leaves(image, value), None
+            return self.leaves(image, value), None
         z = self.state.rebuild(value)
         if isinstance(self.f, Operator):
             image, residual = self.f.evaluate(z, *args)
-            return self._leaves(image, value), self._leaves(residual, value)
-        return self._leaves(self.f(z, *args), value), None
+            return self.leaves(image, value), self.leaves(residual, value)
+        return self.leaves(self._image(self.f(z, *args)), value), None
 
     @cached_property
     def _is_bare(self) -> bool:
@@ -136,8 +149,25 @@ class LeafMap:
 
     def image(self, value: Vec, arrays: Vec) -> Vec:
         """The leaves of f(z, *args), a pure function of all `arrays`."""
+        if self.surroundings is not None:
+            leaves: Vec = self.surroundings(self._pure, value, arrays)
+            return leaves
+        return self._pure(value, arrays)
+
+    def _pure(self, value: Vec, arrays: Vec) -> Vec:
         f = self.backend.pure(self.f, arrays[len(self.arrays) :])
-        return self._leaves(f(self.state.rebuild(value), *self.unpack(arrays)), value)
+        image = self._image(f(self.state.rebuild(value), *self.unpack(arrays)))
+        return self.leaves(image, value)
+
+    def _image(self, output: Any) -> Any:
+        """What f returns, without what is beside it."""
+        if not self.has_aux:
+            return output
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise ValueError(
+                f"f must return a pair (z, aux) where has_aux=True, got {type_name(output)}"
+            )
+        return output[0]
 
     def unpack(self, arrays: Vec) -> Any:
         """The user's args, as given."""
@@ -148,7 +178,8 @@ class LeafMap:
             leaves[position] = array
         return self.args.rebuild(leaves)
 
-    def _leaves(self, image: Any, value: Vec, what: str = "f") -> Vec:
+    def leaves(self, image: Any, value: Vec, what: str = "f") -> Vec:
+        """The leaves of what `what` returned, alike those of `value`."""
         leaves, structure = self.backend.flatten(image)
         if structure != self.state:
             start = self.names[0].partition("[")[0]
@@ -159,8 +190,8 @@ class LeafMap:
             )
         leaves = [self.backend.leaf(leaf) for leaf in leaves]
         for name, new, old in zip(self.names, leaves, value, strict=True):
-            _check_leaf(what, name, new, old)
-        return tuple(leaves)
+            _check_leaf(what, name, new, old, self.backend)
+        return tuple([self.backend.conform(n, o) for n, o in zip(leaves, value, strict=True)])
 
 
 def _alike(new: Any, old: Array) -> bool:
@@ -168,7 +199,7 @@ def _alike(new: Any, old: Array) -> bool:
     return type(new) is type(old) and new.shape == old.shape and bool(new.dtype == old.dtype)
 
 
-def _check_leaf(what: str, name: str, new: Any, old: Array) -> None:
+def _check_leaf(what: str, name: str, new: Any, old: Array, backend: Backend) -> None:
     """Raise unless `new`, an output of `what`, has the type, shape and dtype of the leaf."""
     if type(new) is not type(old) and not of_one_backend(new, old):
         raise TypeError(
@@ -180,7 +211,7 @@ def _check_leaf(what: str, name: str, new: Any, old: Array) -> None:
             f"{what} must keep the shape of {name}: expected {tuple(old.shape)}, "
             f"got {tuple(new.shape)}"
         )
-    if new.dtype != old.dtype:
+    if backend.conform(new, old).dtype != old.dtype:
         raise TypeError(
             f"{what} must keep the dtype of {name}: expected {old.dtype}, got {new.dtype}. "
             "Give the start the dtype that f computes in"
@@ -209,6 +240,12 @@ class Solve:
         Whether a root is sought.
     batched : tuple of bool
         Which leaves of the arguments have an entry per sample.
+    start : Vec or None
+        Where the adjoint solve starts.
+    inverse : callable or None
+        Takes the leaves of the state and of the arguments to the adjoint's preconditioner.
+    rebuild : callable
+        Puts the leaves of the state into the user's container.
     """
 
     map: Callable[[Vec, Vec], tuple[Vec, Vec | None]]
@@ -220,12 +257,15 @@ class Solve:
     atol: Any
     norm: str
     batch_ndim: int
-    adjoint: Implicit
+    adjoint: Adjoint
     course: Course
     is_root: bool = False
     project: Callable[[Vec], Vec] | None = None
     blocks: tuple[slice, ...] = (slice(None),)
     batched: tuple[bool, ...] = ()
+    start: Vec | None = None
+    inverse: Callable[[Vec, Vec], Product] | None = None
+    rebuild: Callable[[Vec], Any] = tuple
 
     def run(self, value: Vec, args: Vec) -> Outcome:
         """Iterate from `value`, recording no derivatives."""
@@ -265,6 +305,35 @@ class Solve:
         taken = tuple(space.xp.take(a, rows, axis=0) if b else a for a, b in pairs)
         return self._functions(space.of_rows(int(rows.shape[0])), taken)
 
+    def linear_solve(
+        self, product: Product, right: Vec, transposed: bool, at: tuple[Vec, Vec],
+        memory: Memory | None = None,
+    ) -> tuple[Vec, Iteration]:  # fmt: skip
+        """The solution of the :class:`AdjointSystem` on leaves, and what became of it.
+
+        ``product`` belongs to the derivative of :attr:`image` at the value and arguments ``at``,
+        and ``memory`` is the forward solver's. Where a sample fails, the adjoint's ``on_failure``
+        is heeded.
+        """
+        assert isinstance(self.adjoint, LinearAdjoint)
+        space = Space.of(self.backend, right, self.batch_ndim)
+        functions = _Rows(space)
+        start, inverse = (self.start, self.inverse) if transposed else (None, None)
+        system = AdjointSystem(
+            space, functions.project(product), space.rows(right), _relative(self.rtol, space),
+            self.is_root, transposed,
+            None if start is None else space.rows(start),
+            None if inverse is None else functions.project(inverse(*at)), memory,
+        )  # fmt: skip
+        end = self.adjoint.solve(system)
+        what = "the adjoint solve failed" if transposed else "the tangent solve failed"
+        value = space.shaped(end.value)
+        solution = Solution(
+            value, end.status, end.residual_norm, end.steps, Work(vjp=sum(end.work)),
+            0 * end.method, (end.state.solver.name,),
+        )  # fmt: skip
+        return apply_policy(self.adjoint.policy, what, space, value, solution), end
+
     def products(self, value: Vec, args: Vec) -> Callable[[Vec], Vec]:
         """The products with the derivative of the user's map at `value`."""
         problem = self.problem(value, args)
@@ -273,6 +342,12 @@ class Solve:
         if self.is_root:
             return lambda v: space.shaped(space.negative(product(space.rows(v))))
         return lambda v: space.add(space.shaped(product(space.rows(v))), v)
+
+
+def _relative(rtol: Any, space: Space) -> float:
+    """The forward solve's relative tolerance, if it is one number the adjoint can use."""
+    known = isinstance(rtol, (int, float)) and rtol > 0
+    return float(rtol) if known else space.default_rtol
 
 
 @dataclass(frozen=True, eq=False)

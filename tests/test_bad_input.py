@@ -238,13 +238,13 @@ def test_max_steps_is_a_number(value):
         solve(max_steps=value)
 
 
-@pytest.mark.parametrize("solver", [fp.Picard, "anderson", 3, fp.Implicit()])
+@pytest.mark.parametrize("solver", [fp.Picard, "anderson", 3, fp.ImplicitAdjoint()])
 def test_solver_is_a_solver(solver):
     with pytest.raises(TypeError, match="solver must be a solver object"):
         solve(solver=solver)
 
 
-@pytest.mark.parametrize("adjoint", [fp.Implicit, "implicit", fp.Anderson()])
+@pytest.mark.parametrize("adjoint", [fp.ImplicitAdjoint, "implicit", fp.Anderson()])
 def test_adjoint_is_an_adjoint(adjoint):
     with pytest.raises(TypeError, match="adjoint must be an adjoint"):
         solve(adjoint=adjoint)
@@ -264,13 +264,13 @@ def test_on_failure_is_known(policy):
 
 def test_on_failure_of_the_adjoint_is_known():
     with pytest.raises(ValueError, match="on_failure must be one of"):
-        fp.Implicit(on_failure="ignore")
+        fp.ImplicitAdjoint(on_failure="ignore")
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True])
 def test_max_steps_of_the_adjoint_is_a_number(value):
     with pytest.raises(ValueError, match="max_steps must be an integer, 0 or more"):
-        fp.Implicit(max_steps=value)
+        fp.ImplicitAdjoint(max_steps=value)
 
 
 @pytest.mark.parametrize("kind", [fp.Picard, fp.Anderson])

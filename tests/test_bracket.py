@@ -557,7 +557,7 @@ def test_a_flat_root_has_no_derivative():
 
     with pytest.raises(fp.ConvergenceError, match=r"a linear solve failed.*\(Division\)"):
         value().sum().backward()
-    nan = value(adjoint=fp.Implicit(on_failure="nan"))
+    nan = value(adjoint=fp.ImplicitAdjoint(on_failure="nan"))
     assert torch.autograd.grad(nan.sum(), a)[0].isnan().all()
 
 

@@ -29,7 +29,7 @@ SETTINGS = [
     (fp.BiCGStab, {"max_steps": 50}),
     (fp.ConjugateGradient, {"max_steps": 50}),
     (fp.Budget, {"evaluations": 5, "seconds": 1.0}),
-    (fp.Implicit, {"solver": fp.Anderson(memory=3), "rtol": 1e-8, "on_failure": "nan"}),
+    (fp.ImplicitAdjoint, {"solver": fp.Anderson(memory=3), "rtol": 1e-8, "on_failure": "nan"}),
 ]
 
 

@@ -12,7 +12,7 @@ import fixedpoint as fp
 from fixedpoint_torch import HiddenTensorError
 
 TIGHT = {"rtol": 1e-13, "atol": 1e-15, "max_steps": 500}
-ADJOINT = fp.Implicit(rtol=1e-13, atol=1e-15)
+ADJOINT = fp.ImplicitAdjoint(rtol=1e-13, atol=1e-15)
 N = 4
 
 
@@ -145,7 +145,7 @@ def test_accuracy_up_to_a_spectral_radius_of_nearly_one(radius, mode):
     condition = float(torch.linalg.matrix_norm(inverse, 2))
     settings = {
         "solver": fp.Anderson(memory=n), "rtol": 1e-15, "atol": 1e-14, "max_steps": 2000,
-        "adjoint": fp.Implicit(
+        "adjoint": fp.ImplicitAdjoint(
             solver=fp.Anderson(memory=n), rtol=1e-15, atol=1e-14, max_steps=2000,
             on_failure="return",
         ),
@@ -458,7 +458,7 @@ def test_a_tensor_hidden_under_a_transform_is_found(transform):
 
 
 def starved(policy, **settings):
-    adjoint = fp.Implicit(
+    adjoint = fp.ImplicitAdjoint(
         max_steps=1, rtol=1e-12, on_failure=policy, solver=fp.Picard(), **settings
     )
     (b,) = tracked(rand(N))
@@ -469,7 +469,7 @@ def starved(policy, **settings):
 
 def test_the_report_of_the_backward_pass():
     W, b = tracked(matrix(N, 0.8), rand(N))
-    sol = fp.fixed_point(tanh, torch.zeros_like(b), (W, b), adjoint=fp.Implicit(rtol=1e-8))
+    sol = fp.fixed_point(tanh, torch.zeros_like(b), (W, b), adjoint=fp.ImplicitAdjoint(rtol=1e-8))
     assert sol.backward.status is None
     v = rand(N, seed=2)
     (u,) = torch.autograd.grad(sol.value, b, v)
@@ -494,7 +494,7 @@ def test_a_starved_adjoint_raises():
 
 
 def test_a_starved_tangent_raises():
-    adjoint = fp.Implicit(max_steps=1, rtol=1e-12, solver=fp.Picard())
+    adjoint = fp.ImplicitAdjoint(max_steps=1, rtol=1e-12, solver=fp.Picard())
     A, b = matrix(N, 0.9), rand(N)
     function = lambda b: fp.fixed_point(affine, torch.zeros_like(b), (A, b), adjoint=adjoint).value
     with pytest.raises(fp.ConvergenceError, match="tangent solve failed"):
@@ -524,7 +524,7 @@ def test_a_starved_adjoint_poisons():
 def test_a_sample_that_fails_poisons_only_itself():
     """One sample's adjoint needs more than ten steps; the others' gradients are right."""
     a, b = tracked(torch.tensor([[0.1], [0.99], [-0.2]], dtype=torch.float64), rand(3, 2))
-    adjoint = fp.Implicit(max_steps=15, rtol=1e-10, solver=fp.Picard(), on_failure="nan")
+    adjoint = fp.ImplicitAdjoint(max_steps=15, rtol=1e-10, solver=fp.Picard(), on_failure="nan")
     f = lambda z, a, b: a * z + b
     sol = fp.fixed_point(f, torch.zeros_like(b), (a, b), batch_ndim=1, rtol=1e-12, adjoint=adjoint)
     grad_a, grad_b = torch.autograd.grad(sol.value.sum(), (a, b))
@@ -537,7 +537,7 @@ def test_a_sample_that_fails_poisons_only_itself():
 
 def test_a_failed_forward_sample_leaves_the_gradients_of_the_others():
     a, b = tracked(torch.tensor([[0.1], [1.0]], dtype=torch.float64), rand(2, 2))
-    adjoint = fp.Implicit(rtol=1e-12, on_failure="nan")
+    adjoint = fp.ImplicitAdjoint(rtol=1e-12, on_failure="nan")
     f = lambda z, a, b: a * z + b
     sol = fp.fixed_point(
         f, torch.zeros_like(b), (a, b), batch_ndim=1, rtol=1e-12, adjoint=adjoint, on_failure="nan"

@@ -15,6 +15,8 @@ from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
 from fixedpoint.iterate import Memory
 from fixedpoint.solution import Solution
 from fixedpoint.solve import Outcome, Solve
+from fixedpoint_jax.derivatives import no_tangent, tangent
+from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
 
 # A solution can be returned from a jitted function.
 jax.tree_util.register_dataclass(
@@ -104,11 +106,12 @@ class JaxBackend(Backend):
         return product
 
     def while_loop(
-        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry
-    ) -> Carry:
+        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        at_most: Any,
+    ) -> Carry:  # fmt: skip
         """The loop, in Python or in the trace."""
         if not self.is_traced(tuple(jax.tree.leaves(carry))):
-            return super().while_loop(condition, body, carry)
+            return super().while_loop(condition, body, carry, at_most)
         return jax.lax.while_loop(condition, body, jax.tree.map(jnp.asarray, carry))
 
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
@@ -116,21 +119,69 @@ class JaxBackend(Backend):
         return jax.vjp(f, *primals)
 
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`; a derivative of it is refused."""
+        """Run `solve`; in a trace, or where f holds tracers, by the rules of its adjoint."""
+        if not self.is_traced((*value, *args)):
+            try:
+                return dataclasses.replace(solve, map=without_tracers(solve.map)).run(value, args)
+            except CapturedTracerError:
+                pass  # f is evaluated once more, in a trace of its own
+        solve, args = hoisted(solve, value, args)
+        return solve.adjoint.attach(solve, value, args)
+
+    def implicit(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
+        """Run `solve`, with a derivative that is the solution of a linear system."""
 
         @jax.custom_jvp
         def run(value: Vec, args: Vec) -> Outcome:
             return solve.run(value, args)
 
         @run.defjvp
-        def refuse(primals: Any, tangents: Any) -> Any:
-            del primals, tangents
-            raise TypeError(
-                "solutions on JAX arrays have no derivatives yet: apply jax.lax.stop_gradient to "
-                "z0 and args, or solve on Torch tensors"
-            )
+        def rule(primals: Any, tangents: Any) -> Any:
+            outcome = run(*primals)
+            u = tangent(solve, outcome, primals[1], tangents[1])
+            return outcome, jax.tree.map(no_tangent, outcome)._replace(value=u)
 
         return run(value, args)
+
+    def recording(self, checkpoint: int | None) -> Backend:
+        """The backend whose loops are scans."""
+        return RecordingBackend(checkpoint)
+
+    def stop(self, vec: Vec) -> Vec:
+        """The same arrays, constant to derivatives."""
+        stopped: Vec = jax.lax.stop_gradient(vec)
+        return stopped
+
+
+class RecordingBackend(JaxBackend):
+    """JAX, where loops have a fixed number of turns, which reverse mode asks for.
+
+    Parameters
+    ----------
+    checkpoint : int or None
+        Turns of a loop between two carries that are kept.
+    """
+
+    def __init__(self, checkpoint: int | None) -> None:
+        self.checkpoint = checkpoint
+
+    def while_loop(
+        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        at_most: Any,
+    ) -> Carry:  # fmt: skip
+        """A scan, whose turns are empty once `condition` no longer holds."""
+
+        def turn(carry: Carry, _: None) -> tuple[Carry, None]:
+            return jax.lax.cond(condition(carry), body, lambda same: same, carry), None
+
+        def segment(carry: Carry, _: None) -> tuple[Carry, None]:
+            return jax.lax.scan(turn, carry, length=self.checkpoint)[0], None
+
+        carry = jax.tree.map(jnp.asarray, carry)
+        if self.checkpoint is None:
+            return jax.lax.scan(turn, carry, length=at_most)[0]
+        segments = -(-at_most // self.checkpoint)
+        return jax.lax.scan(jax.checkpoint(segment), carry, length=segments)[0]
 
 
 @dataclasses.dataclass(frozen=True)

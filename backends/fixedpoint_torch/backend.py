@@ -11,13 +11,16 @@ import torch
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from fixedpoint import tree
-from fixedpoint.backend import Backend, Pullback, Vec
+from fixedpoint.backend import Backend, Carry, Pullback, Vec
+from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import maps
-from fixedpoint_torch.functions import BackwardReport, Call, Root, apply, products
+from fixedpoint_torch.functions import Call, Root, apply, products, pushed
 from fixedpoint_torch.namespace import NAMESPACE
+from fixedpoint_torch.surroundings import Surroundings, exact
 
 
 class TorchBackend(Backend):
@@ -133,25 +136,131 @@ class TorchBackend(Backend):
 
         return out_structure.rebuild([output.detach() for output in outputs]), pullback
 
+    def conform(self, leaf: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """`leaf` in the dtype of the state, where autocast chose another."""
+        if leaf.dtype != like.dtype and torch.is_autocast_enabled(like.device.type):
+            return leaf.to(like.dtype)
+        return leaf
+
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
+        """Run `solve`, by its adjoint's rules where derivatives are recorded."""
+        with exact(value[0].device):
+            recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
+            if recording or _inside_transform():
+                return solve.adjoint.attach(solve, value, args)
+            return solve.run(value, args)
+
+    def surroundings(self, value: Vec) -> Surroundings:
+        """What holds during every evaluation of f: autocast, and the same random numbers."""
+        return Surroundings(value[0].device)
+
+    def implicit(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
         """Run `solve` inside an autograd function whose rules are implicit."""
-        recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if _inside_transform():
             _refuse_nested_duals()
             maps.refuse_hidden(solve.map, value, args)
-        elif recording:
-            solve = dataclasses.replace(solve, map=maps.watch(solve.map))
         else:
-            return solve.run(value, args)
-        report = BackwardReport()
-        call = Call(solve, len(value), report)
+            solve = dataclasses.replace(solve, map=maps.watch(solve.map))
+        call = Call(solve, len(value), BackwardReport())
         outputs = apply(Root, call, *value, *args)
         status, norm, steps, method = outputs[len(value) :]
         leaves = outputs[: len(value)]
-        return call.outcome[0]._replace(
+        return call.outcome.pop()._replace(
             value=leaves, status=status, residual_norm=norm, steps=steps, method=method,
-            backward=report,
+            backward=call.report,
         )  # fmt: skip
+
+    def recording(self, checkpoint: int | None) -> Backend:
+        """The backend that writes nothing in place."""
+        return RecordingBackend(checkpoint)
+
+    def stop(self, vec: Vec) -> Vec:
+        """Detached tensors."""
+        return tuple(leaf.detach() for leaf in vec)
+
+
+class RecordingBackend(TorchBackend):
+    """Torch, where all that a solver does is recorded by autograd or by a transform.
+
+    Parameters
+    ----------
+    checkpoint : int or None
+        Turns of a loop between two carries that are kept.
+    """
+
+    def __init__(self, checkpoint: int | None) -> None:
+        self.checkpoint = checkpoint
+
+    def known_all(self, mask: torch.Tensor) -> bool:
+        """Whether all of `mask` is true, in all lanes of a transform."""
+        return bool(_unwrapped(mask).all())
+
+    def known_none(self, mask: torch.Tensor) -> bool:
+        """Whether none of `mask` is true, in any lane of a transform."""
+        return not bool(_unwrapped(mask).any())
+
+    def room(self, xp: Any) -> Callable[..., torch.Tensor]:
+        """Zeros."""
+        make: Callable[..., torch.Tensor] = xp.zeros
+        return make
+
+    def write(self, array: torch.Tensor, index: Any, value: torch.Tensor) -> torch.Tensor:
+        """A new tensor."""
+        value = value.to(array.dtype)
+        if len(index) == 2:
+            return torch.select_scatter(array, value, -1, index[1])
+        row, column = index[1:]
+        if isinstance(column, slice):
+            return torch.select_scatter(array, value, -2, row)
+        whole = array[..., column]
+        if isinstance(row, slice):
+            whole = torch.slice_scatter(whole, value, -1, 0, row.stop)
+        else:
+            whole = torch.select_scatter(whole, value, -1, row)
+        return torch.select_scatter(array, whole, -1, column)
+
+    write_secant = Backend.write_secant
+
+    def accumulate(
+        self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
+    ) -> torch.Tensor:
+        """A new tensor."""
+        return onto + coefficient * array
+
+    def renew(
+        self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
+    ) -> torch.Tensor:
+        """A new tensor."""
+        return array + coefficient * onto
+
+    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+        """The products v ↦ f′(value)v, differentiable."""
+        return lambda v: pushed(f, value, v)
+
+    def while_loop(
+        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        at_most: Any,
+    ) -> Carry:  # fmt: skip
+        """The loop, of which only some carries are kept where checkpoints are asked for."""
+        if self.checkpoint is None:
+            return super().while_loop(condition, body, carry, at_most)
+        turns = range(self.checkpoint)
+
+        def segment(carry: Carry) -> Carry:
+            for _ in turns:
+                if not condition(carry):
+                    break
+                carry = body(carry)
+            return carry
+
+        while condition(carry):
+            carry = checkpointed(segment, carry, use_reentrant=False)
+        return carry
+
+
+def _inside_transform() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:

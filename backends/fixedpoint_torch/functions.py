@@ -19,51 +19,52 @@ from typing import Any
 import torch
 
 from fixedpoint.backend import Vec
-from fixedpoint.failure import apply_policy
-from fixedpoint.solution import Solution, Work
+from fixedpoint.iterate import Memory
+from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
-from fixedpoint.space import Space
+from fixedpoint_torch.surroundings import exact
 
 Tensors = tuple[torch.Tensor, ...]
-
-
-@dataclass
-class BackwardReport:
-    """What became of the latest linear solve of a derivative; None before it ran.
-
-    Attributes
-    ----------
-    status : tensor of int, of the batch's shape
-        A :class:`fixedpoint.Status` per sample.
-    residual_norm : tensor of the batch's shape
-        ‖Jᵀu + v − u‖ per sample.
-    steps : tensor of int, of the batch's shape
-        Steps of each sample.
-    products : int
-        Products with Jᵀ, or with J for tangents.
-    """
-
-    status: torch.Tensor | None = None
-    residual_norm: torch.Tensor | None = None
-    steps: torch.Tensor | None = None
-    products: int = 0
 
 
 @dataclass(eq=False)
 class Call:
     """A solve, the number of its leaves, and where to report.
 
-    ``outcome`` receives what the forward solve computed.
+    ``outcome`` receives what the forward solve computed, and ``memory`` what its solver remembers,
+    if the adjoint wants that. Right-hand sides have ``lanes`` axes in front that z* and θ lack.
     """
 
     solve: Solve
     n: int
     report: BackwardReport
     outcome: list[Outcome] = field(default_factory=list)
+    memory: list[Memory | None] = field(default_factory=lambda: [None])
+    lanes: int = 0
 
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
         """The state's leaves, and the rest."""
         return tensors[: self.n], tensors[self.n :]
+
+    def run(self, value: Tensors, rest: Tensors) -> Outcome:
+        """The forward solve."""
+        outcome = self.solve.run(value, rest)
+        self.outcome[:] = [outcome]
+        if self.solve.adjoint.shares_memory:
+            self.memory[:] = [outcome.state]
+        return outcome
+
+    def linear_solve(
+        self, product: Callable[[Vec], Vec], right: Vec, transposed: bool, at: tuple[Vec, Vec]
+    ) -> Vec:
+        """The solution u of (I − A)u = v, reported."""
+        solve = dataclasses.replace(self.solve, batch_ndim=self.solve.batch_ndim + self.lanes)
+        if self.lanes:
+            solve = dataclasses.replace(solve, start=None, inverse=None)
+        with exact(right[0].device):
+            u, end = solve.linear_solve(product, right, transposed, at, self.memory[0])
+        self.report.note(solve.rebuild(tuple(leaf.detach() for leaf in u)), end)
+        return u
 
     def vectorised(self, in_dims: tuple[int | None, ...]) -> Call:
         """The call for a map with one more batch axis in front of every state leaf."""
@@ -77,6 +78,8 @@ class Call:
             bind=_nothing,
             project=project,
             batch_ndim=self.solve.batch_ndim + 1,
+            start=None,
+            inverse=None,
         )
         return dataclasses.replace(self, solve=solve)
 
@@ -108,9 +111,7 @@ class Root(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, *tensors: torch.Tensor) -> Any:
         """Iterate; the tensors are the state's leaves, then the map's."""
-        value, rest = call.split(tensors)
-        outcome = call.solve.run(value, rest)
-        call.outcome[:] = [outcome]
+        outcome = call.run(*call.split(tensors))
         scalars = outcome.status, outcome.residual_norm, outcome.steps, outcome.method
         return (*outcome.value, *scalars)
 
@@ -129,9 +130,13 @@ class Root(torch.autograd.Function):
         """(∂f/∂θ)ᵀu with (I − Jᵀ)u = v."""
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
-        u = apply(LinearSolve, call, True, *cotangents[: call.n], *value, *rest)
         needed = ctx.needs_input_grad[1 + call.n :]
-        gradients = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
+        right = cotangents[: call.n]
+        if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+            u = apply(LinearSolve, call, True, *right, *value, *rest)
+            gradients = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
+        else:
+            gradients = _pulled_once(call, value, rest, needed, right)
         return (None, *(None,) * call.n, *gradients)
 
     @staticmethod
@@ -159,20 +164,8 @@ class LinearSolve(torch.autograd.Function):
     def forward(call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
         """Iterate on u = Au + v; the tensors are v, then z*, then what the map takes."""
         right, z, rest = _thirds(call, tensors)
-        solve, adjoint = call.solve, call.solve.adjoint
-        space = Space.of(solve.backend, right, solve.batch_ndim)
-        product = products(solve.image, z, rest, transposed)
-        end = adjoint.solve(space, product, right, _relative(solve.rtol, space), solve.is_root)
-        report = call.report
-        report.status, report.residual_norm = end.status, end.residual_norm
-        report.steps, report.products = end.steps, end.work.f + end.work.jvp
-        work = Work(vjp=report.products)
-        what = "the adjoint solve failed" if transposed else "the tangent solve failed"
-        names = tuple(rung.name for rung in adjoint.method(solve.is_root).sequence)
-        solution = Solution(
-            end.value, end.status, end.residual_norm, end.steps, work, end.method, names
-        )
-        return apply_policy(adjoint.on_failure, what, space, end.value, solution)
+        product = products(call.solve.image, z, rest, transposed, call.lanes)
+        return call.linear_solve(product, right, transposed, (z, rest))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -207,10 +200,31 @@ class LinearSolve(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
         """One more batch axis."""
-        fronted = _to_front(info, in_dims[2:], tensors, 2 * call.n)
-        mapped = call.vectorised(_front_dims(in_dims[2 + call.n :], call.n))
-        outputs = apply(LinearSolve, mapped, transposed, *fronted)
+        dims = in_dims[2:]
+        if all(dim is None for dim in dims[call.n :]):
+            right = _to_front(info, dims[: call.n], tensors[: call.n], call.n)
+            laned = dataclasses.replace(call, lanes=call.lanes + 1)
+            outputs = apply(LinearSolve, laned, transposed, *right, *tensors[call.n :])
+        else:
+            fronted = _to_front(info, dims, tensors, 2 * call.n)
+            fronted, mapped = _lanes_to_batch(call, fronted)
+            mapped = mapped.vectorised(_front_dims(dims[call.n :], call.n))
+            outputs = apply(LinearSolve, mapped, transposed, *fronted)
         return outputs, (0,) * len(outputs)
+
+
+def _lanes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
+    """The call with its lanes as batch axes of z* too, all of which have another axis in front."""
+    right, value, rest = _thirds(call, fronted)
+    lanes = tuple(right[0].shape[1 : 1 + call.lanes])
+    for _ in lanes:
+        call = call.vectorised((*(0,) * call.n, *(None,) * len(rest)))
+    spread = []
+    for leaf in value:
+        front, shape = leaf.shape[0], leaf.shape[1:]
+        thin = leaf.reshape(front, *(1,) * len(lanes), *shape)
+        spread.append(thin.expand(front, *lanes, *shape).contiguous())
+    return (*right, *spread, *rest), dataclasses.replace(call, lanes=0)
 
 
 def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
@@ -218,14 +232,8 @@ def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     return head, *call.split(tail)
 
 
-def _relative(rtol: Any, space: Space) -> float:
-    """The forward solve's relative tolerance, if it is one number the adjoint can use."""
-    known = isinstance(rtol, (int, float)) and rtol > 0
-    return float(rtol) if known else space.default_rtol
-
-
 def products(
-    image: Callable[[Vec, Vec], Vec], value: Vec, rest: Vec, transposed: bool
+    image: Callable[[Vec, Vec], Vec], value: Vec, rest: Vec, transposed: bool, lanes: int = 0
 ) -> Callable[[Vec], Vec]:
     """The products with Jᵀ or J at (value, rest), from one linearisation.
 
@@ -238,21 +246,50 @@ def products(
     if not any(leaf.requires_grad for leaf in outputs):
         return lambda u: tuple(map(torch.zeros_like, u))
     if transposed:
-        return lambda u: _gradients(outputs, z, u)
+        return lambda u: _gradients(outputs, z, u, lanes)
     with torch.enable_grad():
         w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
         pulled = _gradients(outputs, z, w, create_graph=True)
-    return lambda u: _gradients(pulled, w, u)
+    return lambda u: _gradients(pulled, w, u, lanes)
 
 
-def _gradients(outputs: Vec, inputs: Vec, cotangents: Vec, create_graph: bool = False) -> Vec:
+def _gradients(
+    outputs: Vec, inputs: Vec, cotangents: Vec, lanes: int = 0, create_graph: bool = False
+) -> Vec:
+    """The pullback of `cotangents`, which may have `lanes` axes more than `outputs`."""
     tracked = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    shape = tuple(cotangents[0].shape[:lanes])
     if not tracked:
-        return tuple(map(torch.zeros_like, inputs))
+        return tuple(leaf.new_zeros((*shape, *leaf.shape)) for leaf in inputs)
     heads, seeds = zip(*tracked, strict=True)
-    return torch.autograd.grad(
-        heads, inputs, seeds, retain_graph=True, create_graph=create_graph, materialize_grads=True
-    )
+    if lanes != 1:
+        seeds = tuple(seed.reshape(-1, *seed.shape[lanes:]) for seed in seeds) if lanes else seeds
+    gradients = torch.autograd.grad(
+        heads, inputs, seeds, retain_graph=True, create_graph=create_graph,
+        is_grads_batched=lanes > 0, materialize_grads=True,
+    )  # fmt: skip
+    if lanes < 2:
+        return gradients
+    return tuple(leaf.reshape(*shape, *leaf.shape[1:]) for leaf in gradients)
+
+
+def _pulled_once(
+    call: Call, value: Tensors, rest: Tensors, needed: Any, right: Tensors
+) -> list[torch.Tensor | None]:
+    """The cotangents of the `rest`, by one linearisation for the solve and for what follows it.
+
+    Nothing is recorded: this is the first derivative, outside of all transforms.
+    """
+    with torch.enable_grad():
+        z = tuple(leaf.detach().requires_grad_() for leaf in value)
+        inputs = tuple(
+            leaf.detach().requires_grad_(w) for leaf, w in zip(rest, needed, strict=True)
+        )
+        outputs = call.solve.image(z, inputs)
+    u = call.linear_solve(lambda u: _gradients(outputs, z, u), right, True, (value, rest))
+    chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
+    gradients = iter(_gradients(outputs, chosen, u) if chosen else ())
+    return [next(gradients) if wanted else None for wanted in needed]
 
 
 def _product_at(call: Call, u: Tensors, transposed: bool) -> Callable[[Tensors], Tensors]:
@@ -260,11 +297,18 @@ def _product_at(call: Call, u: Tensors, transposed: bool) -> Callable[[Tensors],
 
     def product(inputs: Tensors) -> Any:
         value, rest = call.split(inputs)
-        if transposed:
-            return torch.func.vjp(lambda z: call.solve.image(z, rest), value)[1](u)[0]
-        return _jvp(lambda z: call.solve.image(z, rest), value, u)
+        image = lambda z: call.solve.image(z, rest)  # noqa: E731
+        times = _pullback(image, value) if transposed else lambda w: pushed(image, value, w)
+        for _ in range(call.lanes):
+            times = torch.func.vmap(times)
+        return times(u)
 
     return product
+
+
+def _pullback(function: Callable[[Tensors], Any], value: Tensors) -> Callable[[Tensors], Any]:
+    pullback: Callable[[Tensors], Any] = torch.func.vjp(function, value)[1]
+    return lambda w: pullback(w)[0]
 
 
 def _pull(
@@ -297,15 +341,15 @@ def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) ->
     if not chosen:
         return tuple(map(torch.zeros_like, function(inputs)))
     given = tuple(t for t, wanted in zip(tangents, moving, strict=True) if wanted)
-    return _jvp(of_chosen, chosen, given)
+    return pushed(of_chosen, chosen, given)
 
 
-def _jvp(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Tensors) -> Tensors:
+def pushed(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Tensors) -> Tensors:
     """J t as the transpose of the linear map w ↦ Jᵀw: dual numbers do not nest in Torch."""
     outputs, pullback, *_ = torch.func.vjp(function, inputs)
     zeros = tuple(map(torch.zeros_like, outputs))
-    pushed: Tensors = torch.func.vjp(lambda w: pullback(w)[0], zeros)[1](tangents)[0]
-    return pushed
+    product: Tensors = torch.func.vjp(lambda w: pullback(w)[0], zeros)[1](tangents)[0]
+    return product
 
 
 def _front_dims(in_dims: Any, states: int) -> tuple[int | None, ...]:

@@ -1,5 +1,21 @@
 """How derivatives of a solution are formed."""
 
-from fixedpoint.adjoints.implicit import Implicit
+from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint
+from fixedpoint.adjoints.implicit import ImplicitAdjoint
+from fixedpoint.adjoints.jacobian_free import JacobianFree
+from fixedpoint.adjoints.neumann import NeumannSeries
+from fixedpoint.adjoints.phantom import PhantomGradient
+from fixedpoint.adjoints.shared_inverse import SharedInverse
+from fixedpoint.adjoints.unrolled import Unrolled
 
-__all__ = ["Implicit"]
+__all__ = [
+    "Adjoint",
+    "AdjointSystem",
+    "ImplicitAdjoint",
+    "JacobianFree",
+    "LinearAdjoint",
+    "NeumannSeries",
+    "PhantomGradient",
+    "SharedInverse",
+    "Unrolled",
+]

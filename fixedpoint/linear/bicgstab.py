@@ -56,7 +56,9 @@ class BiCGStab(LinearSolver):
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
 
-        end = space.backend.while_loop(unfinished, lambda c: _step(system, c), first)
+        end = space.backend.while_loop(
+            unfinished, lambda c: _step(system, c), first, self.max_steps
+        )
         return system.solution(end.x, end.norm, 2 * end.steps), memory
 
 

@@ -86,10 +86,12 @@ class GMRES(LinearSolver):
                 lambda c: space.backend.any(c.busy) & (c.size < size) & (c.size < limit),
                 lambda c: _extended(system, c),
                 first,
+                size,
             )
             return _closed(system, carry, end)
 
-        end = space.backend.while_loop(unfinished, cycle, _Carry(x, system.right, norm, busy, 0))
+        start = _Carry(x, system.right, norm, busy, 0)
+        end = space.backend.while_loop(unfinished, cycle, start, self.max_steps)
         return LinearSolution(end.x, end.norm, end.products), memory
 
 

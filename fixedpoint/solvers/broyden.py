@@ -58,6 +58,24 @@ class InverseEstimate(NamedTuple):
         coefficients = -self.used[..., : left[0].shape[-2]] * space.gram(right, v)
         return space.minus_combination(space.scale(self.scale, v), coefficients, left)
 
+    def transposed(self) -> InverseEstimate:
+        """The estimate Hᵀ."""
+        return self._replace(left=self.right, right=self.left)
+
+    def widened(self, space: Space, columns: int) -> InverseEstimate:
+        """The same estimate, with room for more columns."""
+        xp = space.xp
+
+        def wider(history: Vec) -> Vec:
+            pairs = zip(history, space.history(columns), strict=True)
+            return tuple([xp.concat([past, more], axis=-2) for past, more in pairs])
+
+        used = xp.concat([self.used, space.full(0.0, (columns,))], axis=-1)
+        memory, count = self.used.shape[-1], self.count
+        filled = count if isinstance(count, int) else (count - 1) % memory + 1
+        left, right = wider(self.left), wider(self.right)
+        return self._replace(left=left, right=right, used=used, pushed=filled)
+
     @property
     def count(self) -> Any:
         """Slots that hold a column, where that is known."""

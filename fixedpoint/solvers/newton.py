@@ -296,6 +296,7 @@ class _Trials:
             lambda c: backend.any(c.pending) & (c.trials < _TRIALS),
             self.turn,
             _Trial(self.old, radius, pending, 0),
+            _TRIALS,
         )
         return end
 

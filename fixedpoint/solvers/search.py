@@ -92,5 +92,5 @@ def backtrack(
         return space.backend.any(search.pending) & (search.trials < BACKTRACKS)
 
     first = Search(old, space.full(1.0), pending, 0)
-    end: Search = space.backend.while_loop(unfinished, trial, first)
+    end: Search = space.backend.while_loop(unfinished, trial, first, BACKTRACKS)
     return end

@@ -1,0 +1,64 @@
+"""The user's map in JAX: what it captured is made explicit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from fixedpoint.backend import Vec
+from fixedpoint.solve import Solve
+
+LeafFunction = Callable[[Vec, Vec], tuple[Vec, Vec | None]]
+
+
+class CapturedTracerError(Exception):
+    """The map returned a tracer for arguments that are none: it holds tracers itself."""
+
+
+def without_tracers(map_: LeafFunction) -> LeafFunction:
+    """`map_`, which raises :class:`CapturedTracerError` when values are turned into tracers."""
+
+    def watched(value: Vec, args: Vec) -> tuple[Vec, Vec | None]:
+        outputs = map_(value, args)
+        if _is_tracer(outputs[0][0]) and not any(map(_is_tracer, value)):
+            raise CapturedTracerError
+        return outputs
+
+    return watched
+
+
+def _is_tracer(leaf: Any) -> bool:
+    return isinstance(leaf, jax.core.Tracer)
+
+
+def hoisted(solve: Solve, value: Vec, args: Vec) -> tuple[Solve, Vec]:
+    """`solve` with what its map captured in front of the arguments, and these arguments.
+
+    The map is traced here, and never again.
+    """
+    closed, shape = jax.make_jaxpr(solve.map, return_shape=True)(value, args)
+    structure, count = jax.tree.structure(shape), len(closed.consts)
+
+    def map_(value: Vec, rest: Vec) -> tuple[Vec, Vec | None]:
+        function = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, rest[:count]))
+        outputs: tuple[Vec, Vec | None] = jax.tree.unflatten(
+            structure, function(*value, *rest[count:])
+        )
+        return outputs
+
+    def image(value: Vec, rest: Vec) -> Vec:
+        leaves = map_(value, rest)[0]
+        return tuple(-leaf for leaf in leaves) if solve.is_root else leaves
+
+    inverse = solve.inverse
+    explicit = dataclasses.replace(
+        solve, map=map_, image=image,
+        bind=lambda rest: solve.bind(rest[count:]),
+        batched=(*(False,) * count, *solve.batched) if solve.batched else (),
+        inverse=inverse and (lambda value, rest: inverse(value, rest[count:])),
+    )  # fmt: skip
+    return explicit, (*closed.consts, *args)

@@ -1,0 +1,140 @@
+"""What the adapters ask of an adjoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fixedpoint.backend import Vec
+from fixedpoint.iterate import Iteration, Memory
+from fixedpoint.solution import Status, Work
+from fixedpoint.solvers import Picard, Solver, default_solver
+from fixedpoint.space import Space
+
+if TYPE_CHECKING:
+    from fixedpoint.solve import Outcome, Solve
+
+Product = Callable[[Vec], Vec]
+
+
+@dataclass(frozen=True, eq=False)
+class AdjointSystem:
+    """The linear system (I − A)u = v of every sample, A = Jᵀ for cotangents and J for tangents.
+
+    For roots it is F′ᵀu = v, or F′u = v. There A belongs to −F, and the system is −Au = v.
+
+    Parameters
+    ----------
+    space : Space
+        Where u and v lie, as rows.
+    product : callable
+        u ↦ Au.
+    right : Vec
+        v.
+    rtol : float
+        The tolerance of the forward solve.
+    is_root : bool
+        Whether a root is differentiated.
+    transposed : bool
+        Whether A is Jᵀ.
+    start : Vec or None
+        Where to start.
+    precondition : callable or None
+        v ↦ Pv, P an approximate inverse of I − A or −A.
+    memory : Memory or None
+        What the forward solver remembers.
+    """
+
+    space: Space
+    product: Product
+    right: Vec
+    rtol: float
+    is_root: bool
+    transposed: bool
+    start: Vec | None = None
+    precondition: Product | None = None
+    memory: Memory | None = None
+
+    def image(self, u: Vec) -> Vec:
+        """Au + v: the map whose fixed point is sought, or for roots the residual."""
+        return self.space.add(self.product(u), self.right)
+
+    def residual(self, u: Vec) -> Vec:
+        """What u leaves of v."""
+        image = self.image(u)
+        return image if self.is_root else self.space.subtract(image, u)
+
+    def operator(self, u: Vec) -> Vec:
+        """The product with I − A, or for roots −A."""
+        image = self.product(u)
+        return self.space.negative(image) if self.is_root else self.space.subtract(u, image)
+
+    def unfinished(self, u: Vec, products: int) -> Iteration:
+        """An approximation that nobody has tested: its residual is not a number."""
+        xp, space = self.space.xp, self.space
+        norm = space.full(float("nan"))
+        zero = xp.zeros_like(norm, dtype=xp.int32)
+        status = zero + int(Status.MAX_STEPS)
+        memory = Memory(Picard(), ())
+        return Iteration(u, norm, zero, status, zero + products, Work(vjp=products), None, memory)
+
+
+class Adjoint(ABC):
+    """How derivatives of a solution are formed: immutable, hashable settings."""
+
+    warm_start: Any = None
+    preconditioner: Callable[..., Any] | None = None
+    shares_memory: ClassVar[bool] = False
+
+    @abstractmethod
+    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
+        """Run `solve` from `value`, its outcome differentiable with respect to `args`."""
+
+    def check(self, solver: Solver, is_root: bool) -> None:
+        """Raise if solutions of `solver`, or roots, cannot be differentiated in this way."""
+        del solver, is_root
+
+    def default_solver(self, size: int, is_root: bool) -> Solver:
+        """The solver to use where none is named."""
+        return default_solver(size, is_root)
+
+
+class LinearAdjoint(Adjoint):
+    """An adjoint that solves (I − A)u = v, or approximates its solution.
+
+    The rules of the adapters differentiate u as the exact solution, whatever :meth:`solve` does:
+    second derivatives are formed of first ones of the same quality.
+    """
+
+    @property
+    def policy(self) -> str:
+        """What to do where :meth:`solve` fails."""
+        return "return"
+
+    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
+        """Run `solve`; the adapter's rules call :meth:`solve` for every derivative."""
+        return solve.backend.implicit(solve, value, args)
+
+    @abstractmethod
+    def solve(self, system: AdjointSystem) -> Iteration:
+        """The solution u, or an approximation of it."""
+
+
+def refuse_roots(adjoint: Adjoint, is_root: bool) -> None:
+    """Raise TypeError for a root, which has no powers of a Jacobian to differentiate by."""
+    if is_root:
+        raise TypeError(
+            f"{type(adjoint).__name__} approximates the derivative of a fixed point by a few "
+            "applications of its Jacobian: for a root use ImplicitAdjoint"
+        )
+
+
+class SeriesAdjoint(LinearAdjoint):
+    """An adjoint that is a sum of powers of the Jacobian."""
+
+    def check(self, solver: Solver, is_root: bool) -> None:
+        """Roots have no such series."""
+        del solver
+        refuse_roots(self, is_root)

@@ -1,0 +1,126 @@
+"""The inverse of the forward solve, shared with the backward one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
+from fixedpoint.adjoints.implicit import linear_problem
+from fixedpoint.backend import Vec
+from fixedpoint.checks import check_count, check_positive
+from fixedpoint.iterate import Course, Iteration, Memory, iterate
+from fixedpoint.linear import GMRES, LinearSystem
+from fixedpoint.solution import Status, Work
+from fixedpoint.solvers import Broyden, Solver
+from fixedpoint.solvers.broyden import InverseEstimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedInverse(LinearAdjoint):
+    """Differentiate with the inverse that Broyden's method left behind (SHINE).
+
+    The estimate H ≈ (I − J)⁻¹ of the forward solve gives the solution of (I − Jᵀ)u = v as u = Hᵀv,
+    without any product. It may then be improved: by secant pairs in the direction that the loss
+    asks for, which H has never seen, and by GMRES, started at u with Hᵀ as its preconditioner.
+    The solver must be :class:`Broyden`, and is that where none is named.
+
+    Parameters
+    ----------
+    fallback : float, optional
+        Samples with ‖u‖ > fallback·‖v‖ take u = v, the Jacobian-free direction, instead.
+    outer_aware : int, optional
+        Steps of Broyden's method on the adjoint system, which start at u with Hᵀ: each is a product
+        and a secant pair in the needed direction.
+    refine : int, optional
+        Products of GMRES at most, after that; it ends at the tolerance of the forward solve.
+
+    References
+    ----------
+    Ramzi, Mannel, Bai, Starck, Ciuciu and Moreau, "SHINE: SHaring the INverse Estimate from the
+    forward pass for bi-level optimization and implicit models", ICLR 2022, arXiv:2106.00553.
+
+    Examples
+    --------
+    >>> import torch, fixedpoint as fp
+    >>> a = torch.tensor(1.0, requires_grad=True)
+    >>> sol = fp.fixed_point(lambda z, a: 0.5 * z + a, torch.tensor(0.0), (a,),
+    ...                      adjoint=fp.SharedInverse(fallback=10.0))
+    >>> sol.value.backward()
+    >>> a.grad
+    tensor(2.)
+    """
+
+    fallback: float | None = None
+    outer_aware: int = 0
+    refine: int = 0
+    shares_memory: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.fallback is not None:
+            check_positive("fallback", self.fallback)
+        check_count("outer_aware", self.outer_aware, 0)
+        check_count("refine", self.refine, 0)
+
+    def check(self, solver: Solver, is_root: bool) -> None:
+        """Only one solver estimates the inverse."""
+        del is_root
+        if not isinstance(solver, Broyden):
+            raise TypeError(f"SharedInverse needs the inverse of Broyden(), got {solver!r}")
+
+    def default_solver(self, size: int, is_root: bool) -> Solver:
+        """Broyden's method."""
+        del size, is_root
+        return Broyden()
+
+    def solve(self, system: AdjointSystem) -> Iteration:
+        """The product with the shared inverse, improved as asked."""
+        assert system.memory is not None
+        kept: InverseEstimate = system.memory.contents
+        inverse = kept.transposed() if system.transposed else kept
+        u = self._shared(system, inverse)
+        end = system.unfinished(u, 0)
+        if self.outer_aware:
+            end = _aware(system, inverse, u, self.outer_aware)
+            inverse = end.state.contents
+        return _refined(system, inverse, end, self.refine) if self.refine else end
+
+    def _shared(self, system: AdjointSystem, inverse: InverseEstimate) -> Vec:
+        """The product with the inverse, where it is not too long."""
+        space, v = system.space, system.right
+        u = inverse.times(space, v)
+        if self.fallback is None:
+            return u
+        short = space.norm(u) <= self.fallback * space.norm(v)
+        return space.where(short, u, space.scale(inverse.scale, v))
+
+
+def _aware(system: AdjointSystem, inverse: InverseEstimate, u: Vec, steps: int) -> Iteration:
+    """Broyden's method on the adjoint system, from u and the inverse."""
+    most = 2 * system.space.real_size
+    wider = inverse.widened(system.space, min(steps, most - inverse.used.shape[-1]))
+    solver = Broyden(memory=wider.used.shape[-1])
+    problem = linear_problem(system, system.rtol, 0.0)
+    return iterate(solver, problem, u, Course(steps, state=Memory(solver, wider)))
+
+
+def _refined(
+    system: AdjointSystem, inverse: InverseEstimate, end: Iteration, products: int
+) -> Iteration:
+    """GMRES from where the iteration stands, or from zero if that is closer, preconditioned."""
+    space, v = system.space, system.right
+    left = system.residual(end.value)
+    closer = space.norm(left) < space.norm(v)
+    u = space.where(closer, end.value, space.zeros(v))
+    right = space.where(closer, left, v)
+    target = system.rtol * space.xp.maximum(space.norm(v), space.norm(u))
+    inner = LinearSystem(
+        space, system.operator, right, target, lambda w: inverse.times(space, w)
+    )  # fmt: skip
+    solution, _ = GMRES(restart=products, max_steps=products).solve(inner, None)
+    done = solution.residual_norm <= target
+    status = space.xp.where(done, 0 * end.status + int(Status.CONVERGED), end.status)
+    return end._replace(
+        value=space.add(u, solution.value), residual_norm=solution.residual_norm, status=status,
+        steps=end.steps + solution.products, work=end.work.plus(Work(vjp=solution.products + 1)),
+    )  # fmt: skip
