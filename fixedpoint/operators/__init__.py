@@ -15,19 +15,33 @@ from fixedpoint.operators.augmented import (
 )
 from fixedpoint.operators.base import Compose, Damp, Evaluation, Map, Operator, Project
 from fixedpoint.operators.joint import Joint
+from fixedpoint.operators.splitting import (
+    ForwardBackward,
+    PeacemanRachford,
+    SoftThreshold,
+    largest_step,
+    rectify,
+    resolvent_matrix,
+)
 
 __all__ = [
     "AdjointMap",
     "Compose",
     "Damp",
     "Evaluation",
+    "ForwardBackward",
     "InputStep",
     "Joint",
     "Lagrangian",
     "Linearisation",
     "Map",
     "Operator",
+    "PeacemanRachford",
     "Project",
+    "SoftThreshold",
     "StateMap",
     "augmented",
+    "largest_step",
+    "rectify",
+    "resolvent_matrix",
 ]
