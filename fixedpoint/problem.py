@@ -275,9 +275,13 @@ class FixedPointProblem(Problem):
         space = self.space
         tested = self._norms(space.norm, residuals, targets)
         # Squares that underflow must not pass for a residual of zero.
-        if self.norm == "max" or space.backend.known_none(tested[2]):
+        doubtful = tested[2] if len(residuals) > 1 else tested[2] & (tested[0] < space.small)
+        if self.norm == "max" or space.backend.known_none(doubtful):
             return tested
-        return self._norms(space.safe_norm, residuals, targets)
+        safe = self._norms(space.safe_norm, residuals, targets)
+        pairs = zip(safe, tested, strict=True)
+        norm, magnitude, satisfied = (space.xp.where(doubtful, a, b) for a, b in pairs)
+        return norm, magnitude, satisfied
 
     def _norms(
         self, norm: Any, residuals: list[Vec], targets: list[Vec]
@@ -334,8 +338,10 @@ class RootProblem(Problem):
         increment = self.increment(value)
         norm = self.space.norm(increment, self.norm)
         satisfied = self._within(norm, norm if self.scale is None else self.scale)
-        if not self.space.backend.known_none(satisfied):
-            norm = self.space.safe_norm(increment, self.norm)
+        doubtful = satisfied & (norm < self.space.small)
+        if not self.space.backend.known_none(doubtful):
+            safe = self.space.safe_norm(increment, self.norm)
+            norm = self.space.xp.where(doubtful, safe, norm)
             satisfied = self._within(norm, norm if self.scale is None else self.scale)
         return Point(value, increment, norm, norm, satisfied)
 

@@ -402,6 +402,13 @@ class Space:
         return float(self.xp.finfo(self.dtype).eps)
 
     @cached_property
+    def small(self) -> float:
+        """A norm below which the squares that make it up may have been lost."""
+        infos = [self.xp.finfo(dtype) for dtype in (*self.dtypes, self.dtype)]
+        info = max((i for i in infos if i.bits >= 32), key=lambda i: float(i.eps))
+        return math.sqrt(float(info.smallest_normal) * self.size) / float(info.eps)
+
+    @cached_property
     def rounding(self) -> float:
         """The unit roundoff of the coarsest leaf."""
         return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)

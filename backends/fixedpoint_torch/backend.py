@@ -18,7 +18,8 @@ from fixedpoint.backend import Backend, Carry, Pullback, Vec
 from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import maps
-from fixedpoint_torch.functions import Call, Root, apply, products, pushed
+from fixedpoint_torch.functions import Call, Root, apply, pushed, run
+from fixedpoint_torch.linearisation import products
 from fixedpoint_torch.namespace import NAMESPACE
 from fixedpoint_torch.surroundings import Surroundings, exact
 
@@ -148,7 +149,7 @@ class TorchBackend(Backend):
             recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
             if recording or _inside_transform():
                 return solve.adjoint.attach(solve, value, args)
-            return solve.run(value, args)
+            return run(solve, value, args)
 
     def surroundings(self, value: Vec) -> Surroundings:
         """What holds during every evaluation of f: autocast, and the same random numbers."""

@@ -22,6 +22,8 @@ from fixedpoint.backend import Vec
 from fixedpoint.iterate import Memory
 from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
+from fixedpoint_torch import host
+from fixedpoint_torch.linearisation import gradients, products
 from fixedpoint_torch.surroundings import exact
 
 Tensors = tuple[torch.Tensor, ...]
@@ -48,7 +50,7 @@ class Call:
 
     def run(self, value: Tensors, rest: Tensors) -> Outcome:
         """The forward solve."""
-        outcome = self.solve.run(value, rest)
+        outcome = run(self.solve, value, rest)
         self.outcome[:] = [outcome]
         if self.solve.adjoint.shares_memory:
             self.memory[:] = [outcome.state]
@@ -62,7 +64,8 @@ class Call:
         if self.lanes:
             solve = dataclasses.replace(solve, start=None, inverse=None)
         with exact(right[0].device):
-            u, end = solve.linear_solve(product, right, transposed, at, self.memory[0])
+            solved = host.linear_solve if host.fits(solve, right) else Solve.linear_solve
+            u, end = solved(solve, product, right, transposed, at, self.memory[0])
         self.report.note(solve.rebuild(tuple(leaf.detach() for leaf in u)), end)
         return u
 
@@ -82,6 +85,11 @@ class Call:
             inverse=None,
         )
         return dataclasses.replace(self, solve=solve)
+
+
+def run(solve: Solve, value: Vec, args: Vec) -> Outcome:
+    """Iterate, recording nothing."""
+    return host.run(solve, value, args) if host.fits(solve, value, args) else solve.run(value, args)
 
 
 def _nothing(rest: Tensors) -> dict[str, Any]:
@@ -134,10 +142,10 @@ class Root(torch.autograd.Function):
         right = cotangents[: call.n]
         if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             u = apply(LinearSolve, call, True, *right, *value, *rest)
-            gradients = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
+            pulled = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
         else:
-            gradients = _pulled_once(call, value, rest, needed, right)
-        return (None, *(None,) * call.n, *gradients)
+            pulled = _pulled_once(call, value, rest, needed, right)
+        return (None, *(None,) * call.n, *pulled)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -232,47 +240,6 @@ def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     return head, *call.split(tail)
 
 
-def products(
-    image: Callable[[Vec, Vec], Vec], value: Vec, rest: Vec, transposed: bool, lanes: int = 0
-) -> Callable[[Vec], Vec]:
-    """The products with Jᵀ or J at (value, rest), from one linearisation.
-
-    Jᵀw is linear in w, so that J is the transpose of its derivative: a second reverse pass, which
-    asks no more of f than that it can be differentiated twice.
-    """
-    with torch.enable_grad():
-        z = tuple(leaf.detach().requires_grad_() for leaf in value)
-        outputs = image(z, tuple(leaf.detach() for leaf in rest))
-    if not any(leaf.requires_grad for leaf in outputs):
-        return lambda u: tuple(map(torch.zeros_like, u))
-    if transposed:
-        return lambda u: _gradients(outputs, z, u, lanes)
-    with torch.enable_grad():
-        w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
-        pulled = _gradients(outputs, z, w, create_graph=True)
-    return lambda u: _gradients(pulled, w, u, lanes)
-
-
-def _gradients(
-    outputs: Vec, inputs: Vec, cotangents: Vec, lanes: int = 0, create_graph: bool = False
-) -> Vec:
-    """The pullback of `cotangents`, which may have `lanes` axes more than `outputs`."""
-    tracked = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    shape = tuple(cotangents[0].shape[:lanes])
-    if not tracked:
-        return tuple(leaf.new_zeros((*shape, *leaf.shape)) for leaf in inputs)
-    heads, seeds = zip(*tracked, strict=True)
-    if lanes != 1:
-        seeds = tuple(seed.reshape(-1, *seed.shape[lanes:]) for seed in seeds) if lanes else seeds
-    gradients = torch.autograd.grad(
-        heads, inputs, seeds, retain_graph=True, create_graph=create_graph,
-        is_grads_batched=lanes > 0, materialize_grads=True,
-    )  # fmt: skip
-    if lanes < 2:
-        return gradients
-    return tuple(leaf.reshape(*shape, *leaf.shape[1:]) for leaf in gradients)
-
-
 def _pulled_once(
     call: Call, value: Tensors, rest: Tensors, needed: Any, right: Tensors
 ) -> list[torch.Tensor | None]:
@@ -286,10 +253,10 @@ def _pulled_once(
             leaf.detach().requires_grad_(w) for leaf, w in zip(rest, needed, strict=True)
         )
         outputs = call.solve.image(z, inputs)
-    u = call.linear_solve(lambda u: _gradients(outputs, z, u), right, True, (value, rest))
+    u = call.linear_solve(lambda u: gradients(outputs, z, u), right, True, (value, rest))
     chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
-    gradients = iter(_gradients(outputs, chosen, u) if chosen else ())
-    return [next(gradients) if wanted else None for wanted in needed]
+    pulled = iter(gradients(outputs, chosen, u) if chosen else ())
+    return [next(pulled) if wanted else None for wanted in needed]
 
 
 def _product_at(call: Call, u: Tensors, transposed: bool) -> Callable[[Tensors], Tensors]:

@@ -15,7 +15,7 @@ from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver
 
-_ANDERSON = Anderson(memory=20)
+_ANDERSON = Anderson(memory=10)
 _GMRES = NewtonKrylov(linear=GMRES(restart=50, max_steps=500), forcing=1e-3, line_search=False)
 
 # Near a singular I − Jᵀ the solution u grows, and a residual that is small beside u need not be
@@ -40,7 +40,7 @@ class ImplicitAdjoint(LinearAdjoint):
     Parameters
     ----------
     solver : Solver, optional
-        How to solve the adjoint system, by default ``Anderson(memory=20)``; for roots, and with a
+        How to solve the adjoint system, by default ``Anderson(memory=10)``; for roots, and with a
         preconditioner, :class:`NewtonKrylov`, one step of which is GMRES.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I − Jᵀ, or of

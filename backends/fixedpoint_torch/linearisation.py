@@ -1,0 +1,50 @@
+"""Products with a Jacobian, by reverse mode alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fixedpoint.backend import Vec
+
+
+def products(
+    image: Callable[[Vec, Vec], Vec], value: Vec, rest: Vec, transposed: bool, lanes: int = 0
+) -> Callable[[Vec], Vec]:
+    """The products with Jᵀ or J at (value, rest), from one linearisation.
+
+    Jᵀw is linear in w, so that J is the transpose of its derivative: a second reverse pass, which
+    asks no more of f than that it can be differentiated twice.
+    """
+    with torch.enable_grad():
+        z = tuple(leaf.detach().requires_grad_() for leaf in value)
+        outputs = image(z, tuple(leaf.detach() for leaf in rest))
+    if not any(leaf.requires_grad for leaf in outputs):
+        return lambda u: tuple(map(torch.zeros_like, u))
+    if transposed:
+        return lambda u: gradients(outputs, z, u, lanes)
+    with torch.enable_grad():
+        w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
+        pulled = gradients(outputs, z, w, create_graph=True)
+    return lambda u: gradients(pulled, w, u, lanes)
+
+
+def gradients(
+    outputs: Vec, inputs: Vec, cotangents: Vec, lanes: int = 0, create_graph: bool = False
+) -> Vec:
+    """The pullback of `cotangents`, which may have `lanes` axes more than `outputs`."""
+    tracked = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    shape = tuple(cotangents[0].shape[:lanes])
+    if not tracked:
+        return tuple(leaf.new_zeros((*shape, *leaf.shape)) for leaf in inputs)
+    heads, seeds = zip(*tracked, strict=True)
+    if lanes != 1:
+        seeds = tuple(seed.reshape(-1, *seed.shape[lanes:]) for seed in seeds) if lanes else seeds
+    pulled = torch.autograd.grad(
+        heads, inputs, seeds, retain_graph=True, create_graph=create_graph,
+        is_grads_batched=lanes > 0, materialize_grads=True,
+    )  # fmt: skip
+    if lanes < 2:
+        return pulled
+    return tuple(leaf.reshape(*shape, *leaf.shape[1:]) for leaf in pulled)
