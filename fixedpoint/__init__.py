@@ -12,6 +12,7 @@ from fixedpoint.adjoints import (
 )
 from fixedpoint.api import fixed_point, root
 from fixedpoint.bracket import bracketed_root
+from fixedpoint.implicit import implicit_jvp, implicit_vjp
 from fixedpoint.iterate import Budget
 from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
 from fixedpoint.solution import (
@@ -36,6 +37,7 @@ from fixedpoint.solvers import (
     PseudoTransient,
     default_solver,
 )
+from fixedpoint.spectrum import spectral_norm, spectral_radius
 
 __version__ = "0.1.0"
 
@@ -71,6 +73,10 @@ __all__ = [
     "bracketed_root",
     "default_solver",
     "fixed_point",
+    "implicit_jvp",
+    "implicit_vjp",
     "operators",
     "root",
+    "spectral_norm",
+    "spectral_radius",
 ]

@@ -70,8 +70,8 @@ def fixed_point(
         A sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖. The residual is that of the
         value returned, undamped. A sample that took steps must also have brought it below 0.9 of
         what it was at `z0`, or below `atol`, so that no runaway passes because ‖f(z)‖ grows.
-        `rtol` is by default max(1e-6, 10·eps) of the coarsest dtype among the leaves. With both
-        zero a fixed number of steps is taken.
+        `rtol` is by default max(1e-6, 10·eps), with the eps of the coarsest dtype among the leaves
+        and that of autocast. With both zero a fixed number of steps is taken.
     norm : {"euclidean", "max"}, optional
         The norm of that test, over all leaves of a sample.
     max_steps : int, optional
@@ -263,8 +263,9 @@ class _Call:
         adjoint.check(solver, is_root)
         solve = Solve(
             map_, _opposite(space, map_.image) if is_root else map_.image, map_.bind, backend,
-            solver, _relative(self.rtol, space), _tolerance("atol", self.atol), self.norm,
-            self.batch_ndim, adjoint, self._course(structure, space, bool(batched)), is_root,
+            solver, self._relative(space, backend.rounding(value)),
+            _tolerance("atol", self.atol), self.norm, self.batch_ndim, adjoint,
+            self._course(structure, space, bool(batched)), is_root,
             map_.project if self.project else None, _blocks(self.f, start), batched,
             _warm_start(adjoint, map_, value), _inverse(adjoint, map_), structure.rebuild,
         )  # fmt: skip
@@ -297,6 +298,12 @@ class _Call:
         if not isinstance(args, tuple):
             kind = type(args).__name__
             raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
+
+    def _relative(self, space: Space, rounding: float) -> Any:
+        """The relative tolerance, by default one that f can reach with its `rounding`."""
+        if self.rtol is None:
+            return max(space.default_rtol, 10 * rounding)
+        return _tolerance("rtol", self.rtol)
 
     def _course(self, structure: Any, space: Space, compact: bool) -> Course:
         if compact and self.callback is not None:
@@ -390,13 +397,10 @@ def _linearisation(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any],
     """From the solution, as a container, to the products with f′ or F′ there."""
 
     def linearised(container: Any) -> Callable[[Any], Any]:
-        leaves, structure = solve.backend.flatten(container)
-        value = tuple(solve.backend.leaf(leaf) for leaf in leaves)
-        return lambda v: structure.rebuild(
-            solve.products(value, arrays)(
-                tuple(solve.backend.leaf(leaf) for leaf in solve.backend.flatten(v)[0])
-            )
-        )
+        backend = solve.backend
+        leaves, structure = backend.flatten(container)
+        product = solve.products(tuple(map(backend.leaf, leaves)), arrays)
+        return lambda v: structure.rebuild(product(tuple(map(backend.leaf, backend.flatten(v)[0]))))
 
     return linearised
 
@@ -416,10 +420,6 @@ def _check_state(backend: Backend, value: Vec, names: Sequence[str], batch_ndim:
             )
         if 0 in shape[batch_ndim:]:
             raise ValueError(f"{name} is empty: its shape is {shape}")
-
-
-def _relative(rtol: Any, space: Space) -> Any:
-    return space.default_rtol if rtol is None else _tolerance("rtol", rtol)
 
 
 def _tolerance(name: str, value: Any) -> Any:

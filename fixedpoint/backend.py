@@ -153,6 +153,11 @@ class Backend:
         del value
         return None
 
+    def rounding(self, value: Vec) -> float:
+        """The unit roundoff of f's own arithmetic, if that is coarser than the state's."""
+        del value
+        return 0.0
+
     def conform(self, leaf: Array, like: Array) -> Array:
         """`leaf`, an output of f, in the dtype that the state has, where the framework chose it."""
         del like

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint, Product
 from fixedpoint.backend import Array, Backend, Vec, of_one_backend, type_name
-from fixedpoint.failure import apply_policy
 from fixedpoint.iterate import Course, Iteration, Memory, iterate
 from fixedpoint.operators.base import Operator
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
-from fixedpoint.solution import BackwardReport, Solution, Trace, Work
+from fixedpoint.solution import BackwardReport, Trace, Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 
@@ -325,14 +324,8 @@ class Solve:
             None if start is None else space.rows(start),
             None if inverse is None else functions.project(inverse(*at)), memory,
         )  # fmt: skip
-        end = self.adjoint.solve(system)
-        what = "the adjoint solve failed" if transposed else "the tangent solve failed"
-        value = space.shaped(end.value)
-        solution = Solution(
-            value, end.status, end.residual_norm, end.steps, Work(vjp=sum(end.work)),
-            0 * end.method, (end.state.solver.name,),
-        )  # fmt: skip
-        return apply_policy(self.adjoint.policy, what, space, value, solution), end
+        u, end = self.adjoint.solved(system)
+        return space.shaped(u), end
 
     def products(self, value: Vec, args: Vec) -> Callable[[Vec], Vec]:
         """The products with the derivative of the user's map at `value`."""

@@ -363,6 +363,13 @@ class Space:
         total = self.backend.minus_product(row[..., None, :], weights, wide)[..., 0, :]
         return self._as(total, leaf.dtype)
 
+    def orthogonalised(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
+        """The vector u without its part in the basis, by two passes of Gram and Schmidt, and it."""
+        first = self.gram(basis, u)
+        left = self.minus_combination(u, first, basis)
+        second = self.gram(basis, left)
+        return self.minus_combination(left, second, basis), first + second
+
     # Dense algebra, for small systems alone: all real entries of a sample in one axis.
 
     def ravel(self, u: Vec) -> Array:

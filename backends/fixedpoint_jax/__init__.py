@@ -4,5 +4,7 @@ Nothing here needs to be called: the core finds the adapter when it is given JAX
 """
 
 from fixedpoint_jax.backend import JaxBackend
+from fixedpoint_jax.layer import DEQ
+from fixedpoint_jax.regularisation import correction_loss, jacobian_penalty
 
-__all__ = ["JaxBackend"]
+__all__ = ["DEQ", "JaxBackend", "correction_loss", "jacobian_penalty"]

@@ -4,7 +4,16 @@ Nothing here needs to be called: the core finds the adapter when it is given ten
 """
 
 from fixedpoint_torch.backend import TorchBackend
-from fixedpoint_torch.functions import BackwardReport
+from fixedpoint_torch.layer import DEQ, Statistics
 from fixedpoint_torch.maps import HiddenTensorError
+from fixedpoint_torch.regularisation import VariationalDropout, correction_loss, jacobian_penalty
 
-__all__ = ["BackwardReport", "HiddenTensorError", "TorchBackend"]
+__all__ = [
+    "DEQ",
+    "HiddenTensorError",
+    "Statistics",
+    "TorchBackend",
+    "VariationalDropout",
+    "correction_loss",
+    "jacobian_penalty",
+]

@@ -137,6 +137,13 @@ class TorchBackend(Backend):
 
         return out_structure.rebuild([output.detach() for output in outputs]), pullback
 
+    def rounding(self, value: Vec) -> float:
+        """The unit roundoff of autocast."""
+        device = value[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return 0.0
+        return torch.finfo(torch.get_autocast_dtype(device)).eps
+
     def conform(self, leaf: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`leaf` in the dtype of the state, where autocast chose another."""
         if leaf.dtype != like.dtype and torch.is_autocast_enabled(like.device.type):
@@ -212,7 +219,8 @@ class RecordingBackend(TorchBackend):
             return torch.select_scatter(array, value, -1, index[1])
         row, column = index[1:]
         if isinstance(column, slice):
-            return torch.select_scatter(array, value, -2, row)
+            whole = torch.slice_scatter(array[..., row, :], value, -1, 0, column.stop)
+            return torch.select_scatter(array, whole, -2, row)
         whole = array[..., column]
         if isinstance(row, slice):
             whole = torch.slice_scatter(whole, value, -1, 0, row.stop)

@@ -34,17 +34,14 @@ def gradients(
     outputs: Vec, inputs: Vec, cotangents: Vec, lanes: int = 0, create_graph: bool = False
 ) -> Vec:
     """The pullback of `cotangents`, which may have `lanes` axes more than `outputs`."""
-    tracked = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    shape = tuple(cotangents[0].shape[:lanes])
-    if not tracked:
-        return tuple(leaf.new_zeros((*shape, *leaf.shape)) for leaf in inputs)
-    heads, seeds = zip(*tracked, strict=True)
-    if lanes != 1:
-        seeds = tuple(seed.reshape(-1, *seed.shape[lanes:]) for seed in seeds) if lanes else seeds
-    pulled = torch.autograd.grad(
-        heads, inputs, seeds, retain_graph=True, create_graph=create_graph,
-        is_grads_batched=lanes > 0, materialize_grads=True,
-    )  # fmt: skip
-    if lanes < 2:
+    if lanes:
+        pull = lambda seeds: gradients(outputs, inputs, seeds, lanes - 1)  # noqa: E731
+        pulled: Vec = torch.func.vmap(pull)(cotangents)
         return pulled
-    return tuple(leaf.reshape(*shape, *leaf.shape[1:]) for leaf in pulled)
+    tracked = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    if not tracked:
+        return tuple(map(torch.zeros_like, inputs))
+    heads, seeds = zip(*tracked, strict=True)
+    return torch.autograd.grad(
+        heads, inputs, seeds, retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )

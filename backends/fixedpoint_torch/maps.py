@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
+from fixedpoint_torch.parametrised import Held
 
 
 class HiddenTensorError(ValueError):
@@ -48,7 +50,15 @@ def _as_module(f: Callable[..., Any]) -> _Method | None:
 def lift(f: Callable[..., Any]) -> Vec:
     """The parameters of a module that is used as a map, each once even if tied."""
     module = _as_module(f)
-    return () if module is None else tuple(module.parameters())
+    if module is None:
+        return ()
+    parametrised = any(map(parametrize.is_parametrized, module.modules()))
+    if parametrize._cache_enabled and parametrised and not isinstance(f, Held):
+        raise ValueError(
+            "inside parametrize.cached() a module's parametrised weights are constants, so their "
+            "gradients would be lost: solve outside of it, or by fixedpoint_torch.DEQ"
+        )
+    return tuple(module.parameters())
 
 
 def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fixedpoint.backend import Vec
+from fixedpoint.failure import apply_policy
 from fixedpoint.iterate import Iteration, Memory
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Solution, Status, Work
 from fixedpoint.solvers import Picard, Solver, default_solver
 from fixedpoint.space import Space
 
@@ -120,6 +121,16 @@ class LinearAdjoint(Adjoint):
     @abstractmethod
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution u, or an approximation of it."""
+
+    def solved(self, system: AdjointSystem) -> tuple[Vec, Iteration]:
+        """The solution as rows, or what :attr:`policy` says, and what became of it."""
+        end, space = self.solve(system), system.space
+        what = "the adjoint solve failed" if system.transposed else "the tangent solve failed"
+        solution = Solution(
+            space.shaped(end.value), end.status, end.residual_norm, end.steps,
+            Work(vjp=sum(end.work)), 0 * end.method, (end.state.solver.name,),
+        )  # fmt: skip
+        return space.rows(apply_policy(self.policy, what, space, solution.value, solution)), end
 
 
 def refuse_roots(adjoint: Adjoint, is_root: bool) -> None:

@@ -65,8 +65,8 @@ class ImplicitAdjoint(LinearAdjoint):
     >>> sol = fp.fixed_point(lambda z, a: 0.5 * z + a, torch.tensor(0.0), (a,),
     ...                      adjoint=fp.ImplicitAdjoint(rtol=1e-7))
     >>> sol.value.backward()
-    >>> a.grad
-    tensor(2.)
+    >>> round(float(a.grad), 5)
+    2.0
     """
 
     solver: Solver | None = None

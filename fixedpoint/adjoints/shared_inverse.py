@@ -47,8 +47,8 @@ class SharedInverse(LinearAdjoint):
     >>> sol = fp.fixed_point(lambda z, a: 0.5 * z + a, torch.tensor(0.0), (a,),
     ...                      adjoint=fp.SharedInverse(fallback=10.0))
     >>> sol.value.backward()
-    >>> a.grad
-    tensor(2.)
+    >>> round(float(a.grad), 4)
+    2.0
     """
 
     fallback: float | None = None

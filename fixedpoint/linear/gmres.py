@@ -110,7 +110,7 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     unit = space.ratio(space.full(1.0), space.norm(cycle.next))
     p = system.preconditioned(space.scale(unit, cycle.next))
     image = system.product(p)
-    q, h = _orthogonal(space, space.filled(cycle.basis, slot), image)
+    q, h = space.orthogonalised(space.filled(cycle.basis, slot), image)
     length = space.norm(q)
     # What is left of the image must be more than the rounding errors of the orthogonalisation, by
     # so much that the solution, which is divided by it, keeps the residual true.
@@ -133,14 +133,6 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
         space.where(norm <= _FALL * cycle.norm, r, q), r, norm,
         holds & (norm > system.target), slot + 1,
     )  # fmt: skip
-
-
-def _orthogonal(space: Space, basis: Vec, image: Vec) -> tuple[Vec, Array]:
-    """`image` without its part in the basis, by two passes of Gram and Schmidt, and that part."""
-    first = space.gram(basis, image)
-    left = space.minus_combination(image, first, basis)
-    second = space.gram(basis, left)
-    return space.minus_combination(left, second, basis), first + second
 
 
 def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:

@@ -1,0 +1,180 @@
+"""A layer whose output is an equilibrium."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fixedpoint as fp
+from fixedpoint.solvers import Solver
+from fixedpoint.spectrum import spectral_radius
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DEQ:
+    """A deep equilibrium layer: z with z = cell(z, x), differentiated implicitly.
+
+    A layer is a pytree. Its leaves are those of the cell, if that is a pytree: a module of
+    Equinox, of Flax NNX, or of any other library that registers its modules, or a
+    ``jax.tree_util.Partial``. A plain function is a static part of the layer, and is passed what is
+    to be differentiated: ``layer(x, params)`` for ``cell(z, x, params)``.
+
+    Parameters
+    ----------
+    cell : callable
+        ``cell(z, *inputs)`` returns what is like z.
+    solver, adjoint, rtol, atol, norm, max_steps, batch_ndim, on_failure
+        As in :func:`fixedpoint.fixed_point`. All are static; inside a trace "warn" means "nan".
+    start : callable, optional
+        ``start(*inputs)`` is where to start, an array or a pytree of arrays. By default zeros
+        like the first input.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, fixedpoint as fp, fixedpoint_jax
+    >>> def cell(z, x, params):
+    ...     return jnp.tanh(z @ params["W"] + x)
+    >>> layer = fixedpoint_jax.DEQ(cell, solver=fp.Anderson())
+    >>> params, x = {"W": 0.1 * jnp.ones((4, 4))}, jnp.ones((3, 4))
+    >>> gradient = jax.jit(jax.grad(lambda params: layer(x, params).sum()))(params)
+    >>> gradient["W"].shape
+    (4, 4)
+
+    What is known of a solve:
+
+    >>> jax.jit(layer.solve)(x, params).status.tolist()
+    [1, 1, 1]
+    """
+
+    cell: Callable[..., Any]
+    _: dataclasses.KW_ONLY
+    solver: Solver | None = None
+    adjoint: fp.Adjoint | None = None
+    rtol: float | None = None
+    atol: float = 1e-9
+    norm: str = "euclidean"
+    max_steps: int = 1000
+    batch_ndim: int = 1
+    on_failure: str = "warn"
+    start: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: Any, z0: Any = None) -> Any:
+        """The equilibrium.
+
+        Parameters
+        ----------
+        *inputs : object
+            What the cell takes beside the state; arrays in it are differentiated.
+        z0 : array or pytree of arrays, optional
+            Where to start this time.
+        """
+        return self.solve(*inputs, z0=z0).value
+
+    def solve(self, *inputs: Any, z0: Any = None) -> fp.Solution:
+        """The equilibrium with all that is known of its solve; see :meth:`__call__`."""
+        return self._solved(inputs, self._first(inputs, z0))
+
+    def trajectory(self, *inputs: Any, steps: Sequence[int], z0: Any = None) -> list[Any]:
+        """The states after some steps of a solve, and the equilibrium.
+
+        The solve pauses there, and goes on from the best state so far with what the solver
+        remembers, for one evaluation more.
+
+        Parameters
+        ----------
+        *inputs, z0
+            As in :meth:`__call__`.
+        steps : sequence of int
+            After which steps, in ascending order.
+
+        Returns
+        -------
+        list
+            cell(zₖ, \\*inputs) for the best state zₖ of the first steps, in the order of `steps`,
+            and the equilibrium itself, for :func:`correction_loss`. Its derivatives are those of
+            the layer. Those of the others are of the one application of the cell, zₖ a constant.
+        """
+        method = self._method()
+        z, memory, done, states = self._first(inputs, z0), None, 0, []
+        for step in steps:
+            part = {"max_steps": step - done, "on_failure": "return", "solver": method}
+            solution = self._solved(inputs, z, state=memory, **part)
+            z, memory, done = jax.lax.stop_gradient(solution.value), solution.state, step
+            states.append(self.cell(z, *inputs))
+        end = self._solved(inputs, z, state=memory, max_steps=max(self.max_steps - done, 0))
+        return [*states, end.value]
+
+    def spectral_radius(self, *inputs: Any, z0: Any = None, steps: int = 30) -> jax.Array:
+        """The spectral radius of ∂cell/∂z at the equilibrium, per sample.
+
+        Picard's method converges where it is below one. See :func:`fixedpoint.spectral_radius`,
+        which starts here from a vector that is the same in each call.
+
+        Parameters
+        ----------
+        *inputs, z0
+            As in :meth:`__call__`.
+        steps : int, optional
+            Products at most.
+        """
+        z = self.solve(*inputs, z0=z0).value
+        pullback = jax.vjp(lambda z: self.cell(z, *inputs), z)[1]
+        radius: jax.Array = spectral_radius(
+            lambda v: pullback(v)[0],  # of the transpose, whose eigenvalues are the same
+            jax.tree.map(self._direction, z), steps=steps, batch_ndim=self.batch_ndim,
+        )  # fmt: skip
+        return radius
+
+    def _direction(self, leaf: jax.Array) -> jax.Array:
+        """A random vector, the same for every sample and in every call."""
+        vector = jax.random.normal(jax.random.key(0), leaf.shape[self.batch_ndim :], leaf.dtype)
+        return jnp.broadcast_to(vector, leaf.shape)
+
+    def _first(self, inputs: tuple[Any, ...], z0: Any) -> Any:
+        """Where to start."""
+        if z0 is not None:
+            return z0
+        if self.start is not None:
+            return self.start(*inputs)
+        return jax.tree.map(jnp.zeros_like, inputs[0])
+
+    def _method(self) -> Solver:
+        """The solver that goes first."""
+        adjoint = self.adjoint or fp.ImplicitAdjoint()
+        return (self.solver or adjoint.default_solver(1, is_root=False)).sequence[0]
+
+    def _solved(self, inputs: tuple[Any, ...], z0: Any, **changed: Any) -> fp.Solution:
+        """Solve, by the settings and what is changed of them."""
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return fp.fixed_point(_apply, z0, (self.cell, *inputs), **settings | changed)
+
+
+def _apply(z: Any, cell: Any, *inputs: Any) -> Any:
+    """A cell as a function of its leaves too."""
+    return cell(z, *inputs)
+
+
+_SETTINGS = tuple(
+    field.name for field in dataclasses.fields(DEQ) if field.name not in {"cell", "start"}
+)
+
+
+def _flattened(layer: DEQ) -> tuple[Any, Any]:
+    """The cell, if it is a pytree, and what is static."""
+    settings = tuple(getattr(layer, name) for name in (*_SETTINGS, "start"))
+    if jax.tree_util.all_leaves([layer.cell]) and callable(layer.cell):
+        return (), (layer.cell, settings)
+    return ((jax.tree_util.GetAttrKey("cell"), layer.cell),), (None, settings)
+
+
+def _unflattened(static: Any, children: Any) -> DEQ:
+    cell, settings = static
+    (cell,) = children or (cell,)
+    return DEQ(cell, **dict(zip((*_SETTINGS, "start"), settings, strict=True)))
+
+
+jax.tree_util.register_pytree_with_keys(DEQ, _flattened, _unflattened)

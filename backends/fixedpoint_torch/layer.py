@@ -1,0 +1,240 @@
+"""A layer whose output is an equilibrium."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import fixedpoint as fp
+from fixedpoint import tree
+from fixedpoint.solvers import Solver
+from fixedpoint.spectrum import spectral_radius
+from fixedpoint_torch import maps
+from fixedpoint_torch.backend import TorchBackend
+from fixedpoint_torch.parametrised import held
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a solve came to, apart from the graph of its derivatives.
+
+    Attributes
+    ----------
+    status, steps : tensor of int, of the batch's shape
+        A :class:`fixedpoint.Status` and the number of steps per sample.
+    residual_norm : tensor of the batch's shape
+        ‖f(z) − z‖ per sample.
+    work : Work
+        Evaluations for the whole batch.
+    backward : BackwardReport or None
+        What became of the adjoint solve, once the backward pass has run.
+    """
+
+    status: torch.Tensor
+    steps: torch.Tensor
+    residual_norm: torch.Tensor
+    work: fp.Work
+    backward: fp.BackwardReport | None
+
+
+class DEQ(torch.nn.Module):
+    """A deep equilibrium layer: z with z = cell(z, x), differentiated implicitly.
+
+    Parameters
+    ----------
+    cell : nn.Module or callable
+        ``cell(z, *inputs)`` returns what is like z. The parameters of a module are trained with
+        the layer; a function must be passed all that is to be differentiated. Weights under
+        ``torch.nn.utils.parametrize`` are computed once for each solve.
+    solver, adjoint, rtol, atol, norm, max_steps, batch_ndim, on_failure
+        As in :func:`fixedpoint.fixed_point`.
+    start : callable, optional
+        ``start(*inputs)`` is where to start, a tensor or a container of tensors. By default zeros
+        like the first input.
+
+    Attributes
+    ----------
+    statistics : Statistics or None
+        Those of the latest solve. Nothing in it keeps a graph alive.
+
+    Examples
+    --------
+    >>> import torch, fixedpoint_torch
+    >>> class Cell(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.inner = torch.nn.Linear(4, 4)
+    ...     def forward(self, z, x):
+    ...         return torch.tanh(0.5 * self.inner(z) + x)
+    >>> layer = fixedpoint_torch.DEQ(Cell())
+    >>> z = layer(torch.ones(3, 4))
+    >>> z.sum().backward()
+    >>> layer.statistics.status, layer.cell.inner.weight.grad.shape
+    (tensor([1, 1, 1], dtype=torch.int32), torch.Size([4, 4]))
+    """
+
+    def __init__(
+        self,
+        cell: Callable[..., Any],
+        *,
+        solver: Solver | None = None,
+        adjoint: fp.Adjoint | None = None,
+        rtol: float | torch.Tensor | None = None,
+        atol: float | torch.Tensor = 1e-9,
+        norm: str = "euclidean",
+        max_steps: int = 1000,
+        batch_ndim: int = 1,
+        on_failure: str = "warn",
+        start: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.cell = cell
+        self.solver, self.adjoint = solver, adjoint
+        self.rtol, self.atol, self.norm = rtol, atol, norm
+        self.max_steps, self.batch_ndim, self.on_failure = max_steps, batch_ndim, on_failure
+        self.start = start
+        self.statistics: Statistics | None = None
+
+    def forward(self, *inputs: Any, z0: Any = None) -> Any:
+        """The equilibrium.
+
+        Parameters
+        ----------
+        *inputs : object
+            What the cell takes beside the state; tensors in it are differentiated.
+        z0 : tensor or container of tensors, optional
+            Where to start this time.
+        """
+        return self.solve(*inputs, z0=z0).value
+
+    def solve(
+        self,
+        *inputs: Any,
+        z0: Any = None,
+        callback: Callable[[int, Any, torch.Tensor], Any] | None = None,
+    ) -> fp.Solution:
+        """The equilibrium with all that is known of its solve; see :meth:`forward`.
+
+        Parameters
+        ----------
+        *inputs, z0
+            As there.
+        callback : callable, optional
+            As in :func:`fixedpoint.fixed_point`.
+        """
+        f, args = held(self.cell, inputs)
+        return self._noted(self._solved(f, args, self._first(inputs, z0), callback))
+
+    def trajectory(self, *inputs: Any, steps: Sequence[int], z0: Any = None) -> list[Any]:
+        """The states after some steps of one solve, and the equilibrium.
+
+        Parameters
+        ----------
+        *inputs, z0
+            As in :meth:`forward`.
+        steps : sequence of int
+            After which steps. A step that the solve does not reach has the state of the last.
+
+        Returns
+        -------
+        list
+            cell(zₖ, \\*inputs) for each of the states zₖ, in the order of `steps`, and the
+            equilibrium itself, for :func:`correction_loss`. Its derivatives are those of the
+            layer. Those of the others are of the one application of the cell, zₖ a constant.
+        """
+        seen: dict[int, Any] = {}
+
+        def note(step: int, z: Any, residual_norm: torch.Tensor) -> None:
+            del residual_norm
+            if step in steps:
+                seen[step] = _mapped(torch.detach, z)
+
+        (f, args), first = held(self.cell, inputs), self._first(inputs, z0)
+        repeated = _Repeated(tree.flatten(first)[0][0].device)
+        end = self._noted(self._solved(f, args, first, note)).value
+        last = _mapped(torch.detach, end)
+        return [*(repeated(f, seen.get(step, last), *args) for step in steps), end]
+
+    def spectral_radius(self, *inputs: Any, z0: Any = None, steps: int = 30) -> torch.Tensor:
+        """The spectral radius of ∂cell/∂z at the equilibrium, per sample, without derivatives.
+
+        Picard's method converges where it is below one. See :func:`fixedpoint.spectral_radius`,
+        which starts here from a vector that is the same in each call.
+
+        Parameters
+        ----------
+        *inputs, z0
+            As in :meth:`forward`.
+        steps : int, optional
+            Products at most.
+        """
+        with torch.no_grad():
+            (f, args), first = held(self.cell, inputs), self._first(inputs, z0)
+            repeated = _Repeated(tree.flatten(first)[0][0].device)
+            z = self._solved(f, args, first, None).value
+            _, pullback = TorchBackend().vjp(lambda z: repeated(f, z, *args), z)
+            radius: torch.Tensor = spectral_radius(
+                lambda v: pullback(v)[0],  # of the transpose, whose eigenvalues are the same
+                _mapped(self._direction, z), steps=steps, batch_ndim=self.batch_ndim,
+            )  # fmt: skip
+        return radius
+
+    def _direction(self, leaf: torch.Tensor) -> torch.Tensor:
+        """A random vector, the same for every sample and in every call."""
+        generator = torch.Generator().manual_seed(0)
+        vector = torch.randn(leaf.shape[self.batch_ndim :], generator=generator, dtype=leaf.dtype)
+        return vector.to(leaf.device).expand(leaf.shape).contiguous()
+
+    def _first(self, inputs: tuple[Any, ...], z0: Any) -> Any:
+        """Where to start."""
+        if z0 is not None:
+            return z0
+        if self.start is not None:
+            return self.start(*inputs)
+        return _mapped(torch.zeros_like, inputs[0])
+
+    def _solved(self, f: Any, args: tuple[Any, ...], z0: Any, callback: Any) -> fp.Solution:
+        """Solve, by the settings."""
+        return fp.fixed_point(
+            f, z0, args, solver=self.solver, adjoint=self.adjoint, rtol=self.rtol, atol=self.atol,
+            norm=self.norm, max_steps=self.max_steps, batch_ndim=self.batch_ndim,
+            on_failure=self.on_failure, callback=callback,
+        )  # fmt: skip
+
+    def _noted(self, solution: fp.Solution) -> fp.Solution:
+        """Keep the statistics of `solution`."""
+        self.statistics = Statistics(
+            _detached(solution.status), _detached(solution.steps),
+            _detached(solution.residual_norm), solution.work, solution.backward,
+        )  # fmt: skip
+        return solution
+
+
+class _Repeated:
+    """Evaluations of a map that draw the random numbers which were next when this was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        self.states = torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)
+
+    def __call__(self, f: Callable[..., Any], z: Any, *args: Any) -> Any:
+        """f(z, *args), in the dtype of z under autocast too."""
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.states[0])
+            for state, device in zip(self.states[1:], self.devices, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            leaves, structure = tree.flatten(f(z, *args))
+        return structure.rebuild(list(map(TorchBackend().conform, leaves, tree.flatten(z)[0])))
+
+
+def _mapped(function: Callable[[torch.Tensor], torch.Tensor], container: Any) -> Any:
+    leaves, structure = tree.flatten(container)
+    return structure.rebuild(list(map(function, leaves)))
+
+
+def _detached(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor beneath all that records or transforms."""
+    return maps.unwrap(tensor)[-1].detach()

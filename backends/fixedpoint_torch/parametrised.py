@@ -1,0 +1,74 @@
+"""Parametrised weights, computed once a solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.utils import parametrize
+
+
+def held(cell: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A map and its arguments that stand for `cell` and `inputs` during one solve.
+
+    Weights under ``torch.nn.utils.parametrize``, such as those of ``weight_norm`` and
+    ``spectral_norm``, are computed here, once, and are arguments of the map from then on: through
+    these they are differentiated. Computed at every evaluation they would cost more, and those of
+    ``spectral_norm`` in training, which makes a step of power iteration each time, change.
+
+    Parameters
+    ----------
+    cell : callable
+        A module, a method of one, or a function, which has no such weights.
+    inputs : tuple
+        What it takes beside the state.
+    """
+    owner = getattr(cell, "__self__", cell)
+    if not isinstance(owner, torch.nn.Module):
+        return cell, inputs
+    lists = [part for part in owner.modules() if isinstance(part, parametrize.ParametrizationList)]
+    if not lists:
+        return cell, inputs
+    return Held(cell, owner, lists), (tuple(weights() for weights in lists), *inputs)
+
+
+class Held(torch.nn.Module):
+    """A cell that takes the values of its parametrised weights beside the state."""
+
+    def __init__(
+        self,
+        cell: Callable[..., Any],
+        owner: torch.nn.Module,
+        lists: Sequence[parametrize.ParametrizationList],
+    ) -> None:
+        super().__init__()
+        self.owner, self.lists = owner, tuple(lists)
+        self.evaluate = partial(cell)  # no module, that would be registered by a second name
+
+    def forward(self, z: Any, weights: tuple[torch.Tensor, ...], *inputs: Any) -> Any:
+        """Evaluate the cell with these weights."""
+        with _in_place_of(self.lists, weights):
+            return self.evaluate(z, *inputs)
+
+
+@contextmanager
+def _in_place_of(
+    lists: Sequence[parametrize.ParametrizationList], values: Sequence[torch.Tensor]
+) -> Iterator[None]:
+    """Let each of `lists` return its value, and no cache that the caller keeps answer for it."""
+    before = [part.__dict__.get("forward") for part in lists]
+    caching, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    for part, value in zip(lists, values, strict=True):
+        part.__dict__["forward"] = lambda value=value: value
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = caching
+        for part, forward in zip(lists, before, strict=True):
+            if forward is None:
+                del part.__dict__["forward"]
+            else:
+                part.__dict__["forward"] = forward

@@ -1,0 +1,128 @@
+"""Regularisation of equilibrium layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fixedpoint import regularisation, tree
+from fixedpoint.checks import check_count
+from fixedpoint.regularisation import correction_loss
+
+__all__ = ["VariationalDropout", "correction_loss", "jacobian_penalty"]
+
+
+def jacobian_penalty(
+    f: Callable[..., Any],
+    z: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    probes: int = 1,
+    batch_ndim: int = 1,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Hutchinson's estimate of ‖J‖²/d per sample, J = ∂f/∂z at (z, \\*args) with d rows.
+
+    The norm is Frobenius's, which bounds the spectral radius. The estimate is unbiased, and
+    differentiable with respect to z, args and the parameters of f. Added to a loss, with z an
+    equilibrium, it keeps f easy to solve for; detach z to leave the equilibrium out of its
+    derivative, as the reference does.
+
+    Parameters
+    ----------
+    f : nn.Module or callable
+        The map ``f(z, *args)``.
+    z : tensor or container of tensors
+        Where to take J.
+    args : tuple, optional
+        What else f takes.
+    probes : int, optional
+        Random vectors ε, of each of which the estimate is ‖εᵀJ‖²/d, for one product. They share
+        an evaluation of f.
+    batch_ndim : int, optional
+        The first `batch_ndim` axes of every leaf of z index samples.
+    generator : torch.Generator, optional
+        What draws the vectors.
+
+    Returns
+    -------
+    tensor of the batch's shape
+        The mean over the probes.
+
+    References
+    ----------
+    Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization", ICML
+    2021, arXiv:2106.14342.
+
+    Examples
+    --------
+    >>> import torch, fixedpoint_torch
+    >>> z = torch.ones(2, 3)
+    >>> fixedpoint_torch.jacobian_penalty(lambda z: 0.0 * z, z)
+    tensor([0., 0.])
+    """
+    check_count("probes", probes, 1)
+    leaves, structure = tree.flatten(z)
+
+    def draw() -> Any:
+        return structure.rebuild([_normal(leaf, generator) for leaf in leaves])
+
+    penalty: torch.Tensor = regularisation.jacobian_penalty(
+        f, z, args, [draw() for _ in range(probes)], batch_ndim
+    )
+    return penalty
+
+
+def _normal(leaf: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype, device=leaf.device)
+
+
+class VariationalDropout(torch.nn.Module):
+    """Dropout whose mask is constant along some axes, as along the time of a sequence.
+
+    A map that is solved for draws the same mask in every evaluation of a solve and of its
+    derivatives, and in each solve another.
+
+    Parameters
+    ----------
+    p : float, optional
+        The probability that an entry is dropped; the others are multiplied by 1/(1 − p).
+    axes : tuple of int, optional
+        The axes along which the mask is constant: by default the second, that of time in
+        (batch, time, features).
+
+    References
+    ----------
+    Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
+    networks", NeurIPS 2016, arXiv:1512.05287.
+
+    Examples
+    --------
+    >>> import torch, fixedpoint_torch
+    >>> dropout = fixedpoint_torch.VariationalDropout(0.5)
+    >>> y = dropout(torch.ones(2, 7, 3))
+    >>> bool((y == y[:, :1]).all())
+    True
+    """
+
+    def __init__(self, p: float = 0.5, axes: tuple[int, ...] = (1,)) -> None:
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"p must be in [0, 1), got {p!r}")
+        self.p, self.axes = p, axes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drop entries in training; otherwise pass."""
+        if not self.training or self.p == 0.0:
+            return x
+        shape = list(x.shape)
+        for axis in self.axes:
+            shape[axis] = 1
+        keep = 1.0 - self.p
+        return x * (x.new_empty(shape).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"p={self.p}, axes={self.axes}"

@@ -1,0 +1,85 @@
+"""What is added to a loss so that an equilibrium model stays easy to solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fixedpoint import tree
+from fixedpoint.backend import Array, Vec, backend_of
+from fixedpoint.space import Space
+
+
+def jacobian_penalty(
+    f: Callable[..., Any], z: Any, args: tuple[Any, ...], probes: Sequence[Any], batch_ndim: int
+) -> Array:
+    """The mean of ‖εᵀJ‖²/d over the `probes` ε, with J = ∂f/∂z at (z, \\*args).
+
+    For probes of independent entries with mean zero and unit variance its expectation is ‖J‖²/d,
+    in the Frobenius norm, d the entries of a sample. One evaluation of f serves all probes.
+
+    Parameters
+    ----------
+    f : callable
+        The map ``f(z, *args)``.
+    z : array or container of arrays
+        Where to take J.
+    args : tuple
+        What else f takes.
+    probes : sequence
+        Containers like `z`.
+    batch_ndim : int
+        How many axes index samples.
+
+    Returns
+    -------
+    array of the batch's shape
+        One number per sample, differentiable where the framework differentiates.
+    """
+    backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
+    leaves, structure = backend.flatten(z)
+    space = Space.of(backend, tuple(leaves), batch_ndim)
+
+    def on_leaves(*value: Any) -> Vec:
+        image = backend.flatten(f(structure.rebuild(value), *args))[0]
+        return tuple(map(backend.conform, image, value))
+
+    _, pullback = backend.vjp(on_leaves, *leaves)
+    products = [space.rows(pullback(tuple(backend.flatten(probe)[0]))) for probe in probes]
+    return sum(space.dot(product, product) for product in products) / (len(probes) * space.size)
+
+
+def correction_loss(
+    loss: Callable[..., Any], states: Sequence[Any], *targets: Any, gamma: float = 0.8
+) -> Any:
+    """The loss of a trajectory of states: Σₖ γⁿ⁻ᵏ⁻¹ loss(zₖ, \\*targets), k = 0, …, n − 1.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(state, *targets)``.
+    states : sequence
+        The states, the solution last, as ``DEQ.trajectory`` returns them.
+    *targets : object
+        What else the loss takes.
+    gamma : float, optional
+        How much less each state counts than the one after it.
+
+    Returns
+    -------
+    array
+        What `loss` returns, summed.
+
+    References
+    ----------
+    Bai, Geng, Savani and Kolter, "Deep equilibrium optical flow estimation", CVPR 2022,
+    arXiv:2204.08442.
+
+    Examples
+    --------
+    >>> from fixedpoint.regularisation import correction_loss
+    >>> correction_loss(lambda z, y: (z - y) ** 2, [3.0, 2.0, 1.0], 0.0, gamma=0.5)
+    5.25
+    """
+    n = len(states)
+    return sum(gamma ** (n - k - 1) * loss(z, *targets) for k, z in enumerate(states))
