@@ -87,6 +87,10 @@ class Backend:
         array[index] = value
         return array
 
+    def read(self, array: Array, index: Any) -> Array:
+        """The entries ``array[index]``."""
+        return array[index]
+
     def constant(self, value: float, xp: Any, dtype: Any, place: dict[str, Any]) -> Array:
         """A number as an array without axes, which may be kept."""
         return xp.asarray(value, dtype=dtype, **place)

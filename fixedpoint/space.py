@@ -304,7 +304,8 @@ class Space:
 
     def row(self, history: Vec, slot: Any) -> Vec:
         """The row `slot` of `history`."""
-        return tuple([past[..., slot, :] for past in history])
+        read, index = self.backend.read, (..., slot, slice(None))
+        return tuple([read(past, index) for past in history])
 
     def filled(self, history: Vec, count: Any) -> Vec:
         """The first `count` rows of `history`, where that is known; in a trace all of them."""

@@ -16,7 +16,12 @@ from fixedpoint.iterate import Memory
 from fixedpoint.solution import Solution
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_jax.derivatives import no_tangent, tangent
+from fixedpoint_jax.elimination import eliminated
 from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
+
+# Unknowns up to which a trace eliminates by a loop of its own: the library's factorisation takes
+# longer to compile than all the rest of a solve.
+_ELIMINATED = 32
 
 # A solution can be returned from a jitted function.
 jax.tree_util.register_dataclass(
@@ -75,13 +80,26 @@ class JaxBackend(Backend):
         return mask.any() if self.is_traced((mask,)) else bool(mask.any())
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
-        """A new array: JAX arrays are immutable."""
-        return array.at[index].set(value)
+        """A new array, by the update of a slice: that of a scatter takes long to compile."""
+        update = jnp.expand_dims(value, _single(array, index)).astype(array.dtype)
+        return jax.lax.dynamic_update_slice(array, update, _starts(array, index))
+
+    def read(self, array: Array, index: Any) -> Array:
+        """The entries at `index`, by a slice rather than a gather."""
+        single = _single(array, index)
+        sizes = [1 if axis in single else size for axis, size in enumerate(array.shape)]
+        return jnp.squeeze(jax.lax.dynamic_slice(array, _starts(array, index), sizes), single)
 
     def constant(self, value: float, xp: Any, dtype: Any, place: dict[str, Any]) -> Array:
         """A NumPy array: what JAX makes inside a loop's trace must not outlive it."""
         del xp, place
         return np.asarray(value, dtype=dtype)
+
+    def solve(self, matrices: Array, rights: Array) -> Array:
+        """The solutions of small linear systems, not finite where singular."""
+        if self.is_traced((matrices, rights)) and rights.shape[-1] <= _ELIMINATED:
+            return eliminated(matrices, rights)
+        return jnp.linalg.solve(matrices, rights[..., None])[..., 0]
 
     def room(self, xp: Any) -> Callable[..., Array]:
         """Zeros: in a trace all rows are read."""
@@ -182,6 +200,18 @@ class RecordingBackend(JaxBackend):
             return jax.lax.scan(turn, carry, length=at_most)[0]
         segments = -(-at_most // self.checkpoint)
         return jax.lax.scan(jax.checkpoint(segment), carry, length=segments)[0]
+
+
+def _single(array: Array, index: Any) -> tuple[int, ...]:
+    """The axes of which `index`, an ellipsis and then numbers or slices, takes one entry."""
+    first = array.ndim - len(index)
+    return tuple(first + k for k, part in enumerate(index) if k and not isinstance(part, slice))
+
+
+def _starts(array: Array, index: Any) -> list[Any]:
+    """Where the slice begins in each axis."""
+    parts = [0 if isinstance(part, slice) else part for part in index[1:]]
+    return [0] * (array.ndim - len(parts)) + parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,7 +221,7 @@ class Anderson(Solver):
         change = space.row(residuals, slot)
         some = space.filled(residuals, state.pushed + 1)
         row = column = self._tested(space, some, space.filled(images, state.pushed + 1), change)
-        square = row[..., slot]
+        square = space.backend.read(row, (..., slot))
         if self.type == 1:
             row = space.gram(some, space.subtract(space.row(images, slot), change))
             square = space.dot(change, change)
@@ -256,8 +256,8 @@ def _slot(pushed: Any, memory: int) -> Any:
 
 def _isolated(space: Space, gram: Array, slot: Any, informative: Array) -> Array:
     """`gram` with a row and column of the unit matrix where a sample's column is left out."""
-    xp, write = space.xp, space.backend.write
-    unit = space.identity(gram.shape[-1])[..., slot, :]
-    kept = informative[..., None]
-    gram = write(gram, (..., slot, slice(None)), xp.where(kept, gram[..., slot, :], unit))
-    return write(gram, (..., slice(None), slot), xp.where(kept, gram[..., :, slot], unit))
+    read, write = space.backend.read, space.backend.write
+    row, column = (..., slot, slice(None)), (..., slice(None), slot)
+    unit, kept = read(space.identity(gram.shape[-1]), row), informative[..., None]
+    gram = write(gram, row, space.xp.where(kept, read(gram, row), unit))
+    return write(gram, column, space.xp.where(kept, read(gram, column), unit))
