@@ -827,3 +827,39 @@ def test_a_python_float_stays_a_scalar():
     sol = fp.root(lambda x: x * x - 2.0, 1.0)
     assert np.ndim(sol.value) == 0
     assert math.isclose(float(sol.value), math.sqrt(2.0), rel_tol=1e-6)
+
+
+def test_aux_is_that_of_the_solution(case):
+    def f(z, b):
+        return 0.5 * z + b, {"double": 2.0 * z}
+
+    sol = case.solve(f, np.zeros((2, 3)), (np.ones((2, 3)),), batch_ndim=1, has_aux=True)
+    np.testing.assert_allclose(case.to_numpy(sol.value), 2.0, rtol=1e-5)
+    aux = case.to_numpy(sol.aux["double"])
+    np.testing.assert_array_equal(aux, 2.0 * case.to_numpy(sol.value))
+
+
+def test_aux_takes_one_evaluation_and_is_differentiated():
+    calls = []
+
+    def F(x, a):
+        calls.append(1)
+        return x**2 - a, a * x
+
+    a = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    one = torch.ones(2, 1, dtype=torch.float64)
+    sol = fp.root(F, one, (a[:, None],), batch_ndim=1, has_aux=True, atol=1e-13)
+    assert sol.work.f <= len(calls)
+    sol.aux.sum().backward()
+    np.testing.assert_allclose(a.grad, 1.5 * np.sqrt([2.0, 3.0]), rtol=1e-7)  # (a√a)′
+
+
+@pytest.mark.parametrize("f", [lambda z: z, lambda z: (z, 1, 2), lambda z: [z, 1]])
+def test_aux_that_is_missing(f):
+    with pytest.raises(ValueError, match="f must return a pair"):
+        fp.fixed_point(f, np.ones(2), has_aux=True)
+
+
+def test_operators_have_no_aux():
+    with pytest.raises(TypeError, match="has_aux"):
+        fp.fixed_point(fp.operators.Map(np.cos), np.ones(2), has_aux=True)
