@@ -829,14 +829,14 @@ def test_a_python_float_stays_a_scalar():
     assert math.isclose(float(sol.value), math.sqrt(2.0), rel_tol=1e-6)
 
 
-def test_aux_is_that_of_the_solution(case):
+def test_aux_is_that_of_the_solution(xp_case):
     def f(z, b):
         return 0.5 * z + b, {"double": 2.0 * z}
 
-    sol = case.solve(f, np.zeros((2, 3)), (np.ones((2, 3)),), batch_ndim=1, has_aux=True)
-    np.testing.assert_allclose(case.to_numpy(sol.value), 2.0, rtol=1e-5)
-    aux = case.to_numpy(sol.aux["double"])
-    np.testing.assert_array_equal(aux, 2.0 * case.to_numpy(sol.value))
+    sol = xp_case.solve(f, np.zeros((2, 3)), (np.ones((2, 3)),), batch_ndim=1, has_aux=True)
+    np.testing.assert_allclose(xp_case.to_numpy(sol.value), 2.0, rtol=1e-5)
+    aux = xp_case.to_numpy(sol.aux["double"])
+    np.testing.assert_array_equal(aux, 2.0 * xp_case.to_numpy(sol.value))
 
 
 def test_aux_takes_one_evaluation_and_is_differentiated():
