@@ -157,6 +157,10 @@ class Backend:
         del value
         return None
 
+    def tell(self, function: Callable[..., Any], *arrays: Array) -> None:
+        """Call `function` with the arrays, once their values are known."""
+        function(*arrays)
+
     def rounding(self, value: Vec) -> float:
         """The unit roundoff of f's own arithmetic, if that is coarser than the state's."""
         del value

@@ -221,6 +221,16 @@ def test_the_report_of_the_backward_solve():
     assert report.products == int(report.steps.max()) + 1
 
 
+def test_the_report_by_a_callback(gradient):
+    reports = []
+    note = lambda *arrays: reports.append([np.asarray(array) for array in arrays])
+    gradient(fp.ImplicitAdjoint(rtol=1e-10, report=note))
+    jax.effects_barrier()
+    ((status, norm, steps),) = reports
+    assert status.tolist() == [1, 1, 1]
+    assert norm.shape == steps.shape == (3,)
+
+
 def test_what_is_not_measured_is_not_a_number():
     report = torch_gradient(fp.NeumannSeries(steps=3))[1].backward
     assert torch.isnan(report.residual_norm).all()

@@ -87,6 +87,7 @@ class Adjoint(ABC):
 
     warm_start: Any = None
     preconditioner: Callable[..., Any] | None = None
+    report: Callable[..., Any] | None = None
     shares_memory: ClassVar[bool] = False
 
     @abstractmethod
@@ -125,6 +126,8 @@ class LinearAdjoint(Adjoint):
     def solved(self, system: AdjointSystem) -> tuple[Vec, Iteration]:
         """The solution as rows, or what :attr:`policy` says, and what became of it."""
         end, space = self.solve(system), system.space
+        if self.report is not None:
+            space.backend.tell(self.report, end.status, end.residual_norm, end.steps)
         what = "the adjoint solve failed" if system.transposed else "the tangent solve failed"
         solution = Solution(
             space.shaped(end.value), end.status, end.residual_norm, end.steps,

@@ -57,6 +57,9 @@ class ImplicitAdjoint(LinearAdjoint):
         What to do when the adjoint solve fails: raise :class:`ConvergenceError` out of the
         backward pass, warn, go on with what was reached, or fill the gradients of the samples
         that failed with NaN. In a trace "raise" does the last.
+    report : callable, optional
+        Called as ``report(status, residual_norm, steps)``, arrays of the batch's shape, after each
+        solve, under ``jit`` too, where a solution has no ``sol.backward``.
 
     Examples
     --------
@@ -76,6 +79,7 @@ class ImplicitAdjoint(LinearAdjoint):
     atol: float = 0.0
     max_steps: int = 500
     on_failure: str = "raise"
+    report: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         check_count("max_steps", self.max_steps, 0)
