@@ -93,6 +93,7 @@ def _hosted(solve: Solve) -> Solve:
         rtol=_array(solve.rtol),
         atol=_array(solve.atol),
         course=_watched(solve.course),
+        adjoint=_reporting(solve.adjoint),
         project=solve.project and _between(solve.project),
         start=None if start is None else arrays(start),
         inverse=inverse and (lambda *at: _between(inverse(*at))),
@@ -157,6 +158,14 @@ def _watched(course: Course) -> Course:
         return callback(step, tensors(value), _tensor(norm))
 
     return dataclasses.replace(course, state=state, callback=called)
+
+
+def _reporting(adjoint: Any) -> Any:
+    """`adjoint`, its report still called with tensors."""
+    report = adjoint.report
+    if report is None:
+        return adjoint
+    return dataclasses.replace(adjoint, report=lambda *found: report(*map(_tensor, found)))
 
 
 def _converted(contents: Any, convert: Callable[[Any], Any]) -> Any:
