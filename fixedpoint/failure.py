@@ -41,7 +41,7 @@ def apply_policy(
 
 
 def _poison(space: Space, converged: Any, value: Vec) -> Vec:
-    xp = space.xp
-    rows = space.rows(value)
-    poison = tuple(xp.full_like(leaf, xp.nan) for leaf in rows)
-    return space.shaped(space.where(converged, rows, poison))
+    """The samples that failed times NaN: so are their derivatives."""
+    one, rows = space.full(1.0), space.rows(value)
+    factor = space.xp.where(converged, one, space.xp.full_like(one, space.xp.nan))
+    return space.shaped(space.scale(factor, rows))

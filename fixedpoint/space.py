@@ -236,7 +236,9 @@ class Space:
             return largest
         sound = (largest > 0.0) & (largest < self.xp.inf)
         unit = self.xp.where(sound, largest, self.one)
-        return unit * self.norm(tuple([leaf / self._factor(unit, leaf) for leaf in u]))
+        scaled = self.norm(tuple([leaf / self._factor(unit, leaf) for leaf in u]))
+        # A compiler that computes u twice, rounded in two ways, may find 0 here and not there.
+        return largest * scaled
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
         """The norm of a vector whose parts have these `norms`."""

@@ -155,7 +155,8 @@ class JaxBackend(Backend):
 
         @jax.custom_jvp
         def run(value: Vec, args: Vec) -> Outcome:
-            return solve.run(value, args)
+            # Differentiated outside of jit, a number of Python comes as it is.
+            return solve.run(tuple(map(jnp.asarray, value)), args)
 
         @run.defjvp
         def rule(primals: Any, tangents: Any) -> Any:

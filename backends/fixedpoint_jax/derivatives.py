@@ -30,10 +30,23 @@ def tangent(solve: Solve, outcome: Outcome, args: Vec, moved: Vec) -> Vec:
 
         return solved
 
-    u: Vec = jax.lax.custom_linear_solve(
-        complement(solve, product), right, solver(False), solver(True)
+    matrix = complement(solve, product)
+    return together(
+        jax.lax.custom_linear_solve(
+            lambda u: together(matrix(together(u))), together(right), solver(False), solver(True)
+        )
     )
-    return u
+
+
+def together(vec: Vec) -> Vec:
+    """The same leaves, none of which has a tangent or cotangent that is left out for being zero.
+
+    JAX cannot transpose a linear solve of which that is known for some leaves alone.
+    """
+    if len(vec) == 1:
+        return vec
+    same: Vec = jax.lax.optimization_barrier(vec)  # type: ignore[no-untyped-call]
+    return same
 
 
 def complement(solve: Solve, product: Product) -> Product:

@@ -24,7 +24,7 @@ def without_tracers(map_: LeafFunction) -> LeafFunction:
 
     def watched(value: Vec, args: Vec) -> tuple[Vec, Vec | None]:
         outputs = map_(value, args)
-        if _is_tracer(outputs[0][0]) and not any(map(_is_tracer, value)):
+        if any(map(_is_tracer, jax.tree.leaves(outputs))) and not any(map(_is_tracer, value)):
             raise CapturedTracerError
         return outputs
 

@@ -297,7 +297,8 @@ def _pull(
 def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) -> Tensors:
     """The tangent of `function` at `inputs`; a tangent of None is zero, and of integers none."""
     moving = [
-        t is not None and x.is_floating_point() for x, t in zip(inputs, tangents, strict=True)
+        t is not None and (x.is_floating_point() or x.is_complex())
+        for x, t in zip(inputs, tangents, strict=True)
     ]
     chosen = tuple(x for x, wanted in zip(inputs, moving, strict=True) if wanted)
 

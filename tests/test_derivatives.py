@@ -1,0 +1,575 @@
+"""Derivatives of every order against closed forms, on every library that differentiates."""
+
+import functools
+from dataclasses import dataclass, fields
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch.utils.checkpoint import checkpoint
+
+import fixedpoint as fp
+from fixedpoint.testing.strategies import KnownMap, known_map, known_maps
+
+EPS = np.finfo(np.float64).eps
+META = ("is_root", "shape", "splits")
+jax.tree_util.register_dataclass(
+    KnownMap, [f.name for f in fields(KnownMap) if f.name not in META], list(META)
+)
+
+# As tight as rounding allows; what they reach is judged by the errors.
+GMRES = fp.NewtonKrylov(linear=fp.GMRES(restart=10), forcing=1e-3, line_search=False)
+STEEP = fp.Newton(line_search=False)
+EXACT = {
+    "solver": STEEP, "rtol": EPS, "atol": 0.0, "max_steps": 12, "on_failure": "return",
+    "adjoint": fp.ImplicitAdjoint(solver=GMRES, rtol=1e-14, max_steps=6, on_failure="return"),
+}  # fmt: skip
+
+
+def tight(solver):
+    """The settings of a solver that JAX compiles fast, since it stands alone."""
+    adjoint = fp.ImplicitAdjoint(solver=solver, rtol=1e-13)
+    return {"solver": solver, "rtol": 1e-13, "atol": 1e-15, "adjoint": adjoint}
+
+
+TIGHT, NEWTON = tight(fp.Picard()), tight(STEEP)
+DEFAULT = {
+    "rtol": 1e-14, "atol": 1e-14, "on_failure": "return",
+    "adjoint": fp.ImplicitAdjoint(rtol=1e-14, on_failure="return"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Library:
+    """An array library, and its transforms, which have the same names in both."""
+
+    xp: ModuleType
+    calculus: Any
+
+    def array(self, values: Any, dtype: str = "float64") -> Any:
+        return self.xp.asarray(np.asarray(values), dtype=getattr(self.xp, dtype))
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        return array.to(getattr(torch, dtype)) if self.xp is torch else array.astype(dtype)
+
+    def compiled(self, function: Any) -> Any:
+        return function if self.xp is torch else jax.jit(function)
+
+    def numpy(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: np.asarray(getattr(x, "detach", lambda: x)()), tree)
+
+    def zeros(self, known: KnownMap) -> Any:
+        return self.array(np.zeros(known.parameters_shape))
+
+
+TORCH, JAX = Library(torch, torch.func), Library(jnp, jax)
+
+
+@pytest.fixture(scope="module", params=[TORCH, JAX], ids=["torch", "jax"])
+def library(request):
+    return request.param
+
+
+def found(known, t, settings=TIGHT):
+    """z*(t) as one leaf, by the library."""
+    solve = fp.root if known.is_root else fp.fixed_point
+    settings = {"batch_ndim": known.batch_ndim, **settings}
+    return known.joined(solve(known, known.start(t), known.args(t), **settings).value)
+
+
+def assert_close(one, other, tolerance=1e-9):
+    one, other = np.asarray(one), np.asarray(other)
+    assert one.shape == other.shape
+    assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
+
+
+# The contract.
+
+# Each class is compiled once by JAX: kinds of maps, and the modes of the first, second and third
+# derivative. Forward mode over forward mode is for JAX alone.
+CLASSES = [
+    ("rrr", "rrr", {"size": 4, "shape": "tanh", "leaves": 1, "samples": None}),
+    ("rrf", "frf", {"size": 6, "shape": "quadratic", "leaves": 3, "samples": None}),
+    ("rrr", "fff", {"size": 4, "shape": "exponential", "leaves": 2, "samples": 3}),
+    ("rrr", "rrf", {"size": 5, "shape": "tanh", "leaves": 2, "samples": None, "is_root": True}),
+    ("frr", "rff", {"size": 3, "shape": "quadratic", "leaves": 1, "samples": 2, "is_root": True}),
+]
+
+
+def climbed(library, function, mode):
+    """From t ↦ y to t ↦ ∂y/∂t₁, on the way to which ∂y/∂t is noted: all of it in reverse mode."""
+    calculus = library.calculus
+
+    def reverse(t):
+        def total(t):
+            value, noted = function(t)
+            return value.sum(), noted
+
+        gradient, noted = calculus.grad(total, has_aux=True)(t)
+        return gradient[..., 0], (*noted, gradient)
+
+    def forward(t):
+        unit = library.array([1.0, 0.0]) + 0.0 * t
+        _, tangent, noted = calculus.jvp(function, (t,), (unit,), has_aux=True)
+        return tangent, (*noted, tangent[..., None])
+
+    return reverse if mode == "r" else forward
+
+
+def derivatives(library, function, modes):
+    """From t ↦ (y, what is noted) to what is noted on the way to the last of the derivatives."""
+    for mode in modes:
+        function = climbed(library, function, mode)
+    return lambda t: function(t)[1]
+
+
+def assert_contract(known, weights, orders):
+    """Within max(1e-9, 10 κ² eps) of the value and each derivative, for each sample."""
+    bound = np.maximum(1e-9, 10.0 * known.condition**2 * EPS)
+    value = known.derivative(0)
+    errors = [norm(orders[0] - value) / norm(value)]
+    for order, gradient in enumerate(orders[1:], 1):
+        exact = known.derivative(order)[(..., *(0,) * (order - 1), slice(gradient.shape[-1]))]
+        error = norm(gradient - np.einsum("...i,...ij->...j", weights, exact))
+        errors.append(error / (norm(weights) * np.linalg.norm(exact, axis=(-2, -1))))
+    assert all(np.all(error <= bound) for error in errors), (errors, bound)
+
+
+def norm(vectors):
+    return np.linalg.norm(vectors, axis=-1)
+
+
+def weights_of(known):
+    return np.random.default_rng(0).standard_normal(known.centre.shape)
+
+
+@functools.cache
+def weighted(library, modes, is_default=False):
+    """z*(t) and the derivatives of ⟨w, z*⟩: JAX compiles them once for each kind of maps."""
+
+    def orders(known, t, weights):
+        def function(t):
+            value = found(known, t, DEFAULT if is_default else EXACT)
+            return (weights * value).sum(-1), (value,)
+
+        return derivatives(library, function, modes)(t)
+
+    return library.compiled(orders)
+
+
+def check(library, modes, known, **which):
+    t, weights = library.array(np.zeros(known.parameters_shape)), library.array(weights_of(known))
+    orders = weighted(library, modes, **which)(known, t, weights)
+    assert_contract(known, weights_of(known), library.numpy(orders))
+
+
+@pytest.mark.parametrize(("torch_modes", "jax_modes", "kind"), CLASSES)
+def test_derivatives_up_to_the_third(library, torch_modes, jax_modes, kind):
+    modes = torch_modes if library is TORCH else jax_modes
+
+    # Always the same maps: of others, rounding alone takes one in thousands past the bound.
+    @settings(max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @given(known_maps(**{"is_root": False, **kind}))
+    def run(known):
+        check(library, modes, known)
+
+    run()
+
+
+def test_derivatives_with_nothing_but_tolerances_set(library):
+    """The solver and the adjoint that nobody chose."""
+    for seed in range(5) if library is TORCH else [0]:
+        known = known_map(seed, radius=0.999, size=5, leaves=3)
+        check(library, "rrr" if library is TORCH else "r", known, is_default=True)
+
+
+# Named cases.
+
+
+def orders_of(library, function, t, modes="rrr"):
+    """A scalar function and its derivatives."""
+
+    def noted(t):
+        value = function(t[0])
+        return value, (value,)
+
+    orders = library.compiled(derivatives(library, noted, modes))(library.array([t, 0.0]))
+    values = library.numpy(orders)
+    return [values[0], *(gradient[0] for gradient in values[1:])]
+
+
+def exact_orders(function, t, orders=3):
+    """The same of a function in extended precision."""
+    with mpmath.workdps(40):
+        return [float(mpmath.diff(function, mpmath.mpf(t), n)) for n in range(orders + 1)]
+
+
+def test_a_neuron(library):
+    def solution(a):
+        f = lambda z, a: library.xp.tanh(a * z) + 0.3 * a
+        return fp.fixed_point(f, library.array(0.3), (a,), **TIGHT).value
+
+    def exact(a):
+        gap = lambda z: z - mpmath.tanh(a * z) - mpmath.mpf("0.3") * a
+        return mpmath.findroot(gap, mpmath.mpf("0.3"))
+
+    expected = exact_orders(exact, 0.5)
+    np.testing.assert_allclose(expected[2], 3.996551090053116, rtol=1e-15)
+    np.testing.assert_allclose(orders_of(library, solution, 0.5), expected, rtol=1e-10)
+
+
+def test_lambert(library):
+    """The root of x eˣ = t."""
+
+    def solution(t):
+        F = lambda x, t: x * library.xp.exp(x) - t
+        return fp.root(F, library.array(0.5), (t,), **NEWTON).value
+
+    expected = exact_orders(mpmath.lambertw, 1.5)
+    np.testing.assert_allclose(orders_of(library, solution, 1.5), expected, rtol=1e-10)
+
+
+def test_layers_of_tanh(library):
+    """A map without closed form, by Newton's method in extended precision."""
+    W = np.array([[0.5, -0.75], [0.75, 0.25]])
+
+    def solution(t):
+        f = lambda z, t: library.xp.tanh(library.array(W) @ z + library.array([1.0, 2.0]) * t)
+        return fp.fixed_point(f, library.array([0.5, 0.5]), (t,), **TIGHT).value[0]
+
+    def exact(t):
+        gap = lambda x, y: [
+            x - mpmath.tanh(0.5 * x - 0.75 * y + t),
+            y - mpmath.tanh(0.75 * x + 0.25 * y + 2 * t),
+        ]
+        return mpmath.findroot(gap, [0.5, 0.5])[0]
+
+    np.testing.assert_allclose(
+        orders_of(library, solution, 0.4), exact_orders(exact, 0.4), rtol=1e-10
+    )
+
+
+def parts(z):
+    """A complex array as a real one."""
+    return z.real, z.imag
+
+
+def same_derivatives(library, one, other, t):
+    """Whether two functions of a vector t agree, and so do their derivatives."""
+    calculus = library.calculus
+    for transform in (lambda g: g, calculus.jacfwd, lambda g: calculus.jacrev(calculus.jacrev(g))):
+        found, expected = (library.compiled(transform(g))(t) for g in (one, other))
+        for a, b in zip(found, expected, strict=True):
+            assert_close(library.numpy(a), library.numpy(b))
+
+
+def test_a_map_that_is_not_holomorphic(library):
+    """z = a z̄ + b, whose solution is (b + a b̄)/(1 − |a|²)."""
+
+    def solution(t):
+        a, b = t[0] + 1j * t[1], t[2] + 1j * t[3]
+        f = lambda z, a, b: a * z.conj() + b
+        return parts(fp.fixed_point(f, 0.0 * b, (a, b), **TIGHT).value)
+
+    def exact(t):
+        a, b = t[0] + 1j * t[1], t[2] + 1j * t[3]
+        return parts((b + a * b.conj()) / (1.0 - (a * a.conj()).real))
+
+    same_derivatives(library, solution, exact, library.array([0.3, -0.5, 1.0, 2.0]))
+
+
+def test_a_complex_root(library):
+    """z² = w."""
+
+    def solution(t):
+        w = t[0] + 1j * t[1]
+        return parts(fp.root(lambda z, w: z * z - w, 1.0 + 0.0 * w, (w,), **NEWTON).value)
+
+    def exact(t):
+        return parts(library.xp.sqrt(t[0] + 1j * t[1]))
+
+    same_derivatives(library, solution, exact, library.array([0.5, 2.0]))
+
+
+def test_integers_among_the_arguments(library):
+    index = library.array([2, 0, 2], "int64")
+
+    def solution(gain):
+        f = lambda z, args: 0.5 * z + args["gain"][args["index"]]
+        args = ({"index": index, "gain": gain},)
+        return fp.fixed_point(f, library.array(np.zeros(3)), args, **TIGHT).value
+
+    for transform in (library.calculus.jacrev, library.calculus.jacfwd):
+        jacobian = library.compiled(transform(solution))(library.array([1.0, 2.0, 3.0]))
+        assert_close(library.numpy(jacobian), 2.0 * np.eye(3)[[2, 0, 2]])
+
+
+@pytest.mark.parametrize("modes", ["rr", "rf", "fr"])
+def test_an_argument_that_one_leaf_alone_uses(library, modes):
+    """z = (2t, 2): the other leaf has neither a tangent nor a cotangent."""
+
+    def solution(t):
+        f = lambda z, t: (0.5 * z[0] + t, 0.5 * z[1] + 1.0)
+        return t * fp.fixed_point(f, (library.array(1.0),) * 2, (t,), **TIGHT).value[0] ** 2
+
+    found = orders_of(library, solution, 0.5, modes)
+    np.testing.assert_allclose(found, [0.5, 3.0, 12.0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("solve", [fp.fixed_point, fp.root])
+def test_an_argument_that_is_ignored(library, solve):
+    def solution(b, ignored):
+        f = lambda z, b, ignored: 0.5 * z + b
+        return solve(f, library.array(np.zeros(2)), (b, ignored), **NEWTON).value.sum()
+
+    args = library.array([1.0, 2.0]), library.array([3.0])
+    gradients = library.compiled(library.calculus.grad(solution, argnums=(0, 1)))(*args)
+    assert_close(library.numpy(gradients[0]), [2.0, 2.0] if solve is fp.fixed_point else [-2.0] * 2)
+    np.testing.assert_array_equal(library.numpy(gradients[1]), [0.0])
+    hessian = library.calculus.hessian(solution, argnums=1)
+    np.testing.assert_array_equal(library.numpy(library.compiled(hessian)(*args)), [[0.0]])
+
+
+def test_leaves_of_two_precisions(library):
+    """high = 2t and low = (2t·s)/0.75."""
+
+    adjoint = fp.ImplicitAdjoint(solver=fp.Picard())
+
+    def f(z, t, s):
+        lowered = library.cast(z["high"], "float32") * s
+        return {"high": 0.5 * z["high"] + t, "low": 0.25 * z["low"] + lowered}
+
+    def solution(t, s):
+        start = {"high": library.array([0.0]), "low": library.array([0.0], "float32")}
+        value = fp.fixed_point(f, start, (t, s), solver=fp.Picard(), adjoint=adjoint).value
+        assert value["low"].dtype == library.xp.float32
+        return value["low"].sum()
+
+    args = library.array([3.0]), library.array([0.5], "float32")
+    gradients = library.compiled(library.calculus.grad(solution, argnums=(0, 1)))(*args)
+    assert [g.dtype for g in gradients] == [library.xp.float64, library.xp.float32]
+    np.testing.assert_allclose(library.numpy(gradients[0]), [4.0 / 3.0], rtol=1e-5)
+    np.testing.assert_allclose(library.numpy(gradients[1]), [8.0], rtol=1e-5)
+    pushed = library.compiled(lambda *args: library.calculus.jvp(solution, args, args)[1])
+    np.testing.assert_allclose(library.numpy(pushed(*args)), 8.0, rtol=1e-5)
+
+
+# Transforms.
+
+KNOWN = known_map(3, radius=0.5, size=3, leaves=2)
+T = np.array([[0.0, 0.0], [0.2, -0.1], [-0.3, 0.4]])
+COMPOSITIONS = ["f", "r", "rr", "rf", "fr", "rrr", "rrf", "frr"]
+TRANSFORMS = {"f": "jacfwd", "r": "jacrev"}
+
+
+@pytest.mark.parametrize("modes", COMPOSITIONS)
+def test_jacobians_of_jacobians(library, modes):
+    """Third ones in Torch alone: JAX takes seconds to compile each."""
+    if library is JAX and len(modes) > 2:
+        pytest.skip("one third derivative of each kind is compiled above")
+    function = functools.partial(found, KNOWN)
+    for mode in modes:
+        function = getattr(library.calculus, TRANSFORMS[mode])(function)
+    jacobian = library.compiled(function)(library.array(T[1]))
+    assert_close(library.numpy(jacobian), KNOWN.derivative(len(modes), T[1]))
+
+
+def test_products(library):
+    tangent, cotangent = np.array([1.0, -2.0]), np.array([0.5, 1.0, -1.0])
+    function, calculus = functools.partial(found, KNOWN), library.calculus
+
+    def products(t, tangent, cotangent):
+        (pulled,) = calculus.vjp(function, t)[1](cotangent)
+        return calculus.jvp(function, (t,), (tangent,))[1], pulled
+
+    arrays = map(library.array, (T[1], tangent, cotangent))
+    pushed, pulled = library.numpy(library.compiled(products)(*arrays))
+    assert_close(pushed, KNOWN.derivative(1, T[1]) @ tangent)
+    assert_close(pulled, cotangent @ KNOWN.derivative(1, T[1]))
+
+
+def from_start(start, t):
+    """z* from a given start, moved."""
+    value = KNOWN.start(t)
+    moved = jax.tree.map(lambda leaf: leaf + start, value)
+    return KNOWN.joined(fp.fixed_point(KNOWN, moved, KNOWN.args(t), **TIGHT).value)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "order"),
+    [((0, None), 0), ((0, None), 1), ((None, 0), 1), ((0, 0), 0), ((0, 0), 2)],
+)
+def test_lanes(library, mapped, order):
+    """Of the start, of the arguments and of both; of the value, the Jacobian and the Hessian."""
+    function = from_start
+    for transform in (library.calculus.jacrev, library.calculus.jacfwd)[:order]:
+        function = transform(function, argnums=1)
+    both = np.array([0.0, 0.05, -0.05]), T
+    args = [library.array(x if axis == 0 else x[1]) for x, axis in zip(both, mapped, strict=True)]
+    lanes = library.compiled(library.calculus.vmap(function, mapped))(*args)
+    expected = [KNOWN.derivative(order, t) for t in (T if mapped[1] == 0 else T[[1, 1, 1]])]
+    assert_close(library.numpy(lanes), np.stack(expected))
+
+
+def test_gradient_of_lanes(library):
+    """Of one loss over all lanes."""
+
+    def loss(ts):
+        return (lanes(ts) ** 2).sum()
+
+    lanes = library.calculus.vmap(functools.partial(found, KNOWN))
+    gradient = library.compiled(library.calculus.grad(loss))(library.array(T))
+    pairs = [(KNOWN.derivative(0, t), KNOWN.derivative(1, t)) for t in T]
+    assert_close(library.numpy(gradient), np.stack([2.0 * z @ dz for z, dz in pairs]))
+
+
+def test_a_tangent_of_the_start_has_no_effect(library):
+    derivative = library.compiled(library.calculus.jacfwd(from_start, argnums=0))
+    tangent = derivative(library.array(0.0), library.array(T[0]))
+    np.testing.assert_array_equal(library.numpy(tangent), np.zeros(3))
+
+
+# What f returns besides.
+
+
+@pytest.mark.parametrize("modes", ["rrr", "fr"])
+def test_derivatives_of_what_f_returns_besides(library, modes):
+    """z = (z + t/z)/2 is √t, and z³t is t^(5/2)."""
+
+    def besides(t):
+        f = lambda z, t: (0.5 * (z + t / z), {"besides": z**3 * t})
+        sol = fp.fixed_point(f, library.array(1.0), (t,), has_aux=True, **TIGHT)
+        return sol.aux["besides"]
+
+    expected = exact_orders(lambda t: t ** mpmath.mpf("2.5"), 2.25)[: 1 + len(modes)]
+    np.testing.assert_allclose(orders_of(library, besides, 2.25, modes), expected, rtol=1e-9)
+
+
+# Torch alone: failure is loud. In JAX a derivative is always a trace, and not a number if it fails.
+
+STIFF = known_map(1, radius=0.9999, size=6)
+ORIGIN = torch.zeros(2, dtype=torch.float64)
+
+
+def on_stiff(policy="raise", **settings):
+    """z*(t) of a map whose adjoint takes more than three steps."""
+    adjoint = fp.ImplicitAdjoint(
+        **{"max_steps": 3, "rtol": 1e-12, "on_failure": policy, **settings}
+    )
+    return lambda t: found(STIFF, t, {**EXACT, "adjoint": adjoint})
+
+
+def starved_gradient(policy, **settings):
+    function = on_stiff(policy, **settings)
+    return torch.func.grad(lambda t: function(t).sum())(ORIGIN)
+
+
+def test_a_starved_adjoint_raises():
+    with pytest.raises(fp.ConvergenceError, match=r"adjoint solve failed.*max_steps") as caught:
+        starved_gradient("raise")
+    assert int(caught.value.solution.status) == fp.Status.MAX_STEPS
+
+
+def test_a_starved_adjoint_warns():
+    with pytest.warns(fp.ConvergenceWarning, match="adjoint solve failed"):
+        assert starved_gradient("warn").isfinite().all()
+
+
+def test_a_starved_adjoint_poisons():
+    assert starved_gradient("nan").isnan().all()
+
+
+def test_a_starved_tangent_raises():
+    with pytest.raises(fp.ConvergenceError, match="tangent solve failed"):
+        torch.func.jvp(on_stiff(), (ORIGIN,), (ORIGIN + 1.0,))
+
+
+def test_an_adjoint_that_has_enough_steps_at_the_same_radius():
+    gradient = starved_gradient("raise", max_steps=100)
+    assert_close(gradient, STIFF.derivative(1).sum(0), 1e-6)
+
+
+def singular_double(b, adjoint):
+    """A fixed point where J = 1, from which the solve starts."""
+    return fp.fixed_point(lambda z, b: z - (z - b) ** 2, b, (b,), adjoint=adjoint).value
+
+
+def singular_projection(b, adjoint):
+    """One unknown that f leaves alone, so that no cotangent of it has an adjoint."""
+    weights, other = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0])
+    f = lambda z, b: weights * z + other * b
+    return fp.fixed_point(f, 2.0 * b * torch.tensor([0.5, 1.0]), (b,), adjoint=adjoint).value
+
+
+def singular_root(b, adjoint):
+    """A root where F′ = 0."""
+    return fp.root(lambda x, b: (x - b) ** 2, b, (b,), adjoint=adjoint).value
+
+
+@pytest.mark.parametrize("solver", [None, fp.Newton(), fp.NewtonKrylov(), fp.Picard()])
+@pytest.mark.parametrize("problem", [singular_double, singular_projection, singular_root])
+def test_a_singular_derivative_is_told(problem, solver):
+    b = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    value = problem(b, fp.ImplicitAdjoint(solver=solver))
+    with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
+        value.sum().backward()
+    value = problem(b, fp.ImplicitAdjoint(solver=solver, on_failure="nan"))
+    assert torch.autograd.grad(value.sum(), b)[0].isnan().any()
+
+
+# Torch alone: graphs.
+
+
+def backward_of_squares(function):
+    t = torch.tensor(T[1], requires_grad=True)
+    (function(t) ** 2).sum().backward()
+    return t.grad
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradients_under_checkpoint(use_reentrant):
+    def function(t):
+        return checkpoint(functools.partial(found, KNOWN), t, use_reentrant=use_reentrant)
+
+    expected = 2.0 * KNOWN.derivative(0, T[1]) @ KNOWN.derivative(1, T[1])
+    assert_close(backward_of_squares(function), expected)
+
+
+def test_every_order_twice_on_one_graph():
+    """The same numbers to the last bit."""
+    t = torch.tensor(T[1], requires_grad=True)
+    value = found(KNOWN, t)[0]
+    for order in range(1, 4):
+        once, again = (torch.autograd.grad(value, t, create_graph=True)[0] for _ in range(2))
+        assert torch.equal(once, again)
+        expected = KNOWN.derivative(order, T[1])[(0, *(0,) * (order - 1))]
+        assert_close(once.detach(), expected)
+        value = once[0]
+
+
+def bytes_kept(steps):
+    """What the graph of a solve of so many steps holds, and the steps."""
+    sizes = []
+
+    def pack(tensor):
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    t = torch.tensor(T[1], requires_grad=True)
+    fixed = {"solver": fp.Picard(damping=0.01), "rtol": 0.0, "atol": 0.0, "on_failure": "return"}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        args = KNOWN.args(t)
+        sol = fp.fixed_point(KNOWN, KNOWN.start(t), args, max_steps=steps, **fixed)
+    return sum(sizes), int(sol.steps)
+
+
+def test_memory_of_the_backward_pass_does_not_grow_with_the_steps():
+    (few, ten), (many, thousand) = bytes_kept(10), bytes_kept(1000)
+    assert (ten, thousand) == (10, 1000)
+    assert few == many > 0

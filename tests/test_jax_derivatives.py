@@ -1,0 +1,379 @@
+"""Derivatives on JAX inside jit, loops and lanes, through what f closes over, and of failures."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixedpoint as fp
+from fixedpoint.testing.strategies import known_map
+
+
+def tight(solver):
+    """The settings of a solver that is compiled fast, since it stands alone."""
+    adjoint = fp.ImplicitAdjoint(solver=solver, rtol=1e-13)
+    return {"solver": solver, "rtol": 1e-13, "atol": 1e-15, "adjoint": adjoint}
+
+
+TIGHT, NEWTON = tight(fp.Picard()), tight(fp.Newton(line_search=False))
+KNOWN = known_map(3, radius=0.5, size=3, leaves=2)
+TS = np.array([[0.0, 0.0], [0.2, -0.1], [-0.3, 0.4]])
+WEIGHTS = np.array([1.0, -2.0, 0.5])
+
+
+def solved(t):
+    sol = fp.fixed_point(KNOWN, KNOWN.start(t), KNOWN.args(t), **TIGHT)
+    return KNOWN.joined(sol.value)
+
+
+def loss(t):
+    return solved(t) @ WEIGHTS
+
+
+def exact(order, t):
+    """A derivative of the loss."""
+    return np.tensordot(WEIGHTS, KNOWN.derivative(order, t), 1)
+
+
+def square_root(z, b):
+    """Newton's map for √b."""
+    return 0.5 * (z + b / z)
+
+
+def roots(b, order):
+    """A derivative of √b."""
+    return np.prod(0.5 - np.arange(order)) * np.asarray(b) ** (0.5 - order)
+
+
+def assert_close(found, expected, tolerance=1e-9):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-14)
+
+
+# Under jit, checkpoints and loops.
+
+
+def test_value_and_gradient():
+    value, gradient = jax.jit(jax.value_and_grad(loss))(TS[1])
+    assert_close(value, exact(0, TS[1]))
+    assert_close(gradient, exact(1, TS[1]))
+
+
+def test_gradient_of_a_checkpoint():
+    assert_close(jax.jit(jax.grad(jax.checkpoint(loss)))(TS[1]), exact(1, TS[1]))
+
+
+def over_scan(ts):
+    return jax.lax.scan(lambda total, t: (total + loss(t), None), 0.0, ts)[0]
+
+
+def over_map(ts):
+    return jax.lax.map(loss, ts).sum()
+
+
+def over_fori(ts):
+    return jax.lax.fori_loop(0, len(ts), lambda i, total: total + loss(ts[i]), 0.0)
+
+
+@pytest.mark.parametrize("total", [over_scan, over_map, over_fori])
+def test_derivatives_through_loops(total):
+    """Of a sum over the loop, in which the terms do not mix."""
+    gradient = np.stack([exact(1, t) for t in TS])
+    assert_close(jax.jit(jax.grad(total))(jnp.asarray(TS)), gradient)
+    pushed = jax.jit(lambda ts: jax.jvp(total, (ts,), (2.0 * ts + 1.0,))[1])(jnp.asarray(TS))
+    assert_close(pushed, np.sum(gradient * (2.0 * TS + 1.0)))
+
+
+def test_hessian_through_a_scan():
+    hessian = np.asarray(jax.jit(jax.hessian(over_scan))(jnp.asarray(TS)))
+    for i, t in enumerate(TS):
+        assert_close(hessian[i, :, i], exact(2, t))
+        assert not hessian[i, :, np.arange(3) != i].any()
+
+
+def test_forward_mode_through_a_loop_of_unknown_length():
+    """Each turn moves t along the solution there."""
+
+    def turn(_, t):
+        return t + 0.5 * solved(t)[:2]
+
+    def run(t, turns):
+        return jax.lax.fori_loop(0, turns, turn, t)
+
+    t, jacobian = TS[1], np.eye(2)
+    for _ in range(3):
+        jacobian = (np.eye(2) + 0.5 * KNOWN.derivative(1, t)[:2]) @ jacobian
+        t = t + 0.5 * KNOWN.derivative(0, t)[:2]
+    assert_close(jax.jit(jax.jacfwd(run))(jnp.asarray(TS[1]), 3), jacobian)
+
+
+def test_a_warm_start_carried_by_a_scan():
+    """The last solution is the next start, and has no influence on the derivative."""
+
+    def total(ts):
+        def turn(z, t):
+            sol = fp.fixed_point(KNOWN, z, KNOWN.args(t), **TIGHT)
+            return sol.value, KNOWN.joined(sol.value) @ WEIGHTS
+
+        return jax.lax.scan(turn, KNOWN.start(ts[0]), ts)[1].sum()
+
+    assert_close(jax.jit(jax.grad(total))(jnp.asarray(TS)), np.stack([exact(1, t) for t in TS]))
+
+
+def test_a_solution_leaves_jit_with_its_derivatives():
+    @jax.jit
+    def solve(t):
+        return fp.fixed_point(KNOWN, KNOWN.start(t), KNOWN.args(t), **TIGHT)
+
+    def of_solution(t):
+        sol = solve(t)
+        return KNOWN.joined(sol.value) @ WEIGHTS, sol
+
+    gradient, sol = jax.grad(of_solution, has_aux=True)(jnp.asarray(TS[1]))
+    assert bool(sol.converged)
+    assert_close(KNOWN.joined(sol.value), KNOWN.derivative(0, TS[1]))
+    assert_close(gradient, exact(1, TS[1]))
+    jacobian = jax.jacfwd(lambda t: KNOWN.joined(solve(t).value))(TS[1])
+    assert_close(jacobian, KNOWN.derivative(1, TS[1]))
+
+
+# What f closes over.
+
+
+def root_of_captured(b):
+    return fp.fixed_point(lambda z: square_root(z, b), jnp.ones_like(b), **TIGHT).value
+
+
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
+def test_derivatives_by_what_is_captured(transform):
+    assert_close(transform(root_of_captured)(jnp.asarray(2.5)), roots(2.5, 1))
+
+
+@pytest.mark.parametrize("transforms", ["r", "f", "rf", "ff", "frr"])
+def test_derivatives_by_what_is_captured_under_jit(transforms):
+    function = root_of_captured
+    for mode in transforms:
+        function = {"r": jax.grad, "f": jax.jacfwd}[mode](function)
+    assert_close(jax.jit(function)(jnp.asarray(2.5)), roots(2.5, len(transforms)))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_lanes_of_what_is_captured(order):
+    function = root_of_captured
+    for _ in range(order):
+        function = jax.grad(function)
+    b = jnp.asarray([0.5, 2.0, 9.0])
+    assert_close(jax.jit(jax.vmap(function))(b), roots(b, order))
+
+
+def test_gradient_of_lanes_of_what_is_captured():
+    b = jnp.asarray([0.5, 2.0, 9.0])
+    gradient = jax.jit(jax.grad(lambda b: jax.vmap(root_of_captured)(b) @ WEIGHTS))
+    assert_close(gradient(b), WEIGHTS * roots(b, 1))
+
+
+def picked(gain, index):
+    """2·gain[index], by a map that closes over both."""
+    f = lambda z: 0.5 * z + gain[index]
+    return fp.fixed_point(f, jnp.zeros(()), **TIGHT).value
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
+def test_a_tracer_captured_by_one_leaf_alone(transform, place):
+    def solution(b):
+        f = lambda z: tuple(square_root(u, b if k == place else 4.0) for k, u in enumerate(z))
+        return fp.fixed_point(f, (jnp.asarray(1.0),) * 2, **TIGHT).value[place]
+
+    assert_close(transform(solution)(jnp.asarray(2.5)), roots(2.5, 1))
+
+
+def test_integers_that_are_captured():
+    gain, index = jnp.asarray([1.0, 2.0, 3.0]), jnp.asarray([2, 0])
+    expected = 2.0 * np.eye(3)
+    assert_close(jax.jit(jax.grad(picked))(gain, index[0]), expected[2])
+    for transform in (jax.grad, jax.jacfwd):
+        lanes = jax.jit(jax.vmap(transform(picked), (None, 0)))
+        assert_close(lanes(gain, index), expected[[2, 0]])
+
+
+def test_a_captured_tracer_beside_concrete_arguments():
+    """z = √(bc), where b is captured and c and the start are known numbers."""
+
+    def solution(b):
+        f = lambda z, c: square_root(z, b * c)
+        return fp.fixed_point(f, jnp.asarray(1.0), (jnp.asarray(4.0),), **TIGHT).value
+
+    for order, function in enumerate([jax.grad(solution), jax.hessian(solution)], 1):
+        assert_close(jax.jit(function)(2.5), 2.0 * roots(2.5, order))
+
+
+def test_one_array_captured_and_passed():
+    """z = √(b·b): each of the two ways gives half of the derivative."""
+
+    def solution(b):
+        f = lambda z, c: square_root(z, b * c)
+        return fp.fixed_point(f, jnp.ones_like(b), (b,), **TIGHT).value
+
+    assert_close(jax.jit(jax.grad(solution))(3.0), 1.0)
+    assert_close(jax.jit(jax.jacfwd(solution))(3.0), 1.0)
+
+
+def test_a_root_by_what_is_captured():
+    def solution(b):
+        return fp.root(lambda x: x**2 - b, jnp.ones_like(b), **NEWTON).value
+
+    for order, function in enumerate([jax.grad(solution), jax.hessian(solution)], 1):
+        assert_close(jax.jit(function)(jnp.asarray(2.5)), roots(2.5, order))
+
+
+def test_flags_and_keys_that_are_captured():
+    """Neither has a derivative."""
+
+    def solution(b, flag, key):
+        noise = lambda: jax.random.normal(key)
+        f = lambda z: square_root(z, jnp.where(flag, b, 4.0 * b)) + 0.0 * noise()
+        return fp.fixed_point(f, jnp.ones_like(b), **TIGHT).value
+
+    key, b = jax.random.key(0), jnp.asarray(2.5)
+    for flag, factor in ((jnp.asarray(True), 1.0), (jnp.asarray(False), 2.0)):
+        assert_close(jax.jit(jax.grad(solution))(b, flag, key), factor * roots(2.5, 1))
+
+
+# How often f is called.
+
+
+@pytest.mark.parametrize("solver", [None, fp.Picard(), fp.Newton(), fp.NewtonKrylov()])
+@pytest.mark.parametrize(
+    "transform", [lambda g: g, jax.grad, jax.jacfwd, jax.hessian], ids=["value", "r", "f", "fr"]
+)
+def test_f_is_traced_once(counted, solver, transform):
+    f = counted(lambda z, b: jnp.tanh(0.5 * z) + b)
+
+    def solution(b):
+        return fp.fixed_point(f, jnp.zeros(()), (b,), solver=solver).value
+
+    jax.jit(transform(solution)).lower(jnp.asarray(0.3))
+    assert f.calls == 1
+
+
+# Memory.
+
+
+def scratch(max_steps, adjoint):
+    """The bytes that the compiled gradient needs besides arguments and results."""
+    n = 1000
+
+    def function(b):
+        f = lambda z, b: jnp.cos(z) + b
+        fixed = {"solver": fp.Picard(), "rtol": 0.0, "atol": 0.0, "on_failure": "return"}
+        sol = fp.fixed_point(f, jnp.zeros(n), (b,), max_steps=max_steps, adjoint=adjoint, **fixed)
+        return sol.value.sum()
+
+    compiled = jax.jit(jax.grad(function)).lower(jnp.zeros(n)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_the_gradient_does_not_grow_with_the_steps():
+    few, many = (scratch(steps, fp.ImplicitAdjoint()) for steps in (10, 1000))
+    assert few == many > 0
+
+
+# Lanes do not disturb each other.
+
+
+def test_gradients_of_many_lanes_by_newton():
+    """Among them are residuals that are zero, or rounding, as the compiler chooses."""
+    b = np.random.default_rng(0).uniform(0.1, 0.9, 400)
+
+    def solution(b):
+        f = lambda z, b: b * jnp.cos(z)
+        return fp.fixed_point(f, jnp.ones(()), (b,), **NEWTON).value
+
+    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(solution)))(b)
+    assert_close(value, b * np.cos(value))
+    assert_close(gradient, np.cos(value) / (1.0 + b * np.sin(value)))
+
+
+# Failure is loud.
+
+STIFF = known_map(1, radius=0.9999, size=6)
+
+
+def starved(t, **settings):
+    settings = {"max_steps": 3, "rtol": 1e-12, **settings}
+    adjoint = fp.ImplicitAdjoint(**settings)
+    sol = fp.fixed_point(
+        STIFF, STIFF.start(t), STIFF.args(t), adjoint=adjoint, solver=NEWTON["solver"],
+        rtol=1e-15, max_steps=10,
+    )  # fmt: skip
+    return sol.value.sum()
+
+
+@pytest.mark.parametrize(
+    ("transform", "policy"),
+    [(jax.grad, "raise"), (jax.jacfwd, "raise"), (jax.grad, "warn"), (jax.grad, "nan")],
+)
+def test_a_starved_adjoint_in_a_trace_is_not_a_number(transform, policy):
+    derivative = transform(functools.partial(starved, on_failure=policy))
+    assert np.isnan(jax.jit(derivative)(np.zeros(2))).all()
+
+
+def test_an_adjoint_in_a_trace_that_has_enough_steps():
+    gradient = jax.jit(jax.grad(functools.partial(starved, max_steps=100)))(np.zeros(2))
+    assert_close(gradient, STIFF.derivative(1).sum(0), 1e-6)
+
+
+def shifted(b):
+    """z = z + b, which at b = 0 has solutions, and loses them as b moves."""
+    return fp.fixed_point(lambda z, b: z + b, 1.0 + b, (b,)).value
+
+
+def double(b):
+    """A fixed point where J = 1."""
+    return fp.fixed_point(lambda z, b: z - (z - b) ** 2, b, (b,)).value
+
+
+def double_root(b):
+    """A root where F′ = 0."""
+    return fp.root(lambda x, b: (x - b) ** 2, b, (b,)).value
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [jax.grad(shifted), jax.jacfwd(shifted), jax.grad(double), jax.grad(double_root)],
+    ids=["shifted-r", "shifted-f", "double-r", "double_root-r"],
+)
+def test_a_singular_derivative_in_a_trace_is_not_a_number(derivative):
+    assert np.isnan(jax.jit(derivative)(0.0))
+
+
+def test_only_the_lanes_that_fail_are_not_numbers():
+    a = jnp.asarray([0.1, 0.99, -0.2])
+    adjoint = fp.ImplicitAdjoint(max_steps=15, rtol=1e-10, solver=fp.Picard())
+
+    def solution(b, a):
+        f = lambda z, b, a: a * z + b
+        return fp.fixed_point(f, b, (b, a), rtol=1e-12, max_steps=5000, adjoint=adjoint).value
+
+    gradients = np.asarray(jax.jit(jax.vmap(jax.grad(solution)))(jnp.ones(3), a))
+    assert np.isnan(gradients).tolist() == [False, True, False]
+    assert_close(gradients[[0, 2]], 1.0 / (1.0 - np.asarray(a))[[0, 2]])
+
+
+def test_a_number_of_python_to_start_from():
+    def solution(b):
+        return fp.fixed_point(lambda z, b: 0.5 * z + b, b, (b,), **TIGHT).value
+
+    assert_close(jax.grad(solution)(1.0), 2.0)
+    assert_close(jax.jit(jax.grad(solution))(1.0), 2.0)
+
+
+def test_a_solve_that_fails_in_a_trace_has_neither_a_value_nor_a_derivative():
+    def solution(b):
+        f = lambda z, b: 0.9 * z + b
+        return fp.fixed_point(f, b, (b,), max_steps=2, solver=fp.Picard()).value
+
+    for function in (solution, jax.grad(solution), jax.jacfwd(solution)):
+        assert np.isnan(jax.jit(function)(1.0))
