@@ -53,6 +53,6 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/robustness.py $(ARGS)
 
 clean:
-	rm -rf .venv build dist demo-output docs/_build docs/api/generated
+	rm -rf .venv build dist demo-output examples-output docs/_build docs/api/generated
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find fixedpoint backends models tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
+	find fixedpoint backends models tests benchmarks examples docs -name __pycache__ -prune -exec rm -rf {} +

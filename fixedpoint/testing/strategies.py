@@ -138,7 +138,7 @@ class KnownMap:
         angle = self.phase if t is None else self.phase + _product(self.frequency, t)
         tensor = np.asarray(self.amplitude * np.sin(angle + 0.5 * np.pi * order))
         if order == 0:
-            return self.centre + tensor
+            return np.asarray(self.centre + tensor)
         for k in range(order):
             ones = (1,) * k
             shape = (*self.frequency.shape[:-1], *ones, self.frequency.shape[-1])

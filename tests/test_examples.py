@@ -1,0 +1,64 @@
+"""The examples, at a small size: they run, learn what they show, and leave a picture."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run an example's ``main``, and see that its picture is one."""
+
+    def run(name, **settings):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        result = module.main(output=tmp_path, **settings)
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+        return result
+
+    return run
+
+
+def test_every_example_is_run():
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    assert names == {name.removeprefix("test_") for name in globals() if name[5:] in names}
+
+
+@pytest.mark.slow
+def test_convolutional_deq(run):
+    result = run("convolutional_deq", steps=40, size=8)
+    assert result["accuracy"] > 0.4
+    assert result["loss"] < 0.8 * result["first_loss"]
+
+
+@pytest.mark.slow
+def test_transformer_deq(run):
+    result = run("transformer_deq", steps=60, size=6)
+    assert result["equilibrium"] > 0.75
+
+
+@pytest.mark.slow
+def test_implicit_graph_network(run):
+    result = run("implicit_graph_network", steps=60, size=12)
+    assert result["equilibrium"] > 0.95
+    assert result["layers"] < 0.8
+
+
+def test_ridge_tuning(run):
+    result = run("ridge_tuning", steps=20, size=120)
+    assert result["after"] < result["before"]
+    assert abs(result["slope"]) < 1e-6
+    assert result["error"] < 1e-6
+
+
+def test_physics_root(run):
+    result = run("physics_root", steps=6, size=40)
+    assert result["last"] < 1e-2 * result["first"]
+    assert result["off"] < 0.2
+    assert result["error"] < 1e-7
