@@ -20,7 +20,7 @@ _GMRES = NewtonKrylov(linear=GMRES(restart=50, max_steps=500), forcing=1e-3, lin
 
 # Near a singular I − Jᵀ the solution u grows, and a residual that is small beside u need not be
 # small beside v. This much of v must be gone, or what rounding allows.
-_LEAST = 1e-3
+_LEAST = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class ImplicitAdjoint(LinearAdjoint):
         Where to start, shaped like z, by default at v, or for roots at zero. The multiplier of the
         augmented system is such a start, and so is ``sol.backward.value`` of an earlier solve.
     rtol, atol : float, optional
-        It ends at ‖Jᵀu + v − u‖ ≤ atol + rtol·‖Jᵀu + v‖, and no more than a thousandth of ‖v‖. By
+        It ends at ‖Jᵀu + v − u‖ ≤ atol + rtol·‖Jᵀu + v‖, and no more than a hundredth of ‖v‖. By
         default rtol is that of the forward solve, if it is a positive float, or max(1e-6, 10·eps).
     max_steps : int, optional
         Steps of the adjoint solve at most.
