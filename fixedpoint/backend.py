@@ -74,6 +74,15 @@ class Backend:
         """Whether none of `mask` is true, where that can be told without waiting for a device."""
         return not self.any(mask)
 
+    def amended(
+        self, arrays: tuple[Array, ...], mask: Array, function: Callable[[], tuple[Array, ...]]
+    ) -> tuple[Array, ...]:
+        """The arrays, with those of `function` where `mask` holds, if it does anywhere."""
+        if self.known_none(mask):
+            return arrays
+        where = self.namespace(mask).where
+        return tuple([where(mask, b, a) for a, b in zip(arrays, function(), strict=True)])
+
     def any(self, mask: Array) -> Any:
         """Whether any of `mask` is true, waiting for the device if need be; a symbol in a trace."""
         return bool(self.namespace(mask).any(mask))

@@ -276,11 +276,10 @@ class FixedPointProblem(Problem):
         tested = self._norms(space.norm, residuals, targets)
         # Squares that underflow must not pass for a residual of zero.
         doubtful = tested[2] if len(residuals) > 1 else tested[2] & (tested[0] < space.small)
-        if self.norm == "max" or space.backend.known_none(doubtful):
+        if self.norm == "max":
             return tested
-        safe = self._norms(space.safe_norm, residuals, targets)
-        pairs = zip(safe, tested, strict=True)
-        norm, magnitude, satisfied = (space.xp.where(doubtful, a, b) for a, b in pairs)
+        safe = lambda: self._norms(space.safe_norm, residuals, targets)  # noqa: E731
+        norm, magnitude, satisfied = space.backend.amended(tested, doubtful, safe)
         return norm, magnitude, satisfied
 
     def _norms(
@@ -339,10 +338,9 @@ class RootProblem(Problem):
         norm = self.space.norm(increment, self.norm)
         satisfied = self._within(norm, norm if self.scale is None else self.scale)
         doubtful = satisfied & (norm < self.space.small)
-        if not self.space.backend.known_none(doubtful):
-            safe = self.space.safe_norm(increment, self.norm)
-            norm = self.space.xp.where(doubtful, safe, norm)
-            satisfied = self._within(norm, norm if self.scale is None else self.scale)
+        safe = lambda: (self.space.safe_norm(increment, self.norm),)  # noqa: E731
+        (norm,) = self.space.backend.amended((norm,), doubtful, safe)
+        satisfied = self._within(norm, norm if self.scale is None else self.scale)
         return Point(value, increment, norm, norm, satisfied)
 
     def increment(self, value: Vec) -> Vec:

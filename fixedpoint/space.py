@@ -325,22 +325,23 @@ class Space:
 
     def push_secant(
         self, residuals: Vec, images: Vec, slot: Any, old: Any, new: Any, active: Array | None
-    ) -> tuple[Vec, Vec]:
-        """The histories of Δg and of Δz + Δg with those from one point to another."""
+    ) -> tuple[Vec, Vec, Vec, Vec]:
+        """The histories of Δg and of Δz + Δg with those from one point to another, and these."""
         if active is not None:
             change = self.subtract(new.increment, old.increment)
             image = self.add(self.subtract(new.value, old.value), change)
-            pushed = self.push(residuals, slot, change, active)
-            return pushed, self.push(images, slot, image, active)
+            change = self.where(active, change, self.row(residuals, slot))
+            image = self.where(active, image, self.row(images, slot))
+            return self.push(residuals, slot, change), self.push(images, slot, image), change, image
         index, secant = (..., slot, slice(None)), self.backend.write_secant
         columns = (residuals, images, old.value, old.increment, new.value, new.increment)
         pairs = [secant(g, f, index, *ends) for g, f, *ends in zip(*columns, strict=True)]
-        return tuple([g for g, _ in pairs]), tuple([f for _, f in pairs])
+        residuals, images = tuple([g for g, _ in pairs]), tuple([f for _, f in pairs])
+        return residuals, images, self.row(residuals, slot), self.row(images, slot)
 
-    def mask_row(self, history: Vec, slot: Any, mask: Array) -> Vec:
-        """`history` with zero in its row `slot`, in the samples where `mask` does not hold."""
-        rows = self.row(history, slot)
-        return self.push(history, slot, self.where(mask, rows, self.zeros(rows)))
+    def mask(self, mask: Array, u: Vec) -> Vec:
+        """The vector u, zero in the samples where `mask` does not hold."""
+        return self.where(mask, u, self.zeros(u))
 
     def gram(self, history: Vec, vector: Vec) -> Array:
         """The inner products of all rows of `history` with `vector`: (batch, memory)."""

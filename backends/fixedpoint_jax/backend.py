@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -74,6 +75,16 @@ class JaxBackend(Backend):
     def known_none(self, mask: Array) -> bool:
         """Whether none of `mask` is true; in a trace that is never known."""
         return not self.is_traced((mask,)) and not bool(mask.any())
+
+    def amended(
+        self, arrays: tuple[Array, ...], mask: Array, function: Callable[[], tuple[Array, ...]]
+    ) -> tuple[Array, ...]:
+        """The arrays, with those of `function` where `mask` holds; it runs only where that is."""
+        amend = functools.partial(super().amended, arrays, mask, function)
+        if not self.is_traced((mask,)):
+            return amend()
+        amended: tuple[Array, ...] = jax.lax.cond(mask.any(), amend, lambda: arrays)
+        return amended
 
     def any(self, mask: Array) -> Any:
         """Whether any of `mask` is true; a symbol in a trace."""

@@ -11,14 +11,15 @@ from fixedpoint.backend import Array
 
 
 class _Elimination(NamedTuple):
-    """The matrices with the right-hand sides beside them, the rows not yet used, and the answers.
+    """The matrices with the right-hand sides beside them, the rows not yet used, and the pivots'.
 
-    Rows stay in their places: that of each pivot is marked instead of exchanged.
+    Rows stay in their places: that of each pivot is marked instead of exchanged. The axes of the
+    batch are the last, which is what vectorises.
     """
 
     table: Array
     free: Array
-    solution: Array
+    pivots: Array
 
 
 def eliminated(matrices: Array, rights: Array) -> Array:
@@ -36,23 +37,24 @@ def eliminated(matrices: Array, rights: Array) -> Array:
     array of shape (..., m)
         The solutions, not finite where a matrix is singular.
     """
-    size = rights.shape[-1]
     table = jnp.concatenate([matrices, rights[..., None]], axis=-1)
-    first = _Elimination(table, jnp.ones_like(rights), jnp.zeros_like(matrices))
-    end = jax.lax.fori_loop(0, size, _column, first)
+    table = jnp.moveaxis(table, (-2, -1), (0, 1))
+    free = jnp.ones_like(table[:, 0], dtype=bool)
+    first = _Elimination(table, free, jnp.zeros_like(table[:, 0], dtype=jnp.int32))
+    end = jax.lax.fori_loop(0, rights.shape[-1], _column, first)
     # Each unknown stands in the row of its pivot.
-    return jnp.sum(end.solution * end.table[..., -1][..., None], axis=-2)
+    return jnp.moveaxis(jnp.take_along_axis(end.table[:, -1], end.pivots, 0), 0, -1)
 
 
 def _column(index: Array, state: _Elimination) -> _Elimination:
     """Clear one column but for its pivot, which becomes 1."""
-    table, free, solution = state
-    column = jax.lax.dynamic_index_in_dim(table, index, -1, keepdims=False)
-    sizes = jnp.where(free > 0, jnp.abs(column), -1.0)
-    place = jax.nn.one_hot(jnp.argmax(sizes, axis=-1), column.shape[-1], dtype=table.dtype)
-    chosen = place[..., None]
-    row = jnp.sum(jnp.where(chosen > 0, table, 0.0), axis=-2, keepdims=True)
-    row = row / jax.lax.dynamic_slice_in_dim(row, index, 1, -1)
-    table = jnp.where(chosen > 0, row, table - column[..., None] * row)
-    solution = jax.lax.dynamic_update_index_in_dim(solution, place, index, solution.ndim - 1)
-    return _Elimination(table, free * (1.0 - place), solution)
+    table, free, pivots = state
+    column = jax.lax.dynamic_index_in_dim(table, index, 1, keepdims=False)
+    pivot = jnp.argmax(jnp.where(free, jnp.abs(column), -1.0), axis=0).astype(jnp.int32)
+    rows = jax.lax.broadcasted_iota(jnp.int32, column.shape, 0)
+    chosen = rows == pivot
+    row = jnp.sum(jnp.where(chosen[:, None], table, 0.0), axis=0)
+    row = row / jax.lax.dynamic_index_in_dim(row, index, 0)
+    table = jnp.where(chosen[:, None], row, table - column[:, None] * row)
+    pivots = jax.lax.dynamic_update_index_in_dim(pivots, pivot, index, 0)
+    return _Elimination(table, free & ~chosen, pivots)

@@ -215,25 +215,30 @@ class Anderson(Solver):
     def _remembered(
         self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
     ) -> Secants:
-        """Push the newest differences, and renew their row and column of the Gram matrix."""
+        """Push the newest differences, and renew their row and column of the Gram matrix.
+
+        What was pushed is not read back, and what is pushed anew goes into the old history: else a
+        compiler keeps copies.
+        """
         slot = _slot(state.pushed, state.gram.shape[-1])
-        residuals, images = space.push_secant(state.residuals, state.images, slot, old, new, active)
-        change = space.row(residuals, slot)
+        residuals, images, change, image = space.push_secant(
+            state.residuals, state.images, slot, old, new, active
+        )
         some = space.filled(residuals, state.pushed + 1)
         row = column = self._tested(space, some, space.filled(images, state.pushed + 1), change)
         square = space.backend.read(row, (..., slot))
         if self.type == 1:
-            row = space.gram(some, space.subtract(space.row(images, slot), change))
+            row = space.gram(some, space.subtract(image, change))
             square = space.dot(change, change)
-        write, filled = space.backend.write, slice(row.shape[-1])
-        gram = write(state.gram, (..., slot, filled), row)
-        gram = write(gram, (..., filled, slot), column)
         rounding = (4 * space.rounding) * new.magnitude
         informative = square > rounding * rounding
         if not space.backend.known_all(informative):
-            gram = _isolated(space, gram, slot, informative)
-            residuals = space.mask_row(residuals, slot, informative)
-            images = space.mask_row(images, slot, informative)
+            residuals = space.push(residuals, slot, space.mask(informative, change))
+            images = space.push(state.images, slot, space.mask(informative, image))
+            row, column = (_isolated(space, u, slot, informative) for u in (row, column))
+        write, filled = space.backend.write, slice(row.shape[-1])
+        gram = write(state.gram, (..., slot, filled), row)
+        gram = write(gram, (..., filled, slot), column)
         return Secants(
             residuals, images, gram, state.ridge, state.envelope, state.rejected, state.pushed + 1
         )
@@ -254,10 +259,7 @@ def _slot(pushed: Any, memory: int) -> Any:
     return (pushed - beyond + (beyond + 1) // 3) % memory
 
 
-def _isolated(space: Space, gram: Array, slot: Any, informative: Array) -> Array:
-    """`gram` with a row and column of the unit matrix where a sample's column is left out."""
-    read, write = space.backend.read, space.backend.write
-    row, column = (..., slot, slice(None)), (..., slice(None), slot)
-    unit, kept = read(space.identity(gram.shape[-1]), row), informative[..., None]
-    gram = write(gram, row, space.xp.where(kept, read(gram, row), unit))
-    return write(gram, column, space.xp.where(kept, read(gram, column), unit))
+def _isolated(space: Space, row: Array, slot: Any, informative: Array) -> Array:
+    """`row`, or that of the unit matrix in the samples whose new column is left out."""
+    unit = space.backend.read(space.identity(row.shape[-1]), (..., slot, slice(None)))
+    return space.xp.where(informative[..., None], row, unit)
