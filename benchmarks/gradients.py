@@ -444,12 +444,14 @@ def jax_cell() -> tuple[Equilibrium, list[Any]]:
     return Equilibrium(f, z0, (W, b), cotangent, cell.rtol), cell.exact()
 
 
-def jax_ours(cell: Equilibrium, solver: Any) -> Callable[..., Any]:
+def jax_ours(cell: Equilibrium, solver: Any, adjoint: Any = None) -> Callable[..., Any]:
     """Our solve."""
     import fixedpoint as fp
 
+    settings = {"solver": solver, "adjoint": fp.ImplicitAdjoint(solver=adjoint)}
+    settings |= {"batch_ndim": 1, "rtol": cell.rtol, "atol": 0.0}
+
     def solve(*args: Any) -> Any:
-        settings = {"solver": solver, "batch_ndim": 1, "rtol": cell.rtol, "atol": 0.0}
         return fp.fixed_point(cell.f, cell.z0, args, **settings).value
 
     return solve
@@ -563,12 +565,15 @@ def jax_section() -> list[CompiledRow]:
 
     logging.getLogger("jax").setLevel(logging.CRITICAL)  # of the same errors
     cell, exact = jax_cell()
+    anderson, picard = fp.Anderson(memory=5), fp.Picard()
     named = {
-        "Anderson(5)": fp.Anderson(memory=5),
-        "Broyden(20)": fp.Broyden(),
-        "no solver named": None,
+        "Anderson(5)": (anderson,),
+        "Anderson(5), and backward": (anderson, anderson),
+        "Picard, and backward": (picard, picard),
+        "Broyden(20)": (fp.Broyden(),),
+        "no solver named": (None,),
     }
-    solves = [(f"fixedpoint {name}", jax_ours(cell, s)) for name, s in named.items()]
+    solves = [(f"fixedpoint {name}", jax_ours(cell, *s)) for name, s in named.items()]
     bar = _jax_quality(cell, solves[0][1], exact)
     solves += jax_contenders(cell, exact, bar)
     compilations: dict[str, list[float]] = {name: [] for name, _ in solves}

@@ -6,6 +6,7 @@ the build with an error which says what to run.
 """
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -17,6 +18,8 @@ from fixedpoint.testing import problems
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
+GRADIENTS = FOLDER / "gradients.json"
+SCRIPTS = {ROBUSTNESS: "robustness.py", OVERHEAD: "run.py", GRADIENTS: "gradients.py"}
 OURS, SCIPY_BRATU = "fixedpoint", "SciPy newton_krylov(lgmres)"
 
 # How a cell of a table is written, by the mark of the attempt; a solved one is its evaluations.
@@ -25,8 +28,7 @@ MARKS = {"solved": None, "failed": "failed", "FALSE": "false claim", "error": "e
 
 def wrong(path, what):
     """The error to raise where a file lacks what a table needs."""
-    script = "run.py" if path == OVERHEAD else "robustness.py"
-    return ExtensionError(f"benchmarks/{path.name}: {what}; run benchmarks/{script} anew")
+    return ExtensionError(f"benchmarks/{path.name}: {what}; run benchmarks/{SCRIPTS[path]} anew")
 
 
 def content(path, part=None):
@@ -229,6 +231,74 @@ def overhead():
     return table(head, lines) + measured_on(found["machine"], ", on one thread")
 
 
+NUMBER = (int, float)
+
+
+def gradient_rows(section, fields):
+    """The machine, and the rows of a section of the benchmark of derivatives."""
+    found = content(GRADIENTS)
+    return found["machine"], records(GRADIENTS, found, section, fields)
+
+
+def torch_gradients():
+    """Solve and gradient in PyTorch, beside torchdeq."""
+    fields = {"case": str, "method": str, "evaluations": int, "products": int} | dict.fromkeys(
+        ("forward", "backward", "total", "ratio", "residual", "error"), NUMBER
+    )
+    machine, rows = gradient_rows("torch", fields)
+    head = ["case", "method", "forward ms", "backward ms", "evaluations", "products", "residual",
+            "gradient's error", "time / first of the case"]  # fmt: skip
+    lines = [
+        [plain(row["case"]), plain(row["method"]), f"{1e-3 * row['forward']:.2f}",
+         f"{1e-3 * row['backward']:.2f}", str(row["evaluations"]), str(row["products"]),
+         f"{row['residual']:.1e}", f"{row['error']:.1e}", f"{row['ratio']:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(machine)
+
+
+def jax_gradients():
+    """Solve and gradient in JAX, beside jaxopt and optimistix."""
+    names = ("total", "ratio", "compilation", "compilation_ratio", "residual", "error")
+    fields = {"case": str, "method": str} | dict.fromkeys(names, NUMBER)
+    machine, rows = gradient_rows("jax", fields)
+    head = ["method", "ms", "time / first", "compilation, s", "compilation / first", "residual",
+            "gradient's error"]  # fmt: skip
+    lines = [
+        [plain(row["method"]), f"{1e-3 * row['total']:.2f}", f"{row['ratio']:.2f}",
+         f"{row['compilation']:.2f}", f"{row['compilation_ratio']:.2f}",
+         f"{row['residual']:.1e}", f"{row['error']:.1e}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(machine, ", on one thread")
+
+
+def memory():
+    """Memory of a gradient, by the steps of the forward solve."""
+    fields = {"case": str, "method": str, "steps": int, "kept": NUMBER, "peak": NUMBER}
+    machine, rows = gradient_rows("memory", fields)
+    head = ["framework", "adjoint", "steps", "kept for the gradient, MiB", "peak, MiB"]
+    lines = [
+        [row["case"], row["method"], str(row["steps"]),
+         f"{row['kept']:.0f}" if row["case"] == "Torch" else "–", f"{row['peak']:.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(machine)
+
+
+def shared_inverse():
+    """Products with and without the inverse estimate of the forward solve."""
+    fields = {"method": str, "error_without": NUMBER, "median": list, "largest": list}
+    machine, rows = gradient_rows("shine", fields)
+    head = ["adjoint", "error without products", "to 1e-1", "to 1e-2", "to 1e-4"]
+    lines = [
+        [plain(row["method"]), "–" if math.isnan(error) else f"{error:.2f}", *map(str, median)]
+        for row in rows
+        for error, median in [(row["error_without"], row["median"])]
+    ]
+    return table(head, lines) + measured_on(machine)
+
+
 TABLES = {
     "systems-summary": lambda: summary(systems),
     "systems": lambda: detail(systems),
@@ -238,6 +308,10 @@ TABLES = {
     "maps": lambda: detail(maps),
     "bratu": bratu,
     "overhead": overhead,
+    "torch-gradients": torch_gradients,
+    "jax-gradients": jax_gradients,
+    "memory": memory,
+    "shared-inverse": shared_inverse,
 }
 
 
@@ -250,7 +324,7 @@ class Measured(SphinxDirective):
         name = self.arguments[0]
         if name not in TABLES:
             raise self.error(f"no table {name!r}: there are {', '.join(TABLES)}")
-        for path in (ROBUSTNESS, OVERHEAD):
+        for path in SCRIPTS:
             self.env.note_dependency(str(path))
         return self.parse_text_to_nodes("\n".join(TABLES[name]()))
 

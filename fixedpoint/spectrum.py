@@ -34,8 +34,8 @@ def spectral_radius(product: Product, start: Any, *, steps: int = 30, batch_ndim
     Returns
     -------
     array of the batch's shape
-        max |λ| over the eigenvalues λ of J, compressed to the span of v, Jv, J²v, …; NaN where a
-        product or `start` is not finite, or `start` is zero.
+        The largest modulus of an eigenvalue of J, compressed to the span of v, Jv, J²v, …; NaN
+        where a product or `start` is not finite, or `start` is zero.
 
     Notes
     -----

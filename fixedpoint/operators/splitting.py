@@ -29,7 +29,7 @@ def _rectified(v: Array) -> Array:
 
 @dataclass(frozen=True)
 class SoftThreshold:
-    """v ↦ sign(v)·max(|v| − αt, 0), the proximal operator of αt‖·‖₁.
+    """Soft thresholding, v ↦ v − min(max(v, −αt), αt), the proximal operator of αt‖·‖₁.
 
     Parameters
     ----------
