@@ -147,6 +147,100 @@ def test_jax_agrees_with_torch(problem):
     np.testing.assert_allclose(there.objective, here.objective, rtol=1e-6)
 
 
+# Derivatives of the augmented system.
+
+OUTER = np.random.default_rng(1).standard_normal((2, 3))
+
+
+def small_map(xp):
+    return lambda z, x, params: xp.tanh(z @ params["W"].T + x @ params["U"].T)
+
+
+def small_loss(z, x, y, params):
+    return ((z - y) ** 2).sum(-1) + params["prior"] * (x**2).sum(-1)
+
+
+def small_arguments():
+    """The parameters and the data, in NumPy."""
+    rng = np.random.default_rng(0)
+    W, U = 0.15 * rng.standard_normal((5, 5)), rng.standard_normal((5, 3))
+    return {"W": W, "U": U, "prior": np.asarray(0.5)}, rng.standard_normal((2, 5))
+
+
+def outer_loss(value):
+    """Another loss than that of the augmented system, which asks for z and x."""
+    z, x = value["z"], value["x"]
+    weights = torch.tensor(OUTER) if torch.is_tensor(x) else OUTER
+    return (x**3 * weights).sum() + (z**2).sum()
+
+
+def differentiated(xp, params, y):
+    """The outer loss at the solution of the augmented system."""
+    model = AugmentedDEQ(small_map(xp), small_loss, step_size=0.1)
+    zeros = (xp.zeros(shape, dtype=xp.float64) for shape in ((2, 5), (2, 3)))
+    sol = model.iterate(
+        *zeros, params=params, y=y, rtol=1e-12, atol=1e-13, max_steps=1000,
+        solver=fp.Anderson(memory=10), adjoint=fp.ImplicitAdjoint(rtol=1e-12),
+    )  # fmt: skip
+    return outer_loss(sol.value)
+
+
+def by_dense_algebra(params, y):
+    """The same by Newton's method on the stationarity conditions, with their dense Jacobian.
+
+    Three steps are differentiated, from a solution that is held constant: enough for two orders.
+    """
+
+    def conditions(w, y):
+        lagrangian = lambda z, mu, x: (
+            small_loss(z, x, y, params) + mu @ (small_map(jnp)(z, x, params) - z)
+        )
+        return jnp.concatenate(jax.grad(lagrangian, (0, 1, 2))(w[:5], w[5:10], w[10:]))
+
+    def solution(y):
+        newton = lambda w: w - jnp.linalg.solve(jax.jacfwd(conditions)(w, y), conditions(w, y))
+        w = jax.lax.fori_loop(0, 30, lambda _, w: jax.lax.stop_gradient(newton(w)), jnp.zeros(13))
+        return newton(newton(newton(jax.lax.stop_gradient(w))))
+
+    w = jax.vmap(solution)(y)
+    return outer_loss({"z": w[:, :5], "x": w[:, 10:]})
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_implicit_derivatives_are_those_of_dense_algebra(name):
+    """Of first and second order, with respect to all parameters and the data."""
+    arguments = small_arguments()
+    as_jax = jax.tree.map(jnp.asarray, arguments)
+    reference = lambda arguments: by_dense_algebra(*arguments)
+    expected = jax.tree.leaves(jax.jit(jax.grad(reference))(as_jax))
+    rng = np.random.default_rng(2)
+    direction = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), arguments)
+    push = lambda f: lambda at: jax.jvp(jax.grad(f), (at,), (jax.tree.map(jnp.asarray, direction),))
+    curved = jax.tree.leaves(jax.jit(push(reference))(as_jax)[1])
+    if name == "jax":
+        loss = lambda arguments: differentiated(jnp, *arguments)
+        gradient, moved = jax.jit(push(loss))(as_jax)
+        found, second = jax.tree.leaves(gradient), jax.tree.leaves(moved)
+    else:
+        leaves, structure = jax.tree.flatten(arguments)
+        leaves = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
+        loss = differentiated(torch, *jax.tree.unflatten(structure, leaves))
+        found = torch.autograd.grad(loss, leaves, create_graph=True)
+        pairs = zip(found, jax.tree.leaves(direction), strict=True)
+        slope = sum((g * torch.as_tensor(d)).sum() for g, d in pairs)
+        second = torch.autograd.grad(slope, leaves)
+        found = [g.detach() for g in found]
+    for got, exact in zip([*found, *second], [*expected, *curved], strict=True):
+        gap = np.linalg.norm(np.asarray(got) - np.asarray(exact))
+        assert gap <= 1e-8 * np.linalg.norm(exact)
+
+
+def test_without_an_adjoint_the_iterate_is_constant(problem):
+    decoder, y, (z, x) = problem
+    sol = MODEL.iterate(z, x, params=decoder.params(), y=y, max_steps=3, on_failure="return")
+    assert not any(leaf.requires_grad for leaf in sol.value.values())
+
+
 def test_the_decoder_contracts_whatever_its_weights():
     decoder = DenseDecoder(PIXELS, WIDTH, LATENT, bound=0.8)
     with torch.no_grad():

@@ -124,17 +124,43 @@ class AugmentedDEQ:
         rtol: float = 1e-4,
         atol: float = 1e-6,
         on_failure: str = "raise",
+        adjoint: fp.Adjoint | None = None,
     ) -> fp.Solution:
         """The joint iteration alone: n steps for n + 1 evaluations of f and as many products.
 
-        Parameters are those of :meth:`solve`. The value is ``{"z", "mu", "x"}``.
+        Parameters are those of :meth:`solve`, and one more. The value is ``{"z", "mu", "x"}``.
+
+        Parameters
+        ----------
+        adjoint : Adjoint, optional
+            How the value is differentiated with respect to `params` and `y`, for another loss than
+            ℓ at the solution: by the implicit function theorem for the three blocks as one, with
+            :class:`fixedpoint.ImplicitAdjoint`. By default it is constant: for ℓ itself
+            :meth:`lagrangian` needs no backward solve.
+
+        Examples
+        --------
+        x minimises (w x − 1)² + x², where z = w x, and so is w / (1 + w²):
+
+        >>> import torch, fixedpoint as fp
+        >>> from fixedpoint_models import AugmentedDEQ
+        >>> model = AugmentedDEQ(
+        ...     lambda z, x, w: w * x + 0.0 * z,
+        ...     lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1), step_size=0.1,
+        ... )
+        >>> w = torch.tensor(0.5, requires_grad=True)
+        >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+        >>> sol = model.iterate(zero, zero, params=w, y=one, adjoint=fp.ImplicitAdjoint())
+        >>> sol.value["x"].sum().backward()
+        >>> round(float(w.grad), 3)  # (1 − w²) / (1 + w²)²
+        0.48
         """
         mu0 = leafwise(lambda z: array_namespace(z).zeros_like(z), z0) if mu0 is None else mu0
-        start = {"z": z0, "mu": mu0, "x": x0}
+        start, args = {"z": z0, "mu": mu0, "x": x0}, (params, y)
         return fp.fixed_point(
-            self.operator, _detached(start), _detached((params, y)), solver=solver or fp.Anderson(),
-            rtol=rtol,
-            atol=atol, max_steps=max_steps, batch_ndim=self.batch_ndim, on_failure=on_failure,
+            self.operator, _detached(start), args if adjoint else _detached(args),
+            solver=solver or fp.Anderson(), rtol=rtol, atol=atol, max_steps=max_steps,
+            batch_ndim=self.batch_ndim, on_failure=on_failure, adjoint=adjoint,
         )  # fmt: skip
 
     def solve(
