@@ -451,6 +451,25 @@ def test_derivatives_of_what_f_returns_besides(library, modes):
     np.testing.assert_allclose(orders_of(library, besides, 2.25, modes), expected, rtol=1e-9)
 
 
+# Failure is loud.
+
+
+def test_a_sample_that_fails_has_no_derivative(library):
+    """The others have theirs, and a failed sample is not a finite number of any kind."""
+    adjoint = fp.ImplicitAdjoint(rtol=1e-12, on_failure="nan")
+
+    def solution(b):
+        f = lambda z, b: library.array([0.1, 1.0]) * z + b
+        settings = {"batch_ndim": 1, "rtol": 1e-12, "on_failure": "nan", "adjoint": adjoint}
+        return fp.fixed_point(f, 0.0 * b, (b,), solver=fp.Picard(), **settings).value
+
+    b = library.array([1.0, 2.0])
+    for transform in (library.calculus.jacrev, library.calculus.jacfwd):
+        jacobian = library.numpy(library.compiled(transform(solution))(b))
+        assert_close(jacobian[0, 0], 1.0 / 0.9)
+        assert np.isnan(jacobian[1, 1])
+
+
 # Torch alone: failure is loud. In JAX a derivative is always a trace, and not a number if it fails.
 
 STIFF = known_map(1, radius=0.9999, size=6)
