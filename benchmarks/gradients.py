@@ -147,12 +147,9 @@ def tuned(
     return None if forward is None or backward is None else (forward, backward)
 
 
-# Torch.
-
-
 @dataclass(frozen=True)
-class Cell:
-    """An equilibrium z = f(z, *args) in Torch, and the loss ⟨c, z⟩."""
+class Equilibrium:
+    """An equilibrium z = f(z, *args), the loss ⟨c, z⟩, and the tolerance to solve to."""
 
     name: str
     f: Callable[..., Any]
@@ -160,6 +157,13 @@ class Cell:
     args: tuple[Any, ...]
     cotangent: Any
     rtol: float
+
+
+# Torch.
+
+
+class Cell(Equilibrium):
+    """An equilibrium in Torch."""
 
     def residual(self, z: Any) -> float:
         """The largest relative residual of a sample."""
@@ -398,14 +402,8 @@ def torch_section() -> list[Row]:
 # JAX.
 
 
-class Equilibrium(NamedTuple):
-    """The dense cell on JAX."""
-
-    f: Callable[..., Any]
-    z0: Any
-    args: tuple[Any, ...]
-    cotangent: Any
-    rtol: float
+class CompiledCell(Equilibrium):
+    """An equilibrium on JAX."""
 
     def residual(self, z: Any) -> float:
         """The largest relative residual of a sample."""
@@ -430,7 +428,7 @@ class Equilibrium(NamedTuple):
         return gradients
 
 
-def jax_cell() -> tuple[Equilibrium, list[Any]]:
+def jax_cell() -> tuple[CompiledCell, list[Any]]:
     """The arrays of :func:`dense_cell` on JAX, and the gradients."""
     import jax.numpy as jnp
 
@@ -441,10 +439,11 @@ def jax_cell() -> tuple[Equilibrium, list[Any]]:
     def f(z: Any, W: Any, b: Any) -> Any:
         return jnp.tanh(z @ W.T + b)
 
-    return Equilibrium(f, z0, (W, b), cotangent, cell.rtol), cell.exact()
+    name = "JAX jitted, 64×256 dense, float32"
+    return CompiledCell(name, f, z0, (W, b), cotangent, cell.rtol), cell.exact()
 
 
-def jax_ours(cell: Equilibrium, solver: Any, adjoint: Any = None) -> Callable[..., Any]:
+def jax_ours(cell: CompiledCell, solver: Any, adjoint: Any = None) -> Callable[..., Any]:
     """Our solve."""
     import fixedpoint as fp
 
@@ -458,7 +457,7 @@ def jax_ours(cell: Equilibrium, solver: Any, adjoint: Any = None) -> Callable[..
 
 
 def jaxopt_solve(
-    cell: Equilibrium, kind: str, linear: str, forward: float, backward: float
+    cell: CompiledCell, kind: str, linear: str, forward: float, backward: float
 ) -> Callable[..., Any]:
     """Solve by jaxopt; its tolerance is that of the whole batch's norm."""
     import jax.numpy as jnp
@@ -475,7 +474,7 @@ def jaxopt_solve(
 
 
 def optimistix_solve(
-    cell: Equilibrium, kind: str, linear: str, forward: float, backward: float
+    cell: CompiledCell, kind: str, linear: str, forward: float, backward: float
 ) -> Callable[..., Any]:
     """Solve by optimistix; its norm is the root mean square over the whole batch."""
     import lineax
@@ -501,7 +500,7 @@ def optimistix_solve(
 
 
 def jax_contenders(
-    cell: Equilibrium, exact: list[Any], bar: Quality
+    cell: CompiledCell, exact: list[Any], bar: Quality
 ) -> list[tuple[str, Callable[..., Any]]]:
     """The peers, each with the loosest tolerances that meet `bar`."""
     makers = {
@@ -526,7 +525,7 @@ def jax_contenders(
     return found
 
 
-def _jax_quality(cell: Equilibrium, solve: Callable[..., Any], exact: list[Any]) -> Quality:
+def _jax_quality(cell: CompiledCell, solve: Callable[..., Any], exact: list[Any]) -> Quality:
     import jax
 
     try:
@@ -536,7 +535,7 @@ def _jax_quality(cell: Equilibrium, solve: Callable[..., Any], exact: list[Any])
     return Quality(cell.residual(value), relative_error(gradients, exact))
 
 
-def _compilation(cell: Equilibrium, solve: Callable[..., Any]) -> float:
+def _compilation(cell: CompiledCell, solve: Callable[..., Any]) -> float:
     """Seconds from Python to the executable, nothing cached."""
     import jax
 
@@ -546,7 +545,7 @@ def _compilation(cell: Equilibrium, solve: Callable[..., Any]) -> float:
     return time.process_time() - begin
 
 
-def _jax_run(cell: Equilibrium, solve: Callable[..., Any]) -> Callable[[Clock], Answer]:
+def _jax_run(cell: CompiledCell, solve: Callable[..., Any]) -> Callable[[Clock], Answer]:
     import jax
 
     compiled = jax.jit(cell.differentiated(solve)).lower(*cell.args).compile()
@@ -586,7 +585,7 @@ def jax_section() -> list[CompiledRow]:
     first = solves[0][0]
     return [
         CompiledRow(
-            "JAX jitted, 64×256 dense, float32", name, times[name], times[name] / times[first],
+            cell.name, name, times[name], times[name] / times[first],
             compiled[name], compiled[name] / compiled[first], *_jax_quality(cell, solve, exact),
         )
         for name, solve in solves
@@ -598,6 +597,18 @@ def jax_section() -> list[CompiledRow]:
 _WIDTH, _MIB = (256, 4096), 2.0**20
 
 
+def _fixed_steps(method: str, steps: int) -> dict[str, Any]:
+    """The settings of a solve of so many steps, differentiated by `method`."""
+    import fixedpoint as fp
+
+    if method == "unrolled":
+        named = {"solver": fp.Picard(), "adjoint": fp.Unrolled()}
+    else:
+        named = {"solver": fp.Anderson(memory=5), "adjoint": fp.ImplicitAdjoint(rtol=1e-3)}
+    tolerances = {"rtol": 0.0, "atol": 0.0, "on_failure": "return"}
+    return {"batch_ndim": 1, "max_steps": steps, **named, **tolerances}
+
+
 def torch_memory(method: str, steps: int) -> tuple[float, float]:
     """MiB that Torch keeps between solve and gradient, and the growth of the process meanwhile."""
     import torch
@@ -606,8 +617,7 @@ def torch_memory(method: str, steps: int) -> tuple[float, float]:
 
     torch.set_num_threads(1)
     a, b = (torch.randn(_WIDTH, requires_grad=True) for _ in range(2))
-    adjoint = fp.Unrolled() if method == "unrolled" else fp.ImplicitAdjoint(rtol=1e-3)
-    solver = fp.Picard() if method == "unrolled" else fp.Anderson(memory=5)
+    settings = _fixed_steps(method, steps)
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -618,10 +628,11 @@ def torch_memory(method: str, steps: int) -> tuple[float, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sol = fp.fixed_point(
-            lambda z, a, b: torch.tanh(0.5 * a.sin() * z + b), torch.zeros(_WIDTH), (a, b),
-            solver=solver, adjoint=adjoint, batch_ndim=1, max_steps=steps, rtol=0.0, atol=0.0,
-            on_failure="return",
-        )  # fmt: skip
+            lambda z, a, b: torch.tanh(0.5 * a.sin() * z + b),
+            torch.zeros(_WIDTH),
+            (a, b),
+            **settings,
+        )
     sol.value.sum().backward()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return sum(kept.values()) / _MIB, (after - before) * 1024 / _MIB
@@ -634,15 +645,15 @@ def jax_memory(method: str, steps: int) -> tuple[float, float]:
 
     import fixedpoint as fp
 
-    adjoint = fp.Unrolled() if method == "unrolled" else fp.ImplicitAdjoint(rtol=1e-3)
-    solver = fp.Picard() if method == "unrolled" else fp.Anderson(memory=5)
+    settings = _fixed_steps(method, steps)
 
     def loss(a: Any, b: Any) -> Any:
         sol = fp.fixed_point(
-            lambda z, a, b: jnp.tanh(0.5 * jnp.sin(a) * z + b), jnp.zeros(_WIDTH), (a, b),
-            solver=solver, adjoint=adjoint, batch_ndim=1, max_steps=steps, rtol=0.0, atol=0.0,
-            on_failure="return",
-        )  # fmt: skip
+            lambda z, a, b: jnp.tanh(0.5 * jnp.sin(a) * z + b),
+            jnp.zeros(_WIDTH),
+            (a, b),
+            **settings,
+        )
         return sol.value.sum()
 
     a = jnp.ones(_WIDTH)

@@ -22,6 +22,9 @@ GRADIENTS = FOLDER / "gradients.json"
 SCRIPTS = {ROBUSTNESS: "robustness.py", OVERHEAD: "run.py", GRADIENTS: "gradients.py"}
 OURS, SCIPY_BRATU = "fixedpoint", "SciPy newton_krylov(lgmres)"
 
+# The types of what was measured.
+NUMBER = (int, float)
+
 # How a cell of a table is written, by the mark of the attempt; a solved one is its evaluations.
 MARKS = {"solved": None, "failed": "failed", "FALSE": "false claim", "error": "error"}
 
@@ -184,10 +187,9 @@ def compared(grid, method):
 def bratu():
     """Times on Bratu's problem."""
     found = content(ROBUSTNESS, "bratu")
-    number = (int, float)
     fields = {
-        "problem": str, "method": str, "seconds": number, "ratio": number, "evaluations": int,
-        "products": int, "residual": number,
+        "problem": str, "method": str, "seconds": NUMBER, "ratio": NUMBER, "evaluations": int,
+        "products": int, "residual": NUMBER,
     }  # fmt: skip
     timings = records(ROBUSTNESS, found, "timings", fields)
     by_problem = {}
@@ -210,10 +212,9 @@ def bratu():
 def overhead():
     """Overhead of the solvers beside their peers."""
     found = content(OVERHEAD)
-    number = (int, float)
     fields = {
-        "case": str, "method": str, "microseconds": number, "evaluations": int,
-        "per_evaluation": number, "overhead": number, "residual": number, "ratio": number,
+        "case": str, "method": str, "microseconds": NUMBER, "evaluations": int,
+        "per_evaluation": NUMBER, "overhead": NUMBER, "residual": NUMBER, "ratio": NUMBER,
     }  # fmt: skip
     rows = records(OVERHEAD, found, "rows", fields)
     for case in dict.fromkeys(row["case"] for row in rows):
@@ -229,9 +230,6 @@ def overhead():
         for row in rows
     ]  # fmt: skip
     return table(head, lines) + measured_on(found["machine"], ", on one thread")
-
-
-NUMBER = (int, float)
 
 
 def gradient_rows(section, fields):
@@ -292,11 +290,15 @@ def shared_inverse():
     machine, rows = gradient_rows("shine", fields)
     head = ["adjoint", "error without products", "to 1e-1", "to 1e-2", "to 1e-4"]
     lines = [
-        [plain(row["method"]), "–" if math.isnan(error) else f"{error:.2f}", *map(str, median)]
+        [plain(row["method"]), without_products(row["error_without"]), *map(str, row["median"])]
         for row in rows
-        for error, median in [(row["error_without"], row["median"])]
     ]
     return table(head, lines) + measured_on(machine)
+
+
+def without_products(error):
+    """The error of an adjoint that takes no product, if it can."""
+    return "–" if math.isnan(error) else f"{error:.2f}"
 
 
 TABLES = {

@@ -145,17 +145,21 @@ class Backend:
     def write_secant(
         self, residuals: Array, images: Array, index: Any,
         z0: Array, g0: Array, z1: Array, g1: Array,
-    ) -> tuple[Array, Array]:  # fmt: skip
-        """The arrays with g₁ − g₀, and z₁ − z₀ + (g₁ − g₀), at `index`; both may be written to."""
+    ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+        """The arrays with g₁ − g₀, and z₁ − z₀ + (g₁ − g₀), at `index`, and these differences.
+
+        Both arrays may be written to.
+        """
         if not isinstance(residuals, np.ndarray):
             change = g1 - g0
-            images = self.write(images, index, (z1 - z0) + change)
-            return self.write(residuals, index, change), images
+            image = (z1 - z0) + change
+            images = self.write(images, index, image)
+            return self.write(residuals, index, change), images, change, image
         change, image = residuals[index], images[index]
         np.subtract(g1, g0, out=change)
         np.subtract(z1, z0, out=image)
         np.add(image, change, out=image)
-        return residuals, images
+        return residuals, images, change, image
 
     def minus_product(self, onto: Array, a: Array, b: Array) -> Array:
         """`onto` minus the matrix product of a and b."""

@@ -338,9 +338,12 @@ class RootProblem(Problem):
         norm = self.space.norm(increment, self.norm)
         satisfied = self._within(norm, norm if self.scale is None else self.scale)
         doubtful = satisfied & (norm < self.space.small)
-        safe = lambda: (self.space.safe_norm(increment, self.norm),)  # noqa: E731
-        (norm,) = self.space.backend.amended((norm,), doubtful, safe)
-        satisfied = self._within(norm, norm if self.scale is None else self.scale)
+
+        def safe() -> tuple[Array, Array]:
+            norm = self.space.safe_norm(increment, self.norm)
+            return norm, self._within(norm, norm if self.scale is None else self.scale)
+
+        norm, satisfied = self.space.backend.amended((norm, satisfied), doubtful, safe)
         return Point(value, increment, norm, norm, satisfied)
 
     def increment(self, value: Vec) -> Vec:

@@ -335,9 +335,9 @@ class Space:
             return self.push(residuals, slot, change), self.push(images, slot, image), change, image
         index, secant = (..., slot, slice(None)), self.backend.write_secant
         columns = (residuals, images, old.value, old.increment, new.value, new.increment)
-        pairs = [secant(g, f, index, *ends) for g, f, *ends in zip(*columns, strict=True)]
-        residuals, images = tuple([g for g, _ in pairs]), tuple([f for _, f in pairs])
-        return residuals, images, self.row(residuals, slot), self.row(images, slot)
+        written = [secant(g, f, index, *ends) for g, f, *ends in zip(*columns, strict=True)]
+        residuals, images, change, image = zip(*written, strict=True)
+        return residuals, images, change, image
 
     def mask(self, mask: Array, u: Vec) -> Vec:
         """The vector u, zero in the samples where `mask` does not hold."""

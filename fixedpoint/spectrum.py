@@ -158,7 +158,7 @@ def _extended(space: Space, product: Callable[[Vec], Vec], krylov: _Krylov) -> _
     length = space.safe_norm(left)
     # What is no more than rounding of the image is nothing: its direction means nothing either.
     holds = length > 10.0 * space.rounding * space.safe_norm(image)
-    unit = space.where(holds, space.scale(space.ratio(space.one, length), left), space.zeros(left))
+    unit = space.mask(holds, space.scale(space.ratio(space.one, length), left))
     hessenberg = write(krylov.hessenberg, (..., slice(column.shape[-1]), slot), column)
     below = space.xp.where(holds, length, space.xp.zeros_like(length))
     hessenberg = write(hessenberg, (..., slot + 1, slot), below)

@@ -64,12 +64,12 @@ class TorchBackend(Backend):
     def write_secant(
         self, residuals: torch.Tensor, images: torch.Tensor, index: Any,
         z0: torch.Tensor, g0: torch.Tensor, z1: torch.Tensor, g1: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         """Both differences in place, with no tensor in between."""
         change, image = residuals[index], images[index]
         torch.sub(g1, g0, out=change)
         torch.sub(z1, z0, out=image).add_(change)
-        return residuals, images
+        return residuals, images, change, image
 
     def minus_product(self, onto: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`onto` minus the product of a and b, in one pass where they are stacks of matrices."""

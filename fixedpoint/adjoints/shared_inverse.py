@@ -111,7 +111,7 @@ def _refined(
     space, v = system.space, system.right
     left = system.residual(end.value)
     closer = space.norm(left) < space.norm(v)
-    u = space.where(closer, end.value, space.zeros(v))
+    u = space.mask(closer, end.value)
     right = space.where(closer, left, v)
     target = system.rtol * space.xp.maximum(space.norm(v), space.norm(u))
     inner = LinearSystem(

@@ -220,7 +220,7 @@ class Broyden(Solver):
         wrong = space.accumulate(move, space.one, space.subtract(image, state.direction))
         u = space.scale(space.ratio(-xp.astype(sound, space.dtype), denominator), wrong)
         if not space.backend.known_all(sound):
-            u, v = (space.where(sound, column, space.zeros(column)) for column in (u, v))
+            u, v = space.mask(sound, u), space.mask(sound, v)
         amount = space.dot(v, new.increment)
         return _pushed(space, state, u, v, space.accumulate(image, amount, u))
 

@@ -135,8 +135,9 @@ class AugmentedDEQ:
         adjoint : Adjoint, optional
             How the value is differentiated with respect to `params` and `y`, for another loss than
             ℓ at the solution: by the implicit function theorem for the three blocks as one, with
-            :class:`fixedpoint.ImplicitAdjoint`. By default it is constant: for ℓ itself
-            :meth:`lagrangian` needs no backward solve.
+            :class:`fixedpoint.ImplicitAdjoint`. By default a value of Torch is constant, since for
+            ℓ itself :meth:`lagrangian` needs no backward solve; JAX differentiates what it is
+            asked to.
 
         Examples
         --------
