@@ -165,6 +165,10 @@ class Backend:
         """`onto` minus the matrix product of a and b."""
         return onto - self.namespace(onto).matmul(a, b)
 
+    def small(self, function: Callable[..., Vec], *arrays: Array) -> Vec:
+        """``function(backend, *arrays)``, where operations on a few numbers a sample cost least."""
+        return function(self, *arrays)
+
     def surroundings(self, value: Vec) -> Callable[..., Any] | None:
         """A function that calls f with its leaves, where more than these must stay the same."""
         del value

@@ -17,7 +17,7 @@ from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Pullback, Vec
 from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
-from fixedpoint_torch import maps
+from fixedpoint_torch import host, maps
 from fixedpoint_torch.functions import Call, Root, apply, pushed, run
 from fixedpoint_torch.linearisation import products
 from fixedpoint_torch.namespace import NAMESPACE
@@ -153,10 +153,15 @@ class TorchBackend(Backend):
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
         """Run `solve`, by its adjoint's rules where derivatives are recorded."""
         with exact(value[0].device):
-            recording = torch.is_grad_enabled() or forward_ad._current_level >= 0
-            if recording or _inside_transform():
+            if _recording():
                 return solve.adjoint.attach(solve, value, args)
             return run(solve, value, args)
+
+    def small(self, function: Callable[..., Vec], *arrays: torch.Tensor) -> Vec:
+        """In NumPy, where nothing is recorded."""
+        if _recording() or not host.holds(arrays):
+            return function(self, *arrays)
+        return host.small(function, arrays)
 
     def surroundings(self, value: Vec) -> Surroundings:
         """What holds during every evaluation of f: autocast, and the same random numbers."""
@@ -265,6 +270,11 @@ class RecordingBackend(TorchBackend):
         while condition(carry):
             carry = checkpointed(segment, carry, use_reentrant=False)
         return carry
+
+
+def _recording() -> bool:
+    """Whether derivatives are recorded, or a transform is at work."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or _inside_transform()
 
 
 def _inside_transform() -> bool:

@@ -34,8 +34,19 @@ def fits(solve: Solve, value: Vec, args: Vec = ()) -> bool:
     taken = [a for a, batched in zip(args, solve.batched, strict=False) if batched]
     if type(solve) is not Solve or any(a.dtype is torch.bfloat16 for a in taken):
         return False
-    plain = all(leaf.device.type == "cpu" and leaf.dtype in _DTYPES for leaf in value)
-    return plain and sum(leaf.numel() for leaf in value) <= _LARGEST
+    return holds(value)
+
+
+def holds(leaves: Vec) -> bool:
+    """Whether algebra on vectors like `leaves` is better done in NumPy."""
+    plain = all(leaf.device.type == "cpu" and leaf.dtype in _DTYPES for leaf in leaves)
+    return plain and sum(leaf.numel() for leaf in leaves) <= _LARGEST
+
+
+def small(function: Callable[..., Vec], leaves: Vec) -> Vec:
+    """What ``function(backend, *leaves)`` gives, by NumPy."""
+    with NUMPY.quiet():
+        return tensors(function(NUMPY, *arrays(leaves)))
 
 
 def arrays(leaves: Vec) -> Vec:

@@ -22,7 +22,8 @@ from fixedpoint.operators.descent import (
     TrackedDescent,
 )
 from fixedpoint.operators.joint import Joint
-from fixedpoint.operators.reduced import ReducedNewton, Tangents, tangents
+from fixedpoint.operators.reduced import ReducedNewton
+from fixedpoint.operators.sensitivity import Tangents, tangents
 from fixedpoint.operators.splitting import (
     ForwardBackward,
     PeacemanRachford,

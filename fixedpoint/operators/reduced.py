@@ -4,206 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from fixedpoint import tree
-from fixedpoint.backend import Array, Backend, Vec, backend_of
+from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_positive
+from fixedpoint.operators import steps
 from fixedpoint.operators.augmented import Lagrangian, Linearisation
 from fixedpoint.operators.base import Evaluation, Operator
+from fixedpoint.operators.sensitivity import Tangents, leaves_of
 from fixedpoint.space import Space
 
-# The part of the foretold fall from which a step is good, and below which it is poor.
-_GOOD, _POOR = 0.7, 0.3
+# A defect that is still more than this part of the last one has hardly fallen, and the tangents
+# are trusted by this part of before.
+_SLOW, _DISTRUST = 0.6, 0.25
 
-# A defect that is still more than this part of the last one has hardly fallen.
-_SLOW = 0.6
-
-# A step may be this many times longer than those before, and after a poor one this part of it.
-_GROWTH, _SHRINKAGE = 2.0, 0.25
-
-# How much of the foretold fall may be in doubt, and after a return of the gradient.
-_DOUBT, _SETTLED = 0.3, 0.1
-
-# How the patience with an unfinished gradient falls: where too much was foretold, that may be why.
-_STRICTER, _STRICTEST = 0.1, 0.02
-
-# Powell: the curvature along a step is at least this part of what the Hessian says.
-_CURVATURE = 0.2
-
-
-class Tangents(NamedTuple):
-    """How an equilibrium moves with its input, at one point that stands for all samples.
-
-    With J = ∂f/∂z there, (I − J)⁻¹ ≈ I + KQᵀ: exact on a Krylov space of J with ∂f/∂x.
-
-    Attributes
-    ----------
-    z : array or container of arrays
-        The equilibrium, a batch of one.
-    state : tuple of arrays (inputs, entries)
-        dz/dx, a row for each entry of x and an array for each leaf of z.
-    left, right : tuple of arrays (vectors, entries)
-        K and Q, in rows.
-    output : tuple of arrays (inputs, entries)
-        do/dx, where o is what the loss reads of z.
-    """
-
-    z: Any
-    state: Vec
-    left: Vec
-    right: Vec
-    output: Vec
-
-
-def tangents(
-    lagrangian: Lagrangian, z: Any, x: Any, params: Any, blocks: int = 8, rtol: float = 0.03
-) -> Tangents:
-    """The tangents at an equilibrium z of the input x, both batches of one.
-
-    Block GCR solves (I − J)S = ∂f/∂x for all columns of S = dz/dx at once. With the directions U
-    and their orthonormal images Q = (I − J)U it has found, (I − J)⁻¹ ≈ I + (U − Q)Qᵀ for any
-    right-hand side: what slows the iteration z ← f(z, x) down is in them.
-
-    Parameters
-    ----------
-    lagrangian : Lagrangian
-        Brings f and the output.
-    z, x : array or container of arrays
-        One equilibrium and its input, with a first axis of length one.
-    params : array or container of arrays
-        The parameters of f, the same for all samples.
-    blocks : int, optional
-        Steps at most; and in a trace, where nothing can be told of the residual, exactly.
-    rtol : float, optional
-        It ends when a step changes dz/dx by no more than this part of it. (The residual is of no
-        use for this: it hardly shows what the slow directions lack.)
-
-    Returns
-    -------
-    Tangents
-        At the cost of one product with J a step and one more, each for as many samples as x has
-        entries.
-
-    References
-    ----------
-    Eisenstat, Elman and Schultz, "Variational iterative methods for nonsymmetric systems of linear
-    equations", SIAM J. Numer. Anal. 20, 1983.
-    """
-    copies = _Copies.of(z, x)
-    product, drive = copies.linearised(lagrangian.f, params)
-    left, right, sensitivity = _inverse(copies.states, product, drive, blocks, rtol)
-    split = copies.split
-    moved = copies.output(lagrangian.output, split(sensitivity), params)
-    return Tangents(z, split(sensitivity), split(left), split(right), moved)
-
-
-@dataclass(frozen=True, eq=False)
-class _Copies:
-    """One sample, as often as its input has entries: one product takes all columns along."""
-
-    state: Vec
-    given: Vec
-    states: Space
-    inputs: Space
-    structures: tuple[Any, Any]
-
-    @classmethod
-    def of(cls, z: Any, x: Any) -> _Copies:
-        (backend, state), (_, given) = _leaves(z, "z"), _leaves(x, "x")
-        size, xp = Space.of(backend, given, 1).real_size, backend.namespace(given[0])
-        state, given = (tuple([xp.concat([a] * size) for a in part]) for part in (state, given))
-        spaces = Space.of(backend, state, 1), Space.of(backend, given, 1)
-        return cls(state, given, *spaces, (tree.flatten(z)[1], tree.flatten(x)[1]))
-
-    def linearised(self, f: Any, params: Any) -> tuple[Callable[[Array], Array], Array]:
-        """The product with ∂f/∂z of rows of states, and the rows of ∂f/∂x."""
-        backend, xp, split = self.states.backend, self.states.xp, len(self.state)
-
-        def image(vec: Vec) -> Vec:
-            z, x = self.structures[0].rebuild(vec[:split]), self.structures[1].rebuild(vec[split:])
-            return _alike(backend.flatten(f(z, x, params))[0], self.state)
-
-        product = backend.linearise(image, (*self.state, *self.given))
-        rest, still = tuple(map(xp.zeros_like, self.given)), tuple(map(xp.zeros_like, self.state))
-
-        def pushed(state: Vec, given: Vec) -> Array:
-            return self.states.ravel(self.states.rows(product((*state, *given))))
-
-        units = xp.eye(len(self.given[0]), dtype=self.inputs.dtype, **self.inputs.place)
-        drive = pushed(still, self.inputs.shaped(self.inputs.unravel(units)))
-        return lambda rows: pushed(self.states.shaped(self.split(rows)), rest), drive
-
-    def split(self, rows: Array) -> Vec:
-        """Rows of whole states, leaf by leaf."""
-        return self.states.of_rows(rows.shape[0]).unravel(rows)
-
-    def output(self, output: Any, sensitivity: Vec, params: Any) -> Vec:
-        """do/dx, from dz/dx."""
-        if output is None:
-            return sensitivity
-        backend = self.states.backend
-
-        def image(vec: Vec) -> Vec:
-            return tuple(backend.flatten(output(self.structures[0].rebuild(vec), params))[0])
-
-        moved = backend.linearise(image, self.state)(self.states.shaped(sensitivity))
-        return Space.of(backend, moved, 1).rows(moved)
-
-
-def _inverse(
-    space: Space, product: Callable[[Array], Array], drive: Array, blocks: int, rtol: float
-) -> tuple[Array, Array, Array]:
-    """K and Q with (I − J)⁻¹ ≈ I + KQᵀ, by block GCR on (I − J)S = `drive`, and S; all in rows."""
-    xp, residual, sensitivity = space.xp, drive, space.xp.zeros_like(drive)
-    solutions = images = xp.zeros((0, drive.shape[-1]), dtype=drive.dtype, **space.place)
-    floor = xp.max(xp.abs(drive))
-    for _ in range(blocks):
-        solution = _factored(xp, residual, floor, space.place)[0]
-        image = solution - product(solution)
-        for _ in range(2):
-            shared = image @ images.T
-            image, solution = image - shared @ images, solution - shared @ solutions
-        image, triangle = _factored(xp, image, 1.0, space.place)
-        solution = xp.linalg.solve(triangle, solution)
-        solutions, images = xp.concat([solutions, solution]), xp.concat([images, image])
-        part = residual @ image.T
-        change, residual = part @ solution, residual - part @ image
-        sensitivity = sensitivity + change
-        settled = xp.sum(change**2) <= rtol**2 * xp.sum(sensitivity**2)
-        if space.backend.known_all(xp.reshape(settled, (1,))):
-            break
-    return solutions - images, images, sensitivity
-
-
-def _factored(xp: Any, rows: Array, scale: Any, place: dict[str, Any]) -> tuple[Array, Array]:
-    """Orthonormal rows Q and a lower triangle R with RQ = `rows`.
-
-    What is noise among the rows, in themselves or beside `scale`, is zero in Q, and taken for very
-    large in R, and so for nothing in its inverse.
-    """
-    basis, triangle = xp.linalg.qr(rows.T, mode="reduced")
-    diagonal, eps = xp.abs(xp.linalg.diagonal(triangle)), xp.finfo(rows.dtype).eps
-    noise = (diagonal <= eps**0.75 * xp.max(diagonal)) | (diagonal <= 100 * eps * scale)
-    huge = xp.where(noise, xp.ones_like(diagonal) / eps, xp.zeros_like(diagonal))
-    unit = xp.eye(*triangle.shape, dtype=rows.dtype, **place)
-    basis = xp.where(noise[:, None], xp.zeros_like(rows), basis.T)
-    return basis, (triangle + huge[:, None] * unit).T
-
-
-def _leaves(container: Any, name: str) -> tuple[Backend, Vec]:
-    leaves = tree.flatten(container)[0]
-    return backend_of(leaves, tree.paths(container, name)), tuple(leaves)
-
-
-def _alike(image: list[Array], state: Vec) -> Vec:
-    for new, old in zip(image, state, strict=True):
-        if new.shape != old.shape:
-            raise ValueError(
-                "f must be the same map for all samples, its data apart from z and x in params: "
-                f"for a state of shape {tuple(old.shape)} it returned {tuple(new.shape)}"
-            )
-    return tuple(image)
+# A loss whose entries are coupled by no more than this part of its curvature counts as separable:
+# its Hessian is a model.
+_COUPLED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -285,30 +106,28 @@ class ReducedNewton(Operator):
         At x where `tangents` were taken the gradient is exact; elsewhere, the step is rejected
         should it lead uphill.
         """
-        frame = _Frame.of(z, x)
+        frame, one = _Frame.of(z, x), _Frame.of(z, x).inputs.full(1.0, (1,))
         memory, pulled = self._expanded(frame, z, x, params, y, tangents)
-        step = _step(frame, memory)
-        one = frame.inputs.full(1.0, (1,))
+        step = steps.first_step(frame.inputs, memory)
         mu = frame.precondition(frame.state_rows(pulled), tangents.right, tangents.left, one)
         moved = frame.states.add(frame.state_rows(z), frame.push(step, tangents))
-        return frame.packed(moved, mu, memory.x + step, frame.remembered(memory))
+        columns = [one, 0.0 * one, memory.packed(frame.inputs)]
+        return frame.packed(moved, mu, memory.x + step, frame.inputs.xp.concat(columns, axis=-1))
 
     def _expanded(
         self, frame: _Frame, z: Any, x: Any, params: Any, y: Any, tangents: Tangents
-    ) -> tuple[_Memory, Any]:
+    ) -> tuple[steps.Memory, Any]:
         """ℓ, its gradient and its Gauss-Newton matrix in x; and ∂ℓ/∂z."""
         backend, given = frame.inputs.backend, self.lagrangian.output
         output, pull = (
             (z, lambda v: (v,)) if given is None else backend.vjp(lambda z: given(z, params), z)
         )
-        ell = _Loss(frame, self.lagrangian.loss, params)
-        value, slope = ell.slope(output, x, y)
-        gradient = ell.reduced(slope, tangents)
-        inverse = _inverted(frame, ell.curvature(output, x, y, tangents), self.damping)
-        one, none = frame.inputs.full(1.0), frame.inputs.full(0.0)
-        memory = _Memory(frame.flat(x), gradient, value, inverse, one, none, trust=one, defect=none)
-        memory = memory._replace(radius=_GROWTH * frame.norm(_step(frame, memory)))
-        return memory, pull(slope[0])[0]
+        loss = _Loss(frame.inputs, self.lagrangian.loss, params, tangents)
+        value, slope, product = loss.expanded(output, x, y)
+        hessian = loss.curvature(output, x, y, product)
+        inverse, gradient = _inverted(frame.inputs, hessian, self.damping), loss.reduced(slope)
+        memory = steps.Memory.first(frame.inputs, frame.flat(x), gradient, value, inverse)
+        return memory, pull(tree.flatten(output)[1].rebuild(slope))[0]
 
     def evaluate(self, state: Any, params: Any, y: Any, tangents: Tangents) -> Evaluation:
         """One evaluation of f, one of ℓ, and one reverse pass through both."""
@@ -317,64 +136,48 @@ class ReducedNewton(Operator):
         states, z, mu = frame.states, frame.state_rows(state["z"]), frame.state_rows(state["mu"])
         defect = states.subtract(frame.state_rows(here.value), z)
         adjoint_defect = states.subtract(frame.state_rows(here.state_gradient), mu)
-        memory, x = frame.unpacked(state["memory"]), frame.flat(state["x"])
-        memory = _trusting(frame, memory, states.norm(defect))
-        trust = memory.trust[:, None]
+        size, memory = states.norm(defect), state["memory"]
+        trust = _trusted(frame, memory, size)
         ahead = frame.precondition(defect, tangents.left, tangents.right, trust)
         adjoint_ahead = frame.precondition(adjoint_defect, tangents.right, tangents.left, trust)
-        correction = frame.pull(adjoint_defect, tangents)
+        correction, x = frame.pull(adjoint_defect, tangents), frame.flat(state["x"])
         further = states.dot(adjoint_ahead, defect)
-        found = _Found(
-            x,
-            frame.flat(here.input_gradient) + correction,
-            here.objective + states.dot(mu, defect) + further,
-            frame.inputs.xp.abs(further),
-            states.norm(ahead),
-            frame.norm(correction),
-        )
-        memory, aim = _moved(frame, memory, found, tangents, self.forcing)
+        numbers = (here.objective + states.dot(mu, defect) + further, further, size)
+        numbers = frame.inputs.xp.stack([*numbers, states.norm(ahead)], axis=-1)
+        memory, aim = frame.inputs.backend.small(
+            partial(_moved, self.forcing), memory, trust, x, frame.flat(here.input_gradient),
+            correction, numbers, frame.metric(tangents),
+        )  # fmt: skip
         z = states.add(states.add(z, ahead), frame.push(aim - x, tangents))
-        image = frame.packed(z, states.add(mu, adjoint_ahead), aim, frame.remembered(memory))
+        image = frame.packed(z, states.add(mu, adjoint_ahead), aim, memory)
         return Evaluation(image, frame.residual(state, here, defect, adjoint_defect))
 
 
-class _Memory(NamedTuple):
-    """The last accepted input, φ's gradient and value there, and B.
+def _trusted(frame: _Frame, memory: Array, size: Array) -> Array:
+    """How far the tangents are trusted: less where the state's defect hardly fell.
 
-    And the patience, how much of a gradient may be left to be corrected when a step is judged; the
-    radius, what a step is shortened to, unless it is zero; how far the tangents are trusted, from 0
-    to 1; and the state's defect before, at the same input, or zero.
+    They belong to one point. Elsewhere (I − ∂f/∂z)⁻¹ may be so much smaller that corrections by
+    them overshoot; without them what is left is the iteration z ← f(z, x) itself.
     """
-
-    x: Array
-    gradient: Array
-    value: Array
-    inverse: Array
-    patience: Array
-    radius: Array
-    trust: Array
-    defect: Array
+    trust, before = memory[:, :1], memory[:, 1]
+    slow = (before > 0.0) & (size > _SLOW * before)
+    return frame.inputs.xp.where(slow[:, None], _DISTRUST * trust, trust)
 
 
-class _Found(NamedTuple):
-    """What an evaluation tells about φ at x, and what is not finished.
-
-    Attributes
-    ----------
-    x, gradient, value : array
-        The input, and φ's gradient and value there.
-    doubt : array
-        How far off the value may be on account of the adjoint.
-    ahead, left : array
-        How far the state has to go, and how large the gradient's correction is.
-    """
-
-    x: Array
-    gradient: Array
-    value: Array
-    doubt: Array
-    ahead: Array
-    left: Array
+def _moved(
+    forcing: float, backend: Backend, memory: Array, trust: Array, x: Array, gradient: Array,
+    correction: Array, numbers: Array, metric: Array,
+) -> tuple[Array, Array]:  # fmt: skip
+    """What is remembered now, and the next input."""
+    space = Space.of(backend, (x,), 1)
+    value, further, size, ahead = (numbers[:, k] for k in range(4))
+    left = backend.row_norm(correction, "euclidean")
+    found = steps.Found(x, gradient + correction, value, space.xp.abs(further), ahead, left)
+    before = steps.Memory.unpacked(space, memory[:, 2:])
+    after, aim, moves = steps.moved(space, before, found, metric, forcing)
+    # The next defect belongs to another input, and is not to be compared.
+    size = space.xp.where(moves, space.zero, size)
+    return space.xp.concat([trust, size[:, None], after.packed(space)], axis=-1), aim
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,7 +191,7 @@ class _Frame:
 
     @classmethod
     def of(cls, z: Any, x: Any) -> _Frame:
-        (backend, state), (_, given) = _leaves(z, "z"), _leaves(x, "x")
+        (backend, state), (_, given) = leaves_of(z, "z"), leaves_of(x, "x")
         spaces = Space.of(backend, state, 1), Space.of(backend, given, 1)
         return cls(*spaces, tree.flatten(z)[1].rebuild, tree.flatten(x)[1].rebuild)
 
@@ -401,13 +204,6 @@ class _Frame:
     def input_of(self, flat: Array) -> Any:
         return self.rebuild_input(self.inputs.shaped(self.inputs.unravel(flat)))
 
-    def dot(self, u: Array, v: Array) -> Array:
-        return self.inputs.xp.sum(u * v, axis=-1)
-
-    def norm(self, u: Array) -> Array:
-        norm: Array = self.inputs.xp.linalg.vector_norm(u, axis=-1)
-        return norm
-
     def push(self, step: Array, tangents: Tangents) -> Vec:
         """The vector S Δx."""
         return tuple([step @ rows for rows in tangents.state])
@@ -416,25 +212,16 @@ class _Frame:
         """The covector Sᵀv."""
         return sum(leaf @ rows.T for leaf, rows in zip(v, tangents.state, strict=True))
 
+    def metric(self, tangents: Tangents) -> Array:
+        """SᵀS, by which a step in x measures what it moves the state by."""
+        products: Any = sum(rows @ rows.T for rows in tangents.state)
+        return self.inputs.xp.astype(products, self.inputs.dtype)
+
     def precondition(self, v: Vec, left: Vec, right: Vec, trust: Array) -> Vec:
         """The vector v + θKQᵀv."""
         coefficients: Any = sum(leaf @ rows.T for leaf, rows in zip(v, right, strict=True))
         coefficients = trust * coefficients
         return tuple([leaf + coefficients @ rows for leaf, rows in zip(v, left, strict=True)])
-
-    def remembered(self, memory: _Memory) -> Array:
-        """What is remembered, in one array: every leaf of a state costs time."""
-        x, gradient, value, inverse, *numbers = memory
-        entries = self.inputs.xp.reshape(inverse, (inverse.shape[0], -1))
-        columns = [x, gradient, self.inputs.xp.stack([value, *numbers], axis=-1), entries]
-        return self.inputs.xp.concat(columns, axis=-1)
-
-    def unpacked(self, memory: Array) -> _Memory:
-        """The inverse of :meth:`remembered`."""
-        n = self.inputs.real_size
-        inverse = self.inputs.xp.reshape(memory[:, 2 * n + 5 :], (-1, n, n))
-        value, *numbers = (memory[:, 2 * n + k] for k in range(5))
-        return _Memory(memory[:, :n], memory[:, n : 2 * n], value, inverse, *numbers)
 
     def packed(self, z: Vec, mu: Vec, x: Array, memory: Array) -> dict[str, Any]:
         """A state of the operator."""
@@ -451,51 +238,86 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class _Loss:
-    """ℓ as a function of the output and of x, for outputs that move with x by do/dx."""
+    """ℓ to second order, as a function of the output o and of x, where o moves by do/dx."""
 
-    frame: _Frame
+    space: Space
     loss: Callable[..., Any]
     params: Any
+    tangents: Tangents
 
-    def slope(self, o: Any, x: Any, y: Any) -> tuple[Array, tuple[Any, Any]]:
-        """ℓ, and its derivatives with respect to o and x."""
-        backend = self.frame.inputs.backend
-        value, pull = backend.vjp(lambda o, x: self.loss(o, x, y, self.params), o, x)
-        by_output, by_input = pull(self.frame.inputs.xp.ones_like(value))
-        return value, (by_output, by_input)
+    def expanded(self, o: Any, x: Any, y: Any) -> tuple[Array, Vec, Callable[[Vec], Vec]]:
+        """ℓ, its derivatives with respect to the leaves of o and x, and the product with ∂²ℓ."""
+        backend, (leaves, structure) = self.space.backend, tree.flatten((o, x))
 
-    def reduced(self, slope: tuple[Any, Any], tangents: Tangents) -> Array:
-        """A covector of o and x, pulled back to x."""
-        leaves = [_leaves(part, "slope")[1] for part in slope]
-        backend = self.frame.inputs.backend
-        outputs, inputs = (Space.of(backend, part, 1).rows(part) for part in leaves)
-        pulled: Any = sum(a @ rows.T for a, rows in zip(outputs, tangents.output, strict=True))
-        many = self.frame.inputs.of_rows(inputs[0].shape[0])
-        return pulled + many.ravel(inputs)
+        def slope(*vec: Array) -> Vec:
+            value, pull = backend.vjp(
+                lambda o, x: self.loss(o, x, y, self.params), *structure.rebuild(vec)
+            )
+            return (value, *tree.flatten(pull(self.space.xp.ones_like(value)))[0])
 
-    def curvature(self, o: Any, x: Any, y: Any, tangents: Tangents) -> Array:
-        """[do/dx; I]ᵀ ∂²ℓ [do/dx; I] per sample: all columns of all samples in one product."""
-        space = self.frame.inputs
-        batch, size, xp = space.batch_shape[0], space.real_size, space.xp
-        o, x, y = (_repeated(space, container, size) for container in (o, x, y))
-        (o_leaves, o_structure), (x_leaves, x_structure) = tree.flatten(o), tree.flatten(x)
-        split = len(o_leaves)
-
-        def gradient(*vec: Array) -> Vec:
-            at = o_structure.rebuild(vec[:split]), x_structure.rebuild(vec[split:])
-            slope = self.slope(*at, y)[1]
-            return tuple(leaf for part in slope for leaf in tree.flatten(part)[0])
-
-        units = xp.eye(size, dtype=space.dtype, **space.place)
-        outputs = Space.of(space.backend, tuple(o_leaves), 1)
-        inputs = space.of_rows(batch * size)
-        moved = outputs.shaped(tuple(xp.concat([rows] * batch) for rows in tangents.output))
-        direct = inputs.shaped(inputs.unravel(xp.concat([units] * batch)))
+        (value, *gradient), pull = backend.vjp(slope, *leaves)
+        zero = self.space.xp.zeros_like(value)
         # A second derivative is symmetric: the pullback of the gradient is its product.
-        curved = space.backend.vjp(gradient, *o_leaves, *x_leaves)[1]((*moved, *direct))
-        pair = o_structure.rebuild(curved[:split]), x_structure.rebuild(curved[split:])
-        hessian = xp.reshape(self.reduced(pair, tangents), (batch, size, size))
-        return 0.5 * (hessian + xp.matrix_transpose(hessian))
+        return value, tuple(gradient), lambda vec: tuple(pull((zero, *vec)))
+
+    def reduced(self, covector: Vec) -> Array:
+        """A covector of o and x, pulled back to x."""
+        outputs, inputs = self._parts(covector)
+        pairs = zip(outputs, self.tangents.output, strict=True)
+        pulled: Any = sum(a @ rows.T for a, rows in pairs)
+        return pulled + inputs
+
+    def curvature(self, o: Any, x: Any, y: Any, product: Callable[[Vec], Vec]) -> Array:
+        """[do/dx; I]ᵀ ∂²ℓ [do/dx; I] per sample."""
+        diagonal = self._diagonal(tuple(tree.flatten((o, x))[0]), product)
+        hessian = self._columns(o, x, y) if diagonal is None else self._separable(diagonal)
+        return 0.5 * (hessian + self.space.xp.matrix_transpose(hessian))
+
+    def _diagonal(self, at: Vec, product: Callable[[Vec], Vec]) -> Vec | None:
+        """∂²ℓ, if it is seen to be diagonal, as that of a separable loss is: two products tell."""
+        space, xp = Space.of(self.space.backend, at, 1), self.space.xp
+        if any(xp.isdtype(leaf.dtype, "complex floating") for leaf in at):
+            return None
+        diagonal, random = product(tuple(map(xp.ones_like, at))), np.random.default_rng(0)
+        rows = [random.standard_normal(leaf.shape[1:]) for leaf in at]
+        pairs = zip(rows, at, strict=True)
+        probe = [xp.asarray(r, dtype=a.dtype, **space.place) + xp.zeros_like(a) for r, a in pairs]
+        image = product(tuple(probe))
+        foretold = (d * v for d, v in zip(diagonal, probe, strict=True))
+        rest = space.subtract(space.rows(image), space.rows(tuple(foretold)))
+        separable = space.norm(rest) <= _COUPLED * space.norm(space.rows(image))
+        return diagonal if self.space.backend.known_all(separable) else None
+
+    def _separable(self, diagonal: Vec) -> Array:
+        """The curvature of a loss with diagonal ∂²ℓ."""
+        outputs, inputs = self._parts(diagonal)
+        pairs = zip(outputs, self.tangents.output, strict=True)
+        curved: Any = sum((d[:, None, :] * rows) @ rows.T for d, rows in pairs)
+        return curved + inputs[:, :, None] * self._units()
+
+    def _columns(self, o: Any, x: Any, y: Any) -> Array:
+        """The curvature of any loss: all columns of all samples in one product."""
+        space, xp = self.space, self.space.xp
+        batch, size = space.batch_shape[0], space.real_size
+        o, x, y = (_repeated(space, container, size) for container in (o, x, y))
+        outputs, inputs = (
+            Space.of(space.backend, tuple(tree.flatten(o)[0]), 1),
+            space.of_rows(batch * size),
+        )
+        moved = outputs.shaped(tuple(xp.concat([rows] * batch) for rows in self.tangents.output))
+        direct = inputs.shaped(inputs.unravel(xp.concat([self._units()] * batch)))
+        curved = self.expanded(o, x, y)[2]((*moved, *direct))
+        return xp.reshape(self.reduced(curved), (batch, size, size))
+
+    def _parts(self, covector: Vec) -> tuple[Vec, Array]:
+        """The rows of the part that belongs to o, and the entries of the part that belongs to x."""
+        split, inputs = len(self.tangents.output), self.space.of_rows(covector[0].shape[0])
+        outputs = Space.of(inputs.backend, covector[:split], 1).rows(covector[:split])
+        return outputs, inputs.ravel(inputs.rows(covector[split:]))
+
+    def _units(self) -> Array:
+        space = self.space
+        return space.xp.eye(space.real_size, dtype=space.dtype, **space.place)
 
 
 def _repeated(space: Space, container: Any, times: int) -> Any:
@@ -511,127 +333,11 @@ def _repeated(space: Space, container: Any, times: int) -> Any:
     return structure.rebuild(many)
 
 
-def _inverted(frame: _Frame, hessian: Array, damping: float) -> Array:
+def _inverted(space: Space, hessian: Array, damping: float) -> Array:
     """(H + λ diag H)⁻¹, symmetric."""
-    space, xp = frame.inputs, frame.inputs.xp
-    diagonal = xp.linalg.diagonal(hessian)
+    xp, diagonal = space.xp, space.xp.linalg.diagonal(hessian)
     least = space.precision * xp.max(xp.abs(diagonal), axis=-1, keepdims=True)
     scale = damping * xp.where(diagonal > least, diagonal, least)
     unit = xp.eye(space.real_size, dtype=space.dtype, **space.place)
     inverse = xp.linalg.inv(hessian + scale[:, :, None] * unit)
     return 0.5 * (inverse + xp.matrix_transpose(inverse))
-
-
-def _newton(memory: _Memory) -> Array:
-    """−Bg."""
-    step: Array = -(memory.inverse @ memory.gradient[..., None])[..., 0]
-    return step
-
-
-def _step(frame: _Frame, memory: _Memory) -> Array:
-    """−Bg, no longer than the radius."""
-    step, xp = _newton(memory), frame.inputs.xp
-    length = frame.norm(step)
-    short = (memory.radius > 0.0) & (length > memory.radius)
-    part = frame.inputs.ratio(memory.radius, length)
-    return xp.where(short, part, xp.ones_like(part))[:, None] * step
-
-
-def _trusting(frame: _Frame, memory: _Memory, defect: Array) -> _Memory:
-    """What is remembered with tangents trusted less where the state's defect hardly fell.
-
-    They belong to one point. Elsewhere (I − ∂f/∂z)⁻¹ may be so much smaller that corrections by
-    them overshoot; without them what is left is the iteration z ← f(z, x) itself.
-    """
-    slow = (memory.defect > 0.0) & (defect > _SLOW * memory.defect)
-    trust = frame.inputs.xp.where(slow, _SHRINKAGE * memory.trust, memory.trust)
-    return memory._replace(trust=trust, defect=defect)
-
-
-def _moved(
-    frame: _Frame, memory: _Memory, found: _Found, tangents: Tangents, forcing: float
-) -> tuple[_Memory, Array]:
-    """What is remembered now, and the next input.
-
-    A sample that tries a step waits until it can be judged. If it is accepted, the next one
-    follows; if not, the sample goes home, to the last accepted input, and waits until the gradient
-    there is right: it was noted on the way, and may be what was wrong.
-    """
-    where, states = frame.inputs.xp.where, frame.states
-    reach = states.norm(frame.push(found.x - memory.x, tangents))
-    # The way home is walked by a difference, which is rounded.
-    rounding = 10 * frame.inputs.precision * frame.norm(memory.x)
-    home = frame.norm(found.x - memory.x) <= rounding
-    judged, ready, accepted = _judged(
-        frame, memory, found, where(home, 0.0 * reach, reach), forcing
-    )
-    memory = judged._replace(
-        gradient=where(home[:, None], found.gradient, judged.gradient),
-        value=where(home, found.value + found.doubt, judged.value),
-    )
-    step = _step(frame, memory)
-    near = found.ahead <= forcing * states.norm(frame.push(step, tangents))
-    settled = home & near & (found.left <= _SETTLED * frame.norm(found.gradient))
-    moves = ready | settled
-    aim = where((accepted | settled)[:, None], memory.x + step, memory.x)
-    # The next defect belongs to another input, and is not to be compared.
-    memory = memory._replace(defect=where(moves, 0.0 * memory.defect, memory.defect))
-    return memory, where(moves[:, None], aim, found.x)
-
-
-def _judged(
-    frame: _Frame, memory: _Memory, found: _Found, reach: Array, forcing: float
-) -> tuple[_Memory, Array, Array]:
-    """What is remembered after a step; and where it could be judged, and was accepted."""
-    where, dot, inputs = frame.inputs.xp.where, frame.dot, frame.inputs
-    step, change = found.x - memory.x, found.gradient - memory.gradient
-    # A step is some part of −Bg, and so its product with B⁻¹ that part of −g.
-    part = inputs.ratio(frame.norm(step), frame.norm(_newton(memory)))
-    curved = -part[:, None] * memory.gradient
-    bend = 0.5 * dot(step, curved)
-    foretold = -dot(memory.gradient, step) - bend
-    # A fall that is lost in rounding counts as foretold.
-    rounding = 100 * inputs.precision * inputs.xp.abs(memory.value)
-    fall = memory.value - found.value + rounding
-    # What is not finished may neither hide a rise nor, noted as too low a value, veto what follows.
-    lag = inputs.ratio(found.ahead, reach)
-    doubt = found.doubt + lag**2 * bend
-    ready = (reach > 0.0) & (lag <= forcing)
-    ready = ready & (doubt <= _DOUBT * inputs.xp.abs(foretold) + rounding)
-    small = inputs.xp.minimum(frame.norm(found.gradient), frame.norm(change))
-    ready = ready & (found.left <= memory.patience * small)
-    accepted = ready & (fall >= 0.0)
-    ratio = inputs.ratio(fall, foretold + rounding)
-    patience = memory.patience * where(ratio < _POOR, _STRICTER, 1.0)
-    patience = inputs.xp.clip(patience, _STRICTEST, 1.0)
-    length = frame.norm(step)
-    radius = inputs.xp.maximum(memory.radius, _GROWTH * length)
-    radius = where(ratio < _POOR, _SHRINKAGE * length, where(ratio > _GOOD, radius, memory.radius))
-    inverse = _updated(frame, memory.inverse, step, curved, change)
-    after = _Memory(
-        where(accepted[:, None], found.x, memory.x),
-        where(accepted[:, None], found.gradient, memory.gradient),
-        where(accepted, found.value + doubt, memory.value),
-        where(accepted[:, None, None], inverse, memory.inverse),
-        where(ready, patience, memory.patience),
-        where(ready, radius, memory.radius),
-        memory.trust,
-        memory.defect,
-    )
-    return after, ready, accepted
-
-
-def _updated(frame: _Frame, inverse: Array, step: Array, curved: Array, change: Array) -> Array:
-    """The BFGS update of B, damped as Powell's is, which keeps it positive definite."""
-    space, dot = frame.inputs, frame.dot
-    expected, found = dot(step, curved), dot(step, change)
-    short = found < _CURVATURE * expected
-    blend = space.ratio((1 - _CURVATURE) * expected, expected - found)
-    blend = space.xp.where(short, blend, space.xp.ones_like(blend))[:, None]
-    change = blend * change + (1 - blend) * curved
-    image = (inverse @ change[..., None])[..., 0]
-    gain = space.ratio(space.one, dot(step, change))[:, None]
-    # B + σ[(1 + σ yᵀBy) ssᵀ − Bysᵀ − s(By)ᵀ] = B + asᵀ + saᵀ
-    a = gain * (0.5 * (1.0 + gain * dot(change, image)[:, None]) * step - image)
-    added = a[:, :, None] * step[:, None, :]
-    return inverse + added + space.xp.matrix_transpose(added)
