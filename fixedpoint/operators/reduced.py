@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from fixedpoint import tree
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_positive
@@ -275,18 +273,20 @@ class _Loss:
 
     def _diagonal(self, at: Vec, product: Callable[[Vec], Vec]) -> Vec | None:
         """∂²ℓ, if it is seen to be diagonal, as that of a separable loss is: two products tell."""
-        space, xp = Space.of(self.space.backend, at, 1), self.space.xp
-        if any(xp.isdtype(leaf.dtype, "complex floating") for leaf in at):
+        space = Space.of(self.space.backend, at, 1)
+        if any(self.space.xp.isdtype(leaf.dtype, "complex floating") for leaf in at):
             return None
-        diagonal, random = product(tuple(map(xp.ones_like, at))), np.random.default_rng(0)
-        rows = [random.standard_normal(leaf.shape[1:]) for leaf in at]
-        pairs = zip(rows, at, strict=True)
-        probe = [xp.asarray(r, dtype=a.dtype, **space.place) + xp.zeros_like(a) for r, a in pairs]
-        image = product(tuple(probe))
-        foretold = (d * v for d, v in zip(diagonal, probe, strict=True))
-        rest = space.subtract(space.rows(image), space.rows(tuple(foretold)))
+        probe = space.shaped(tuple(map(self._irregular, space.rows(at))))
+        diagonal, image = product(tuple(map(self.space.xp.ones_like, at))), product(probe)
+        foretold = tuple([d * v for d, v in zip(diagonal, probe, strict=True)])
+        rest = space.subtract(space.rows(image), space.rows(foretold))
         separable = space.norm(rest) <= _COUPLED * space.norm(space.rows(image))
         return diagonal if self.space.backend.known_all(separable) else None
+
+    def _irregular(self, rows: Array) -> Array:
+        """Numbers that no coupling between entries takes for multiples of one: cos k²."""
+        count = self.space.xp.arange(rows.shape[-1], dtype=rows.dtype, **self.space.place)
+        return self.space.xp.cos(count**2) + self.space.xp.zeros_like(rows)
 
     def _separable(self, diagonal: Vec) -> Array:
         """The curvature of a loss with diagonal ∂²ℓ."""

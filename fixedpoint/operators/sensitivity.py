@@ -19,8 +19,6 @@ class Tangents(NamedTuple):
 
     Attributes
     ----------
-    z : array or container of arrays
-        The equilibrium, a batch of one.
     state : tuple of arrays (inputs, entries)
         dz/dx, a row for each entry of x and an array for each leaf of z.
     left, right : tuple of arrays (vectors, entries)
@@ -29,17 +27,27 @@ class Tangents(NamedTuple):
         do/dx, where o is what the loss reads of z.
     """
 
-    z: Any
     state: Vec
     left: Vec
     right: Vec
     output: Vec
 
+    def corrected(self, f: Callable[..., Any], z: Any, x: Any, params: Any) -> Any:
+        """States z of inputs x after a step of Newton's method, z + (I + KQᵀ)[f(z, x) − z]."""
+        (backend, leaves), image = leaves_of(z, "z"), leaves_of(f(z, x, params), "f(z, x)")[1]
+        space = Space.of(backend, leaves, 1)
+        defect = space.subtract(space.rows(image), space.rows(leaves))
+        pairs = zip(defect, self.right, strict=True)
+        coefficients: Any = sum(leaf @ rows.T for leaf, rows in pairs)
+        step = [leaf + coefficients @ rows for leaf, rows in zip(defect, self.left, strict=True)]
+        moved = space.add(space.rows(leaves), tuple(step))
+        return tree.flatten(z)[1].rebuild(space.shaped(moved))
+
 
 def tangents(
     lagrangian: Lagrangian, z: Any, x: Any, params: Any, blocks: int = 8, rtol: float = 0.03
 ) -> Tangents:
-    """The tangents at an equilibrium z of the input x, both batches of one.
+    """The tangents at an equilibrium z of the input x, roughly solved for, both batches of one.
 
     Block GCR solves (I − J)S = ∂f/∂x for all columns of S = dz/dx at once. With the directions U
     and their orthonormal images Q = (I − J)U it has found, (I − J)⁻¹ ≈ I + (U − Q)Qᵀ for any
@@ -75,7 +83,7 @@ def tangents(
     left, right, sensitivity = _inverse(copies.states, product, drive, blocks, rtol)
     split = copies.split
     moved = copies.output(lagrangian.output, split(sensitivity), params)
-    return Tangents(z, split(sensitivity), split(left), split(right), moved)
+    return Tangents(split(sensitivity), split(left), split(right), moved)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,8 @@ class TrackedNewton:
     forcing, damping : float, optional
         As for :class:`fixedpoint.operators.ReducedNewton`.
     inner_rtol : float, optional
-        Relative tolerance of the equilibrium that everything starts from.
+        Relative tolerance of the equilibrium that everything starts from, before it is corrected
+        by the tangents.
 
     Examples
     --------
@@ -59,7 +60,7 @@ class TrackedNewton:
     tangent_rtol: float = 0.03
     forcing: float = 0.3
     damping: float = 0.05
-    inner_rtol: float = 1e-3
+    inner_rtol: float = 1e-2
 
     def solve(
         self, model: AugmentedDEQ, z0: Any, mu0: Any, x0: Any, params: Any, y: Any, **control: Any
@@ -79,12 +80,12 @@ class TrackedNewton:
         z1, work = self._equilibrium(problem, z1, x1, params)
         local = tangents(problem, z1, x1, params, self.blocks, self.tangent_rtol)
         steps = len(local.left[0]) // len(local.state[0])
-        work = work.plus(Work(jvp=steps + 1))
+        work = work.plus(Work(f=1, jvp=steps + 1))
         if shared:
-            z = leafwise(_rows_of, z1, z0)
+            z = leafwise(_rows_of, local.corrected(problem.f, z1, x1, params), z0)
         else:
             z, more = self._equilibrium(problem, z0, x0, params)
-            work = work.plus(more)
+            z, work = local.corrected(problem.f, z, x0, params), work.plus(more)
         newton = ReducedNewton(problem, self.forcing, self.damping)
         start = newton.start(z, x0, params, y, local)
         found = fp.fixed_point(
