@@ -1,0 +1,180 @@
+"""What holds of every method, of those that track state and adjoint."""
+
+import gc
+import tracemalloc
+from dataclasses import replace
+
+import array_api_strict
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import fixedpoint as fp
+from fixedpoint import operators
+from fixedpoint.operators import (
+    BarzilaiBorwein,
+    ConditionalGradient,
+    Lagrangian,
+    Momentum,
+    ReducedNewton,
+    tangents,
+)
+from fixedpoint_models import AugmentedDEQ, TrackedDescent, TrackedNewton, ball, farthest
+
+B, N, M = 3, 6, 4
+RNG = np.random.default_rng(1)
+MATRIX = RNG.standard_normal((N, N))
+MATRIX *= 0.5 / np.linalg.norm(MATRIX, 2)
+DRIVE, DATA = RNG.standard_normal((N, M)), RNG.standard_normal((B, N))
+PARAMS = {"W": torch.tensor(MATRIX), "U": torch.tensor(DRIVE), "scale": 1.0}
+START = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+
+
+def f(z, x, p):
+    """Homogeneous of degree one in z, x and the scale."""
+    drive = (z @ p["W"].T + x @ p["U"].T) / p["scale"]
+    return p["scale"] * torch.tanh(drive)
+
+
+def separable(o, x, y, p):
+    return ((o - y) ** 2).sum(-1) + 0.1 * (x**2).sum(-1)
+
+
+def coupled(o, x, y, p):
+    """Differences between neighbours, along which a vector of ones is nothing."""
+    return ((o - y).diff(dim=-1) ** 2).sum(-1) + 0.1 * (x**2).sum(-1)
+
+
+METHODS = {
+    "newton": TrackedNewton(),
+    "momentum": TrackedDescent(rule=Momentum(step_size=0.0625, momentum=0.5)),
+    "normalised": TrackedDescent(rule=Momentum(step_size=0.125, normalised=True)),
+    "Barzilai and Borwein": TrackedDescent(rule=BarzilaiBorwein(step_size=0.0625)),
+}
+
+
+def iterate(loss, method, scale=1.0, height=1.0, **settings):
+    """The iterate after a few steps, all lengths multiplied by `scale` and ℓ by `height`."""
+    model = AugmentedDEQ(f, lambda *at: height * loss(*at))
+    return model.iterate(
+        *START, params={**PARAMS, "scale": scale}, y=scale * torch.tensor(DATA), method=method,
+        on_failure="return", **{"max_steps": 6, "atol": 0.0} | settings,
+    ).value  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", [separable, coupled])
+@pytest.mark.parametrize("name", ["newton", "momentum", "Barzilai and Borwein"])
+def test_lengths_scale_exactly(name, loss):
+    """z, x and y in other units: ℓ is in their square, and μ in their own."""
+    ours, theirs = (iterate(loss, METHODS[name], scale=scale) for scale in (1.0, 2.0**9))
+    for block in ("z", "mu", "x"):
+        torch.testing.assert_close(theirs[block], 2.0**9 * ours[block], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("loss", [separable, coupled])
+@pytest.mark.parametrize("name", ["newton", "normalised"])
+def test_the_unit_of_the_loss_is_nothing(name, loss):
+    ours, theirs = (iterate(loss, METHODS[name], height=height) for height in (1.0, 2.0**-9))
+    torch.testing.assert_close(theirs["x"], ours["x"], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(theirs["mu"], 2.0**-9 * ours["mu"], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("loss", [separable, coupled])
+def test_newton_solves_least_squares_at_once(loss):
+    """With a linear f its first step is the last, whether or not the loss is separable."""
+    linear = lambda z, x, p: z @ p["W"].T + x @ p["U"].T
+    method = TrackedNewton(blocks=N + 2, tangent_rtol=0.0, damping=1e-9, inner_rtol=1e-12)
+    x = AugmentedDEQ(linear, loss).iterate(
+        *START, params=PARAMS, y=torch.tensor(DATA), method=method, max_steps=0,
+        on_failure="return",
+    ).value["x"]  # fmt: skip
+    sensitivity = np.linalg.solve(np.eye(N) - MATRIX, DRIVE)
+    rows = np.eye(N) if loss is separable else np.diff(np.eye(N), axis=0)
+    A, b = rows @ sensitivity, DATA @ rows.T
+    expected = np.linalg.solve(A.T @ A + 0.1 * np.eye(M), A.T @ b.T).T
+    np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_newton_remembers_as_much_however_long_it_runs():
+    """The bytes of all tensors and arrays, early and late."""
+    wide, held = torch.linspace(-1.0, 1.0, 50_000, dtype=torch.float64), []
+    newton = ReducedNewton(
+        Lagrangian(
+            lambda z, x, w: torch.tanh(0.5 * z + w * x),
+            lambda z, x, y, w: ((z - y) ** 2).mean(-1) + (x**2).sum(-1),
+        )
+    )
+    zeros = torch.zeros(1, len(wide), dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+
+    def count(step, value, norm):
+        if step in (10, 40):
+            gc.collect()
+            alive = [a for a in gc.get_objects() if issubclass(type(a), torch.Tensor)]
+            tensors = sum(a.nelement() * a.element_size() for a in alive)
+            held.append(tensors + tracemalloc.get_traced_memory()[0])  # which knows NumPy's arrays
+        return False
+
+    with torch.no_grad():
+        local = tangents(newton.lagrangian, *zeros, wide)
+        start = newton.start(*zeros, wide, wide, local)
+        tracemalloc.start()
+        try:
+            fp.fixed_point(
+                newton, start, (wide, wide, local), solver=fp.Picard(keep_last=True),
+                batch_ndim=1, max_steps=50, rtol=0.0, atol=0.0, callback=count,
+                on_failure="return",
+            )  # fmt: skip
+        finally:
+            tracemalloc.stop()
+    early, late = held
+    assert late - early < 0.5 * wide.nelement() * wide.element_size()
+
+
+# Descent needs no automatic differentiation where the products are given.
+
+NAMESPACES = {"numpy": np, "strict": array_api_strict, "torch": torch, "jax": jnp}
+RULES = {
+    "momentum": (Momentum(step_size=0.05, momentum=0.5), None),
+    "Barzilai and Borwein": (BarzilaiBorwein(step_size=0.02), None),
+    "conditional gradient": (ConditionalGradient(oracle=farthest(0.5), step_size=0.5), ball(0.5)),
+}
+
+
+def path(xp, rule, project):
+    """The input after a few steps, with products by hand."""
+    W, U, y = (xp.asarray(array.tolist(), dtype=xp.float64) for array in (MATRIX, DRIVE, DATA))
+    zeros = xp.zeros((B, N), dtype=xp.float64), xp.zeros((B, M), dtype=xp.float64)
+
+    def linear(z, x, p):
+        return z @ W.T + x @ U.T
+
+    def loss(z, x, y, p):
+        return xp.sum((z - y) ** 2, axis=-1) + 0.1 * xp.sum(x**2, axis=-1)
+
+    lagrangian = Lagrangian(
+        linear,
+        loss,
+        vjp=lambda z, x, p: (linear(z, x, p), lambda mu: (mu @ W, mu @ U)),
+        loss_gradient=lambda z, x, y, p: (loss(z, x, y, p), (2.0 * (z - y), 0.2 * x)),
+    )
+    descent = operators.TrackedDescent(lagrangian, rule, project, 2, 1)
+    return fp.fixed_point(
+        descent, descent.start(*zeros), (W, y), solver=fp.Picard(keep_last=True), max_steps=8,
+        batch_ndim=1, on_failure="return",
+    ).value["x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["strict", "torch", "jax"])
+def test_descent_takes_the_same_path_with_every_array_library(name, rule):
+    rule = RULES[rule]
+    found = path(NAMESPACES[name], *rule)
+    np.testing.assert_allclose(np.asarray(found), path(np, *rule), rtol=1e-10, atol=1e-12)
+
+
+def test_descent_without_products_names_what_is_missing():
+    model = replace(AugmentedDEQ(lambda z, x, p: z, separable), vjp=None)
+    zeros = np.zeros((B, N)), np.zeros((B, M))
+    with pytest.raises(TypeError, match="vector-Jacobian products"):
+        model.iterate(*zeros, params=None, y=DATA, method=METHODS["momentum"])
