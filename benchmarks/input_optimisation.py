@@ -19,7 +19,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,15 @@ from fixedpoint_models.comparison import (
     trace_joint,
     trace_nested,
 )
-from fixedpoint_models.data import square_masks
+from fixedpoint_models.data import photographs, square_masks
 from fixedpoint_models.training import Trained
 
 HELD_OUT = 100
 SEED = 0
 # An attack maximises: what it minimises is negative, and these parts of it are easier targets.
 ATTACK_FACTORS = (0.99, 0.95, 0.9, 0.8, 0.5)
+# A dense decoder of 64×64 pixels.
+OF_PATCHES = {"width": 256, "latent": 32, "epochs": 20}
 STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 80)
 KKT_STEPS, KKT_RTOL = 200, 1e-4
 
@@ -78,20 +80,21 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.as_tensor(images[order] / 16.0), torch.as_tensor(one_hot)
 
 
-def easy_decoder(images: torch.Tensor) -> dict[str, Any]:
+def easy_decoder(images: torch.Tensor, **settings: Any) -> dict[str, Any]:
     """The decoder of the demo: a spectral radius of about a half."""
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(images, Training(seed=SEED), Path(folder) / "checkpoint.pt", progress=False)
+        file = Path(folder) / "checkpoint.pt"
+        trained = train(images, Training(seed=SEED, **settings), file, progress=False)
     return trained.params()
 
 
-def hard_decoder(images: torch.Tensor, epochs: int = 20) -> dict[str, Any]:
+def hard_decoder(images: torch.Tensor, width: int = 128, epochs: int = 20) -> dict[str, Any]:
     """A decoder with symmetric W, whose Jacobians have spectral radii of 0.95 and more.
 
     Its read-out is large at the start, so that small states will do, at which tanh is steep.
     """
     torch.manual_seed(SEED)
-    decoder = DenseDecoder(images.shape[1], bound=0.995, seed=SEED)
+    decoder = DenseDecoder(images.shape[1], width, bound=0.995, seed=SEED)
     with torch.no_grad():
         decoder.V.copy_((decoder.V + decoder.V.T) / 2)
         decoder.C.mul_(6.0)
@@ -120,25 +123,49 @@ def symmetric(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def recoveries() -> dict[str, Callable[[], Task]]:
-    """The inverse problems on decoders of digits."""
-    images, _ = digits()
-    held_out, rest = images[:HELD_OUT], images[HELD_OUT:]
-    masks = torch.as_tensor(square_masks(HELD_OUT, 8, 8, SEED).reshape(HELD_OUT, -1))
-    noise = torch.randn(held_out.shape, generator=torch.Generator().manual_seed(SEED))
-    seen, whole = {}, torch.ones_like(masks)
-    seen["inpainting"] = held_out, masks
-    seen["denoising 0.2"] = held_out + 0.2 * noise.to(images.dtype), whole
-    seen["denoising 0.4"] = held_out + 0.4 * noise.to(images.dtype), whole
-    seen["reconstruction"] = held_out, whole
-    cache: dict[str, Any] = {}
+    """The inverse problems, by their names."""
+    (images, _), patches = digits(), partial(photographs, stride=32, limit=1024)
+    decoders: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+        "digits": (lambda: (images[HELD_OUT:], images[:HELD_OUT]), easy_decoder),
+        "patches": (lambda: map(flat, patches()), partial(easy_decoder, **OF_PATCHES)),
+        "hard digits": (lambda: (images[HELD_OUT:], images[:HELD_OUT]), hard_decoder),
+        "wide hard digits": (
+            lambda: (images[HELD_OUT:], images[:HELD_OUT]),
+            partial(hard_decoder, width=512, epochs=10),
+        ),
+    }
 
-    def task(kind: str, name: str) -> Task:
-        make = easy_decoder if kind == "digits" else hard_decoder
-        cache.setdefault(kind, make(rest))
-        return recovery(cache[kind], *seen[name])
+    @cache
+    def trained(kind: str) -> tuple[dict[str, Any], torch.Tensor]:
+        load, make = decoders[kind]
+        rest, held_out = load()
+        return make(rest), held_out[:HELD_OUT]
 
-    pairs = itertools.product(("digits", "hard digits"), seen)
-    return {f"{kind}, {name}": partial(task, kind, name) for kind, name in pairs}
+    def task(kind: str, problem: str) -> Task:
+        params, held_out = trained(kind)
+        return recovery(params, *measured(held_out, problem))
+
+    problems = ("inpainting", "denoising 0.2", "denoising 0.4", "reconstruction")
+    pairs = itertools.product(decoders, problems)
+    return {f"{kind}, {problem}": partial(task, kind, problem) for kind, problem in pairs}
+
+
+def flat(images: Any) -> torch.Tensor:
+    """Images as rows, in double precision."""
+    return torch.as_tensor(images.reshape(len(images), -1), dtype=torch.float64)
+
+
+def measured(images: torch.Tensor, problem: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is known of images, and where: a square of 4×4 or 20×20 pixels is hidden."""
+    side = math.isqrt(images.shape[1])
+    masks = square_masks(len(images), side, side, SEED, 4 if side == 8 else 20)
+    masks = torch.as_tensor(masks).reshape(images.shape)
+    if problem == "inpainting":
+        return images, masks
+    sigma = float(problem.partition("denoising")[2] or 0.0)
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(images.shape, generator=generator).to(images.dtype)
+    return images + sigma * noise, torch.ones_like(masks)
 
 
 def attack() -> Task:
@@ -201,7 +228,7 @@ def run(name: str, task: Task, seconds: float) -> dict[str, Any]:
         trace_joint(task, "", {"method": method}, steps=(2,))  # warms caches
         ours = trace_joint(task, "tracked", {"method": method}, steps=STEPS[is_attack:], repeats=5)
         nested = [trace_nested(task, key, one, seconds) for key, one in methods.items()]
-        recipe = [trace_joint(task, key, **one) for key, one in recipes().items()]
+        recipe = [trace_joint(task, key, seconds=seconds, **one) for key, one in recipes().items()]
         lowest = min(min(t.objectives) for t in (ours, *nested, *recipe))
         targets = [factor * lowest for factor in factors]
         tighter = tightened(methods, nested, targets)
@@ -279,11 +306,11 @@ def kkt(task: Task, method: Any) -> float:
 def radius(task: Task, x: torch.Tensor) -> tuple[float, float]:
     """The least and the median spectral radius of ∂f/∂z at the solutions."""
     with torch.no_grad():
-        state = fp.fixed_point(
-            task.model.f, task.z, (x, task.params), batch_ndim=1, rtol=1e-8
-        ).value
-        slopes = (1.0 - state**2)[:, :, None] * task.params["W"]
-        radii = torch.linalg.eigvals(slopes).abs().amax(-1)
+        found = fp.fixed_point(
+            task.model.f, task.z, (x, task.params), batch_ndim=1, on_failure="return"
+        )
+        start = torch.randn_like(task.z)
+        radii = fp.spectral_radius(found.linearise(), start, steps=60, batch_ndim=1)
     return float(radii.min()), float(radii.median())
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from fixedpoint import tree
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_positive
@@ -23,6 +25,9 @@ _SLOW, _DISTRUST = 0.6, 0.25
 # A loss whose entries are coupled by no more than this part of its curvature counts as separable:
 # its Hessian is a model.
 _COUPLED = 1e-3
+
+# As many entries of an output at a time as stay in a cache, beside their products in pairs.
+_SLICE = 512
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ class ReducedNewton(Operator):
         loss = _Loss(frame.inputs, self.lagrangian.loss, params, tangents)
         value, slope, product = loss.expanded(output, x, y)
         hessian = loss.curvature(output, x, y, product)
-        inverse, gradient = _inverted(frame.inputs, hessian, self.damping), loss.reduced(slope)
+        gradient = loss.reduced(slope)
+        inverse = _inverted(frame.inputs, hessian, self.damping) + 0.0 * gradient[:, :, None]
         memory = steps.Memory.first(frame.inputs, frame.flat(x), gradient, value, inverse)
         return memory, pull(tree.flatten(output)[1].rebuild(slope))[0]
 
@@ -289,11 +295,33 @@ class _Loss:
         return self.space.xp.cos(count**2) + self.space.xp.zeros_like(rows)
 
     def _separable(self, diagonal: Vec) -> Array:
-        """The curvature of a loss with diagonal ∂²ℓ."""
-        outputs, inputs = self._parts(diagonal)
-        pairs = zip(outputs, self.tangents.output, strict=True)
-        curved: Any = sum((d[:, None, :] * rows) @ rows.T for d, rows in pairs)
-        return curved + inputs[:, :, None] * self._units()
+        """The curvature of a loss with diagonal ∂²ℓ; one for all samples if they have the same."""
+        first, backend = tuple([leaf[:1, ...] for leaf in diagonal]), self.space.backend
+        pairs = zip(diagonal, first, strict=True)
+        same = all(backend.known_all(leaf == row) for leaf, row in pairs)
+        outputs, inputs = self._parts(first if same else diagonal)
+        rows = list(zip(outputs, self.tangents.output, strict=True))
+        direct = inputs[:, :, None] * self._units()
+        if same:
+            return direct + sum((d * s) @ s.T for d, s in rows)
+        a, b, place = self._upper()
+        take = self.space.xp.take
+        # Σₖ dₖSₐₖSᵦₖ for a ≤ b: all samples in one product with a matrix, a part of it at a time.
+        upper: Any = sum(
+            d[:, part] @ (take(s[:, part], a, axis=0) * take(s[:, part], b, axis=0)).T
+            for d, s in rows
+            for part in _slices(s.shape[1])
+        )
+        return direct + self.space.xp.reshape(take(upper, place, axis=1), direct.shape)
+
+    def _upper(self) -> tuple[Array, Array, Array]:
+        """The indices a ≤ b of a symmetric matrix, and where each of its entries is among them."""
+        size, xp = self.space.real_size, self.space.xp
+        a, b = np.triu_indices(size)
+        place = np.empty((size, size), dtype=np.int64)
+        place[a, b] = place[b, a] = np.arange(len(a))
+        arrays = (a, b, place.reshape(-1))
+        return tuple([xp.asarray(array, **self.space.place) for array in arrays])
 
     def _columns(self, o: Any, x: Any, y: Any) -> Array:
         """The curvature of any loss: all columns of all samples in one product."""
@@ -318,6 +346,11 @@ class _Loss:
     def _units(self) -> Array:
         space = self.space
         return space.xp.eye(space.real_size, dtype=space.dtype, **space.place)
+
+
+def _slices(entries: int) -> list[slice]:
+    """All entries, a few hundred at a time."""
+    return [slice(k, k + _SLICE) for k in range(0, entries, _SLICE)]
 
 
 def _repeated(space: Space, container: Any, times: int) -> Any:

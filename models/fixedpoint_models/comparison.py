@@ -106,11 +106,12 @@ class Trace(NamedTuple):
 
 def trace_joint(
     task: Task, name: str, settings: dict[str, Any], *, step_size: float | None = None,
-    steps: Iterable[int] = JOINT_STEPS, repeats: int = 3,
+    steps: Iterable[int] = JOINT_STEPS, repeats: int = 3, seconds: float = math.inf,
 ) -> Trace:  # fmt: skip
     """Run the joint solve from the start for each number of steps; the time is a median.
 
-    `settings` go to :meth:`AugmentedDEQ.iterate`: a `solver` or a `method`.
+    `settings` go to :meth:`AugmentedDEQ.iterate`: a `solver` or a `method`. It ends with the run
+    that takes `seconds`.
     """
     model = task.model if step_size is None else replace(task.model, step_size=step_size)
     trace = Trace(name, [], [], [], [], {})
@@ -131,7 +132,7 @@ def trace_joint(
         if objective < lowest:
             lowest = objective
             trace.final.update(solution.value, at=solution.value["x"])
-        if bool(solution.converged.all()):
+        if bool(solution.converged.all()) or trace.seconds[-1] > seconds:
             break
     return trace
 

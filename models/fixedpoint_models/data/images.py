@@ -117,8 +117,8 @@ def _checked(images: Any, path: Path) -> Any:
     return images
 
 
-def square_masks(number: int, height: int, width: int, seed: int) -> Any:
-    """Masks that hide one random square of half the height each.
+def square_masks(number: int, height: int, width: int, seed: int, side: int | None = None) -> Any:
+    """Masks that hide one random square each, by default of half the height.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def square_masks(number: int, height: int, width: int, seed: int) -> Any:
         0 where a pixel is hidden, 1 elsewhere.
     """
     generator = np.random.default_rng(seed)
-    side = min(height, width) // 2
+    side = min(height, width) // 2 if side is None else side
     masks = np.ones((number, height, width))
     rows = generator.integers(0, height - side + 1, number)
     columns = generator.integers(0, width - side + 1, number)
