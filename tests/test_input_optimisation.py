@@ -26,6 +26,7 @@ from fixedpoint_models import (
     ball,
     farthest,
 )
+from fixedpoint_models.methods import _Best
 
 B, N, M = 4, 7, 3
 RNG = np.random.default_rng(0)
@@ -270,6 +271,24 @@ def test_implicit_derivatives_hold_after_any_method():
     lagrangian = MODEL.lagrangian(**constants, params=params, y=y).sum()
     for a, b in zip(through, torch.autograd.grad(lagrangian, list(params.values())), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_an_iterate_is_better_by_its_residual_or_its_loss():
+    """Each case is an iterate after the first, whose residual and loss are one."""
+    cases = {
+        (0, 10, 9.0, 9.0): True,  # any of the first ten
+        (0, 11, 9.0, 9.0): False,
+        (0, 11, 0.9, 9.0): True,  # a lower residual
+        (0, 11, 1.2, 0.9): True,  # a lower loss, and a residual that may be borne
+        (0, 11, 1.4, 0.9): False,
+        (40, 5, 9.0, 9.0): False,  # the first ten are free once, not again after the drop
+    }
+    for (before, step, residual, cost), kept in cases.items():
+        best = _Best(lambda state: state["x"][:, 0])
+        for number, norm, value in ((0, 1.0, 1.0), (step, residual, cost)):
+            state = {"x": torch.full((1, 1), value)}
+            best.note(before, number, state, torch.tensor([norm]))
+        assert bool(best.state["x"] == cost) is kept, (before, step, residual, cost)
 
 
 # Attacks: a linear loss over a ball, whose minimum is known.

@@ -109,7 +109,8 @@ class ReducedNewton(Operator):
         At x where `tangents` were taken the gradient is exact; elsewhere, the step is rejected
         should it lead uphill.
         """
-        frame, one = _Frame.of(z, x), _Frame.of(z, x).inputs.full(1.0, (1,))
+        frame = _Frame.of(z, x)
+        one = frame.inputs.full(1.0, (1,))
         memory, pulled = self._expanded(frame, z, x, params, y, tangents)
         step = steps.first_step(frame.inputs, memory)
         mu = frame.precondition(frame.state_rows(pulled), tangents.right, tangents.left, one)

@@ -26,6 +26,8 @@ FACTORS = (1.05, 1.2, 1.5, 2.0, 4.0)
 JOINT_STEPS = (
     1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 150, 200,
 )  # fmt: skip
+_ENOUGH = 0.5
+"""Seconds after which a run is not repeated."""
 NEWTON_STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
 
 
@@ -117,8 +119,8 @@ def trace_joint(
     trace = Trace(name, [], [], [], [], {})
     lowest = float("inf")
     for number in steps:
-        times = []
-        for _ in range(repeats):
+        times: list[float] = []
+        while len(times) < repeats and sum(times) < _ENOUGH:
             begin = time.process_time()
             with torch.no_grad():
                 solution = model.iterate(
