@@ -162,6 +162,24 @@ def test_a_sample_does_not_depend_on_its_neighbours(name):
     torch.testing.assert_close(run(y)[1:2], run(y[1:2]), rtol=1e-9, atol=1e-12)
 
 
+def test_samples_that_have_converged_leave_the_batch():
+    params, y = to(arguments())
+    y = torch.cat([torch.zeros_like(y[:3]), 0.3 * y[3:]])  # three are at the minimum from the start
+    calls = []
+
+    def counted(z, x, params):
+        calls.append(len(z))
+        return f(z, x, params)
+
+    start = to((np.zeros((B, N)), np.zeros((B, M))))
+    kw = {"params": params, "method": TrackedNewton(), "max_steps": 40, "rtol": 1e-6}
+    found = AugmentedDEQ(counted, loss, output).iterate(*start, y=y, **kw)
+    alone = MODEL.iterate(start[0][3:], start[1][3:], y=y[3:], **kw)
+    assert calls.count(B) <= 2
+    assert calls[-int(found.steps[3]) + 1 :] == [1] * (int(found.steps[3]) - 1)
+    torch.testing.assert_close(found.value["x"][3:], alone.value["x"], rtol=1e-9, atol=1e-12)
+
+
 def test_a_nan_neighbour_is_left_alone():
     params, y = jax.tree.map(torch.tensor, arguments())
     poisoned = y.clone()

@@ -32,7 +32,8 @@ class TrackedNewton:
 
     Right for inputs of few entries, up to a hundred or so, without constraints. How the equilibrium
     moves with the input is computed once, for one sample that stands for all: where all rows of
-    z0 and x0 agree, at their equilibrium, and otherwise at that of zero.
+    z0 and x0 agree, at their equilibrium, and otherwise at that of zero. Samples that have
+    converged leave the batch where all arrays of y have an entry for each.
 
     Parameters
     ----------
@@ -90,7 +91,7 @@ class TrackedNewton:
         start = newton.start(z, x0, params, y, local)
         found = fp.fixed_point(
             newton, start, (params, y, local), solver=fp.Picard(keep_last=True), batch_ndim=1,
-            **control,
+            batched_args=(False, True, False) if _per_sample(y, z0) else None, **control,
         )  # fmt: skip
         return _without_memory(found, work.plus(Work(vjp=found.work.f)))
 
@@ -276,6 +277,13 @@ def _same_rows(container: Any) -> bool:
     return not backend.is_traced(tuple(leaves)) and all(
         backend.known_all(leaf == leaf[:1, ...]) for leaf in leaves
     )
+
+
+def _per_sample(y: Any, z: Any) -> bool:
+    """Whether all arrays of y have an entry for each sample of z, so that samples may leave."""
+    number = tree.flatten(z)[0][0].shape[:1]
+    arrays = [leaf for leaf in tree.flatten(y)[0] if hasattr(leaf, "shape")]
+    return bool(arrays) and all(leaf.shape[:1] == number for leaf in arrays)
 
 
 def _first_row(leaf: Any) -> Any:
