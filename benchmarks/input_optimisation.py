@@ -143,14 +143,12 @@ def symmetric(params: dict[str, Any]) -> dict[str, Any]:
 def recoveries() -> dict[str, Callable[[], Task]]:
     """The inverse problems, by their names."""
     (images, _), patches = digits(), partial(photographs, stride=32, limit=1024)
+    of_digits = lambda: (images[HELD_OUT:], images[:HELD_OUT])  # noqa: E731
     decoders: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-        "digits": (lambda: (images[HELD_OUT:], images[:HELD_OUT]), easy_decoder),
+        "digits": (of_digits, easy_decoder),
         "patches": (lambda: map(flat, patches()), partial(easy_decoder, **OF_PATCHES)),
-        "hard digits": (lambda: (images[HELD_OUT:], images[:HELD_OUT]), hard_decoder),
-        "wide hard digits": (
-            lambda: (images[HELD_OUT:], images[:HELD_OUT]),
-            partial(hard_decoder, width=512, epochs=10),
-        ),
+        "hard digits": (of_digits, hard_decoder),
+        "wide hard digits": (of_digits, partial(hard_decoder, width=512, epochs=10)),
     }
 
     @cache

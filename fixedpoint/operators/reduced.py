@@ -15,7 +15,7 @@ from fixedpoint.checks import check_positive
 from fixedpoint.operators import steps
 from fixedpoint.operators.augmented import Lagrangian, Linearisation
 from fixedpoint.operators.base import Evaluation, Operator
-from fixedpoint.operators.sensitivity import Tangents, leaves_of
+from fixedpoint.operators.sensitivity import Tangents, corrections, leaves_of
 from fixedpoint.space import Space
 
 # A defect that is still more than this part of the last one has hardly fallen, and the tangents
@@ -113,7 +113,7 @@ class ReducedNewton(Operator):
         one = frame.inputs.full(1.0, (1,))
         memory, pulled = self._expanded(frame, z, x, params, y, tangents)
         step = steps.first_step(frame.inputs, memory)
-        mu = frame.precondition(frame.state_rows(pulled), tangents.right, tangents.left, one)
+        mu = corrections(frame.state_rows(pulled), tangents.right, tangents.left)
         moved = frame.states.add(frame.state_rows(z), frame.push(step, tangents))
         columns = [one, 0.0 * one, memory.packed(frame.inputs)]
         return frame.packed(moved, mu, memory.x + step, frame.inputs.xp.concat(columns, axis=-1))
@@ -143,15 +143,15 @@ class ReducedNewton(Operator):
         adjoint_defect = states.subtract(frame.state_rows(here.state_gradient), mu)
         size, memory = states.norm(defect), state["memory"]
         trust = _trusted(frame, memory, size)
-        ahead = frame.precondition(defect, tangents.left, tangents.right, trust)
-        adjoint_ahead = frame.precondition(adjoint_defect, tangents.right, tangents.left, trust)
+        ahead = corrections(defect, tangents.left, tangents.right, trust)
+        adjoint_ahead = corrections(adjoint_defect, tangents.right, tangents.left, trust)
         correction, x = frame.pull(adjoint_defect, tangents), frame.flat(state["x"])
         further = states.dot(adjoint_ahead, defect)
         numbers = (here.objective + states.dot(mu, defect) + further, further, size)
         numbers = frame.inputs.xp.stack([*numbers, states.norm(ahead)], axis=-1)
         memory, aim = frame.inputs.backend.small(
             partial(_moved, self.forcing), memory, trust, x, frame.flat(here.input_gradient),
-            correction, numbers, frame.metric(tangents),
+            correction, numbers, tangents.metric,
         )  # fmt: skip
         z = states.add(states.add(z, ahead), frame.push(aim - x, tangents))
         image = frame.packed(z, states.add(mu, adjoint_ahead), aim, memory)
@@ -216,17 +216,6 @@ class _Frame:
     def pull(self, v: Vec, tangents: Tangents) -> Array:
         """The covector Sᵀv."""
         return sum(leaf @ rows.T for leaf, rows in zip(v, tangents.state, strict=True))
-
-    def metric(self, tangents: Tangents) -> Array:
-        """SᵀS, by which a step in x measures what it moves the state by."""
-        products: Any = sum(rows @ rows.T for rows in tangents.state)
-        return self.inputs.xp.astype(products, self.inputs.dtype)
-
-    def precondition(self, v: Vec, left: Vec, right: Vec, trust: Array) -> Vec:
-        """The vector v + θKQᵀv."""
-        coefficients: Any = sum(leaf @ rows.T for leaf, rows in zip(v, right, strict=True))
-        coefficients = trust * coefficients
-        return tuple([leaf + coefficients @ rows for leaf, rows in zip(v, left, strict=True)])
 
     def packed(self, z: Vec, mu: Vec, x: Array, memory: Array) -> dict[str, Any]:
         """A state of the operator."""

@@ -25,23 +25,30 @@ class Tangents(NamedTuple):
         K and Q, in rows.
     output : tuple of arrays (inputs, entries)
         do/dx, where o is what the loss reads of z.
+    metric : array (inputs, inputs)
+        SᵀS with S = dz/dx, by which a step in x measures what it moves the equilibrium by.
     """
 
     state: Vec
     left: Vec
     right: Vec
     output: Vec
+    metric: Array
 
     def corrected(self, f: Callable[..., Any], z: Any, x: Any, params: Any) -> Any:
         """States z of inputs x after a step of Newton's method, z + (I + KQᵀ)[f(z, x) − z]."""
         (backend, leaves), image = leaves_of(z, "z"), leaves_of(f(z, x, params), "f(z, x)")[1]
         space = Space.of(backend, leaves, 1)
         defect = space.subtract(space.rows(image), space.rows(leaves))
-        pairs = zip(defect, self.right, strict=True)
-        coefficients: Any = sum(leaf @ rows.T for leaf, rows in pairs)
-        step = [leaf + coefficients @ rows for leaf, rows in zip(defect, self.left, strict=True)]
-        moved = space.add(space.rows(leaves), tuple(step))
+        moved = space.add(space.rows(leaves), corrections(defect, self.left, self.right))
         return tree.flatten(z)[1].rebuild(space.shaped(moved))
+
+
+def corrections(v: Vec, left: Vec, right: Vec, trust: Array | float = 1.0) -> Vec:
+    """The vector (I + θKQᵀ)v, of K and Q in rows and the trust θ."""
+    coefficients: Any = sum(leaf @ rows.T for leaf, rows in zip(v, right, strict=True))
+    coefficients = trust * coefficients
+    return tuple([leaf + coefficients @ rows for leaf, rows in zip(v, left, strict=True)])
 
 
 def tangents(
@@ -83,7 +90,8 @@ def tangents(
     left, right, sensitivity = _inverse(copies.states, product, drive, blocks, rtol)
     split = copies.split
     moved = copies.output(lagrangian.output, split(sensitivity), params)
-    return Tangents(split(sensitivity), split(left), split(right), moved)
+    metric = copies.states.xp.astype(sensitivity @ sensitivity.T, copies.inputs.dtype)
+    return Tangents(split(sensitivity), split(left), split(right), moved, metric)
 
 
 @dataclass(frozen=True, eq=False)
