@@ -2,7 +2,6 @@
 
 import gc
 import tracemalloc
-from dataclasses import replace
 
 import array_api_strict
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from fixedpoint.operators import (
     tangents,
 )
 from fixedpoint_models import AugmentedDEQ, TrackedDescent, TrackedNewton, ball, farthest
+from fixedpoint_torch import host
 
 B, N, M = 3, 6, 4
 RNG = np.random.default_rng(1)
@@ -131,6 +131,16 @@ def test_newton_remembers_as_much_however_long_it_runs():
     assert late - early < 0.5 * wide.nelement() * wide.element_size()
 
 
+@pytest.mark.parametrize("loss", [separable, coupled])
+def test_newton_takes_the_same_path_in_torch_as_in_numpy(loss, monkeypatch):
+    """Its small algebra is NumPy's as a rule, and Torch's for large states and on accelerators."""
+    by_numpy = iterate(loss, METHODS["newton"])["x"]
+    monkeypatch.setattr(host, "holds", lambda leaves: False)
+    torch.testing.assert_close(
+        iterate(loss, METHODS["newton"])["x"], by_numpy, rtol=1e-10, atol=1e-12
+    )
+
+
 # Descent needs no automatic differentiation where the products are given.
 
 NAMESPACES = {"numpy": np, "strict": array_api_strict, "torch": torch, "jax": jnp}
@@ -174,7 +184,7 @@ def test_descent_takes_the_same_path_with_every_array_library(name, rule):
 
 
 def test_descent_without_products_names_what_is_missing():
-    model = replace(AugmentedDEQ(lambda z, x, p: z, separable), vjp=None)
+    model = AugmentedDEQ(lambda z, x, p: z, separable)
     zeros = np.zeros((B, N)), np.zeros((B, M))
     with pytest.raises(TypeError, match="vector-Jacobian products"):
         model.iterate(*zeros, params=None, y=DATA, method=METHODS["momentum"])
