@@ -96,6 +96,55 @@ def test_newton_solves_least_squares_at_once(loss):
     np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-8)
 
 
+def left_after_the_first_step(read_out, masks, x=START[1]):
+    """Of the excess of a masked least-squares loss."""
+    linear = lambda z, x, p: z @ p["W"].T + x @ p["U"].T
+    read = torch.tensor(read_out)
+    seen = lambda o, x, y, p: (y[1] * (o - y[0]) ** 2).sum(-1) + 0.1 * (x**2).sum(-1)
+    y = np.random.default_rng(2).standard_normal((B, len(read_out)))
+    method = TrackedNewton(blocks=N + 2, tangent_rtol=0.0, damping=1e-9, inner_rtol=1e-12)
+    found = AugmentedDEQ(linear, seen, lambda z, p: z @ read.T).iterate(
+        START[0], x, params=PARAMS, y=(torch.tensor(y), torch.tensor(masks)), method=method,
+        max_steps=0, on_failure="return",
+    ).value["x"].numpy()  # fmt: skip
+    S = read_out @ np.linalg.solve(np.eye(N) - MATRIX, DRIVE)
+    start, parts = np.asarray(x[0]), []
+    for step, image, mask in zip(found, y, masks, strict=True):
+        hessian = S.T @ (mask[:, None] * S) + 0.1 * np.eye(M)
+        best = np.linalg.solve(hessian, S.T @ (mask * image))
+        now, before = (v @ hessian @ v for v in (step - best, start - best))
+        parts.append(now / before)
+    return np.array(parts)
+
+
+MANY = 3000
+READ_OUT = RNG.standard_normal((MANY, N))
+HIDDEN = (RNG.random((B, MANY)) < 0.7) * 1.0
+
+
+def test_a_few_entries_stand_for_a_large_output():
+    """The first step is nearly that of the whole curvature, of 3000 entries."""
+    assert left_after_the_first_step(READ_OUT, HIDDEN).max() < 0.1
+
+
+def test_entries_count_by_what_they_weigh():
+    """Four of 3000 entries hold nearly all of the curvature."""
+    uneven = READ_OUT * np.where(np.arange(MANY) % 750 == 7, 300.0, 1.0)[:, None]
+    masks = np.where(np.arange(MANY) % 750 == 7, 1.0, HIDDEN)
+    assert left_after_the_first_step(uneven, masks).max() < 0.03
+
+
+def test_all_entries_count_where_a_sample_sees_few():
+    masks = HIDDEN * np.array([1.0, 0.0, 1.0])[:, None]
+    masks[1, ::60] = 1.0
+    assert left_after_the_first_step(READ_OUT, masks).max() < 1e-12
+
+
+def test_an_output_that_no_input_moves():
+    """All that is left of the loss is the penalty on x."""
+    assert left_after_the_first_step(0.0 * READ_OUT, HIDDEN, START[1] + 1.0).max() < 1e-12
+
+
 def test_newton_remembers_as_much_however_long_it_runs():
     """The bytes of all tensors and arrays, early and late."""
     wide, held = torch.linspace(-1.0, 1.0, 50_000, dtype=torch.float64), []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
+from array_api_compat import array_namespace
 
 from fixedpoint import tree
 from fixedpoint.backend import Array, Backend, Vec
@@ -15,19 +15,13 @@ from fixedpoint.checks import check_positive
 from fixedpoint.operators import steps
 from fixedpoint.operators.augmented import Lagrangian, Linearisation
 from fixedpoint.operators.base import Evaluation, Operator
+from fixedpoint.operators.curvature import Loss, inverted
 from fixedpoint.operators.sensitivity import Tangents, corrections, leaves_of
 from fixedpoint.space import Space
 
 # A defect that is still more than this part of the last one has hardly fallen, and the tangents
 # are trusted by this part of before.
 _SLOW, _DISTRUST = 0.6, 0.25
-
-# A loss whose entries are coupled by no more than this part of its curvature counts as separable:
-# its Hessian is a model.
-_COUPLED = 1e-3
-
-# As many entries of an output at a time as stay in a cache, beside their products in pairs.
-_SLICE = 512
 
 
 @dataclass(frozen=True)
@@ -107,32 +101,30 @@ class ReducedNewton(Operator):
         """The first state: a Gauss-Newton step from equilibria z of inputs x.
 
         At x where `tangents` were taken the gradient is exact; elsewhere, the step is rejected
-        should it lead uphill.
+        should it lead uphill. One z stands for the equilibria of all samples. The adjoint is zero:
+        the first evaluation finds it where the step has led, and is not led astray by an older one.
         """
-        frame = _Frame.of(z, x)
-        one = frame.inputs.full(1.0, (1,))
-        memory, pulled = self._expanded(frame, z, x, params, y, tangents)
+        rows = leaves_of(x, "x")[1][0].shape[0]
+        given, state = self.lagrangian.output, _for_all(z, rows)
+        output = state if given is None else _for_all(given(z, params), rows)
+        frame = _Frame.of(state, x)
+        memory = self._expanded(frame, output, x, params, y, tangents)
         step = steps.first_step(frame.inputs, memory)
-        mu = corrections(frame.state_rows(pulled), tangents.right, tangents.left)
-        moved = frame.states.add(frame.state_rows(z), frame.push(step, tangents))
+        moved = frame.states.add(frame.state_rows(state), frame.push(step, tangents))
+        one = frame.inputs.full(1.0, (1,))
         columns = [one, 0.0 * one, memory.packed(frame.inputs)]
-        return frame.packed(moved, mu, memory.x + step, frame.inputs.xp.concat(columns, axis=-1))
+        told = frame.inputs.xp.concat(columns, axis=-1)
+        return frame.packed(moved, tuple([0.0 * leaf for leaf in moved]), memory.x + step, told)
 
     def _expanded(
-        self, frame: _Frame, z: Any, x: Any, params: Any, y: Any, tangents: Tangents
-    ) -> tuple[steps.Memory, Any]:
-        """ℓ, its gradient and its Gauss-Newton matrix in x; and ∂ℓ/∂z."""
-        backend, given = frame.inputs.backend, self.lagrangian.output
-        output, pull = (
-            (z, lambda v: (v,)) if given is None else backend.vjp(lambda z: given(z, params), z)
-        )
-        loss = _Loss(frame.inputs, self.lagrangian.loss, params, tangents)
+        self, frame: _Frame, output: Any, x: Any, params: Any, y: Any, tangents: Tangents
+    ) -> steps.Memory:
+        """ℓ, its gradient and its Gauss-Newton matrix in x."""
+        loss = Loss(frame.inputs, self.lagrangian.loss, params, tangents)
         value, slope, product = loss.expanded(output, x, y)
-        hessian = loss.curvature(output, x, y, product)
-        gradient = loss.reduced(slope)
-        inverse = _inverted(frame.inputs, hessian, self.damping) + 0.0 * gradient[:, :, None]
-        memory = steps.Memory.first(frame.inputs, frame.flat(x), gradient, value, inverse)
-        return memory, pull(tree.flatten(output)[1].rebuild(slope))[0]
+        hessian, gradient = loss.curvature(output, x, y, product), loss.reduced(slope)
+        inverse = inverted(frame.inputs, hessian, self.damping) + 0.0 * gradient[:, :, None]
+        return steps.Memory.first(frame.inputs, frame.flat(x), gradient, value, inverse)
 
     def evaluate(self, state: Any, params: Any, y: Any, tangents: Tangents) -> Evaluation:
         """One evaluation of f, one of ℓ, and one reverse pass through both."""
@@ -185,6 +177,14 @@ def _moved(
     return space.xp.concat([trust, size[:, None], after.packed(space)], axis=-1), aim
 
 
+def _for_all(container: Any, rows: int) -> Any:
+    """The container, its only row as often as there are samples, or its rows as they are."""
+    leaves, structure = tree.flatten(container)
+    xp = array_namespace(*leaves)
+    many = [xp.broadcast_to(leaf, (rows, *leaf.shape[1:])) for leaf in leaves]
+    return structure.rebuild(many)
+
+
 @dataclass(frozen=True, eq=False)
 class _Frame:
     """The spaces of z and of x, and the way between containers and rows."""
@@ -228,139 +228,3 @@ class _Frame:
         """The blocks of the KKT residual; what is remembered is right by itself."""
         zeros = self.inputs.xp.zeros_like(state["memory"])
         return self.packed(defect, adjoint_defect, -self.flat(here.input_gradient), zeros)
-
-
-@dataclass(frozen=True, eq=False)
-class _Loss:
-    """ℓ to second order, as a function of the output o and of x, where o moves by do/dx."""
-
-    space: Space
-    loss: Callable[..., Any]
-    params: Any
-    tangents: Tangents
-
-    def expanded(self, o: Any, x: Any, y: Any) -> tuple[Array, Vec, Callable[[Vec], Vec]]:
-        """ℓ, its derivatives with respect to the leaves of o and x, and the product with ∂²ℓ."""
-        backend, (leaves, structure) = self.space.backend, tree.flatten((o, x))
-
-        def slope(*vec: Array) -> Vec:
-            value, pull = backend.vjp(
-                lambda o, x: self.loss(o, x, y, self.params), *structure.rebuild(vec)
-            )
-            return (value, *tree.flatten(pull(self.space.xp.ones_like(value)))[0])
-
-        (value, *gradient), pull = backend.vjp(slope, *leaves)
-        zero = self.space.xp.zeros_like(value)
-        # A second derivative is symmetric: the pullback of the gradient is its product.
-        return value, tuple(gradient), lambda vec: tuple(pull((zero, *vec)))
-
-    def reduced(self, covector: Vec) -> Array:
-        """A covector of o and x, pulled back to x."""
-        outputs, inputs = self._parts(covector)
-        pairs = zip(outputs, self.tangents.output, strict=True)
-        pulled: Any = sum(a @ rows.T for a, rows in pairs)
-        return pulled + inputs
-
-    def curvature(self, o: Any, x: Any, y: Any, product: Callable[[Vec], Vec]) -> Array:
-        """[do/dx; I]ᵀ ∂²ℓ [do/dx; I] per sample."""
-        diagonal = self._diagonal(tuple(tree.flatten((o, x))[0]), product)
-        hessian = self._columns(o, x, y) if diagonal is None else self._separable(diagonal)
-        return 0.5 * (hessian + self.space.xp.matrix_transpose(hessian))
-
-    def _diagonal(self, at: Vec, product: Callable[[Vec], Vec]) -> Vec | None:
-        """∂²ℓ, if it is seen to be diagonal, as that of a separable loss is: two products tell."""
-        space = Space.of(self.space.backend, at, 1)
-        if any(self.space.xp.isdtype(leaf.dtype, "complex floating") for leaf in at):
-            return None
-        probe = space.shaped(tuple(map(self._irregular, space.rows(at))))
-        diagonal, image = product(tuple(map(self.space.xp.ones_like, at))), product(probe)
-        foretold = tuple([d * v for d, v in zip(diagonal, probe, strict=True)])
-        rest = space.subtract(space.rows(image), space.rows(foretold))
-        separable = space.norm(rest) <= _COUPLED * space.norm(space.rows(image))
-        return diagonal if self.space.backend.known_all(separable) else None
-
-    def _irregular(self, rows: Array) -> Array:
-        """Numbers that no coupling between entries takes for multiples of one: cos k²."""
-        count = self.space.xp.arange(rows.shape[-1], dtype=rows.dtype, **self.space.place)
-        return self.space.xp.cos(count**2) + self.space.xp.zeros_like(rows)
-
-    def _separable(self, diagonal: Vec) -> Array:
-        """The curvature of a loss with diagonal ∂²ℓ; one for all samples if they have the same."""
-        first, backend = tuple([leaf[:1, ...] for leaf in diagonal]), self.space.backend
-        pairs = zip(diagonal, first, strict=True)
-        same = all(backend.known_all(leaf == row) for leaf, row in pairs)
-        outputs, inputs = self._parts(first if same else diagonal)
-        rows = list(zip(outputs, self.tangents.output, strict=True))
-        direct = inputs[:, :, None] * self._units()
-        if same:
-            return direct + sum((d * s) @ s.T for d, s in rows)
-        a, b, place = self._upper()
-        take = self.space.xp.take
-        # Σₖ dₖSₐₖSᵦₖ for a ≤ b: all samples in one product with a matrix, a part of it at a time.
-        upper: Any = sum(
-            d[:, part] @ (take(s[:, part], a, axis=0) * take(s[:, part], b, axis=0)).T
-            for d, s in rows
-            for part in _slices(s.shape[1])
-        )
-        return direct + self.space.xp.reshape(take(upper, place, axis=1), direct.shape)
-
-    def _upper(self) -> tuple[Array, Array, Array]:
-        """The indices a ≤ b of a symmetric matrix, and where each of its entries is among them."""
-        size, xp = self.space.real_size, self.space.xp
-        a, b = np.triu_indices(size)
-        place = np.empty((size, size), dtype=np.int64)
-        place[a, b] = place[b, a] = np.arange(len(a))
-        arrays = (a, b, place.reshape(-1))
-        return tuple([xp.asarray(array, **self.space.place) for array in arrays])
-
-    def _columns(self, o: Any, x: Any, y: Any) -> Array:
-        """The curvature of any loss: all columns of all samples in one product."""
-        space, xp = self.space, self.space.xp
-        batch, size = space.batch_shape[0], space.real_size
-        o, x, y = (_repeated(space, container, size) for container in (o, x, y))
-        outputs, inputs = (
-            Space.of(space.backend, tuple(tree.flatten(o)[0]), 1),
-            space.of_rows(batch * size),
-        )
-        moved = outputs.shaped(tuple(xp.concat([rows] * batch) for rows in self.tangents.output))
-        direct = inputs.shaped(inputs.unravel(xp.concat([self._units()] * batch)))
-        curved = self.expanded(o, x, y)[2]((*moved, *direct))
-        return xp.reshape(self.reduced(curved), (batch, size, size))
-
-    def _parts(self, covector: Vec) -> tuple[Vec, Array]:
-        """The rows of the part that belongs to o, and the entries of the part that belongs to x."""
-        split, inputs = len(self.tangents.output), self.space.of_rows(covector[0].shape[0])
-        outputs = Space.of(inputs.backend, covector[:split], 1).rows(covector[:split])
-        return outputs, inputs.ravel(inputs.rows(covector[split:]))
-
-    def _units(self) -> Array:
-        space = self.space
-        return space.xp.eye(space.real_size, dtype=space.dtype, **space.place)
-
-
-def _slices(entries: int) -> list[slice]:
-    """All entries, a few hundred at a time."""
-    return [slice(k, k + _SLICE) for k in range(0, entries, _SLICE)]
-
-
-def _repeated(space: Space, container: Any, times: int) -> Any:
-    """Every sample `times` in a row, in the leaves that have one entry per sample."""
-    leaves, structure = space.backend.flatten(container)
-    batch = space.batch_shape[0]
-    many = [
-        space.xp.repeat(leaf, times, axis=0)
-        if space.backend.is_array(leaf) and leaf.shape[:1] == (batch,)
-        else leaf
-        for leaf in leaves
-    ]
-    return structure.rebuild(many)
-
-
-def _inverted(space: Space, hessian: Array, damping: float) -> Array:
-    """(H + λ diag H)⁻¹, symmetric."""
-    xp, diagonal = space.xp, space.xp.linalg.diagonal(hessian)
-    least = space.precision * xp.max(xp.abs(diagonal), axis=-1, keepdims=True)
-    scale = damping * xp.where(diagonal > least, diagonal, least)
-    unit = xp.eye(space.real_size, dtype=space.dtype, **space.place)
-    inverse = xp.linalg.inv(hessian + scale[:, :, None] * unit)
-    return 0.5 * (inverse + xp.matrix_transpose(inverse))

@@ -83,7 +83,7 @@ class TrackedNewton:
         steps = len(local.left[0]) // len(local.state[0])
         work = work.plus(Work(f=1, jvp=steps + 1))
         if shared:
-            z = leafwise(_rows_of, local.corrected(problem.f, z1, x1, params), z0)
+            z = local.corrected(problem.f, z1, x1, params)
         else:
             z, more = self._equilibrium(problem, z0, x0, params)
             z, work = local.corrected(problem.f, z, x0, params), work.plus(more)
@@ -292,8 +292,3 @@ def _first_row(leaf: Any) -> Any:
 
 def _zero_row(leaf: Any) -> Any:
     return array_namespace(leaf).zeros_like(leaf[:1, ...])
-
-
-def _rows_of(row: Any, like: Any) -> Any:
-    """The `row` as often as there are rows of `like`."""
-    return row + array_namespace(like).zeros_like(like)
