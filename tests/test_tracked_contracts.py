@@ -145,6 +145,27 @@ def test_an_output_that_no_input_moves():
     assert left_after_the_first_step(0.0 * READ_OUT, HIDDEN, START[1] + 1.0).max() < 1e-12
 
 
+def test_newton_starts_on_eager_jax_as_in_torch():
+    """From a separable loss of many entries, its Hessian seen by two products."""
+    image = np.random.default_rng(2).standard_normal((B, MANY))
+
+    def start(to):
+        W, U, C, *y = map(to, (MATRIX, DRIVE, READ_OUT, image, HIDDEN))
+        lagrangian = Lagrangian(
+            lambda z, x, p: z @ W.T + x @ U.T,
+            lambda o, x, y, p: (y[1] * (o - y[0]) ** 2).sum(-1) + 0.1 * (x**2).sum(-1),
+            output=lambda z, p: z @ C.T,
+        )
+        z, x = (to(np.zeros((1, size))) for size in (N, M))
+        local = tangents(lagrangian, z, x, None, N)
+        return ReducedNewton(lagrangian).start(z, to(np.zeros((B, M))), None, y, local)
+
+    with torch.no_grad():
+        expected = start(torch.tensor)
+    for block, found in start(jnp.asarray).items():
+        np.testing.assert_allclose(found, expected[block], rtol=1e-9, atol=1e-12, err_msg=block)
+
+
 def test_newton_remembers_as_much_however_long_it_runs():
     """The bytes of all tensors and arrays, early and late."""
     wide, held = torch.linspace(-1.0, 1.0, 50_000, dtype=torch.float64), []
