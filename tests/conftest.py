@@ -22,6 +22,8 @@ with warnings.catch_warnings():
     import torch._decomp.decompositions_for_jvp
 
 jax.config.update("jax_enable_x64", True)
+# A test's program runs for milliseconds, and would be optimised for seconds.
+jax.config.update("jax_disable_most_optimizations", True)
 torch.set_num_threads(1)
 settings.register_profile("local", deadline=None, max_examples=20)
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)

@@ -371,6 +371,16 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(images, tmp_path, monkeyp
     assert torch.equal(resumed.codes, whole.codes)
 
 
+def test_a_checkpoint_is_taken_up_by_any_number_of_threads():
+    """Sums of as many numbers depend on it."""
+    images, found = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0)), set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.add(training_module.fingerprint(images))
+    torch.set_num_threads(1)
+    assert len(found) == 1
+
+
 def test_a_checkpoint_of_something_else_is_refused(images, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
     train(images, SHORT, checkpoint, progress=False)

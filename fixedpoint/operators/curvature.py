@@ -21,6 +21,9 @@ _COUPLED = 1e-3
 # this part of them.
 _DRAWN, _SEEN = 32, 0.5
 
+# As many of them at a time as stay in a cache, beside their products in pairs.
+_SLICE = 512
+
 
 @dataclass(frozen=True, eq=False)
 class Loss:
@@ -87,9 +90,12 @@ class Loss:
         if same:
             return direct + sum((d * s) @ s.T for d, s in rows)
         (a, b, place), take = self._upper(), self.space.xp.take
-        some = [_drawn(self.space, d, s) for d, s in rows]
-        # Σₖ dₖSₐₖSᵦₖ for a ≤ b: all samples in one product with a matrix.
-        upper: Any = sum(d @ (take(s, a, axis=0) * take(s, b, axis=0)).T for d, s in some)
+        # Σₖ dₖSₐₖSᵦₖ for a ≤ b: all samples in one product with a matrix, a part of it at a time.
+        upper: Any = sum(
+            d[:, part] @ (take(s[:, part], a, axis=0) * take(s[:, part], b, axis=0)).T
+            for d, s in (_drawn(self.space, d, s) for d, s in rows)
+            for part in _slices(s.shape[1])
+        )
         return direct + self.space.xp.reshape(take(upper, place, axis=1), direct.shape)
 
     def _upper(self) -> tuple[Array, Array, Array]:
@@ -137,21 +143,38 @@ def _drawn(space: Space, diagonal: Array, moved: Array) -> tuple[Array, Array]:
     if diagonal.shape[-1] <= count:
         return diagonal, moved
     mean = xp.mean(xp.abs(diagonal), axis=0)
-    # Their leverage: what each of them is of G = Σₖ dₖSₖSₖᵀ, along G⁻¹.
-    inverse = inverted(space, ((mean * moved) @ moved.T)[None, ...], space.precision**0.5)[0, ...]
-    part = mean * xp.sum(moved * (inverse @ moved), axis=0)
-    reach = xp.cumulative_sum(part)
-    # Multiples of the golden ratio, less their whole parts, lie evenly, and in step with no grid.
-    even = (0.5 * 5**0.5 - 0.5) * np.arange(1, count + 1) % 1.0
-    even = reach[-1] * xp.asarray(even, dtype=reach.dtype, **space.place)
-    chosen = xp.clip(xp.searchsorted(reach, even), 0, len(reach) - 1)
+    part = _leverage(space, mean, moved)
+    chosen = _evenly(space, part, count)
     seen = xp.take(diagonal, chosen, axis=1)
     relative = xp.abs(space.ratio(seen, mean[chosen]))
     enough = xp.sum(relative, axis=1) ** 2 >= _SEEN * count * xp.sum(relative**2, axis=1)
     if not space.backend.known_all(enough):
         return diagonal, moved
-    weight = space.ratio(reach[-1], count * part[chosen])
+    weight = space.ratio(xp.sum(part), count * part[chosen])
     return weight * seen, xp.take(moved, chosen, axis=1)
+
+
+def _leverage(space: Space, weights: Array, rows: Array) -> Array:
+    """The part dₖSₖᵀG⁻¹Sₖ of each entry in G = Σₖ dₖSₖSₖᵀ."""
+    metric = ((weights * rows) @ rows.T)[None, ...]
+    inverse = inverted(space, metric, space.precision**0.5)[0, ...]
+    return weights * space.xp.sum(rows * (inverse @ rows), axis=0)
+
+
+def _evenly(space: Space, parts: Array, count: int) -> Array:
+    """The numbers of `count` entries, each as often as its part says.
+
+    Multiples of the golden ratio, less their whole parts, lie evenly, and in step with no grid.
+    """
+    xp, reach = space.xp, space.xp.cumulative_sum(parts)
+    even = (0.5 * 5**0.5 - 0.5) * np.arange(1, count + 1) % 1.0
+    aims = reach[-1] * xp.asarray(even, dtype=reach.dtype, **space.place)
+    return xp.clip(xp.searchsorted(reach, aims), 0, len(reach) - 1)
+
+
+def _slices(entries: int) -> list[slice]:
+    """All entries, a few hundred at a time."""
+    return [slice(k, k + _SLICE) for k in range(0, entries, _SLICE)]
 
 
 def _repeated(space: Space, container: Any, times: int) -> Any:

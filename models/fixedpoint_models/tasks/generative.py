@@ -27,6 +27,7 @@ from fixedpoint_models.methods import TrackedNewton
 from fixedpoint_models.networks import MDEQDecoder
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.tasks.base import Experiment
+from fixedpoint_models.training import fingerprint
 
 Tensor = torch.Tensor
 Loss = Callable[[Any, Any, Any, Any], Any]
@@ -694,18 +695,14 @@ class Generative(Experiment):
 
     def state_dict(self) -> dict[str, Any]:
         """The codes, and what else the next epoch begins with."""
-        return {"stored": tree.flatten(self.stored)[0], "images": self._fingerprint()}
+        return {"stored": tree.flatten(self.stored)[0], "images": fingerprint(self.images)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of a checkpoint."""
-        if state["images"] != self._fingerprint():
+        if state["images"] != fingerprint(self.images):
             raise ValueError("written for other images")
         for leaf, stored in zip(tree.flatten(self.stored)[0], state["stored"], strict=True):
             leaf.copy_(stored)
-
-    def _fingerprint(self) -> list[float]:
-        images = self.images.cpu().double()
-        return [*map(float, images.shape), float(images.sum()), float((images**2).sum())]
 
 
 def _norm(z: Any) -> Tensor:
