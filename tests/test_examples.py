@@ -79,6 +79,13 @@ def test_adversarial_training(run):
 
 
 @pytest.mark.slow
+def test_generative_model(run):
+    result = run("generative_model", epochs=2)
+    assert result["newton"]["psnr"] > 13.0
+    assert result["newton"]["objective"] < 0.9 * result["newton"]["first"]
+
+
+@pytest.mark.slow
 def test_inverse_problems(run):
     result = run("inverse_problems", epochs=6, seconds=0.02)
     assert result["inpainting"]["error"] < 0.6 * result["inpainting"]["seen"]

@@ -294,8 +294,9 @@ def test_the_example(tmp_path, monkeypatch):
     assert result["loss"] < result["first_loss"]
     assert result["accuracy"] > 0.5
     assert result["times"]["joint"][-1] < float("inf")
-    with Image.open(tmp_path / "meta_learning.png") as picture:
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+    for name in ("meta_learning.png", "meta_learning_time.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
 @pytest.mark.slow
