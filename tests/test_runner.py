@@ -488,6 +488,7 @@ def test_two_processes_train_as_one(tmp_path):
     one, two = (
         torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two")
     )
+    assert one["experiment"].pop("images") == two["experiment"].pop("images")
     for key in ("module", "experiment"):
         for a, b in zip(leaves(one[key]), leaves(two[key]), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
