@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from fixedpoint_models.classifier import cross_entropy
 from fixedpoint_models.comparison import one_thread
+from fixedpoint_models.plots import fill_with_images
 from fixedpoint_models.tasks.adversarial import Adversarial, Attack, Settings
 
 RADIUS = 0.5
@@ -80,12 +81,7 @@ def draw(task: Adversarial, found: dict[str, list[tuple[float, float]]], file: P
     above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     images, attacked = task.test.images, task.perturbed(TRAININGS["joint"])
     rows = {"image": images, "added": 0.5 + attacked - images, "sum": attacked}
-    axes = above.subplots(3, 10)
-    for line, (label, row) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        for axis, image in zip(line, row.numpy(), strict=False):
-            axis.imshow(image[0], cmap="gray", vmin=0.0, vmax=1.0)
-            axis.set(xticks=[], yticks=[])
+    fill_with_images(above, {label: row[:10, 0].numpy() for label, row in rows.items()})
     axis = below.subplots()
     for label, points in found.items():
         axis.plot(*zip(*points, strict=True), marker="o", ms=3, label=label)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from fixedpoint_models import TrackedNewton
 from fixedpoint_models.comparison import one_thread
+from fixedpoint_models.plots import fill_with_images
 from fixedpoint_models.tasks.generative import (
     Generative,
     Images,
@@ -35,6 +36,7 @@ from fixedpoint_models.tasks.generative import (
     Settings,
     Solve,
     quality,
+    shown,
 )
 
 SHOWN, NEW = 12, 3
@@ -45,8 +47,8 @@ SOLVES = {
 Curve = list[tuple[float, float]]
 
 
-def train(solve: Solve, epochs: int) -> tuple[Generative, Curve]:
-    """A decoder, and what it has come to after each epoch."""
+def train(solve: Solve, epochs: int) -> tuple[Generative, Curve, torch.Tensor]:
+    """A decoder, what it has come to after each epoch, and held-out images decoded at the end."""
     network = Network(kind="dense")
     settings = Settings(images=Images(name="digits"), network=network, solve=solve, batch_size=100)
     torch.manual_seed(0)
@@ -62,34 +64,30 @@ def train(solve: Solve, epochs: int) -> tuple[Generative, Curve]:
             optimizer.step()
         schedule.step()
         seconds += time.process_time() - begin
-        curve.append((seconds, judged(task)[0]))
-    return task, curve
+        objective, decoded = judged(task)
+        curve.append((seconds, objective))
+    return task, curve, decoded
 
 
 def judged(task: Generative) -> tuple[float, torch.Tensor]:
     """The mean objective of held-out images, re-solved, and the images at the codes found."""
     params, images = task.decoder.frozen(task.settings.prior), task.held_out
     z, x = task.decoder.start(len(images))
-    x = task.model.solve(
+    found = task.model.solve(
         z, x, params=params, y=images, method=TrackedNewton(), max_steps=50, on_failure="return"
-    ).x  # fmt: skip
-    objective = task.model.objective(z, x, params=params, y=images)
-    return float(objective.mean()), task.decoder.images(x, params)
+    )
+    return float(found.objective.mean()), task.decoder.images(found.x, params)
 
 
 def draw(task: Generative, decoded: torch.Tensor, curves: dict[str, Curve], file: Path) -> None:
     """The picture."""
     params = task.decoder.frozen(task.settings.prior)
     new = task.decoder.images(task.sample(NEW * SHOWN), params)
-    rows = {"held out": task.held_out, "decoded": decoded}
-    rows |= {"new" if k == 0 else " " * k: new[k * SHOWN :] for k in range(NEW)}
+    rows = {"held out": task.held_out[:SHOWN], "decoded": decoded[:SHOWN]}
+    rows |= {"new" if k == 0 else " " * k: part for k, part in enumerate(new.split(SHOWN))}
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.4, 1))
-    for line, (label, row) in zip(above.subplots(len(rows), SHOWN), rows.items(), strict=True):
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        for axis, image in zip(line, row.detach().numpy(), strict=False):
-            axis.imshow(image[0], cmap="gray", vmin=0.0, vmax=1.0)
-            axis.set(xticks=[], yticks=[])
+    fill_with_images(above, {label: shown(images) for label, images in rows.items()})
     axis = below.subplots()
     for label, curve in curves.items():
         axis.plot(*zip(*curve, strict=True), label=label)
@@ -103,18 +101,19 @@ def main(
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
 ) -> dict[str, Any]:
     """Train by both methods, decode, draw new images, and plot."""
-    tasks, curves, figures = {}, {}, {}
+    pictures, curves, figures = {}, {}, {}
     with one_thread():
         for name, solve in SOLVES.items():
-            tasks[name], curves[name] = train(solve, epochs)
-            objective, decoded = judged(tasks[name])
-            psnr = quality(decoded, tasks[name].held_out)["psnr"]
+            task, curves[name], decoded = train(solve, epochs)
+            psnr = quality(decoded, task.held_out)["psnr"]
+            (_, first), (seconds, objective) = curves[name][0], curves[name][-1]
             figures[name] = {
-                "seconds": curves[name][-1][0], "first": curves[name][0][1],
-                "objective": objective, "psnr": sum(psnr) / len(psnr),
+                "seconds": seconds, "first": first, "objective": objective,
+                "psnr": sum(psnr) / len(psnr),
             }  # fmt: skip
             print(name, {key: round(value, 3) for key, value in figures[name].items()})
-    draw(tasks["newton"], judged(tasks["newton"])[1], curves, output / "generative_model.png")
+            pictures[name] = task, decoded
+    draw(*pictures["newton"], curves, output / "generative_model.png")
     return figures
 
 

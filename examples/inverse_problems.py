@@ -27,6 +27,7 @@ import fixedpoint as fp
 from fixedpoint_models import Training, decode, equilibrium_map, train
 from fixedpoint_models.comparison import Comparison, Task, Trace, compare, recovery
 from fixedpoint_models.data import digits, square_masks
+from fixedpoint_models.plots import fill_with_images
 
 HELD_OUT, SHOWN = 60, 10
 
@@ -65,12 +66,8 @@ def draw(rows: dict[str, torch.Tensor], found: dict[str, Comparison], file: Path
     """The picture."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.3, 1))
-    for line, (label, row) in zip(above.subplots(len(rows), SHOWN), rows.items(), strict=True):
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        for axis, image in zip(line, row.reshape(-1, 8, 8).numpy(), strict=False):
-            axis.set_facecolor("tab:blue")
-            axis.imshow(image, cmap="gray", vmin=0.0, vmax=1.0)
-            axis.set(xticks=[], yticks=[])
+    images = {label: row[:SHOWN].reshape(-1, 8, 8).numpy() for label, row in rows.items()}
+    fill_with_images(above, images)
     for axis, (name, comparison) in zip(below.subplots(1, len(found)), found.items(), strict=True):
         for label, traces in comparison._asdict().items():
             axis.plot(*zip(*lowest(traces), strict=True), label=label)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from fixedpoint_models.comparison import Trace
 
@@ -25,6 +25,13 @@ def draw_recovered(rows: Mapping[str, Any], file: Path) -> None:
     """
     columns = len(next(iter(rows.values())))
     figure = Figure(figsize=(0.8 * columns + 1, 0.9 * len(rows)), layout="constrained")
+    fill_with_images(figure, rows)
+    figure.savefig(file, dpi=120)
+
+
+def fill_with_images(figure: FigureBase, rows: Mapping[str, Any]) -> None:
+    """Draw a grid of images in a figure, or a part of one; rows as for `draw_recovered`."""
+    columns = len(next(iter(rows.values())))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
@@ -33,7 +40,6 @@ def draw_recovered(rows: Mapping[str, Any], file: Path) -> None:
             axis.imshow(image, cmap="gray", vmin=0.0, vmax=1.0)
             axis.set_xticks([])
             axis.set_yticks([])
-    figure.savefig(file, dpi=120)
 
 
 def draw_race(groups: Mapping[str, Sequence[Trace]], lowest: float, file: Path) -> None:
