@@ -3,6 +3,7 @@
 
 PYTHON = $(shell command -v python3 || command -v python3.11)
 BIN = .venv/bin
+GPU_PYTHON = .venv-gpu/bin/python
 SPHINX = $(BIN)/python -m sphinx -E -W -n --keep-going
 ARGS =
 
@@ -12,7 +13,7 @@ unexport PYTHONHOME
 unexport MYPYPATH
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench gpu clean
 
 help:
 	@echo 'make demo   optimise the latent codes of a small equilibrium decoder, write pictures'
@@ -20,8 +21,9 @@ help:
 	@echo 'make lint   style, types and the import contracts'
 	@echo 'make docs   the documentation, and its examples'
 	@echo 'make bench  the benchmarks'
+	@echo 'make gpu    the tests and benchmarks that need a GPU, in an environment of their own'
 	@echo 'make clean  remove what these targets made, .venv included'
-	@echo "ARGS='...' is passed on by demo, test and bench."
+	@echo "ARGS='...' is passed on by demo, test, bench and gpu."
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -54,7 +56,18 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/input_optimisation.py
 	$(BIN)/python benchmarks/robustness.py $(ARGS)
 
+# Without the pins: the plain name of Torch stands for its CUDA build. GPU_PYTHON names another
+# environment, which must have all that is installed here.
+.venv-gpu/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install -e '.[all,test,bench]' 'jax[cuda12]'
+	touch $@
+
+gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/.ready)
+	$(GPU_PYTHON) -m pytest -m gpu
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(GPU_PYTHON) benchmarks/accelerator.py $(ARGS)
+
 clean:
-	rm -rf .venv build dist demo-output examples-output docs/_build docs/api/generated
+	rm -rf .venv .venv-gpu build dist demo-output examples-output docs/_build docs/api/generated
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find fixedpoint backends models tests benchmarks examples docs -name __pycache__ -prune -exec rm -rf {} +

@@ -19,10 +19,10 @@ from fixedpoint.testing import problems
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
 GRADIENTS = FOLDER / "gradients.json"
-INPUTS = FOLDER / "input_optimisation.json"
+INPUTS, ACCELERATOR = FOLDER / "input_optimisation.json", FOLDER / "accelerator.json"
 SCRIPTS = {
     ROBUSTNESS: "robustness.py", OVERHEAD: "run.py", GRADIENTS: "gradients.py",
-    INPUTS: "input_optimisation.py",
+    INPUTS: "input_optimisation.py", ACCELERATOR: "accelerator.py",
 }  # fmt: skip
 OURS, SCIPY_BRATU = "fixedpoint", "SciPy newton_krylov(lgmres)"
 
@@ -344,7 +344,61 @@ def ratio_or_never(tracked, nested):
     return "∞" if nested is None else f"{nested / tracked:.1f}"
 
 
+def accelerator_layers():
+    """Layers on a GPU, beside torchdeq."""
+    names = ("forward", "gradient", "evaluation", "overhead", "residual", "mebibytes")
+    fields = {"case": str, "method": str, "evaluations": int, "synchronisations": int}
+    found = content(ACCELERATOR)
+    rows = records(ACCELERATOR, found, "layers", fields | dict.fromkeys(names, NUMBER))
+    head = ["case", "method", "forward ms", "with gradient ms", "evaluations",
+            "ms / evaluation", "overhead", "waits", "residual", "peak MiB"]  # fmt: skip
+    lines = [
+        [plain(row["case"]), plain(row["method"]), f"{row['forward']:.1f}",
+         f"{row['gradient']:.1f}", str(row["evaluations"]), f"{row['evaluation']:.2f}",
+         f"{row['overhead']:.1f}", str(row["synchronisations"]), f"{row['residual']:.1e}",
+         f"{row['mebibytes']:.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(found["machine"])
+
+
+def accelerator_jax():
+    """A compiled layer on a GPU, beside jaxopt."""
+    fields = {"method": str, "evaluations": int} | dict.fromkeys(
+        ("forward", "gradient", "compilation", "residual"), NUMBER
+    )
+    found = content(ACCELERATOR)
+    rows = records(ACCELERATOR, found, "jax", fields)
+    head = ["method", "forward ms", "with gradient ms", "compilation, s", "evaluations",
+            "residual"]  # fmt: skip
+    lines = [
+        [plain(row["method"]), f"{row['forward']:.2f}", f"{row['gradient']:.2f}",
+         f"{1e-3 * row['compilation']:.1f}", str(row["evaluations"]), f"{row['residual']:.1e}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(found["machine"])
+
+
+def accelerator_large():
+    """Large systems on a GPU."""
+    fields = {"method": str, "unknowns": int, "evaluations": int, "products": int}
+    found = content(ACCELERATOR)
+    fields |= dict.fromkeys(("seconds", "residual", "gibibytes"), NUMBER)
+    rows = records(ACCELERATOR, found, "large", fields)
+    head = ["method", "unknowns", "seconds", "evaluations", "products", "residual", "peak GiB"]
+    lines = [
+        [plain(row["method"]), f"{row['unknowns']:,}", f"{row['seconds']:.1f}",
+         str(row["evaluations"]), str(row["products"]), f"{row['residual']:.1e}",
+         f"{row['gibibytes']:.1f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(found["machine"])
+
+
 TABLES = {
+    "accelerator-layers": accelerator_layers,
+    "accelerator-jax": accelerator_jax,
+    "accelerator-large": accelerator_large,
     "input-optimisation": input_optimisation,
     "systems-summary": lambda: summary(systems),
     "systems": lambda: detail(systems),

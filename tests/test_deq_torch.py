@@ -630,8 +630,10 @@ def test_on_a_gpu(wrap):
     layer, x = layer.eval(), x.detach()
     expected, radius = layer(x), layer.spectral_radius(x)
     layer.cuda()
-    assert_close(layer(x.cuda()).cpu(), expected)
-    assert_close(layer.spectral_radius(x.cuda()).cpu(), radius)
+    # Torch's own kernel of weight normalisation agrees with that on the CPU to 4e-8 only.
+    kernel = {} if wrap is None else {"rtol": 1e-6, "atol": 1e-6}
+    assert_close(layer(x.cuda()).cpu(), expected, **kernel)
+    assert_close(layer.spectral_radius(x.cuda()).cpu(), radius, **kernel)
     layer.train()
     first, last, end = layer.trajectory(x.cuda(), steps=(1, 1000))
     assert torch.equal(first == 0, end == 0)
