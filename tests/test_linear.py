@@ -442,13 +442,15 @@ def test_complex_systems(method):
     np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8)
 
 
-@pytest.mark.parametrize("k", range(1, 7))
+@pytest.mark.parametrize("k", range(1, 5))
 def test_complex_entries_count_as_two_real_ones(k):
+    """And take two real directions for each that is asked for."""
     rng = np.random.default_rng(12)
     parts, sides = rng.standard_normal((2, 4, 4)), rng.standard_normal((2, 4))
     real = np.block([[parts[0], -parts[1]], [parts[1], parts[0]]])
     _, norm, _ = solve(fp.GMRES(max_steps=k), parts[0] + 1j * parts[1], sides[0] + 1j * sides[1], 0)
-    np.testing.assert_allclose(norm, least(real, sides.reshape(-1), k), rtol=1e-8)
+    expected = least(real, sides.reshape(-1), 2 * k)
+    np.testing.assert_allclose(norm, expected, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)

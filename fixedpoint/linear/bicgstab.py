@@ -8,6 +8,16 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
+from fixedpoint.space import Space
+
+# A residual this nearly orthogonal to the shadow residual takes its place.
+_ORTHOGONAL = 1e-4
+
+# The least cosine that a step of minimal residual counts with, so that it does not stagnate.
+_LEAST_COSINE = 0.7
+
+# Rounding errors of the largest residual, by which the recurrence may differ from b − Ax.
+_DRIFT = 1e3
 
 
 class _Carry(NamedTuple):
@@ -15,20 +25,26 @@ class _Carry(NamedTuple):
     r: Vec
     p: Vec
     v: Vec
+    shadow: Vec
     rho: Array
     alpha: Array
     omega: Array
     norm: Array
+    highest: Array
     busy: Array
     steps: Any
+    products: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiCGStab(LinearSolver):
     """BiCGStab, preconditioned from the right.
 
-    A short recurrence for any Jacobian: seven vectors and two products a step, and nothing to
-    orthogonalise. It may break down or stagnate where GMRES would not, which is reported.
+    A short recurrence for any Jacobian: eight vectors and two products a step, and nothing to
+    orthogonalise. Where it would break down it begins anew from the residual, and its steps of
+    minimal residual are kept from vanishing. Where the recurrence of the residual has drifted from
+    b − Ax, that takes its place at the cost of a product. It may stagnate where GMRES would not,
+    which is reported.
 
     Parameters
     ----------
@@ -51,7 +67,7 @@ class BiCGStab(LinearSolver):
         space = system.space
         x, norm, busy = system.start()
         one = space.full(1.0)
-        first = _Carry(x, system.right, x, x, one, one, one, norm, busy, 0)
+        first = _Carry(x, system.right, x, x, system.right, one, one, one, norm, norm, busy, 0, 0)
 
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
@@ -59,25 +75,51 @@ class BiCGStab(LinearSolver):
         end = space.backend.while_loop(
             unfinished, lambda c: _step(system, c), first, self.max_steps
         )
-        return system.solution(end.x, end.norm, 2 * end.steps), memory
+        return system.solution(end.x, end.norm, end.products), memory
 
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:
-    """A step of biconjugate gradients, then one of minimal residual; the shadow residual is b."""
-    space, (x, r, p, v, rho, alpha, omega, _, busy, steps) = system.space, carry
+    """A step of biconjugate gradients, then one of minimal residual."""
+    x, r, p, v, shadow, rho, alpha, omega, norm, highest, busy, steps, products = carry
+    space = system.space
     where, zero = space.xp.where, space.full(0.0)
-    rho_new = space.dot(system.right, r)
+    rho_new = space.dot(shadow, r)
+    anew = space.xp.abs(rho_new) <= _ORTHOGONAL * space.norm(shadow) * norm
     beta = space.ratio(rho_new, rho) * space.ratio(alpha, omega)
+    beta = where(anew, zero, beta)
+    shadow, rho_new = space.where(anew, r, shadow), where(anew, norm * norm, rho_new)
     p = space.axpy(beta, space.axpy(-omega, v, p), r)
     p_hat = system.preconditioned(p)
     v = system.product(p_hat)
-    alpha = where(busy, space.ratio(rho_new, space.dot(system.right, v)), zero)
+    alpha = where(busy, space.ratio(rho_new, space.dot(shadow, v)), zero)
     s = space.axpy(-alpha, v, r)
     s_hat = system.preconditioned(s)
     t = system.product(s_hat)
-    omega = where(busy, space.ratio(space.dot(t, s), space.dot(t, t)), zero)
+    omega = where(busy, _minimal(space, s, t), zero)
     x = space.axpy(omega, s_hat, space.axpy(alpha, p_hat, x))
     r = space.axpy(-omega, t, s)
     norm = space.norm(r)
-    busy = busy & (norm > system.target) & (norm < space.xp.inf) & (alpha != 0.0) & (omega != 0.0)
-    return _Carry(x, r, p, v, rho_new, alpha, omega, norm, busy, steps + 1)
+    highest = space.xp.maximum(highest, norm)
+    moved = (norm < space.xp.inf) & (alpha != 0.0) & (omega != 0.0)
+    drift = _DRIFT * space.rounding * highest
+    drifted = busy & moved & (norm < drift) & (drift > system.target)
+    r = space.backend.amended(
+        r, drifted[..., None], lambda: space.subtract(system.right, system.product(x))
+    )
+    shadow = space.where(drifted, r, shadow)
+    norm = where(drifted, space.norm(r), norm)
+    highest, alpha = where(drifted, norm, highest), where(drifted, zero, alpha)
+    products = products + 2 + space.backend.counted(1, drifted)
+    busy = busy & moved & (norm > system.target)
+    return _Carry(
+        x, r, p, v, shadow, rho_new, alpha, omega, norm, highest, busy, steps + 1, products
+    )
+
+
+def _minimal(space: Space, s: Vec, t: Vec) -> Array:
+    """The ω that minimises ‖s − ωt‖, but no shorter than if the cosine of their angle were 0.7."""
+    xp, product = space.xp, space.dot(t, s)
+    full = space.ratio(space.norm(s), space.norm(t))
+    cosine = space.ratio(product, space.norm(s) * space.norm(t))
+    sign = xp.where(cosine < 0.0, -space.one, space.one)
+    return sign * full * xp.maximum(xp.abs(cosine), xp.full_like(cosine, _LEAST_COSINE))

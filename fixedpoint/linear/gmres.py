@@ -54,7 +54,8 @@ class GMRES(LinearSolver):
     restart : int, optional
         Directions in a cycle, clamped to the dimension; two vectors are kept for each.
     max_steps : int, optional
-        Products at most, over all cycles.
+        Products at most, over all cycles. A complex state counts as its real and imaginary parts,
+        and takes twice as many of both.
 
     References
     ----------
@@ -74,14 +75,15 @@ class GMRES(LinearSolver):
         """Solve from zero."""
         space = system.space
         x, norm, busy = system.start()
-        size = min(self.restart, space.real_size)
+        parts = 2 if any(space.complex_leaves) else 1
+        size, most = min(parts * self.restart, space.real_size), parts * self.max_steps
 
         def unfinished(carry: _Carry) -> Any:
-            return space.backend.any(carry.busy) & (carry.products < self.max_steps)
+            return space.backend.any(carry.busy) & (carry.products < most)
 
         def cycle(carry: _Carry) -> _Carry:
             first = _opened(space, size, carry)
-            limit = self.max_steps - carry.products
+            limit = most - carry.products
             end = space.backend.while_loop(
                 lambda c: space.backend.any(c.busy) & (c.size < size) & (c.size < limit),
                 lambda c: _extended(system, c),
@@ -91,7 +93,7 @@ class GMRES(LinearSolver):
             return _closed(system, carry, end)
 
         start = _Carry(x, system.right, norm, busy, 0)
-        end = space.backend.while_loop(unfinished, cycle, start, self.max_steps)
+        end = space.backend.while_loop(unfinished, cycle, start, most)
         return LinearSolution(end.x, end.norm, end.products), memory
 
 

@@ -1,0 +1,321 @@
+"""Linear systems whose matrix is known: by elimination, or in the least-squares sense."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fixedpoint.backend import Array
+from fixedpoint.matrix import brought, is_sparse, product_with
+from fixedpoint.space import Space
+
+# What elimination may leave of the right-hand side, for its solution to be used.
+_TRUST = 1e-6
+
+# A solution that leaves more of the right-hand side has reduced nothing: the matrix is singular.
+# One that leaves less than this part of every entry has missed none.
+_UNEXPLAINED, _SOUND = 1.0 - 1e-6, 0.5
+
+
+class Factors(NamedTuple):
+    """The scaled Jacobian, its singular values and vectors, J D⁻¹ = U Σ Vᵀ, and D.
+
+    Where the Jacobian is not finite, ``finite`` is false, and the factors are those of zero.
+    Singular values that are rounding are zero. Σ, U and V are constant to derivatives: where
+    singular values repeat they have none.
+    """
+
+    matrix: Array
+    left: Array
+    values: Array
+    right: Array
+    scales: Array
+    finite: Array
+
+
+def factorised(space: Space, matrix: Array, scales: Array) -> Factors:
+    """The factors of `matrix` with its columns divided by `scales`."""
+    xp = space.xp
+    finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
+    matrix = xp.where(finite[..., None, None], matrix / scales[..., None, :], xp.zeros_like(matrix))
+    left, values, right = space.backend.singular(*space.backend.stop((matrix,)))
+    least = matrix.shape[-1] * space.precision * values[..., :1]
+    values = xp.where(values > least, values, xp.zeros_like(values))
+    return Factors(matrix, left, values, right, scales, finite)
+
+
+def column_norms(space: Space, matrix: Array) -> Array:
+    """The norm of each column, 1 where it is zero or not finite."""
+    xp = space.xp
+    squares = xp.sum(matrix * matrix, axis=-2)
+    return xp.sqrt(xp.where((squares > 0.0) & (squares < xp.inf), squares, xp.ones_like(squares)))
+
+
+def solved(space: Space, factors: Factors, right: Array) -> Array:
+    """The least-squares solution J⁺b."""
+    none = space.xp.zeros_like(right[..., :1])
+    return turned_back(space, factors, damped(space, factors, turned(space, factors, right), none))
+
+
+def turned(space: Space, factors: Factors, right: Array) -> Array:
+    """The product Uᵀb."""
+    return _times(space, space.xp.matrix_transpose(factors.left), right)
+
+
+def damped(space: Space, factors: Factors, right: Array, lam: Array) -> Array:
+    """The vector q = (Σ² + λ)⁻¹Σb, of which D⁻¹Vq is the damped solution for the right side Ub."""
+    entries = space.ratio(factors.values * right, factors.values * factors.values + lam)
+    return _recorded(space, factors, right, lam, entries) if space.backend.records else entries
+
+
+def _recorded(space: Space, factors: Factors, right: Array, lam: Array, entries: Array) -> Array:
+    """The same `entries`, with their derivative.
+
+    With C = UᵀJD⁻¹V, which is Σ but for its derivative, and y = Σ⁻¹q, they are Cᵀy plus the
+    solution of (CᵀC + λ)x = Cᵀ(b − CCᵀy) − λCᵀy. That is zero but for its derivative, and its
+    matrix, with the diagonal brought to one, a unit matrix however C is conditioned.
+    """
+    xp, backend, values = space.xp, space.backend, factors.values
+    known, shift = backend.stop((entries, lam))
+    kept, inverse = values > 0.0, space.ratio(space.one, values)
+    scale = space.ratio(inverse, xp.sqrt(1.0 + shift * inverse * inverse))
+    core, unit = _core(space, factors), space.identity(values.shape[-1])
+    across = xp.matrix_transpose(core)
+    start = _times(space, across, inverse * known)
+    left = _times(space, across, right - _times(space, core, start)) - lam * start
+    normal = xp.matmul(across, core) + lam[..., None] * unit
+    normal = xp.where(kept[..., None], scale[..., None] * normal * scale[..., None, :], unit)
+    return start + scale * backend.solve(normal, scale * left)
+
+
+def _core(space: Space, factors: Factors) -> Array:
+    """The product UᵀJD⁻¹V, which is Σ but for its derivative."""
+    xp, kept = space.xp, factors.values > 0.0
+    left, right = xp.matrix_transpose(factors.left), xp.matrix_transpose(factors.right)
+    product = xp.matmul(xp.matmul(left, factors.matrix), right)
+    change = product - space.backend.stop((product,))[0]
+    change = xp.where(kept[..., :, None] | kept[..., None, :], change, xp.zeros_like(change))
+    return factors.values[..., None] * space.identity(factors.values.shape[-1]) + change
+
+
+def direct(space: Space, matrix: Array, right: Array) -> tuple[Array, Array]:
+    """The solution by elimination, and whether it can be trusted."""
+    xp = space.xp
+    entries = space.backend.solve(matrix, right)
+    left = xp.max(xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - right), axis=-1)
+    return entries, left <= _TRUST * xp.max(xp.abs(right), axis=-1)
+
+
+def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
+    """The product D⁻¹V with `entries`."""
+    return _times(space, space.xp.matrix_transpose(factors.right), entries) / factors.scales
+
+
+def _times(space: Space, matrix: Array, vector: Array) -> Array:
+    """The product of each matrix with a vector."""
+    return space.xp.matmul(matrix, vector[..., None])[..., 0]
+
+
+class System(ABC):
+    """A linear system Ax = b of every sample, solved.
+
+    Attributes
+    ----------
+    space : Space
+        The space of x, in its coefficients.
+    right : array of shape (batch, n)
+        b, zero where it or A is not finite.
+    finite : array of bool
+        Whether both are.
+    """
+
+    space: Space
+    right: Array
+    finite: Array
+
+    @staticmethod
+    def of(space: Space, matrix: Any, right: Array, kept: list[Any]) -> System:
+        """The system of a dense matrix for each sample, or of a sparse one.
+
+        `kept` is where the factors of the last sparse one are kept.
+        """
+        if is_sparse(matrix):
+            return Sparse(space, matrix, right, kept)
+        return Dense(space, matrix, right)
+
+    @abstractmethod
+    def solved(self, right: Array) -> Array:
+        """The solution for another right-hand side."""
+
+    @abstractmethod
+    def times(self, entries: Array) -> Array:
+        """The product with A."""
+
+    @abstractmethod
+    def felt(self, sizes: Array) -> Array:
+        """The largest |aᵢⱼ| sizeⱼ of each row."""
+
+    @abstractmethod
+    def dense(self) -> Array:
+        """A as an array."""
+
+    @cached_property
+    def entries(self) -> Array:
+        """The solution x."""
+        return self.solved(self.right)
+
+    @cached_property
+    def _left(self) -> Array:
+        """The part of b that x leaves, with the equations in units of their coefficients."""
+        xp, space = self.space.xp, self.space
+        rows = self.felt(xp.abs(self.entries))
+        rows = xp.maximum(rows, xp.abs(self.right))
+        weights = space.ratio(space.one, rows)
+        left = xp.linalg.vector_norm(weights * (self.times(self.entries) - self.right), axis=-1)
+        return left / xp.linalg.vector_norm(weights * self.right, axis=-1)
+
+    @property
+    def explained(self) -> Array:
+        """Whether x accounts for any of b."""
+        return self._left <= _UNEXPLAINED
+
+    @cached_property
+    def sound(self) -> Array:
+        """Whether x accounts for most of every entry of b."""
+        xp, left = self.space.xp, self.times(self.entries) - self.right
+        rounding = _TRUST * self.felt(xp.abs(self.entries))
+        return xp.all(xp.abs(left) <= _SOUND * xp.abs(self.right) + rounding, axis=-1)
+
+    def slope(self, entries: Array, merit: Array, rows: Array) -> Array:
+        """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, with rows multiplied by `rows`."""
+        xp, space = self.space.xp, self.space
+        unit = rows * self.right * space.ratio(space.one, merit)[..., None]
+        slope = xp.sum(unit * rows * self.times(entries), axis=-1)
+        return xp.where(xp.isfinite(slope), slope, xp.zeros_like(slope))
+
+
+class Dense(System):
+    """A system with a dense matrix (batch, n, n)."""
+
+    def __init__(self, space: Space, matrix: Array, right: Array) -> None:
+        xp = space.xp
+        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(xp.isfinite(right), axis=-1)
+        matrix = xp.where(finite[..., None, None], matrix, space.identity(right.shape[-1]))
+        self.space, self.finite, self.matrix = space, finite, matrix
+        self.right = xp.where(finite[..., None], right, xp.zeros_like(right))
+        self.scales = column_norms(space, matrix)
+        scaled = matrix / self.scales[..., None, :]
+        # Powers of two, which leave every digit of a graded chain as it is.
+        norms = column_norms(space, xp.matrix_transpose(scaled))
+        self.rows = 2.0 ** xp.round(xp.log2(norms))
+        self.scaled = scaled / self.rows[..., :, None]
+
+    def solved(self, right: Array) -> Array:
+        """By elimination, which knows chains of equations to the last, however graded.
+
+        Where that cannot be trusted, the least-squares solution.
+        """
+        space, xp = self.space, self.space.xp
+        entries, trusted = direct(space, self.scaled, right / self.rows)
+        entries = entries / self.scales
+        if space.backend.known_all(trusted):
+            return entries
+        if space.backend.records:
+            # The derivative of what elimination makes of a singular matrix is not finite.
+            sound = xp.where(trusted[..., None, None], self.scaled, space.identity(right.shape[-1]))
+            entries = space.backend.solve(sound, right / self.rows) / self.scales
+        least = solved(space, factorised(space, self.matrix, self.scales), right)
+        return xp.where(trusted[..., None], entries, least)
+
+    def times(self, entries: Array) -> Array:
+        """The product with A."""
+        return self.space.xp.matmul(self.matrix, entries[..., None])[..., 0]
+
+    def felt(self, sizes: Array) -> Array:
+        """The largest |aᵢⱼ| sizeⱼ of each row."""
+        xp = self.space.xp
+        return xp.max(xp.abs(self.matrix) * sizes[..., None, :], axis=-1)
+
+    def dense(self) -> Array:
+        """A."""
+        return self.matrix
+
+
+class Sparse(System):
+    """A system with one of SciPy's sparse matrices, factored by SuperLU, or UMFPACK if it is there.
+
+    All is done in NumPy, in double precision. Nothing is known of its least-squares solution: where
+    it is singular the solution is zero. If the matrix is the last one again, so are its factors.
+    """
+
+    def __init__(self, space: Space, matrix: Any, right: Array, kept: list[Any]) -> None:
+        from scipy.sparse import diags_array  # noqa: PLC0415  there, since the matrix is
+
+        b = space.backend.numpy(right)
+        self.is_finite = bool(np.isfinite(matrix.data).all() and np.isfinite(b).all())
+        self.space, self.finite = space, space.full(float(self.is_finite)) > 0.0
+        self.right = right if self.is_finite else space.xp.zeros_like(right)
+        self.matrix, self.kept = matrix, kept
+        self.columns = _positive(_largest(abs(matrix), axis=0))
+        scaled = matrix @ diags_array(1.0 / self.columns)
+        self.rows = _positive(_largest(abs(scaled), axis=1))
+        self.scaled = (diags_array(1.0 / self.rows) @ scaled).tocsc()
+
+    @cached_property
+    def _factors(self) -> Any:
+        """What solves the scaled system, or None where it is singular."""
+        if not self.is_finite:
+            return None
+        if not any(_same(last, self.scaled) for last, _ in self.kept):
+            self.kept[:] = [(self.scaled, _factorised(self.scaled))]
+        return self.kept[0][1]
+
+    def solved(self, right: Array) -> Array:
+        """By the factors."""
+        if self._factors is None:
+            return self.space.xp.zeros_like(right)
+        b = np.asarray(self.space.backend.numpy(right), dtype=np.float64)
+        entries = self._factors(b / self.rows) / self.columns
+        known = np.isfinite(entries).all()
+        return brought(self.space, entries if known else np.zeros_like(entries))
+
+    def times(self, entries: Array) -> Array:
+        """The product with A."""
+        return product_with(self.space, self.matrix, entries)
+
+    def felt(self, sizes: Array) -> Array:
+        """The largest |aᵢⱼ| sizeⱼ of each row."""
+        columns = self.space.backend.numpy(sizes)[None, :]
+        return brought(self.space, _largest(abs(self.matrix).multiply(columns).tocsr(), axis=1))
+
+    def dense(self) -> Array:
+        """A as an array."""
+        return brought(self.space, self.matrix.toarray())
+
+
+def _factorised(matrix: Any) -> Any:
+    from scipy.sparse.linalg import factorized  # noqa: PLC0415  there, since the matrix is
+
+    try:
+        return factorized(matrix)
+    except RuntimeError:  # SuperLU's word for a matrix that is exactly singular
+        return None
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two matrices in compressed columns are the same."""
+    pairs = (a.data, b.data), (a.indices, b.indices), (a.indptr, b.indptr)
+    return all(np.array_equal(first, second) for first, second in pairs)
+
+
+def _largest(matrix: Any, axis: int) -> Any:
+    """The largest entry of each row or column."""
+    return matrix.max(axis=axis).toarray().reshape(-1)
+
+
+def _positive(sizes: Any) -> Any:
+    """Ones in place of zeros."""
+    return np.where((sizes > 0.0) & np.isfinite(sizes), sizes, 1.0)
