@@ -30,6 +30,15 @@ def products(
     return lambda u: gradients(pulled, w, u, lanes)
 
 
+def recorded(f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+    """The products with J at `value`, recorded by autograd, from one evaluation of f."""
+    z = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in value)
+    outputs = f(z)
+    w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
+    pulled = gradients(outputs, z, w, create_graph=True)
+    return lambda v: gradients(pulled, w, v, create_graph=True)
+
+
 def gradients(
     outputs: Vec, inputs: Vec, cotangents: Vec, lanes: int = 0, create_graph: bool = False
 ) -> Vec:
