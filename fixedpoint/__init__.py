@@ -12,8 +12,8 @@ from fixedpoint.adjoints import (
 )
 from fixedpoint.api import fixed_point, root
 from fixedpoint.bracket import bracketed_root
+from fixedpoint.course import Budget
 from fixedpoint.implicit import implicit_jvp, implicit_vjp
-from fixedpoint.iterate import Budget
 from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
 from fixedpoint.solution import (
     BackwardReport,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fixedpoint import tree
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint
-from fixedpoint.backend import Array, Backend, Vec, backend_of
+from fixedpoint.backend import Array, Backend, Vec, backend_of_state, numbers
 from fixedpoint.checks import check_count
+from fixedpoint.course import Budget, Course, Memory
 from fixedpoint.failure import apply_policy, check_policy
-from fixedpoint.iterate import Budget, Course, Memory
+from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Operator
 from fixedpoint.solution import Solution, Work
 from fixedpoint.solve import LeafMap, Outcome, Solve
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
+from fixedpoint.tolerance import ENTRIES, NORMS, TESTS, Norm, Test, Tolerance
 
 DEFAULT_MAX_STEPS = 1000
 _IMPLICIT = ImplicitAdjoint()
@@ -29,16 +31,17 @@ def fixed_point(
     *,
     solver: Solver | None = None,
     rtol: float | Array | None = None,
-    atol: float | Array = 1e-9,
-    norm: str = "euclidean",
-    max_steps: int = DEFAULT_MAX_STEPS,
+    atol: float | Array = 0.0,
+    norm: Norm | None = None,
+    test: Test = "error",
+    max_steps: int | None = None,
     batch_ndim: int = 0,
     batched_args: Any = None,
     adjoint: Adjoint | None = None,
     on_failure: str = "raise",
     project: Callable[[Any], Any] | None = None,
     jvp: Callable[..., Any] | None = None,
-    jacobian: Callable[..., Any] | None = None,
+    jacobian: Any = None,
     preconditioner: Callable[..., Any] | None = None,
     has_aux: bool = False,
     record: bool = False,
@@ -66,15 +69,23 @@ def fixed_point(
     solver : Solver, optional
         By default a :class:`Fallback`, see :func:`default_solver`.
     rtol, atol : float or array of the batch's shape, optional
-        A sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖. The residual is that of the
-        value returned, undamped. A sample that took steps must also have brought it below 0.9 of
-        what it was at `z0`, or below `atol`, so that no runaway passes because ‖f(z)‖ grows.
-        `rtol` is by default max(1e-6, 10·eps), with the eps of the coarsest dtype among the leaves
-        and that of autocast. With both zero a fixed number of steps is taken.
-    norm : {"euclidean", "max"}, optional
-        The norm of that test, over all leaves of a sample.
+        A sample has converged when the error ``|z − z*|`` is estimated to be ``atol + rtol·|z|`` or
+        less, in each part of the state, see `norm`. `rtol` is by default max(1e-6, 10·eps), with
+        the eps of the coarsest dtype among the leaves and that of autocast, and `atol` zero. A
+        sample whose residual is nothing but rounding has converged whatever was asked, and
+        ``sol.precise`` says so. With both zero a fixed number of steps is taken.
+    norm : {"entries", "leaves", "euclidean", "max"}, optional
+        The parts of the state: its entries; its leaves, in the Euclidean norm; or all of it, in the
+        Euclidean or the largest norm. By default each of up to 200 entries counts by itself, so
+        that pascals may stand beside mole fractions; an entry of a larger state counts with its
+        leaf.
+    test : {"error", "residual"}, optional
+        What the tolerances bound: the error, or the residual, as other libraries do,
+        ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, in the Euclidean norm where no other is named. Of a
+        slow contraction a small residual is no small error.
     max_steps : int, optional
-        Steps at most, not counting the evaluation at `z0`, summed over the solvers of a fallback.
+        Steps at most, not counting the evaluation at `z0`, summed over the solvers of a fallback;
+        by default 1000 for each.
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf index independent problems. Each has its own
         coefficients, status and number of steps, and its answer does not depend on the others.
@@ -92,9 +103,15 @@ def fixed_point(
     jvp : callable, optional
         The product ``jvp(z, v, *args)`` = f′(z)v, for solvers of Newton's type. By default Torch
         and JAX differentiate f, and elsewhere difference quotients stand in.
-    jacobian : callable, optional
-        ``jacobian(z, *args)`` is the matrix f′(z): an array (batch, n, n), or in NumPy a sparse
-        matrix or linear operator.
+    jacobian : callable or matrix, optional
+        ``jacobian(z, *args)`` is the matrix f′(z), or where f′ is the same everywhere the matrix
+        itself: an array (batch, n, n), or (n, n) for all samples, where n counts the entries of all
+        leaves of a sample, as raveled and one leaf after the other. Of one leaf each axis may be
+        kept, as in ``jax.jacobian``, and of one unknown a number will do. Lists and other
+        libraries' arrays count as arrays. Outside of a trace, and without a batch, also a sparse
+        matrix, of SciPy or of the state's library, which is factored, or a linear operator of
+        SciPy's. A complex state may have the complex matrix f′(z) of a holomorphic f, or the real
+        one of order 2n, in which the real parts of a leaf stand before its imaginary ones.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` is an approximate inverse of the derivative of the residual,
         f′(z) − I: a function v ↦ Pv, in NumPy also a linear operator or an incomplete LU.
@@ -139,7 +156,7 @@ def fixed_point(
     (array([0.739085, 0.450184]), array([1, 1], dtype=int32))
     """
     call = _Call(
-        f, args, solver, rtol, atol, norm, max_steps, batch_ndim, batched_args, adjoint,
+        f, args, solver, rtol, atol, norm, test, max_steps, batch_ndim, batched_args, adjoint,
         on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
         budget,
     )  # fmt: skip
@@ -153,16 +170,17 @@ def root(
     *,
     solver: Solver | None = None,
     rtol: float | Array | None = None,
-    atol: float | Array = 1e-9,
-    norm: str = "euclidean",
-    max_steps: int = DEFAULT_MAX_STEPS,
+    atol: float | Array = 0.0,
+    norm: Norm | None = None,
+    test: Test = "error",
+    max_steps: int | None = None,
     batch_ndim: int = 0,
     batched_args: Any = None,
     adjoint: Adjoint | None = None,
     on_failure: str = "raise",
     project: Callable[[Any], Any] | None = None,
     jvp: Callable[..., Any] | None = None,
-    jacobian: Callable[..., Any] | None = None,
+    jacobian: Any = None,
     preconditioner: Callable[..., Any] | None = None,
     has_aux: bool = False,
     record: bool = False,
@@ -185,9 +203,15 @@ def root(
         By default a :class:`Fallback`, see :func:`default_solver`. Solvers that need a map iterate
         x − F(x).
     rtol, atol : float or array of the batch's shape, optional
-        A sample has converged when ‖F(x)‖ ≤ atol + rtol·‖F(x0)‖.
-    jvp, jacobian : callable, optional
-        ``jvp(x, v, *args)`` = F′(x)v and ``jacobian(x, *args)`` = F′(x).
+        A sample has converged when the error ``|x − x*|`` is estimated to be ``atol + rtol·|x|`` or
+        less, in each part of the state, as in :func:`fixed_point`.
+    test : {"error", "residual"}, optional
+        What the tolerances bound: the error, or the residual, ‖F(x)‖ ≤ atol + rtol·‖F(x0)‖.
+    jvp : callable, optional
+        ``jvp(x, v, *args)`` = F′(x)v.
+    jacobian : callable or matrix, optional
+        ``jacobian(x, *args)`` = F′(x), or F′ itself where it is the same everywhere, as in
+        :func:`fixed_point`.
     preconditioner : callable, optional
         ``preconditioner(x, *args)`` is an approximate inverse of F′(x).
     norm, max_steps, batch_ndim, batched_args, adjoint, on_failure, project, has_aux, record, \
@@ -214,7 +238,7 @@ def root(
     array([1.414214, 1.414214])
     """
     call = _Call(
-        F, args, solver, rtol, atol, norm, max_steps, batch_ndim, batched_args, adjoint,
+        F, args, solver, rtol, atol, norm, test, max_steps, batch_ndim, batched_args, adjoint,
         on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
         budget,
     )  # fmt: skip
@@ -230,15 +254,16 @@ class _Call:
     solver: Solver | None
     rtol: Any
     atol: Any
-    norm: str
-    max_steps: int
+    norm: Norm | None
+    test: Test
+    max_steps: int | None
     batch_ndim: int
     batched_args: Any
     adjoint: Adjoint | None
     on_failure: str
     project: Callable[[Any], Any] | None
     jvp: Callable[..., Any] | None
-    jacobian: Callable[..., Any] | None
+    jacobian: Any
     preconditioner: Callable[..., Any] | None
     has_aux: bool
     record: bool
@@ -249,23 +274,26 @@ class _Call:
     def solve(self, start: Any, is_root: bool) -> Solution:
         """The solution from `start`."""
         self._check(is_root)
-        names = tree.paths(start, "x0" if is_root else "z0")
-        backend = backend_of(tree.flatten(start)[0], names)
+        start, whole = numbers(start), "x0" if is_root else "z0"
+        backend = backend_of_state(start, whole)
+        names = backend.paths(start, whole)
         raw, structure = backend.flatten(start)
         value = tuple(backend.leaf(leaf) for leaf in raw)
         _check_state(backend, value, names, self.batch_ndim)
         space = Space.of(backend, value, self.batch_ndim)
         map_, arrays = self._leaf_map(backend, structure, names, backend.surroundings(value))
+        map_ = replace(map_, name="F") if is_root else map_
         batched = self._batched(backend, map_, arrays, space)
         adjoint = self.adjoint or _IMPLICIT
-        solver = self.solver or adjoint.default_solver(space.real_size, is_root)
+        solver = self.solver or adjoint.default_solver(
+            space.real_size, is_root, self.jacobian is not None
+        )
         adjoint.check(solver, is_root)
         solve = Solve(
             map_, _opposite(space, map_.image) if is_root else map_.image, map_.bind, backend,
-            solver, self._relative(space, backend.rounding(value)),
-            _tolerance("atol", self.atol), self.norm, self.batch_ndim, adjoint,
-            self._course(structure, space, bool(batched)), is_root,
-            map_.project if self.project else None, _blocks(self.f, start), batched,
+            solver, self._tolerance(space, backend.rounding(value), start), self.batch_ndim,
+            adjoint, self._course(structure, space, bool(batched), len(solver.sequence)), is_root,
+            isinstance(self.f, Operator), map_.project if self.project else None, batched,
             _warm_start(adjoint, map_, value), _inverse(adjoint, map_), structure.rebuild,
         )  # fmt: skip
         outcome = backend.attach(solve, value, arrays)
@@ -280,13 +308,16 @@ class _Call:
             raise TypeError(
                 f"adjoint must be an adjoint such as ImplicitAdjoint(), got {self.adjoint!r}"
             )
-        if self.norm not in ("euclidean", "max"):
-            raise ValueError(f"norm must be 'euclidean' or 'max', got {self.norm!r}")
+        if self.norm is not None and self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.test not in TESTS:
+            raise ValueError(f"test must be one of {', '.join(TESTS)}, got {self.test!r}")
         if is_root and isinstance(self.f, Operator):
             raise TypeError("an operator has fixed points, not roots: use fixed_point")
         if self.has_aux and isinstance(self.f, Operator):
             raise TypeError("an operator returns nothing beside its image: has_aux must be False")
-        check_count("max_steps", self.max_steps, 0)
+        if self.max_steps is not None:
+            check_count("max_steps", self.max_steps, 0)
         check_count("batch_ndim", self.batch_ndim, 0)
         check_policy("on_failure", self.on_failure)
         if not callable(self.f):
@@ -298,18 +329,27 @@ class _Call:
             kind = type(args).__name__
             raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
 
-    def _relative(self, space: Space, rounding: float) -> Any:
-        """The relative tolerance, by default one that f can reach with its `rounding`."""
-        if self.rtol is None:
-            return max(space.default_rtol, 10 * rounding)
-        return _tolerance("rtol", self.rtol)
+    def _tolerance(self, space: Space, rounding: float, start: Any) -> Tolerance:
+        """The tolerances, the relative one by default what f can reach with its `rounding`."""
+        rtol = max(space.default_rtol, 10 * rounding) if self.rtol is None else self.rtol
+        atol, blocks = _tolerance("atol", self.atol), _blocks(self.f, start)
+        return Tolerance(_tolerance("rtol", rtol), atol, self._norm(space), self.test, blocks)
 
-    def _course(self, structure: Any, space: Space, compact: bool) -> Course:
+    def _norm(self, space: Space) -> Norm:
+        """The parts to test: small vectors may have entries in different units."""
+        if self.norm is not None:
+            return self.norm
+        if self.test == "residual":
+            return "euclidean"
+        return "entries" if space.real_size <= ENTRIES else "leaves"
+
+    def _course(self, structure: Any, space: Space, compact: bool, solvers: int) -> Course:
         if compact and self.callback is not None:
             raise ValueError("a callback sees whole batches: give it, or batched_args, not both")
         callback = self.callback and _on_containers(self.callback, structure, space)
         budget = self.budget or Budget()
-        return Course(self.max_steps, budget, callback, self.record, compact, self.state)
+        steps = DEFAULT_MAX_STEPS * solvers if self.max_steps is None else self.max_steps
+        return Course(steps, budget, callback, self.record, compact, self.state)
 
     def _leaf_map(
         self, backend: Backend, structure: Any, names: Sequence[str], surroundings: Any
@@ -320,8 +360,8 @@ class _Call:
         constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
         map_ = LeafMap(
             self.f, backend, structure, args_structure, tuple(names), where, constants,
-            self.jvp, self.jacobian, self.preconditioner, self.project, self.has_aux,
-            surroundings,
+            self.jvp, as_function(backend, self.jacobian), self.preconditioner, self.project,
+            self.has_aux, surroundings, backend.guard(),
         )  # fmt: skip
         return map_, (*(leaves[i] for i in where), *backend.lift(self.f))
 
@@ -336,6 +376,11 @@ class _Call:
             raise ValueError(
                 f"batched_args needs batch_ndim > 0 and an entry for each of the {len(self.args)} "
                 f"args, got batch_ndim = {self.batch_ndim} and {len(flags)} entries"
+            )
+        if not callable(self.jacobian) and getattr(self.jacobian, "ndim", 0) > 2:
+            raise ValueError(
+                "jacobian must be a function where batched_args lets samples leave the batch, "
+                f"got an array of the shape {tuple(self.jacobian.shape)}"
             )
         spread = [
             f for f, arg in zip(flags, self.args, strict=True) for _ in backend.flatten(arg)[0]
@@ -356,7 +401,7 @@ class _Call:
         """The solution in the user's containers, or what `on_failure` says."""
         solution = Solution(
             structure.rebuild(outcome.value), outcome.status, outcome.residual_norm,
-            outcome.steps, outcome.work, outcome.method,
+            outcome.steps, outcome.work, outcome.error, outcome.precise, outcome.method,
             tuple(method.name for method in solve.solver.sequence), outcome.trace, outcome.state,
             outcome.backward, _linearisation(solve, arrays),
         )  # fmt: skip

@@ -8,6 +8,7 @@ of the group ``fixedpoint.backends`` whose name is the top-level module of the a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -28,10 +29,51 @@ Carry = Any
 Pullback = Callable[[Any], tuple[Any, ...]]
 
 
+class ReadOnly:
+    """Calls functions so that none writes into the state that it is given.
+
+    NumPy's arrays are passed as views that cannot be written to. A function that tries is given
+    copies from then on: it may use its argument up.
+    """
+
+    def __init__(self) -> None:
+        self.copies = False
+
+    def __call__(self, function: Callable[..., Any], leaves: Vec) -> Any:
+        """``function(*leaves)``."""
+        if not self.copies:
+            try:
+                return function(*map(_locked, leaves))
+            except (TypeError, ValueError) as error:
+                words = str(error).replace("-", "").lower()
+                if "readonly" not in words or not all(isinstance(a, np.ndarray) for a in leaves):
+                    raise
+            self.copies = True
+        return function(*[leaf.copy() for leaf in leaves])
+
+
+def _locked(leaf: Array) -> Array:
+    """A view of a NumPy array that cannot be written to; other arrays as they are."""
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    view = leaf.view()
+    view.flags.writeable = False
+    return view
+
+
 class Backend:
-    """An eager array-API namespace without automatic differentiation."""
+    """An eager array-API namespace without automatic differentiation.
+
+    Attributes
+    ----------
+    differentiates : bool
+        Whether there are exact products with derivatives.
+    records : bool
+        Whether the framework differentiates what a solver does.
+    """
 
     differentiates = False
+    records = False
 
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
@@ -44,12 +86,20 @@ class Backend:
         return bool(array_api_compat.is_array_api_obj(leaf))
 
     def leaf(self, value: Any) -> Array:
-        """`value` as an array, if it is a scalar; arrays pass untouched."""
-        return np.asarray(value) if isinstance(value, (float, complex, np.generic)) else value
+        """`value` as an array, if it is a number; NumPy's integers become floats, too."""
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, (int, float, complex, np.generic)):
+            value = np.asarray(value)
+        return value.astype(float) if _is_whole(value) else value
 
     def flatten(self, container: Any) -> tuple[list[Any], Any]:
         """The leaves of a container, and its structure, which has a method ``rebuild``."""
         return tree.flatten(container)
+
+    def paths(self, container: Any, prefix: str) -> list[str]:
+        """A name for each leaf of a container, for messages."""
+        return tree.paths(container, prefix)
 
     def lift(self, f: Callable[..., Any]) -> Vec:
         """The arrays inside `f` that derivatives are taken with respect to."""
@@ -87,6 +137,10 @@ class Backend:
         """Whether any of `mask` is true, waiting for the device if need be; a symbol in a trace."""
         return bool(self.namespace(mask).any(mask))
 
+    def counted(self, number: int, mask: Array) -> Any:
+        """`number` if any of `mask` is true, else none; a symbol in a trace."""
+        return number if self.any(mask) else 0
+
     def numpy(self, array: Array) -> Any:
         """`array` in NumPy, for printing."""
         return np.asarray(array)
@@ -107,6 +161,8 @@ class Backend:
     def solve(self, matrices: Array, rights: Array) -> Array:
         """The solutions of small linear systems, one right-hand side each; NaN where singular."""
         xp = self.namespace(matrices)
+        if _is_long(matrices):
+            return self.solve(matrices.astype(float), rights.astype(float)).astype(rights.dtype)
         try:
             return xp.linalg.solve(matrices, rights[..., None])[..., 0]
         except np.linalg.LinAlgError:
@@ -117,6 +173,18 @@ class Backend:
         count = systems[1].shape[0]
         solutions = [self.solve(systems[0][k, ...], systems[1][k, ...]) for k in range(count)]
         return xp.reshape(xp.stack(solutions), rights.shape)
+
+    def sparse(self, matrix: Any) -> Any:
+        """`matrix`, or where it is one of this library's sparse ones, that as one of SciPy's."""
+        return matrix
+
+    def singular(self, matrices: Array) -> tuple[Array, Array, Array]:
+        """The thin singular value decompositions of small matrices."""
+        if _is_long(matrices):
+            parts = self.singular(matrices.astype(float))
+            return tuple(part.astype(matrices.dtype) for part in parts)
+        left, values, right = self.namespace(matrices).linalg.svd(matrices, full_matrices=False)
+        return left, values, right
 
     def room(self, xp: Any) -> Callable[..., Array]:
         """What makes an array of which only those rows are read that were written before."""
@@ -169,6 +237,10 @@ class Backend:
         """``function(backend, *arrays)``, where operations on a few numbers a sample cost least."""
         return function(self, *arrays)
 
+    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
+        """What calls a function of leaves so that it cannot change them."""
+        return ReadOnly()
+
     def surroundings(self, value: Vec) -> Callable[..., Any] | None:
         """A function that calls f with its leaves, where more than these must stay the same."""
         del value
@@ -184,9 +256,11 @@ class Backend:
         return 0.0
 
     def conform(self, leaf: Array, like: Array) -> Array:
-        """`leaf`, an output of f, in the dtype that the state has, where the framework chose it."""
-        del like
-        return leaf
+        """`leaf`, an output of f, in the dtype that the state has, where that is a matter of form.
+
+        So it is where the framework chose it, or where all that was returned are integers.
+        """
+        return leaf.astype(like.dtype) if _is_whole(leaf) else leaf
 
     def while_loop(
         self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
@@ -232,9 +306,23 @@ class Backend:
         """
         raise NotImplementedError
 
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)``, as this backend has it done."""
+        return function(*args)
+
     def stop(self, vec: Vec) -> Vec:
         """The same arrays, through which no derivative flows."""
-        raise NotImplementedError
+        return vec
+
+
+def _is_long(array: Array) -> bool:
+    """Whether this is of NumPy's extended precision, in which LAPACK does not calculate."""
+    return isinstance(array, np.ndarray) and array.dtype == np.longdouble != np.float64
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether this is a NumPy array of integers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "iu"
 
 
 @cache
@@ -264,8 +352,8 @@ def _backend_of_type(kind: Any) -> Backend:
     return _default
 
 
-def backend_of(leaves: Sequence[Any], names: Sequence[str]) -> Backend:
-    """The one backend of all `leaves`.
+def backend_of(leaves: Sequence[Any], names: Sequence[str], whole: str = "z0") -> Backend:
+    """The one backend of all `leaves`, which have these `names` in the container `whole`.
 
     Raises
     ------
@@ -273,7 +361,7 @@ def backend_of(leaves: Sequence[Any], names: Sequence[str]) -> Backend:
         If a leaf is no array, or two leaves belong to different backends.
     """
     if not leaves:
-        raise ValueError(f"{names[0] if names else 'z0'} holds no array")
+        raise ValueError(f"{names[0] if names else whole} holds no array")
     kinds: list[Any] = list(map(type, leaves))
     backend = _backend_of_type(kinds[0])
     for leaf, kind, name in zip(leaves, kinds, names, strict=True):
@@ -285,6 +373,44 @@ def backend_of(leaves: Sequence[Any], names: Sequence[str]) -> Backend:
         if not backend.is_array(backend.leaf(leaf)):
             raise TypeError(f"{name} must be a floating-point array, got {type_name(leaf)}")
     return backend
+
+
+def backend_of_state(container: Any, name: str) -> Backend:
+    """The backend of a container's leaves, `name` what it is called.
+
+    A container that only a framework knows, as a registered pytree, belongs to that framework.
+    """
+    leaves = tree.flatten(container)[0]
+    for entry in entry_points(group="fixedpoint.backends"):
+        if entry.name not in sys.modules or all(map(_is_known, leaves)):
+            continue
+        backend = _adapter(entry.name)
+        inside = backend.flatten(container)[0] if backend else []
+        if backend and inside and all(map(backend.is_array, inside)):
+            return backend
+    return backend_of(leaves, tree.paths(container, name), name)
+
+
+def _is_known(leaf: Any) -> bool:
+    """Whether a leaf is an array, or a number, itself."""
+    return isinstance(leaf, (int, float, complex)) or hasattr(leaf, "dtype")
+
+
+def numbers(container: Any) -> Any:
+    """A list of plain numbers, or of such lists, as a NumPy array; all else as it is."""
+    if not isinstance(container, list):
+        return container
+    leaves, _ = tree.flatten(container)
+    plain = all(isinstance(leaf, (int, float, complex)) for leaf in leaves)
+    lists = plain and bool(leaves) and _are_lists(container)
+    return np.asarray(container) if lists else container
+
+
+def _are_lists(container: Any) -> bool:
+    """Whether nothing but lists is nested here."""
+    if not isinstance(container, list):
+        return not isinstance(container, (dict, tuple)) and container is not None
+    return all(map(_are_lists, container))
 
 
 def of_one_backend(a: Any, b: Any) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.matrix import Matrix, Sparsity
+from fixedpoint.solution import Work
+from fixedpoint.space import Space
 
 if TYPE_CHECKING:
     from fixedpoint.problem import Point, Problem
@@ -16,67 +18,73 @@ if TYPE_CHECKING:
 # How far the product of a compressed Jacobian with a vector may be from its difference quotient.
 _AGREEMENT = 1e-3
 
+# A change that is less than so many rounding errors tells too little of a derivative: the function
+# is flat there. The step then becomes this part of the entry, and grows by a factor if need be.
+_FELT, _PART, _GROWTH, _GROWTHS = 2.0**10, 2.0**-4, 2.0**13, 4
 
-def difference_product(problem: Problem, point: Point) -> Callable[[Vec], Vec]:
+# A change over half of a step that is this far from half of the change is not linear.
+_BENT = 0.1
+
+# Binary digits by which quantities may differ without being taken to be in different units.
+UNITS = 20.0
+
+# A step from zero should be less than the part of what would account for the residual.
+_COARSE = 2.0**10
+
+
+def difference_product(problem: Problem, point: Point, further: list[int]) -> Callable[[Vec], Vec]:
     """The products v ↦ (g(z + hv) − g(z))/h, one evaluation each.
 
-    The step h‖v‖ is ε^(1/2) times ‖z‖, or where z = 0 times 1: it goes with the length of the whole
-    state, and not with the typical size of an entry nor with ‖g‖, for g is often a sum of large
-    terms that cancel (a discrete Laplacian), whose rounding errors a shorter step would drown in.
+    The step h‖v‖ is ε^(1/2) times ‖z‖, for maps no less than ‖g‖, or where that is zero times 1:
+    it goes with the length of the whole state, and not with the typical size of an entry nor, for
+    roots, with ‖g‖, for g is often a sum of large terms that cancel (a discrete Laplacian), whose
+    rounding errors a shorter step would drown in. Where g does not feel it, it grows, at the cost
+    of evaluations that are added to `further`.
     """
     space, xp = problem.space, problem.space.xp
-    size = space.norm(point.value)
-    reach = space.rounding**0.5 * xp.where(size > 0.0, size, space.one)
+    size = problem.length_of_state(point)
+    reach = [space.rounding**0.5 * xp.where(size > 0.0, size, space.one)]
+    noise = (_FELT * space.rounding) * space.norm(point.increment)
+
+    def change(v: Vec, length: Array) -> tuple[Array, Vec]:
+        unit = xp.where(length > 0.0, length, space.one)
+        step = reach[0] / unit
+        image = problem.increment_nearby(space.axpy(step, v, point.value))
+        return step, space.subtract(image, point.increment)
 
     def product(v: Vec) -> Vec:
         length = space.norm(v)
-        step = xp.where(length > 0.0, reach / xp.where(length > 0.0, length, space.one), reach)
-        image = problem.increment_nearby(space.axpy(step, v, point.value))
-        return space.scale(1.0 / step, space.subtract(image, point.increment))
+        step, moved = change(v, length)
+        for growth in growths(space):
+            deaf = (space.norm(moved) < noise) & (length > 0.0)
+            if space.backend.is_traced((deaf,)) or not space.backend.any(deaf):
+                break
+            further[0] += 1
+            reach[0] = xp.where(deaf, growth * reach[0], reach[0])
+            step, moved = change(v, length)
+        return space.scale(1.0 / step, moved)
 
     return product
 
 
-@dataclass(frozen=True, eq=False)
-class Sparsity:
-    """Where a Jacobian has entries, and columns that share no row, to be differenced together.
-
-    Parameters
-    ----------
-    pattern : ndarray of bool, (n, n)
-        Where any sample's Jacobian has ever had an entry other than zero.
-    groups : tuple of ndarray of int
-        The columns of each group.
-    """
-
-    pattern: Any
-    groups: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, pattern: Any) -> Sparsity:
-        """Put each column into the first group none of whose columns shares a row with it."""
-        taken: list[Any] = []
-        groups: list[list[int]] = []
-        for j, rows in enumerate(pattern.T):
-            group = next((k for k, used in enumerate(taken) if not (used & rows).any()), None)
-            if group is None:
-                group = len(groups)
-                groups.append([])
-                taken.append(np.zeros_like(rows))
-            groups[group].append(j)
-            taken[group] |= rows
-        return cls(pattern, tuple(np.asarray(group) for group in groups))
+def growths(space: Space) -> tuple[float, ...]:
+    """What a step is multiplied by, one after the other, as long as it is not felt."""
+    return (_PART / space.rounding**0.5, *(_GROWTH,) * (_GROWTHS - 1))
 
 
 def difference_jacobian(
-    problem: Problem, point: Point, sparsity: Sparsity | None
-) -> tuple[Array, int, Sparsity | None]:
-    """The Jacobian of the increment by forward differences, the evaluations, and its sparsity.
+    problem: Problem, point: Point, sparsity: Sparsity | None, sizes: Array
+) -> Matrix:
+    """The Jacobian of the increment by forward differences.
 
     The step in each entry is ε^(1/2) times its size, which counts as at least a thousandth of the
-    largest: an entry that happens to vanish must not be moved by less than g can feel. The first
-    time one evaluation makes a column. If the entries that are exactly zero let columns share an
-    evaluation, they do so from then on, and one more evaluation checks the product with a random
+    largest of those in comparable units, by the `sizes` that entries have had: one that happens to
+    vanish must not be moved by less than g can feel. Of an entry that has been zero until now
+    nothing is known. If no equation feels a step above its rounding errors, the step grows; if an
+    entry is not known and its step turns out to be large beside what would account for the
+    residual, it shrinks. The first time one evaluation makes a column. If the entries that are
+    exactly zero let columns share an evaluation, they do so from then on, and one more evaluation
+    checks the product with a random
     vector: where the pattern has grown all columns are made anew.
 
     References
@@ -84,33 +92,51 @@ def difference_jacobian(
     Curtis, Powell and Reid, "On the estimation of sparse Jacobian matrices", IMA J. Appl. Math.
     13, 1974.
     """
-    quotients = _Quotients.at(problem, point)
-    if sparsity is None:
-        return *quotients.full(), quotients.sparsity
-    matrix, evaluations = quotients.compressed(sparsity)
-    if quotients.confirms(matrix):
-        return matrix, evaluations + 1, sparsity
+    quotients = _Quotients(problem, point, sizes)
+    evaluations = 0
+    if sparsity is not None:
+        matrix, evaluations = quotients.compressed(sparsity)
+        evaluations += 1
+        if quotients.confirms(matrix):
+            return Matrix(matrix, Work(f=evaluations), sparsity, sizes=quotients.known)
     matrix, more = quotients.full()
-    return matrix, evaluations + 1 + more, quotients.sparsity
+    work = Work(f=evaluations + more)
+    return Matrix(matrix, work, quotients.sparsity, ~quotients.flat, quotients.known)
+
+
+def units_of(space: Space, sizes: Array) -> Array:
+    """Powers of two by which quantities of these sizes may be divided, to be comparable.
+
+    Sizes that are less than a million apart are taken to be in the same unit, which is 1 for the
+    largest; zero, of which nothing is known, is as well.
+    """
+    xp = space.xp
+    largest = xp.max(xp.where(sizes < xp.inf, sizes, xp.zeros_like(sizes)), axis=-1, keepdims=True)
+    known = (sizes > 0.0) & (sizes < xp.inf)
+    ratio = xp.where(known, sizes / xp.where(largest > 0.0, largest, space.one), space.one)
+    return 2.0 ** (UNITS * xp.round(xp.log2(ratio) / UNITS))
 
 
 class _Quotients:
-    """Difference quotients at a point, whose steps are fixed."""
+    """Difference quotients at a point."""
 
-    def __init__(self, problem: Problem, entries: Array, origin: Array, steps: Array) -> None:
-        self.problem, self.entries, self.origin, self.steps = problem, entries, origin, steps
-        self.space = problem.space
+    def __init__(self, problem: Problem, point: Point, sizes: Array) -> None:
+        self.problem, self.space = problem, problem.space
+        space, xp = self.space, self.space.xp
+        self.entries, self.origin = space.ravel(point.value), space.ravel(point.increment)
+        self.unknown, unit, size = sizes == 0.0, units_of(space, sizes), xp.abs(self.entries)
+        largest = xp.max(size / unit, axis=-1, keepdims=True)
+        typical = unit * xp.where(largest > 0.0, largest, space.one)
+        self.known = xp.where(self.unknown, typical, sizes)
+        self.sizes = xp.maximum(size, 1e-3 * typical)
         self.sparsity: Sparsity | None = None
+        self.grown = sizes < 0.0
+        self.flat = xp.any(self.grown, axis=-1)
 
-    @classmethod
-    def at(cls, problem: Problem, point: Point) -> _Quotients:
-        space, xp = problem.space, problem.space.xp
-        entries = space.ravel(point.value)
-        largest = xp.max(xp.abs(entries), axis=-1, keepdims=True)
-        typical = xp.where(largest > 0.0, largest, space.one)
-        sizes = xp.maximum(xp.abs(entries), 1e-3 * typical)
-        steps = (entries + space.rounding**0.5 * sizes) - entries  # exactly representable
-        return cls(problem, entries, space.ravel(point.increment), steps)
+    @property
+    def steps(self) -> Array:
+        """The steps, such that they are exactly representable."""
+        return (self.entries + self.space.rounding**0.5 * self.sizes) - self.entries
 
     def change(self, direction: Array) -> Array:
         """The change of g over the steps times `direction`."""
@@ -119,14 +145,56 @@ class _Quotients:
 
     def full(self) -> tuple[Array, int]:
         """All columns, one by one; take note of where they are zero."""
-        xp, size = self.space.xp, self.space.real_size
-        unit = self.space.identity(size)
-        columns = [self.change(unit[..., j, :]) / self.steps[..., j : j + 1] for j in range(size)]
-        matrix = xp.stack(columns, axis=-1)
-        samples = np.asarray(self.space.backend.numpy(matrix)).reshape(-1, size, size)
+        space, xp, size = self.space, self.space.xp, self.space.real_size
+        unit = space.identity(size)
+        changes = [self.change(unit[..., j, :]) for j in range(size)]
+        evaluations = size
+        for growth in growths(space):
+            factors = self.factors(xp.stack(changes, axis=-1), growth)
+            wrong = np.asarray(space.backend.numpy(factors != 1.0)).reshape(-1, size)
+            columns = np.nonzero(wrong.any(0))[0]
+            if not columns.size:
+                break
+            self.sizes = self.sizes * factors
+            self.known = xp.where(self.unknown, self.known * factors, self.known)
+            self.grown = self.grown | (factors > 1.0)
+            for j in columns.tolist():
+                changes[j] = self.change(unit[..., j, :])
+            evaluations += columns.size
+        self.flat, more = self.bent(changes)
+        evaluations += more
+        matrix = xp.stack(changes, axis=-1) / self.steps[..., None, :]
+        samples = np.asarray(space.backend.numpy(matrix)).reshape(-1, size, size)
         found = Sparsity.of((samples != 0.0).any(0))
         self.sparsity = found if len(found.groups) < size - 1 else None
-        return matrix, size
+        return matrix, evaluations
+
+    def bent(self, changes: list[Array]) -> tuple[Array, int]:
+        """Whether g is not linear over a step that had to grow, and the evaluations it took."""
+        space, xp = self.space, self.space.xp
+        grown = np.asarray(space.backend.numpy(self.grown)).reshape(-1, space.real_size).any(0)
+        unit, bent = space.identity(space.real_size), xp.zeros_like(self.grown[..., 0])
+        for j in np.nonzero(grown)[0].tolist():
+            half = self.change(0.5 * unit[..., j, :])
+            wrong = xp.max(xp.abs(2.0 * half - changes[j]), axis=-1)
+            curved = wrong > _BENT * xp.max(xp.abs(changes[j]), axis=-1)
+            bent = bent | (self.grown[..., j] & curved)
+        return bent, int(grown.sum())
+
+    def factors(self, changes: Array, growth: float) -> Array:
+        """What each step has to be multiplied by; one that no equation feels, by `growth`."""
+        space, xp = self.space, self.space.xp
+        size, origin = xp.abs(changes), xp.abs(self.origin)[..., :, None]
+        known = (size > 0.0) & (size < xp.inf) & (origin > 0.0)
+        # How many of its steps would account for the residual, by the equation that says least.
+        account = xp.where(known, origin / xp.where(known, size, space.one), space.infinity)
+        fewest = xp.min(account, axis=-2)
+        # An equation that is satisfied tells of no unit, but may feel the step.
+        silent = ~xp.any((size > 0.0) & (origin == 0.0), axis=-2)
+        deaf = silent & (fewest > 1.0 / (_FELT * space.rounding)) & xp.any(origin > 0.0, axis=-2)
+        coarse = self.unknown & (fewest < _COARSE)
+        shrunk = space.rounding**0.5 * xp.where(coarse, fewest, space.one)
+        return xp.where(deaf, growth * space.one, xp.where(coarse, shrunk, space.one))
 
     def compressed(self, sparsity: Sparsity) -> tuple[Array, int]:
         """The columns of each group from one evaluation."""

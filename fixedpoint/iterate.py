@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
-from fixedpoint.checks import check_count, check_positive
+from fixedpoint.convergence import (
+    Evidence,
+    Verdict,
+    judge,
+    judge_start,
+    opened,
+    vanished_states,
+)
+from fixedpoint.course import Course, Memory
 from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.rounding import at_rounding, irregular_at_zero
 from fixedpoint.solution import Status, Trace, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
-
-# The relative part of the tolerance grows with ‖f(z)‖, and so must not be all that a runaway such
-# as z ↦ z + 1 has to meet: a sample that ran counts as converged only if its residual also fell.
-_FALL = 0.9
 
 # A residual this many times the first one, and tolerance, has diverged.
 _DIVERGENCE = 1e10
@@ -28,77 +31,14 @@ _DIVERGENCE = 1e10
 _RUNNING = int(Status.RUNNING)  # array-API namespaces compare with plain integers alone
 _ENDS = (Status.STOPPED, Status.OUT_OF_BUDGET)  # no other solver is tried after these
 
+# A method that follows the map may be so many times as long without a smallest residual.
+_PATIENCE = 5
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a solve may spend; it is checked between steps.
+# After so many steps without a smaller residual it is asked whether that is but noise.
+_SUSPICIOUS = (3, 12, 48)
 
-    Parameters
-    ----------
-    evaluations : int, optional
-        Evaluations of the map and products with its Jacobian.
-    seconds : float, optional
-        Time on the clock. A trace has no clock: it raises TypeError.
-    """
-
-    evaluations: int | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.evaluations is not None:
-            check_count("evaluations", self.evaluations, 1)
-        if self.seconds is not None:
-            check_positive("seconds", self.seconds)
-
-
-@dataclass(frozen=True, eq=False)
-class Course:
-    """How far an iteration may go, and who watches it.
-
-    Parameters
-    ----------
-    max_steps : int
-        Steps at most.
-    budget : Budget
-        What it may spend.
-    callback : callable or None
-        Called after each step with the step, the value and the residual norms; true ends it.
-    record : bool
-        Whether to keep the trace.
-    compact : bool
-        Whether finished samples leave the batch.
-    state : Memory or None
-        What a solver remembers of an earlier call; it goes first.
-    """
-
-    max_steps: int
-    budget: Budget = field(default_factory=Budget)
-    callback: Callable[[int, Vec, Array], Any] | None = None
-    record: bool = False
-    compact: bool = False
-    state: Memory | None = None
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether nobody watches between the steps."""
-        bounded = self.budget.evaluations is not None or self.budget.seconds is not None
-        return not (bounded or self.callback or self.record or self.compact)
-
-
-@dataclass(frozen=True, eq=False)
-class Memory:
-    """What a solver remembers at the end of a call, for the next one.
-
-    Parameters
-    ----------
-    solver : Solver
-        The solver.
-    contents : object
-        What it remembers.
-    """
-
-    solver: Solver
-    contents: Any
+# The rounding errors of a residual are not looked for above this share of the largest one.
+_FALLEN = 1e-3
 
 
 class Best(NamedTuple):
@@ -108,14 +48,15 @@ class Best(NamedTuple):
     ----------
     value : Vec
         The iterate that satisfied the test, or the one of the smallest residual, or the last.
-    residual_norm : array
-        Its residual norm.
+    residual_norm, error : array
+        Its residual norm, and the estimate of its error.
     method : array of int
         The solver that found it.
     """
 
     value: Vec
     residual_norm: Array
+    error: Array
     method: Array
 
 
@@ -130,6 +71,12 @@ class Carry(NamedTuple):
         What would be returned now.
     status, steps, improved : array of int of the batch's shape
         How each sample stands, when it stopped, and when its residual last fell.
+    lowest, reference : array of the batch's shape
+        The smallest residual norms of the steps that are watched now, and of those before.
+    precise : array of bool of the batch's shape
+        Whether the sample ended because its arithmetic cannot do better.
+    evidence : Evidence
+        What the steps told of the error.
     active : array of bool or None
         The samples that still run; None if all are known to.
     running : bool
@@ -148,6 +95,10 @@ class Carry(NamedTuple):
     status: Array
     steps: Array
     improved: Array
+    lowest: Array
+    reference: Array
+    precise: Array
+    evidence: Evidence
     active: Array | None
     running: Any
     step: Any
@@ -161,8 +112,10 @@ class Iteration(NamedTuple):
 
     value: Vec
     residual_norm: Array
+    error: Array
     method: Array
     status: Array
+    precise: Array
     steps: Array
     work: Work
     trace: Trace | None
@@ -172,28 +125,29 @@ class Iteration(NamedTuple):
 def iterate(solver: Solver, problem: Problem, start: Vec, course: Course) -> Iteration:
     """Run `solver` from `start` until every sample has a status.
 
-    A sample stops as soon as its residual is within tolerance; it then keeps its iterate, whatever
-    its neighbours do. What is returned is the iterate that satisfied the test, or else the one of
+    A sample stops as soon as it meets the tolerance; it then keeps its iterate, whatever its
+    neighbours do. What is returned is the iterate that satisfied the test, or else the one of
     the smallest residual, unless the solver wants the last. The solvers of a fallback run one after
     the other on the samples that have not converged, each from the start, and share the steps that
     are left in equal parts.
     """
     space = problem.space
-    deadline = _deadline(course, start, space)
+    deadline = course.deadline(start, space.backend)
     sequence = _sequence(solver, course.state)
     with space.backend.quiet():
         first = problem.evaluate(start)
-        problem = problem.anchored(first)
         carry = _open(problem, first, course)
         for index, method in enumerate(sequence):
             if index and _final(space, carry, first):
                 break
             stop = carry.step + -((carry.step - course.max_steps) // (len(sequence) - index))
-            loop = _Loop(method, index, problem, course, _bounds(problem, first), stop, deadline)
-            carry = loop.run(_reopened(space, carry, first) if index else carry, index == 0)
-    value, norm, best_by = carry.best
-    end = carry.status, carry.steps, carry.work, carry.trace, Memory(loop.solver, carry.state)
-    return Iteration(_owned(value, start), norm, best_by, *end)
+            loop = _Loop(method, index, problem, course, first, stop, deadline)
+            carry = loop.run(_reopened(problem, carry, first) if index else carry, index == 0)
+    best, memory = carry.best, Memory(loop.solver, carry.state)
+    return Iteration(
+        _owned(best.value, start), best.residual_norm, best.error, best.method, carry.status,
+        carry.precise, carry.steps, carry.work, carry.trace, memory,
+    )  # fmt: skip
 
 
 def _sequence(solver: Solver, state: Memory | None) -> tuple[Solver, ...]:
@@ -211,24 +165,23 @@ def _owned(value: Vec, start: Vec) -> Vec:
     return tuple(1.0 * leaf if leaf is first else leaf for leaf, first in leaves)
 
 
-def _deadline(course: Course, start: Vec, space: Space) -> float | None:
-    seconds = course.budget.seconds
-    watched = seconds is not None or course.callback is not None
-    if watched and space.backend.is_traced(start):
-        raise TypeError("inside a trace there is no clock and no callback: use max_steps")
-    return None if seconds is None else time.monotonic() + seconds
-
-
 def _open(problem: Problem, first: Point, course: Course) -> Carry:
     """The loop before its first turn: samples that need none, or cannot begin, have a status."""
     space, xp = problem.space, problem.space.xp
-    zero = xp.zeros_like(first.satisfied, dtype=xp.int32)
-    status = _mark(xp, zero, first.satisfied, Status.CONVERGED)
+    done = judge_start(problem, first)
+    zero = xp.zeros_like(done, dtype=xp.int32)
+    status = _mark(xp, zero, done, Status.CONVERGED)
     finite = first.residual_norm < xp.inf
     if not space.backend.known_all(finite):
         status = _mark(xp, status, ~finite, Status.NON_FINITE)
-    best = Best(first.value, first.residual_norm, zero)
-    carry = Carry(first, (), best, status, zero, zero, None, True, 0, 0, Work(f=1), None)
+    error = xp.where(done, first.residual_norm, space.infinity)
+    best = Best(first.value, first.residual_norm, error, zero)
+    infinite = space.full(float("inf"))
+    carry = Carry(
+        first, (), best, status, zero, zero, infinite, infinite,
+        done & (first.residual_norm > 0.0), opened(problem, first), None, True, 0, 0, Work(f=1),
+        None,
+    )  # fmt: skip
     if course.record:
         blank = [space.full(float("nan"), (course.max_steps + 1,)) for _ in range(2)]
         carry = _recorded(space, carry._replace(trace=Trace(*blank)))
@@ -248,37 +201,40 @@ def _final(space: Space, carry: Carry, first: Point) -> bool:
     return space.backend.known_none(_failed(space, carry, first))
 
 
-def _reopened(space: Space, carry: Carry, first: Point) -> Carry:
+def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
     """Send the samples that failed back to the start."""
-    xp, again = space.xp, _failed(space, carry, first)
+    space, xp, again = problem.space, problem.space.xp, _failed(problem.space, carry, first)
     status = xp.where(again, xp.zeros_like(carry.status), carry.status)
     now = xp.zeros_like(carry.improved) + carry.step
-    point = choose(space, again, first, carry.point)
+    infinite = xp.zeros_like(carry.lowest) + float("inf")
     # The best iterate is another solver's: no turn is smooth until a better one is found.
-    return _sifted(space, carry._replace(point=point, status=status, improved=now, smooth=-1))
-
-
-def _bounds(problem: Problem, first: Point) -> tuple[Array, Array]:
-    """Where a residual must fall to have converged, and where it must not rise to."""
-    where, norm = problem.space.xp.where, first.residual_norm
-    fallen, grown = _FALL * norm, _DIVERGENCE * norm
-    ceiling = where(fallen > problem.atol, fallen, problem.atol)
-    return ceiling, where(grown > problem.atol, grown, problem.atol)
+    return _sifted(
+        space,
+        carry._replace(
+            point=choose(space, again, first, carry.point),
+            status=status,
+            improved=now,
+            lowest=infinite,
+            reference=infinite,
+            evidence=opened(problem, first),
+            smooth=-1,
+        ),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Loop:
     """One solver's turns.
 
-    ``index`` is its place in the sequence, ``bounds`` are those of :func:`_bounds`, and ``stop``
-    is the step that it must not pass.
+    ``index`` is its place in the sequence, ``first`` where it starts, and ``stop`` the step that it
+    must not pass.
     """
 
     solver: Solver
     index: int
     problem: Problem
     course: Course
-    bounds: tuple[Array, Array]
+    first: Point
     stop: Any
     deadline: float | None
 
@@ -286,11 +242,11 @@ class _Loop:
         """All turns of this solver, from where `carry` stands."""
         space, point = self.problem.space, carry.point
         state = self.solver.init(space, self.problem, point)
+        work = carry.work.plus(self.solver.initial_work(state))
         if is_first and self.course.state is not None:
             kept = self.course.state.contents
             _check_same(kept, state)
             state = self.solver.resume(space, kept, point, state)
-        work = carry.work.plus(self.solver.initial_work(self.problem))
         return self.turns(carry._replace(state=state, work=work))
 
     def turns(self, carry: Carry) -> Carry:
@@ -309,75 +265,159 @@ class _Loop:
         """One step, and what became of each sample by it."""
         space = self.problem.space
         step = self.solver.step(space, self.problem, carry.point, carry.state, carry.active)
-        note = self.improved if self.smooth(carry, step) else self.judged
-        carry = note(carry, step)
+        verdict = judge(self.problem, carry.evidence, carry.point, step)
+        carry = carry._replace(evidence=verdict.evidence)
+        if self.smooth(carry, step, verdict):
+            carry = self.improved(carry, step, verdict.error)
+        else:
+            carry = self.judged(carry, step, verdict)
         return carry if self.course.is_plain else self.watched(_recorded(space, carry))
 
-    def smooth(self, carry: Carry, step: Step) -> bool:
+    def smooth(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
         """Whether it is known that every sample has a new best iterate, and none is done."""
         if carry.active is not None or step.failure is not None:
             return False
         if carry.smooth != carry.step:  # what is best so far is not where the step came from
             return False
         backend, new = self.problem.space.backend, step.point
-        bound = self.problem.space.xp.inf if self.solver.latest else carry.point.residual_norm
-        fell = step.fell or backend.known_all(new.residual_norm < bound)
-        return fell and backend.known_none(new.satisfied)
+        fell = step.fell or backend.known_all(new.residual_norm < carry.point.residual_norm)
+        return fell and backend.known_none(verdict.satisfied | verdict.hidden)
 
-    def improved(self, carry: Carry, step: Step) -> Carry:
+    def improved(self, carry: Carry, step: Step, error: Array) -> Carry:
         """Every sample has a new best iterate."""
         point, now = step.point, carry.step + 1
         method = carry.best.method if self.index == 0 else carry.best.method * 0 + self.index
-        best = Best(point.value, point.residual_norm, method)
-        work = carry.work.plus(step.work)
-        return Carry(
-            point, step.state, best, carry.status, carry.steps, carry.improved, None, True,
-            now, now, work, carry.trace,
-        )  # fmt: skip
+        return carry._replace(
+            point=point,
+            state=step.state,
+            best=Best(point.value, point.residual_norm, error, method),
+            lowest=point.residual_norm,
+            step=now,
+            smooth=now,
+            work=carry.work.plus(step.work),
+        )
 
-    def judged(self, carry: Carry, step: Step) -> Carry:
+    def judged(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
         """Renew each active sample's best iterate and status."""
-        space, old, failure, point = self.problem.space, carry.point, step.failure, step.point
+        space, old, point = self.problem.space, carry.point, step.point
         carry = carry._replace(
             point=point, state=step.state, step=carry.step + 1, work=carry.work.plus(step.work)
         )
         xp, active, norm = space.xp, carry.active, point.residual_norm
-        converged = point.satisfied & (norm <= self.bounds[0])
+        converged = verdict.satisfied
         wanted = norm < (xp.inf if self.solver.latest else carry.best.residual_norm)
-        better = _live(converged | wanted, active)
-        best = self._renewed(carry.best, better, point)
-        since = xp.maximum(carry.improved, xp.zeros_like(carry.improved) + carry.smooth)
-        improved = xp.where(better, xp.zeros_like(since) + carry.step, since)
-        lost, diverged = ~(norm < xp.inf), norm > self.bounds[1]
-        stalled = carry.step - improved >= self.solver.patience(space)
-        renewed = best is not carry.best and best.value is point.value
-        smooth = carry.step if renewed else carry.smooth
-        carry = carry._replace(best=best, improved=improved, smooth=smooth)
-        ending = _live(converged | lost | diverged | stalled, active)
-        if failure is None and space.backend.known_none(ending):
+        better = _live(converged | (wanted & ~verdict.hidden), active)
+        carry = self._improved_in(carry, better, verdict.error)
+        carry, stalled = self._watched_for_stalls(carry)
+        lost, diverged = ~(norm < xp.inf), norm > _DIVERGENCE * carry.evidence.first
+        carry, precise = self._precise(carry, verdict, stalled, step.failure)
+        ending = _live(converged | precise | lost | diverged | stalled, active)
+        if step.failure is None and space.backend.known_none(ending):
             return carry
-        status = xp.zeros_like(carry.status) if failure is None else failure
+        status = xp.zeros_like(carry.status) if step.failure is None else step.failure
         status = _mark(xp, status, diverged, Status.DIVERGED)
         status = _mark(xp, status, stalled, Status.STALLED)
         status = _mark(xp, status, lost, Status.NON_FINITE)
-        status = _mark(xp, status, converged, Status.CONVERGED)
+        carry, collapsed = self._collapsed(carry, _live(converged, active))
+        status = _mark(xp, status, converged | precise, Status.CONVERGED)
+        status = _mark(xp, status, collapsed, Status.COLLAPSED)
+        precise = _live(precise & ~converged, active)
+        last = xp.minimum(carry.best.error, carry.evidence.sizes[..., 0])
+        best = carry.best._replace(error=xp.where(precise, last, carry.best.error))
+        carry = carry._replace(precise=carry.precise | precise, best=best)
         if active is not None:
             status = xp.where(active, status, carry.status)
         if not space.backend.known_none(lost):
             carry = carry._replace(point=choose(space, lost, old, point))
         return self.settle(carry, status)
 
-    def _renewed(self, best: Best, better: Array, point: Point) -> Best:
+    def _improved_in(self, carry: Carry, better: Array, error: Array) -> Carry:
+        """The carry with new best iterates in the samples that are `better`."""
+        xp, point = self.problem.space.xp, carry.point
+        best = self._renewed(carry.best, better, point, error)
+        since = xp.maximum(carry.improved, xp.zeros_like(carry.improved) + carry.smooth)
+        renewed, fell = best is not carry.best and best.value is point.value, better
+        if self.solver.latest:  # the last iterate is none the better for being the last
+            least = xp.minimum(carry.lowest, carry.reference)
+            fell = better & (point.residual_norm < least)
+            renewed = renewed and self.problem.space.backend.known_all(fell)
+        improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
+        smooth = carry.step if renewed else carry.smooth
+        return carry._replace(best=best, improved=improved, smooth=smooth)
+
+    def _watched_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
+        """The samples whose residual has long stopped falling.
+
+        That of a contraction may rise at first, in another norm than its own. So a method that
+        follows the map has stalled only when no residual is below the last of the window before.
+        """
+        xp, patience = self.problem.space.xp, self.solver.patience(self.problem.space)
+        age = carry.step - carry.improved
+        if not self.solver.is_plain:
+            return carry, age >= patience
+        norm = carry.point.residual_norm
+        lowest = xp.where(norm < carry.lowest, norm, carry.lowest)
+        over = (xp.zeros_like(age) + carry.step) % patience == 0
+        stalled = (lowest >= carry.reference) & over | (age >= _PATIENCE * patience)
+        if self.solver.latest:  # the residual may rise for as long as it likes
+            stalled = xp.zeros_like(stalled)
+        reference = xp.where(over, norm, carry.reference)
+        lowest = xp.where(over, xp.zeros_like(lowest) + xp.inf, lowest)
+        return carry._replace(lowest=lowest, reference=reference), stalled
+
+    def _precise(
+        self, carry: Carry, verdict: Verdict, stalled: Array, failure: Array | None
+    ) -> tuple[Carry, Array]:
+        """The samples whose residual is nothing but rounding, among those that do not improve."""
+        space, evidence = self.problem.space, carry.evidence
+        if self.problem.tolerance.is_zero:
+            return carry, space.xp.zeros_like(verdict.satisfied)
+        stuck = stalled if failure is None else stalled | (failure != _RUNNING)
+        for count in _SUSPICIOUS:
+            stuck = stuck | (carry.step - carry.improved == count)
+        fallen = carry.point.residual_norm <= _FALLEN * evidence.highest
+        small = self.problem.is_small(carry.point, evidence.sizes[..., 0], _FALLEN)
+        open_ = ~(verdict.satisfied | verdict.hidden)
+        stuck = _live(stuck & open_ & (fallen | small), carry.active)
+        return self._asked(carry, stuck, lambda: at_rounding(self.problem, carry.point, self.first))
+
+    def _collapsed(self, carry: Carry, converged: Array) -> tuple[Carry, Array]:
+        """The samples that became zero where that is no answer; see :func:`irregular_at_zero`."""
+        if self.solver.is_plain:
+            return carry, self.problem.space.xp.zeros_like(converged)
+        vanished = converged & vanished_states(self.problem, carry.evidence, carry.point)
+        highest, start = carry.evidence.highest, self.first.value
+        return self._asked(carry, vanished, lambda: irregular_at_zero(self.problem, start, highest))
+
+    def _asked(
+        self, carry: Carry, mask: Array, question: Callable[[], tuple[Array, int]]
+    ) -> tuple[Carry, Array]:
+        """The samples of `mask` of which the answer holds, evaluated only if there are any."""
+        backend, taken = self.problem.space.backend, []
+
+        def answer() -> tuple[Array, ...]:
+            holds, evaluations = question()
+            taken.append(evaluations)
+            return (holds,)
+
+        (holds,) = backend.amended((self.problem.space.xp.zeros_like(mask),), mask, answer)
+        if not taken:
+            return carry, holds
+        work = Work(f=backend.counted(taken[0], mask))
+        return carry._replace(work=carry.work.plus(work)), holds
+
+    def _renewed(self, best: Best, better: Array, point: Point, error: Array) -> Best:
         """The best iterates, copied only where some samples are better and others are not."""
         space = self.problem.space
         where, mark = space.xp.where, best.method * 0 + self.index
         if space.backend.known_none(better):
             return best
         if space.backend.known_all(better):
-            return Best(point.value, point.residual_norm, mark)
+            return Best(point.value, point.residual_norm, error, mark)
         value = space.where(better, point.value, best.value)
         norm = where(better, point.residual_norm, best.residual_norm)
-        return Best(value, norm, where(better, mark, best.method))
+        error = where(better, error, best.error)
+        return Best(value, norm, error, where(better, mark, best.method))
 
     def settle(self, carry: Carry, status: Array) -> Carry:
         """Take note of the samples that have stopped."""
@@ -388,14 +428,12 @@ class _Loop:
 
     def watched(self, carry: Carry) -> Carry:
         """Heed the callback and the budget, and let finished samples leave the batch."""
-        course, budget = self.course, self.course.budget
-        point, callback = carry.point, course.callback
-        if callback is not None and callback(carry.step, point.value, point.residual_norm):
-            carry = self._ended(carry, True, Status.STOPPED)
-        if budget.evaluations is not None:
-            carry = self._ended(carry, sum(carry.work) >= budget.evaluations, Status.OUT_OF_BUDGET)
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            carry = self._ended(carry, True, Status.OUT_OF_BUDGET)
+        course, point = self.course, carry.point
+        evaluations = sum(carry.work)
+        for over, reason in course.ends(
+            self.deadline, carry.step, point.value, point.residual_norm, evaluations
+        ):
+            carry = self._ended(carry, over, reason)
         traced = self.problem.space.backend.is_traced((carry.status,))
         if course.compact and not traced and carry.active is not None and carry.running:
             return self._compacted(carry)
@@ -412,8 +450,7 @@ class _Loop:
         rows = xp.nonzero(xp.any(remaining, axis=-1))[0]
         if 2 * rows.shape[0] > remaining.shape[0]:
             return carry
-        bounds = tuple(xp.take(bound, rows, axis=0) for bound in self.bounds)
-        few = replace(self, problem=self.problem.take(rows), bounds=bounds)
+        few = replace(self, problem=self.problem.take(rows), first=_taken(space, self.first, rows))
         end = few.turns(_sifted(few.problem.space, _taken(space, carry, rows)))
         return _sifted(space, _put(space, carry, rows, end))
 
@@ -457,14 +494,13 @@ def _sifted(space: Space, carry: Carry) -> Carry:
     return carry._replace(active=None if every else active, running=running)
 
 
-def _taken(space: Space, carry: Carry, rows: Array) -> Carry:
+def _taken(space: Space, carry: Any, rows: Array) -> Any:
     """The `rows` of all arrays of `carry`, whose first axis is that of the batch."""
     leaves, structure = tree.flatten(carry)
     take = space.xp.take
-    taken: Carry = structure.rebuild(
+    return structure.rebuild(
         [take(leaf, rows, axis=0) if _is_batched(space, leaf) else leaf for leaf in leaves]
     )
-    return taken
 
 
 def _put(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:

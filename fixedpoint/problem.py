@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import and_
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fixedpoint.backend import Array, Vec
-from fixedpoint.differences import Sparsity, difference_jacobian, difference_product
+from fixedpoint.backend import Array, Vec, type_name
+from fixedpoint.differences import difference_jacobian, difference_product
+from fixedpoint.matrix import (
+    Matrix,
+    Sparsity,
+    columns_of,
+    is_operator,
+    is_sparse,
+    matrix_of,
+    product_with,
+)
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
+from fixedpoint.tolerance import Tolerance, every
 
 # The image of a state; and, where it differs from image − state, the residual that is tested.
 Map = Callable[[Vec], tuple[Vec, Vec | None]]
@@ -30,47 +37,80 @@ class Point(NamedTuple):
         The state z.
     increment : Vec
         What solvers drive to zero: f(z) − z, or −F(z).
+    residual : Vec or None
+        The residual that is tested, if it is another: that of a damped operator is undamped.
     residual_norm : array
         The norm, per sample, of the residual that is tested.
     magnitude : array
         What the rounding errors of `increment` are relative to: ‖f(z)‖, or ‖F(z)‖.
-    satisfied : array of bool
-        Whether the residual of each sample is within tolerance.
     """
 
     value: Vec
     increment: Vec
+    residual: Vec | None
     residual_norm: Array
     magnitude: Array
-    satisfied: Array
+
+    @property
+    def tested(self) -> Vec:
+        """The residual that is tested."""
+        return self.increment if self.residual is None else self.residual
+
+
+class Sizes(NamedTuple):
+    """How large things are at a point, as the tolerance measures them.
+
+    Attributes
+    ----------
+    state, residual, shares : tuple of array of shape (batch, parts)
+        The parts of the state, of its residual, and of what is missing from it.
+    length : array
+        All of what is missing, as a correction tells.
+    moved, changed : array
+        ‖Δz‖ and ‖Δg‖ of the last step.
+    """
+
+    state: tuple[Array, ...]
+    residual: tuple[Array, ...]
+    shares: tuple[Array, ...]
+    length: Array
+    moved: Array
+    changed: Array
 
 
 class Linearisation(NamedTuple):
-    """The products v ↦ g′(z)v, where g is the increment, and what each costs."""
+    """The products v ↦ g′(z)v, where g is the increment, and what they cost.
+
+    Attributes
+    ----------
+    product : callable
+        v ↦ g′(z)v.
+    evaluations, products : int
+        Evaluations and products that each takes.
+    further : list of int
+        Evaluations besides, until now.
+    """
 
     product: Product
     evaluations: int
     products: int
+    further: list[int]
+
+    def work(self, count: Any) -> Work:
+        """What `count` products took, these being all."""
+        return Work(f=count * self.evaluations + self.further[0], jvp=count * self.products)
 
 
 def choose(space: Space, mask: Array, new: Point, old: Point) -> Point:
     """The new point in the samples of `mask`, the old one elsewhere."""
-    where = space.xp.where
+    where, same = space.xp.where, new.residual is None or old.residual is None
     return Point(
         space.where(mask, new.value, old.value),
         space.where(mask, new.increment, old.increment),
+        None if same else space.where(mask, new.tested, old.tested),
         where(mask, new.residual_norm, old.residual_norm),
         where(mask, new.magnitude, old.magnitude),
-        where(mask, new.satisfied, old.satisfied),
     )
-
-
-class Matrix(NamedTuple):
-    """The increment's derivative (batch, n, n), what it took, and its sparsity if that helps."""
-
-    entries: Array
-    work: Work
-    sparsity: Sparsity | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +123,12 @@ class Problem(ABC):
         Where z lies.
     map : callable
         The user's map on leaves.
-    rtol, atol : float or array of the batch's shape
-        Tolerances.
-    norm : {"euclidean", "max"}
-        The norm of the test.
+    tolerance : Tolerance
+        What is asked.
     jvp : callable or None
         The user's product (z, v) ↦ f′(z)v, on leaves.
     jacobian : callable or None
-        The user's Jacobian z ↦ f′(z), an array (batch, n, n).
+        The user's Jacobian z ↦ f′(z), as :func:`fixedpoint.matrix.matrix_of` takes it.
     preconditioner : callable or None
         Takes z to v ↦ Pv, P an approximate inverse of the derivative of the user's residual.
     project : callable or None
@@ -98,39 +136,117 @@ class Problem(ABC):
     restrict : callable or None
         Takes indices of samples to those of the functions above that depend on the sample, for
         these samples alone.
+    factors : list
+        Where a linear solve keeps the factors of a sparse matrix, in case it comes again.
     """
 
     space: Space
     map: Any
-    rtol: Any
-    atol: Any
-    norm: str = "euclidean"
+    tolerance: Tolerance
     jvp: Callable[[Vec, Vec], Vec] | None = None
-    jacobian: Callable[[Vec], Array] | None = None
+    jacobian: Callable[[Vec], Any] | None = None
     preconditioner: Callable[[Vec], Product] | None = None
     project: Callable[[Vec], Vec] | None = None
     restrict: Callable[[Array], dict[str, Any]] | None = None
+    factors: list[Any] = field(default_factory=list)
 
-    @abstractmethod
     def evaluate(self, value: Vec) -> Point:
         """Evaluate the map once at `value`."""
+        increment, residual, target = self.evaluated(value)
+        tested = increment if residual is None else residual
+        vectors = (tested,) if target is tested else (tested, target)
+        norms = self.space.sound_norms([(u, self.tolerance.kind) for u in vectors])
+        return Point(value, increment, residual, norms[0], norms[-1])
+
+    @abstractmethod
+    def evaluated(self, value: Vec) -> tuple[Vec, Vec | None, Vec]:
+        """The increment, the residual if it is another, and what its rounding is relative to."""
+
+    # What the test of convergence asks.
+
+    def sizes(self, old: Point, point: Point, correction: Vec, moves: Any) -> Sizes:
+        """The sizes that matter at a point, with what a method proposes to add to it."""
+        space, tolerance = self.space, self.tolerance
+        lengths = [(correction, tolerance.kind)]
+        if moves is None:
+            lengths.append((space.subtract(point.value, old.value), "euclidean"))
+            lengths.append((space.subtract(point.increment, old.increment), "euclidean"))
+        parts, norms = self._parts((point.value, point.tested, correction), lengths)
+        state, residual, shares = parts
+        moved, changed = norms[1:] if moves is None else moves
+        return self.shared(point, Sizes(state, residual, shares, norms[0], moved, changed))
+
+    def _parts(
+        self, vectors: Sequence[Vec], lengths: list[tuple[Vec, str]]
+    ) -> tuple[list[tuple[Array, ...]], tuple[Array, ...]]:
+        """The parts of some vectors, and the norms of others."""
+        space, tolerance = self.space, self.tolerance
+        if tolerance.norm == "entries":
+            return [tolerance.parts(space, u) for u in vectors], space.sound_norms(lengths)
+        groups = [(group, tolerance.kind) for u in vectors for group in tolerance.groups(u)]
+        norms, each = space.sound_norms(groups + lengths), len(groups) // len(vectors)
+        columns = [norm[..., None] for norm in norms[: len(groups)]]
+        parts = [tuple(columns[i : i + each]) for i in range(0, len(groups), each)]
+        return parts, norms[len(groups) :]
+
+    @abstractmethod
+    def shared(self, point: Point, sizes: Sizes) -> Sizes:
+        """The sizes, with what each part of the state has of the error, and all of it."""
+
+    @abstractmethod
+    def is_rounding(self, point: Point) -> Array:
+        """Whether every part of the residual is no more than the last digit of the state."""
+
+    @abstractmethod
+    def length_of_state(self, point: Point) -> Array:
+        """What a change of the whole state is relative to."""
+
+    @abstractmethod
+    def least_noise(self, point: Point) -> Vec:
+        """What the residual is rounded by at least."""
+
+    @abstractmethod
+    def rounding(self, point: Point) -> Array:
+        """What the norm of the residual may be by the rounding of the state alone."""
+
+    @abstractmethod
+    def is_small(self, point: Point, size: Array, share: float) -> Array:
+        """Whether an error of about `size` would be a small share of the state."""
+
+    def share_within(self, point: Point, amplification: Array, merit: Array) -> Array:
+        """What share of the residual may be left, so that the error it amounts to is tolerated."""
+        space, tolerance = self.space, self.tolerance
+        if tolerance.test == "residual":
+            return space.ratio(self.residual_bound(point), point.residual_norm)
+        (size,) = tolerance.bounds([space.norm(point.value)[..., None]])
+        return space.ratio(size[..., 0], amplification * merit)
+
+    @abstractmethod
+    def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
+        """Whether every part of the residual has fallen, where a method may miss one."""
+
+    @abstractmethod
+    def residual_bound(self, point: Point) -> Array:
+        """What the norm of a residual should not exceed, by the test of residuals."""
+
+    def is_negligible(self, direction: Vec, point: Point) -> Array:
+        """Whether a step is within the tolerance of errors, so that it may be taken as it is."""
+        tolerance = self.tolerance
+        if tolerance.test == "residual" or tolerance.is_zero:
+            return point.residual_norm != point.residual_norm
+        return tolerance.covers(self.space, direction, point.value)
+
+    @abstractmethod
+    def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
+        """What the parts of a residual are compared with, `first` those of the first one."""
 
     @abstractmethod
     def increment(self, value: Vec) -> Vec:
         """The increment alone."""
 
     @abstractmethod
-    def anchored(self, first: Point) -> Problem:
-        """The problem with the tolerances that hold for iterations from `first`."""
-
-    @abstractmethod
-    def initial_scale(self, point: Point) -> Array:
-        """The multiple of the increment to step by where nothing else is known."""
-
-    @property
-    @abstractmethod
-    def initial_work(self) -> Work:
-        """What that takes."""
+    def initial_scale(self, point: Point) -> tuple[Array, int]:
+        """The multiple of the increment to step by where nothing is known, and evaluations."""
 
     @abstractmethod
     def of_user(self, product: Product, v: Vec) -> Vec:
@@ -141,16 +257,11 @@ class Problem(ABC):
         xp, restrict = self.space.xp, self.restrict
         functions = {} if restrict is None else restrict(rows)
 
-        def part(tolerance: Any) -> Any:
-            batched = getattr(tolerance, "ndim", 0) > 0
-            return xp.take(tolerance, rows, axis=0) if batched else tolerance
-
         def further(again: Array) -> dict[str, Any]:
             return {} if restrict is None else restrict(xp.take(rows, again, axis=0))
 
-        space = self.space.of_rows(int(rows.shape[0]))
-        tolerances = {"rtol": part(self.rtol), "atol": part(self.atol)}
-        return replace(self, space=space, restrict=further, **tolerances, **functions)
+        space, tolerance = self.space.of_rows(int(rows.shape[0])), self.tolerance.take(xp, rows)
+        return replace(self, space=space, tolerance=tolerance, restrict=further, **functions)
 
     def trial(self, value: Vec) -> Point:
         """Evaluate at a point that a solver proposes; where f cannot, the point is not finite."""
@@ -175,20 +286,32 @@ class Problem(ABC):
     def _undefined(self, value: Vec) -> Point:
         xp, nan = self.space.xp, self.space.full(float("nan"))
         increment = tuple(xp.full_like(leaf, float("nan")) for leaf in value)
-        return Point(value, increment, nan, nan, xp.zeros_like(nan, dtype=xp.bool))
+        return Point(value, increment, increment if self.has_residual else None, nan, nan)
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the residual that is tested is not the increment."""
+        return False
+
+    @property
+    def has_own_units(self) -> bool:
+        """Whether the residual has other units than the state."""
+        return False
 
     def linearise(self, point: Point) -> Linearisation:
         """The products with the increment's derivative at `point`, exact where they can be."""
-        given, backend = self.jvp, self.space.backend
+        given, space, backend = self.jvp, self.space, self.space.backend
         if given is not None:
             product = lambda v: self.of_user(lambda w: given(point.value, w), v)  # noqa: E731
-            return Linearisation(product, 0, 1)
+            return Linearisation(product, 0, 1, [0])
         if self.jacobian is not None:
-            times = self._times(self.jacobian(point.value))
-            return Linearisation(lambda v: self.of_user(times, v), 0, 1)
+            matrix = self._given(self.jacobian, point)
+            times = lambda v: space.unravel(product_with(space, matrix, space.ravel(v)))  # noqa: E731
+            return Linearisation(lambda v: self.of_user(times, v), 0, 1, [0])
         if backend.differentiates:
-            return Linearisation(backend.linearise(self.increment, point.value), 0, 1)
-        return Linearisation(difference_product(self, point), 1, 0)
+            return Linearisation(backend.linearise(self.increment, point.value), 0, 1, [0])
+        further = [0]
+        return Linearisation(difference_product(self, point, further), 1, 0, further)
 
     def precondition(self, point: Point) -> Product | None:
         """The product with the user's approximate inverse of the increment's derivative."""
@@ -201,114 +324,114 @@ class Problem(ABC):
         flat = lambda v: space.unravel(apply(space.ravel(v)))  # noqa: E731
         return lambda v: self.of_user_inverse(flat, v)
 
-    def tolerance(self, point: Point) -> Array:
-        """What the residual norm must not exceed."""
-        return self.atol + self.rtol * point.magnitude
-
     @abstractmethod
     def of_user_inverse(self, product: Product, v: Vec) -> Vec:
         """The product with the inverse of the increment's derivative, by the user's."""
 
-    def matrix(self, point: Point, sparsity: Sparsity | None) -> Matrix:
-        """The increment's derivative (batch, n, n); `sparsity` is what an earlier one found."""
+    def matrix(self, point: Point, sparsity: Sparsity | None, sizes: Array) -> Matrix:
+        """The increment's derivative (batch, n, n).
+
+        `sparsity` is what an earlier one found, and `sizes` the largest that entries have been.
+        """
         space = self.space
         if self.jacobian is not None:
-            given = self.jacobian(point.value)
-            dense = given if space.backend.is_array(given) else given @ np.eye(given.shape[-1])
-            return Matrix(self._of_user_matrix(dense), Work(), None)
+            given = self._given(self.jacobian, point)
+            known = columns_of(space, given) if is_operator(given) else given
+            return Matrix(self._of_user_matrix(known), Work(), None)
         if self.jvp is None and not space.backend.differentiates:
-            entries, evaluations, sparsity = difference_jacobian(self, point, sparsity)
-            return Matrix(entries, Work(f=evaluations), sparsity)
+            return difference_jacobian(self, point, sparsity, sizes)
         product, size = self.linearise(point).product, space.real_size
         unit = space.identity(size)
-        columns = [space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(size)]
-        return Matrix(space.xp.stack(columns, axis=-1), Work(jvp=size), None)
+        every = [space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(size)]
+        return Matrix(space.xp.stack(every, axis=-1), Work(jvp=size), None)
 
-    def _times(self, matrix: Any) -> Product:
-        """The products with a matrix, an array per sample or an operator that knows ``@``."""
-        space = self.space
-
-        def product(v: Vec) -> Vec:
-            entries = space.ravel(v)
-            if space.backend.is_array(matrix):
-                return space.unravel(space.xp.matmul(matrix, entries[..., None])[..., 0])
-            return space.unravel(matrix @ entries)
-
-        return product
+    def _given(self, jacobian: Callable[[Vec], Any], point: Point) -> Any:
+        """The user's Jacobian at a point, checked."""
+        space, given = self.space, jacobian(point.value)
+        matrix = matrix_of(space, given)
+        if space.backend.is_traced(point.value) and not space.backend.is_array(matrix):
+            raise TypeError(
+                f"jacobian must be an array in a trace such as that of jit, got {type_name(given)}"
+            )
+        return matrix
 
     @abstractmethod
     def _of_user_matrix(self, matrix: Array) -> Array:
         """The increment's derivative, by the user's f′ or F′."""
 
-    def _within(self, norm: Array, scale: Array) -> Array:
-        # A term that is zero is not worth an operation on the hot path.
-        if isinstance(self.atol, float) and self.atol == 0.0:
-            return norm <= self.rtol * scale
-        if isinstance(self.rtol, float) and self.rtol == 0.0:
-            return norm <= self.atol
-        return norm <= self.atol + self.rtol * scale
-
 
 @dataclass(frozen=True, eq=False)
 class FixedPointProblem(Problem):
-    """Find z with z = f(z).
+    """Find z with z = f(z)."""
 
-    A sample's residual is within tolerance if ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, where the map has
-    several blocks, for each block by itself. Attribute `blocks` holds the leaves of each.
-    """
+    is_operator: bool = False
 
-    blocks: tuple[slice, ...] = (slice(None),)
+    @property
+    def has_residual(self) -> bool:
+        """Whether the map is an operator, which brings a residual of its own."""
+        return self.is_operator
 
-    def evaluate(self, value: Vec) -> Point:
-        """Evaluate f once."""
-        space = self.space
+    def evaluated(self, value: Vec) -> tuple[Vec, Vec | None, Vec]:
+        """The increment f(z) − z, and f(z) or z plus the residual."""
         image, residual = self.map(value)
-        increment = space.subtract(image, value)
+        increment = self.space.subtract(image, value)
         if residual is None:
-            return Point(value, increment, *self._tested([increment], [image]))
-        target = space.add(value, residual)
-        parts = [[u[block] for block in self.blocks] for u in (residual, target)]
-        return Point(value, increment, *self._tested(*parts))
-
-    def _tested(self, residuals: list[Vec], targets: list[Vec]) -> tuple[Array, Array, Array]:
-        """The norms of all residuals and targets, and whether each residual is within tolerance."""
-        space = self.space
-        tested = self._norms(space.norm, residuals, targets)
-        # Squares that underflow must not pass for a residual of zero.
-        doubtful = tested[2] if len(residuals) > 1 else tested[2] & (tested[0] < space.small)
-        if self.norm == "max":
-            return tested
-        safe = lambda: self._norms(space.safe_norm, residuals, targets)  # noqa: E731
-        norm, magnitude, satisfied = space.backend.amended(tested, doubtful, safe)
-        return norm, magnitude, satisfied
-
-    def _norms(
-        self, norm: Any, residuals: list[Vec], targets: list[Vec]
-    ) -> tuple[Array, Array, Array]:
-        norms = [norm(residual, self.norm) for residual in residuals]
-        scales = [norm(target, self.norm) for target in targets]
-        satisfied = reduce(and_, map(self._within, norms, scales))
-        join = self.space.join_norms
-        return join(norms, self.norm), join(scales, self.norm), satisfied
+            return increment, None, image
+        return increment, residual, self.space.add(value, residual)
 
     def increment(self, value: Vec) -> Vec:
         """The increment f(z) − z."""
         return self.space.subtract(self.map(value)[0], value)
 
-    def anchored(self, first: Point) -> Problem:
-        """The same: its tolerance goes with the current ‖f(z)‖."""
-        del first
-        return self
+    def shared(self, point: Point, sizes: Sizes) -> Sizes:
+        """No error is far below the residual, which is the larger one in some parts."""
+        maximum = self.space.xp.maximum
+        shares = tuple(map(maximum, sizes.shares, sizes.residual))
+        return sizes._replace(shares=shares, length=maximum(sizes.length, point.residual_norm))
 
-    def initial_scale(self, point: Point) -> Array:
+    def is_rounding(self, point: Point) -> Array:
+        """Whether |f(z) − z| is no more than two units in the last place of z, part by part."""
+        parts, unit = partial(self.tolerance.parts, self.space), 2.0 * self.space.rounding
+        pairs = zip(parts(point.tested), parts(point.value), strict=True)
+        return every(self.space, [residual <= unit * size for residual, size in pairs])
+
+    def length_of_state(self, point: Point) -> Array:
+        """The norm of z, or of f(z) − z, which has the same units."""
+        return self.space.xp.maximum(self.space.norm(point.value), self.space.norm(point.increment))
+
+    def least_noise(self, point: Point) -> Vec:
+        """Half a unit in the last place of z."""
+        xp = self.space.xp
+        return tuple([(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in point.value])
+
+    def rounding(self, point: Point) -> Array:
+        """The last digit of f(z)."""
+        return self.space.rounding * point.magnitude
+
+    def is_small(self, point: Point, size: Array, share: float) -> Array:
+        """Whether the residual is."""
+        del size
+        return point.residual_norm <= share * point.magnitude
+
+    def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
+        """True: every part of a residual is compared with its part of the state."""
+        del first
+        return sizes.length == sizes.length
+
+    def residual_bound(self, point: Point) -> Array:
+        """The bound atol + rtol·‖f(z)‖."""
+        return self.tolerance.bounds([point.magnitude[..., None]])[0][..., 0]
+
+    def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The sizes of the parts of f(z)."""
+        del first
+        target = self.space.add(point.value, point.tested)
+        return self.tolerance.parts(self.space, target)
+
+    def initial_scale(self, point: Point) -> tuple[Array, int]:
         """One: the first step goes to f(z)."""
         del point
-        return self.space.full(1.0)
-
-    @property
-    def initial_work(self) -> Work:
-        """Nothing."""
-        return Work()
+        return self.space.full(1.0), 0
 
     def of_user(self, product: Product, v: Vec) -> Vec:
         """The product f′v − v."""
@@ -319,58 +442,93 @@ class FixedPointProblem(Problem):
         return product(v)
 
     def _of_user_matrix(self, matrix: Array) -> Array:
-        return matrix - self.space.identity(self.space.real_size)
+        order = self.space.real_size
+        if not is_sparse(matrix):
+            return matrix - self.space.identity(order)
+        from scipy.sparse import eye_array  # noqa: PLC0415  there, since the matrix is
+
+        return matrix - eye_array(order, format="csr")
 
 
 @dataclass(frozen=True, eq=False)
 class RootProblem(Problem):
-    """Find x with F(x) = 0, to ‖F(x)‖ ≤ atol + rtol·‖F(x₀)‖.
+    """Find x with F(x) = 0.
 
-    The increment is −F(x): methods that need a map iterate x − F(x). Attribute `scale` is ‖F(x₀)‖,
-    or None while it is not known.
+    The increment is −F(x): methods that need a map iterate x − F(x).
     """
 
-    scale: Array | None = None
+    @property
+    def has_own_units(self) -> bool:
+        """F has units of its own."""
+        return True
 
-    def evaluate(self, value: Vec) -> Point:
-        """Evaluate F once."""
+    def evaluated(self, value: Vec) -> tuple[Vec, Vec | None, Vec]:
+        """The increment −F(x)."""
         increment = self.increment(value)
-        norm = self.space.norm(increment, self.norm)
-        satisfied = self._within(norm, norm if self.scale is None else self.scale)
-        doubtful = satisfied & (norm < self.space.small)
-
-        def safe() -> tuple[Array, Array]:
-            norm = self.space.safe_norm(increment, self.norm)
-            return norm, self._within(norm, norm if self.scale is None else self.scale)
-
-        norm, satisfied = self.space.backend.amended((norm, satisfied), doubtful, safe)
-        return Point(value, increment, norm, norm, satisfied)
+        return increment, None, increment
 
     def increment(self, value: Vec) -> Vec:
         """The increment −F(x)."""
         return self.space.negative(self.map(value)[0])
 
-    def anchored(self, first: Point) -> Problem:
-        """The problem whose tolerance is relative to ‖F(x₀)‖."""
-        return replace(self, scale=first.residual_norm)
+    def shared(self, point: Point, sizes: Sizes) -> Sizes:
+        """Those of the correction: a residual has other units."""
+        del point
+        return sizes
 
-    def take(self, rows: Array) -> Problem:
-        """The problem of the samples `rows` alone."""
-        scale = self.scale if self.scale is None else self.space.xp.take(self.scale, rows, axis=0)
-        return super(RootProblem, replace(self, scale=scale)).take(rows)
+    def is_rounding(self, point: Point) -> Array:
+        """Whether F(x) = 0: its residual alone does not tell what rounding made of it."""
+        return point.residual_norm == 0.0
 
-    def initial_scale(self, point: Point) -> Array:
-        """The σ that minimises ‖g + σg′g‖; 1 where g′g is orthogonal to g, or not finite."""
+    def length_of_state(self, point: Point) -> Array:
+        """The norm of x."""
+        return self.space.norm(point.value)
+
+    def least_noise(self, point: Point) -> Vec:
+        """Nothing: F may be exact."""
+        return tuple([0.0 * self.space.xp.abs(leaf) for leaf in point.value])
+
+    def rounding(self, point: Point) -> Array:
+        """Zero: the rounding errors of F are not known."""
+        return 0.0 * point.residual_norm
+
+    def is_small(self, point: Point, size: Array, share: float) -> Array:
+        """Whether the last correction is."""
+        return size <= share * self.space.norm(point.value, self.tolerance.kind)
+
+    def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
+        """Whether each is ten times the relative tolerance of what it was, or less.
+
+        A method that takes the norm of all equations does not see those in small units. Of a single
+        part there is no other, and the error tells enough.
+        """
+        if len(first) == 1 and first[0].shape[-1] == 1:
+            return sizes.length == sizes.length
+        parts, share = zip(sizes.residual, first, strict=True), self.tolerance.relative_share
+        return every(self.space, [part <= share * most for part, most in parts])
+
+    def residual_bound(self, point: Point) -> Array:
+        """The bound atol, to which rtol adds what is not known here."""
+        return self.tolerance.bounds([0.0 * point.magnitude[..., None]])[0][..., 0]
+
+    def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Those of F(x₀)."""
+        del point
+        return first
+
+    def initial_scale(self, point: Point) -> tuple[Array, int]:
+        """The σ = ±‖g‖/‖g′g‖ of the sign that lowers ‖g + σg′g‖; 1 where it is not finite.
+
+        The σ that minimises it is shorter by the cosine between g and g′g: where that is small,
+        an estimate begun with it needs ten times the 2n updates of a linear system.
+        """
         space, xp = self.space, self.space.xp
-        image = self.linearise(point).product(point.increment)
-        scale = -space.ratio(space.dot(point.increment, image), space.dot(image, image))
-        return xp.where((scale != 0.0) & (xp.abs(scale) < xp.inf), scale, xp.ones_like(scale))
-
-    @property
-    def initial_work(self) -> Work:
-        """One product, or the evaluation of a difference quotient."""
-        exact = self.jvp is not None or self.jacobian is not None
-        return Work(jvp=1) if exact or self.space.backend.differentiates else Work(f=1)
+        further = [0]
+        image = difference_product(self, point, further)(point.increment)
+        length = space.ratio(space.norm(point.increment), space.norm(image))
+        scale = xp.where(space.dot(point.increment, image) > 0.0, -length, length)
+        sound = (scale != 0.0) & (xp.abs(scale) < xp.inf)
+        return xp.where(sound, scale, xp.ones_like(scale)), 1 + further[0]
 
     def of_user(self, product: Product, v: Vec) -> Vec:
         """The product −F′v."""
@@ -379,10 +537,6 @@ class RootProblem(Problem):
     def of_user_inverse(self, product: Product, v: Vec) -> Vec:
         """The product with the inverse of −F′."""
         return self.space.negative(product(v))
-
-    def tolerance(self, point: Point) -> Array:
-        """What the residual norm must not exceed."""
-        return self.atol + self.rtol * (point.magnitude if self.scale is None else self.scale)
 
     def _of_user_matrix(self, matrix: Array) -> Array:
         return -matrix

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fixedpoint.backend import Array, backend_of
 
 
@@ -24,6 +26,8 @@ class Status(IntEnum):
     STOPPED = 8
     OUT_OF_BUDGET = 9
     NO_BRACKET = 10
+    SINGULAR = 11
+    COLLAPSED = 12
 
 
 _MEANING = {
@@ -37,6 +41,8 @@ _MEANING = {
     Status.LINE_SEARCH_FAILED: "a line search failed: no step, however short, reduces the residual",
     Status.STOPPED: "stopped by the callback",
     Status.OUT_OF_BUDGET: "out of budget",
+    Status.SINGULAR: "the derivative is singular: no correction changes the residual as it should",
+    Status.COLLAPSED: "collapsed to zero, where f has no derivative: fix the scale of the state",
     Status.NO_BRACKET: "no bracket: F has the same sign at both ends",
 }
 
@@ -119,6 +125,11 @@ class Solution:
         A :class:`Status` per sample.
     residual_norm : array of the batch's shape
         ‖f(z) − z‖, or ‖F(x)‖, at `value`.
+    error : array of the batch's shape
+        The estimate of ‖z − z*‖ at `value`; infinite where the method has none.
+    precise : array of bool of the batch's shape
+        Whether the sample counts as converged because its arithmetic cannot do better, whatever
+        was asked.
     steps : array of int, of the batch's shape
         Steps that each sample took, summed over the solvers of a fallback.
     work : Work
@@ -138,6 +149,8 @@ class Solution:
         What the map returned beside the value, at `value`, where ``has_aux=True``.
     linearisation : callable or None
         What :meth:`linearise` calls.
+    bracket : pair of arrays, or None
+        The lower and the upper ends of the last brackets, of :func:`fixedpoint.bracketed_root`.
     """
 
     value: Any
@@ -145,6 +158,8 @@ class Solution:
     residual_norm: Array
     steps: Array
     work: Work
+    error: Array = None
+    precise: Array = None
     method: Array = None
     methods: tuple[str, ...] = ()
     trace: Trace | None = None
@@ -152,6 +167,7 @@ class Solution:
     backward: BackwardReport | None = None
     linearisation: Callable[[Any], Callable[[Any], Any]] | None = None
     aux: Any = None
+    bracket: tuple[Array, Array] | None = None
 
     @property
     def converged(self) -> Array:
@@ -166,7 +182,7 @@ class Solution:
         --------
         >>> import fixedpoint as fp
         >>> fp.fixed_point(lambda z: 0.5 * z + 1.0, 0.0, solver=fp.Picard()).message
-        'converged (Picard); largest residual norm 1.9e-06 after 19 steps'
+        'converged (Picard); largest error 1.9e-06, residual norm 9.5e-07 after 20 steps'
         """
         if backend_of([self.status], ["status"]).is_traced((self.status,)):
             return "a symbol of a trace, whose outcome is not known yet"
@@ -176,15 +192,18 @@ class Solution:
         one = len(outcomes) == 1
         counts = [word if one else f"{word}: {number} samples" for word, number in outcomes]
         norm, steps = _numpy(self.residual_norm).max(), _numpy(self.steps).max()
-        return f"{'; '.join(counts)}; largest residual norm {norm:.2g} after {steps} steps"
+        error = "" if self.error is None else f"error {_numpy(self.error).max():.2g}, "
+        return f"{'; '.join(counts)}; largest {error}residual norm {norm:.2g} after {steps} steps"
 
     def _outcomes(self) -> Iterator[tuple[str, int]]:
         statuses, methods = _numpy(self.status), _numpy(self.method)
+        precise = np.zeros_like(statuses) if self.precise is None else _numpy(self.precise)
         for status, meaning in _MEANING.items():
-            chosen = statuses == status
-            number = int(chosen.sum())
-            if number:
-                yield f"{meaning}{self._by(methods[chosen])}", number
+            for limited, addition in ((0, ""), (1, ", to the limit of the arithmetic")):
+                chosen = (statuses == status) & (precise == limited)
+                number = int(chosen.sum())
+                if number:
+                    yield f"{meaning}{addition}{self._by(methods[chosen])}", number
 
     def _by(self, methods: Any) -> str:
         names = dict.fromkeys(self.methods[index] for index in sorted(set(methods.tolist())))

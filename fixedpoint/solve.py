@@ -9,13 +9,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint, Product
-from fixedpoint.backend import Array, Backend, Vec, of_one_backend, type_name
-from fixedpoint.iterate import Course, Iteration, Memory, iterate
+from fixedpoint.backend import Array, Backend, Vec, numbers, of_one_backend, type_name
+from fixedpoint.course import Course, Memory
+from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.operators.base import Operator
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
 from fixedpoint.solution import BackwardReport, Trace, Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
+from fixedpoint.tolerance import Tolerance
 
 
 class Outcome(NamedTuple):
@@ -25,21 +27,24 @@ class Outcome(NamedTuple):
     ----------
     value : Vec
         The leaves of the solution.
-    status, residual_norm, steps, method : array of the batch's shape
+    status, residual_norm, error, precise, steps, method : array of the batch's shape
         As in :class:`fixedpoint.Solution`.
-    work, trace, state, backward
+    work, trace, state, backward, bracket
         As there.
     """
 
     value: Vec
     status: Array
     residual_norm: Array
+    error: Array
+    precise: Array
     steps: Array
     method: Array
     work: Work
     trace: Trace | None = None
     state: Memory | None = None
     backward: BackwardReport | None = None
+    bracket: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +59,8 @@ class LeafMap:
         The array library's adapter.
     state, args : structure
         How to rebuild the containers from their leaves.
-    names : tuple of str
-        What to call each leaf of the state in a message.
+    names, name : tuple of str, and str
+        What to call each leaf of the state in a message, and f.
     arrays : tuple of int
         Which of the leaves of args are arrays; the others are `constants`.
     constants : tuple
@@ -66,6 +71,8 @@ class LeafMap:
         Whether f returns something beside its image, which is left out here.
     surroundings : callable or None
         Calls a function of leaves with them, in the surroundings of the first evaluation.
+    guard : callable or None
+        Calls a function of leaves with them, so that it cannot change them.
     """
 
     f: Callable[..., Any]
@@ -81,6 +88,8 @@ class LeafMap:
     projection: Callable[[Any], Any] | None = None
     has_aux: bool = False
     surroundings: Callable[..., Any] | None = None
+    guard: Callable[[Callable[..., Any], Vec], Any] | None = None
+    name: str = "f"
 
     def bind(self, arrays: Vec) -> dict[str, Any]:
         """The user's other functions, for given arguments."""
@@ -106,7 +115,7 @@ class LeafMap:
 
     def _matrix(self, value: Vec, arrays: Vec) -> Any:
         assert self.jacobian is not None
-        return self.jacobian(self.state.rebuild(value), *self.unpack(arrays))
+        return self.backend.sparse(self.jacobian(self.state.rebuild(value), *self.unpack(arrays)))
 
     def inverse(self, given: Callable[..., Any], value: Vec, arrays: Vec) -> Any:
         """What a preconditioner that is `given` returns: on leaves, if it is on containers."""
@@ -128,16 +137,21 @@ class LeafMap:
 
     def _evaluated(self, value: Vec, arrays: Vec) -> tuple[Vec, Vec | None]:
         args = self.unpack(arrays)
-        if self._is_bare:
-            image = self._image(self.f(value[0], *args))
-            if _alike(image, value[0]):
-                return (image,), None
-            return self.leaves(image, value), None
-        z = self.state.rebuild(value)
         if isinstance(self.f, Operator):
-            image, residual = self.f.evaluate(z, *args)
+            image, residual = self.f.evaluate(self.state.rebuild(value), *args)
             return self.leaves(image, value), self.leaves(residual, value)
-        return self.leaves(self._image(self.f(z, *args)), value), None
+        image = self._image(self._guarded(self.f, value, args))
+        if self._is_bare and _alike(image, value[0]):
+            return (image,), None
+        return self.leaves(image, value), None
+
+    def _guarded(self, f: Callable[..., Any], value: Vec, args: Any) -> Any:
+        """f(z, *args), which must not change z."""
+
+        def evaluated(*leaves: Array) -> Any:
+            return f(leaves[0] if self._is_bare else self.state.rebuild(leaves), *args)
+
+        return evaluated(*value) if self.guard is None else self.guard(evaluated, value)
 
     @cached_property
     def _is_bare(self) -> bool:
@@ -155,7 +169,7 @@ class LeafMap:
 
     def _pure(self, value: Vec, arrays: Vec) -> Vec:
         f = self.backend.pure(self.f, arrays[len(self.arrays) :])
-        image = self._image(f(self.state.rebuild(value), *self.unpack(arrays)))
+        image = self._image(self._guarded(f, value, self.unpack(arrays)))
         return self.leaves(image, value)
 
     def _image(self, output: Any) -> Any:
@@ -164,7 +178,8 @@ class LeafMap:
             return output
         if not isinstance(output, tuple) or len(output) != 2:
             raise ValueError(
-                f"f must return a pair (z, aux) where has_aux=True, got {type_name(output)}"
+                f"{self.name} must return a pair (z, aux) where has_aux=True, "
+                f"got {type_name(output)}"
             )
         return output[0]
 
@@ -177,8 +192,11 @@ class LeafMap:
             leaves[position] = array
         return self.args.rebuild(leaves)
 
-    def leaves(self, image: Any, value: Vec, what: str = "f") -> Vec:
-        """The leaves of what `what` returned, alike those of `value`."""
+    def leaves(self, image: Any, value: Vec, what: str | None = None) -> Vec:
+        """The leaves of what `what` returned, by default f, alike those of `value`."""
+        what = self.name if what is None else what
+        if self._is_bare and isinstance(image, list):
+            image = numbers(image)
         leaves, structure = self.backend.flatten(image)
         if structure != self.state:
             start = self.names[0].partition("[")[0]
@@ -231,12 +249,12 @@ class Solve:
         fixed point is sought; or where a root of F is, it is −F.
     bind : callable
         Takes the leaves of the arguments to the user's other functions on leaves, by name.
-    backend, solver, rtol, atol, norm, batch_ndim, adjoint, project, blocks
+    backend, solver, tolerance, batch_ndim, adjoint, project
         As in :func:`fixedpoint.fixed_point` and :mod:`fixedpoint.problem`.
     course : Course
         How far to go, and who watches.
-    is_root : bool
-        Whether a root is sought.
+    is_root, is_operator : bool
+        Whether a root is sought, and whether the map brings a residual of its own.
     batched : tuple of bool
         Which leaves of the arguments have an entry per sample.
     start : Vec or None
@@ -252,15 +270,13 @@ class Solve:
     bind: Callable[[Vec], dict[str, Any]]
     backend: Backend
     solver: Solver
-    rtol: Any
-    atol: Any
-    norm: str
+    tolerance: Tolerance
     batch_ndim: int
     adjoint: Adjoint
     course: Course
     is_root: bool = False
+    is_operator: bool = False
     project: Callable[[Vec], Vec] | None = None
-    blocks: tuple[slice, ...] = (slice(None),)
     batched: tuple[bool, ...] = ()
     start: Vec | None = None
     inverse: Callable[[Vec, Vec], Product] | None = None
@@ -271,22 +287,22 @@ class Solve:
         problem = self.problem(value, args)
         end = iterate(self.solver, problem, problem.space.rows(value), self.course)
         return Outcome(
-            problem.space.shaped(end.value), end.status, end.residual_norm, end.steps, end.method,
-            end.work, end.trace, end.state,
+            problem.space.shaped(end.value), end.status, end.residual_norm, end.error, end.precise,
+            end.steps, end.method, end.work, end.trace, end.state,
         )  # fmt: skip
 
     def problem(self, value: Vec, args: Vec) -> Problem:
         """The problem for given arguments."""
         space = Space.of(self.backend, value, self.batch_ndim)
         common = {
-            "space": space, "rtol": self.rtol, "atol": self.atol, "norm": self.norm,
+            "space": space, "tolerance": self.tolerance,
             "restrict": lambda rows: self._restricted(space, args, rows),
             **self._functions(space, args),
         }  # fmt: skip
         return (
             RootProblem(**common)
             if self.is_root
-            else FixedPointProblem(**common, blocks=self.blocks)
+            else FixedPointProblem(**common, is_operator=self.is_operator)
         )
 
     def _functions(self, space: Space, args: Vec) -> dict[str, Any]:
@@ -319,8 +335,8 @@ class Solve:
         functions = _Rows(space)
         start, inverse = (self.start, self.inverse) if transposed else (None, None)
         system = AdjointSystem(
-            space, functions.project(product), space.rows(right), _relative(self.rtol, space),
-            self.is_root, transposed,
+            space, functions.project(product), space.rows(right),
+            _relative(self.tolerance.rtol, space), self.is_root, transposed,
             None if start is None else space.rows(start),
             None if inverse is None else functions.project(inverse(*at)), memory,
         )  # fmt: skip

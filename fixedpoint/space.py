@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from operator import add, neg, sub
+from operator import add, neg, or_, sub
 from typing import Any
+
+import numpy as np
 
 from fixedpoint.backend import Array, Backend, Vec
 
@@ -113,7 +115,7 @@ class Space:
     @cached_property
     def real_size(self) -> int:
         """Real entries of one sample: a complex entry counts twice."""
-        pairs = zip(self.sizes, self._complex_leaves, strict=True)
+        pairs = zip(self.sizes, self.complex_leaves, strict=True)
         return sum(2 * size if is_complex else size for size, is_complex in pairs)
 
     # Dtypes.
@@ -129,12 +131,13 @@ class Space:
         return any(self.xp.finfo(dtype).bits < 32 for dtype in self.dtypes)
 
     @cached_property
-    def _complex_leaves(self) -> tuple[bool, ...]:
+    def complex_leaves(self) -> tuple[bool, ...]:
+        """Which leaves are complex."""
         return tuple(self.xp.isdtype(dtype, "complex floating") for dtype in self.dtypes)
 
     @cached_property
     def _complex(self) -> bool:
-        return any(self._complex_leaves)
+        return any(self.complex_leaves)
 
     @cached_property
     def _uniform(self) -> bool:
@@ -147,6 +150,15 @@ class Space:
 
     def _as(self, value: Array, dtype: Any) -> Array:
         return value if value.dtype == dtype else self.xp.astype(value, dtype)
+
+    def as_coefficient(self, array: Array) -> Array:
+        """An array in the dtype of coefficients."""
+        return self._as(array, self.dtype)
+
+    def as_leaf(self, row: Array, leaf: Array) -> Array:
+        """A row of coefficients, one for each entry of a leaf, in its dtype."""
+        lead = (1,) * len(self.batch_shape)
+        return self.xp.reshape(self._as(row, leaf.dtype), (*lead, row.shape[-1]))
 
     def _factor(self, coefficient: Array, leaf: Array) -> Array:
         """A coefficient per sample, to multiply the rows of `leaf`."""
@@ -229,6 +241,10 @@ class Space:
         norms = [self.backend.row_norm(self._wide(leaf), kind) for leaf in u]
         return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
 
+    def magnitudes(self, leaf: Array) -> Array:
+        """The size of each entry of a leaf, as a coefficient."""
+        return self._as(self.xp.abs(leaf), self.dtype)
+
     def safe_norm(self, u: Vec, kind: str = "euclidean") -> Array:
         """The norm of each sample, where squares may under- or overflow."""
         largest = self.norm(u, "max")
@@ -239,6 +255,20 @@ class Space:
         scaled = self.norm(tuple([leaf / self._factor(unit, leaf) for leaf in u]))
         # A compiler that computes u twice, rounded in two ways, may find 0 here and not there.
         return largest * scaled
+
+    def sound_norms(self, pairs: Sequence[tuple[Vec, str]]) -> tuple[Array, ...]:
+        """The norms of vectors, each of its kind, none of which has lost its squares."""
+        norms = tuple([self.norm(u, kind) for u, kind in pairs])
+        # Squares that under- or overflow must not pass for a size of zero, or none.
+        doubts = [
+            (size < self.small) | (size == self.xp.inf)
+            for size, (_, kind) in zip(norms, pairs, strict=True)
+            if kind != "max"
+        ]
+        if not doubts:
+            return norms
+        safe = lambda: tuple([self.safe_norm(u, kind) for u, kind in pairs])  # noqa: E731
+        return self.backend.amended(norms, reduce(or_, doubts), safe)
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
         """The norm of a vector whose parts have these `norms`."""
@@ -274,9 +304,21 @@ class Space:
         """The coefficient 1, without axes."""
         return self.backend.constant(1.0, self.xp, self.dtype, self.place)
 
+    @cached_property
+    def infinity(self) -> Array:
+        """The coefficient ∞, without axes."""
+        return self.backend.constant(math.inf, self.xp, self.dtype, self.place)
+
+    @cached_property
+    def unknown(self) -> Array:
+        """The coefficient that is not a number, without axes."""
+        return self.backend.constant(math.nan, self.xp, self.dtype, self.place)
+
     def identity(self, size: int) -> Array:
         """A unit matrix of coefficients for each sample."""
-        return self.full(0.0, (size, size)) + self.xp.eye(size, dtype=self.dtype, **self.place)
+        eye = self.xp.eye(size, dtype=self.dtype, **self.place)
+        lead = (1,) * len(self.batch_shape)
+        return self.full(0.0, (size, size)) + self.xp.reshape(eye, (*lead, size, size))
 
     def ratio(self, a: Array, b: Array) -> Array:
         """The quotients a/b, zero where b is."""
@@ -390,12 +432,13 @@ class Space:
         """The inverse of :meth:`ravel`."""
         leaves, start = [], 0
         for size, dtype, is_complex in zip(
-            self.sizes, self.dtypes, self._complex_leaves, strict=True
+            self.sizes, self.dtypes, self.complex_leaves, strict=True
         ):
             leaf = entries[..., start : start + size]
             start += size
             if is_complex:
-                leaf = leaf + 1j * entries[..., start : start + size]
+                imaginary = self._as(entries[..., start : start + size], dtype)
+                leaf = self._as(leaf, dtype) + self.xp.asarray(1j, dtype=dtype) * imaginary
                 start += size
             leaves.append(self._as(leaf, dtype))
         return tuple(leaves)
@@ -427,5 +470,9 @@ class Space:
 
 def _coefficient_dtype(xp: Any, like: Vec) -> Any:
     """The widest real dtype among the leaves, single precision at least."""
-    double = any(leaf.dtype in (xp.float64, xp.complex128) for leaf in like)
-    return xp.float64 if double else xp.float32
+    dtypes = [leaf.dtype for leaf in like]
+    if xp is np and any(dtype in (np.longdouble, np.clongdouble) for dtype in dtypes):
+        return np.longdouble
+    double = ("float64", "complex128")
+    wide = any(getattr(xp, name, None) in dtypes for name in double)
+    return xp.float64 if wide else xp.float32

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import BCOO
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
-from fixedpoint.iterate import Memory
+from fixedpoint.course import Memory
+from fixedpoint.recording import Recorded
 from fixedpoint.solution import Solution
 from fixedpoint.solve import Outcome, Solve
-from fixedpoint_jax.derivatives import no_tangent, tangent
+from fixedpoint_jax.derivatives import linearized, no_tangent, tangent
 from fixedpoint_jax.elimination import eliminated
 from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
 
@@ -24,18 +26,44 @@ from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
 # longer to compile than all the rest of a solve.
 _ELIMINATED = 32
 
-# A solution can be returned from a jitted function.
-jax.tree_util.register_dataclass(
-    Solution,
-    data_fields=[
-        field.name
-        for field in dataclasses.fields(Solution)
-        if field.name not in ("methods", "linearisation")
-    ],
-    meta_fields=["methods"],
-    drop_fields=["linearisation"],
+_RECORDED = Recorded(jnp)
+
+# What of a solution a trace keeps. Of its map it keeps nothing; the names of methods are static.
+_FIELDS = tuple(
+    field.name
+    for field in dataclasses.fields(Solution)
+    if field.name not in ("methods", "linearisation")
 )
+
+
+def _flattened(solution: Solution) -> tuple[Any, Any]:
+    """The arrays, and what is static."""
+    keyed = [(jax.tree_util.GetAttrKey(name), getattr(solution, name)) for name in _FIELDS]
+    return keyed, solution.methods
+
+
+def _unflattened(methods: Any, leaves: Any) -> Solution:
+    return Solution(**dict(zip(_FIELDS, leaves, strict=True)), methods=methods)
+
+
+# A solution can be returned from a jitted function, and what a solver remembers be passed to it.
+jax.tree_util.register_pytree_with_keys(Solution, _flattened, _unflattened)
 jax.tree_util.register_dataclass(Memory, data_fields=["contents"], meta_fields=["solver"])
+
+
+@jax.custom_batching.custom_vmap
+def _any_lane(mask: Array) -> Array:
+    """Whether any of `mask` is true, in all lanes of a :func:`jax.vmap` alike.
+
+    A condition that differs between lanes would have both its branches computed, always.
+    """
+    return mask.any()
+
+
+@_any_lane.def_vmap
+def _of_all_lanes(axis_size: int, batched: list[bool], mask: Array) -> tuple[Array, bool]:
+    del axis_size, batched
+    return _any_lane(mask), False
 
 
 class JaxBackend(Backend):
@@ -64,6 +92,11 @@ class JaxBackend(Backend):
         leaves, definition = jax.tree.flatten(container)
         return leaves, _Structure(definition)
 
+    def paths(self, container: Any, prefix: str) -> list[str]:
+        """A name for each leaf of a pytree."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(container)
+        return [prefix + jax.tree_util.keystr(path) for path, _ in leaves]
+
     def is_traced(self, vec: Vec) -> bool:
         """Whether any leaf is a tracer."""
         return any(isinstance(leaf, jax.core.Tracer) for leaf in vec)
@@ -83,12 +116,18 @@ class JaxBackend(Backend):
         amend = functools.partial(super().amended, arrays, mask, function)
         if not self.is_traced((mask,)):
             return amend()
-        amended: tuple[Array, ...] = jax.lax.cond(mask.any(), amend, lambda: arrays)
+        amended: tuple[Array, ...] = jax.lax.cond(_any_lane(mask), amend, lambda: arrays)
         return amended
 
     def any(self, mask: Array) -> Any:
         """Whether any of `mask` is true; a symbol in a trace."""
         return mask.any() if self.is_traced((mask,)) else bool(mask.any())
+
+    def counted(self, number: int, mask: Array) -> Any:
+        """`number` if any of `mask` is true, else none; a symbol in a trace."""
+        if self.is_traced((mask,)):
+            return jnp.where(mask.any(), number, 0)
+        return super().counted(number, mask)
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
         """A new array, by the update of a slice: that of a scatter takes long to compile."""
@@ -112,6 +151,16 @@ class JaxBackend(Backend):
             return eliminated(matrices, rights)
         return jnp.linalg.solve(matrices, rights[..., None])[..., 0]
 
+    def sparse(self, matrix: Any) -> Any:
+        """A ``BCOO`` of ``jax.experimental.sparse`` as a matrix of SciPy's, outside of traces."""
+        if not isinstance(matrix, BCOO) or matrix.n_batch or self.is_traced((matrix.data,)):
+            return matrix
+        from scipy.sparse import coo_array  # noqa: PLC0415  JAX needs it, and this seldom
+
+        entries, indices = np.asarray(matrix.data), np.asarray(matrix.indices)
+        inside = (indices < np.asarray(matrix.shape)).all(-1)  # the rest is padding
+        return coo_array((entries[inside], indices[inside].T), matrix.shape)
+
     def room(self, xp: Any) -> Callable[..., Array]:
         """Zeros: in a trace all rows are read."""
         make: Callable[..., Array] = xp.zeros
@@ -125,6 +174,14 @@ class JaxBackend(Backend):
         """A new array."""
         return array + coefficient * onto
 
+    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
+        """Nothing: arrays of JAX cannot be written to."""
+        return lambda function, leaves: function(*leaves)
+
+    def conform(self, leaf: Array, like: Array) -> Array:
+        """`leaf` as it is, but in the dtype of the state if it holds integers by themselves."""
+        return leaf if isinstance(leaf, jax.Array) else super().conform(leaf, like)
+
     def tell(self, function: Callable[..., Any], *arrays: Array) -> None:
         """Call `function` when the computation comes by."""
         jax.debug.callback(function, *arrays)
@@ -135,8 +192,7 @@ class JaxBackend(Backend):
 
     def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v."""
-        product: Callable[[Vec], Vec] = jax.linearize(f, value)[1]
-        return product
+        return linearized(f, value)
 
     def while_loop(
         self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
@@ -196,8 +252,19 @@ class RecordingBackend(JaxBackend):
         Turns of a loop between two carries that are kept.
     """
 
+    records = True
+
     def __init__(self, checkpoint: int | None) -> None:
         self.checkpoint = checkpoint
+
+    def namespace(self, array: Array) -> Any:
+        """That of JAX, with derivatives that are finite."""
+        del array
+        return _RECORDED
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """In a trace of its own: without one, some values would be known and others not."""
+        return jax.jit(function)(*args)
 
     def while_loop(
         self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,

@@ -20,8 +20,8 @@ def tangent(solve: Solve, outcome: Outcome, args: Vec, moved: Vec) -> Vec:
     JAX transposes the linear system for reverse mode, and differentiates it for higher orders.
     """
     z = outcome.value
-    right = jax.jvp(lambda rest: solve.image(z, rest), (args,), (moved,))[1]
-    product = jax.linearize(lambda value: solve.image(value, args), z)[1]
+    right = pushed(lambda rest: solve.image(z, rest), args, moved)
+    product = linearized(lambda value: solve.image(value, args), z)
 
     def solver(transposed: bool) -> Callable[..., Vec]:
         def solved(operator: Product, right: Vec) -> Vec:
@@ -36,6 +36,44 @@ def tangent(solve: Solve, outcome: Outcome, args: Vec, moved: Vec) -> Vec:
             lambda u: together(matrix(together(u))), together(right), solver(False), solver(True)
         )
     )
+
+
+def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
+    """The products v ↦ f′(value)v.
+
+    A function with a reverse-mode rule of its own has no forward mode. Its pullback is linear, and
+    the transpose of that is the product.
+    """
+    product: Product = jax.linearize(f, value)[1]
+    if _is_forward(jax.make_jaxpr(product)(value).jaxpr):
+        return product
+    image, pullback = jax.vjp(f, value)
+    transposed = jax.linear_transpose(lambda w: pullback(w)[0], image)
+    return lambda v: transposed(v)[0]
+
+
+def _is_forward(jaxpr: Any) -> bool:
+    """Whether no function with a reverse-mode rule alone is in a linearised program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "custom_lin":
+            return False
+        inner = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(equation.params.values()))]
+        if not all(_is_forward(part) for part in inner if hasattr(part, "eqns")):
+            return False
+    return True
+
+
+def pushed(f: Callable[[Vec], Vec], args: Vec, moved: Vec) -> Vec:
+    """The derivative of f at `args` in the direction `moved`; integers do not move."""
+    moving = [jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in args]
+
+    def of_moving(part: Vec) -> Vec:
+        parts = iter(part)
+        return f(tuple(next(parts) if m else a for a, m in zip(args, moving, strict=True)))
+
+    chosen = tuple(a for a, m in zip(args, moving, strict=True) if m)
+    direction = tuple(d for d, m in zip(moved, moving, strict=True) if m)
+    return linearized(of_moving, chosen)(direction)
 
 
 def together(vec: Vec) -> Vec:

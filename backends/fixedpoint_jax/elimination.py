@@ -52,9 +52,9 @@ def _column(index: Array, state: _Elimination) -> _Elimination:
     column = jax.lax.dynamic_index_in_dim(table, index, 1, keepdims=False)
     pivot = jnp.argmax(jnp.where(free, jnp.abs(column), -1.0), axis=0).astype(jnp.int32)
     rows = jax.lax.broadcasted_iota(jnp.int32, column.shape, 0)
-    chosen = rows == pivot
+    chosen = rows == pivot[None]
     row = jnp.sum(jnp.where(chosen[:, None], table, 0.0), axis=0)
     row = row / jax.lax.dynamic_index_in_dim(row, index, 0)
-    table = jnp.where(chosen[:, None], row, table - column[:, None] * row)
+    table = jnp.where(chosen[:, None], row[None], table - column[:, None] * row[None])
     pivots = jax.lax.dynamic_update_index_in_dim(pivots, pivot, index, 0)
     return _Elimination(table, free & ~chosen, pivots)

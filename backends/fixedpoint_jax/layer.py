@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import fixedpoint as fp
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
+from fixedpoint.tolerance import Norm, Test
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,8 +28,9 @@ class DEQ:
     ----------
     cell : callable
         ``cell(z, *inputs)`` returns what is like z.
-    solver, adjoint, rtol, atol, norm, max_steps, batch_ndim, on_failure
-        As in :func:`fixedpoint.fixed_point`. All are static; inside a trace "warn" means "nan".
+    solver, adjoint, rtol, atol, norm, test, max_steps, batch_ndim, on_failure
+        As in :func:`fixedpoint.fixed_point`, except that leaves are tested, not entries. All are
+        static; inside a trace "warn" means "nan". Samples where the cell is not finite are NaN.
     start : callable, optional
         ``start(*inputs)`` is where to start, an array or a pytree of arrays. By default zeros
         like the first input.
@@ -55,8 +57,9 @@ class DEQ:
     solver: Solver | None = None
     adjoint: fp.Adjoint | None = None
     rtol: float | None = None
-    atol: float = 1e-9
-    norm: str = "euclidean"
+    atol: float = 0.0
+    norm: Norm | None = "leaves"
+    test: Test = "error"
     max_steps: int = 1000
     batch_ndim: int = 1
     on_failure: str = "warn"
@@ -103,7 +106,8 @@ class DEQ:
         for step in steps:
             part = {"max_steps": step - done, "on_failure": "return", "solver": method}
             solution = self._solved(inputs, z, state=memory, **part)
-            z, memory, done = jax.lax.stop_gradient(solution.value), solution.state, step
+            z, memory = jax.lax.stop_gradient((solution.value, solution.state))
+            done = step
             states.append(self.cell(z, *inputs))
         end = self._solved(inputs, z, state=memory, max_steps=max(self.max_steps - done, 0))
         return [*states, end.value]
@@ -145,12 +149,22 @@ class DEQ:
     def _method(self) -> Solver:
         """The solver that goes first."""
         adjoint = self.adjoint or fp.ImplicitAdjoint()
-        return (self.solver or adjoint.default_solver(1, is_root=False)).sequence[0]
+        default = adjoint.default_solver(1, is_root=False, has_jacobian=False)
+        return (self.solver or default).sequence[0]
 
     def _solved(self, inputs: tuple[Any, ...], z0: Any, **changed: Any) -> fp.Solution:
         """Solve, by the settings and what is changed of them."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        return fp.fixed_point(_apply, z0, (self.cell, *inputs), **settings | changed)
+        solution = fp.fixed_point(_apply, z0, (self.cell, *inputs), **settings | changed)
+        lost = solution.status == int(fp.Status.NON_FINITE)
+        solution.value = jax.tree.map(lambda leaf: _without(lost, leaf), solution.value)
+        return solution
+
+
+def _without(lost: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The leaf, not a number in the samples that were lost."""
+    mask = jnp.reshape(lost, (*lost.shape, *(1,) * (leaf.ndim - lost.ndim)))
+    return jnp.where(mask, jnp.asarray(jnp.nan, leaf.dtype), leaf)
 
 
 def _apply(z: Any, cell: Any, *inputs: Any) -> Any:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint as checkpointed
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Pullback, Vec
+from fixedpoint.recording import Recorded
 from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import host, maps
+from fixedpoint_torch.checkpoint import Checkpoint
 from fixedpoint_torch.functions import Call, Root, apply, pushed, run
-from fixedpoint_torch.linearisation import products
+from fixedpoint_torch.linearisation import products, recorded
 from fixedpoint_torch.namespace import NAMESPACE
-from fixedpoint_torch.surroundings import Surroundings, exact
+from fixedpoint_torch.surroundings import Surroundings, Untouched, exact
+
+_RECORDED = Recorded(NAMESPACE)
 
 
 class TorchBackend(Backend):
@@ -89,6 +92,15 @@ class TorchBackend(Backend):
         """The solutions of small linear systems, not finite or wrong where singular."""
         solution: torch.Tensor = torch.linalg.solve_ex(matrices, rights[..., None])[0][..., 0]
         return solution
+
+    def sparse(self, matrix: Any) -> Any:
+        """A sparse tensor as a matrix of SciPy's."""
+        if not isinstance(matrix, torch.Tensor) or matrix.layout is torch.strided:
+            return matrix
+        from scipy.sparse import coo_array  # noqa: PLC0415  Torch does without it
+
+        entries = matrix.detach().cpu().to_sparse().coalesce()
+        return coo_array((entries.values().numpy(), entries.indices().numpy()), matrix.shape)
 
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
@@ -163,6 +175,10 @@ class TorchBackend(Backend):
             return function(self, *arrays)
         return host.small(function, arrays)
 
+    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
+        """What notices when f writes into the state."""
+        return Untouched()
+
     def surroundings(self, value: Vec) -> Surroundings:
         """What holds during every evaluation of f: autocast, and the same random numbers."""
         return Surroundings(value[0].device)
@@ -176,11 +192,11 @@ class TorchBackend(Backend):
             solve = dataclasses.replace(solve, map=maps.watch(solve.map))
         call = Call(solve, len(value), BackwardReport())
         outputs = apply(Root, call, *value, *args)
-        status, norm, steps, method = outputs[len(value) :]
+        status, norm, error, precise, steps, method = outputs[len(value) :]
         leaves = outputs[: len(value)]
         return call.outcome.pop()._replace(
-            value=leaves, status=status, residual_norm=norm, steps=steps, method=method,
-            backward=call.report,
+            value=leaves, status=status, residual_norm=norm, error=error, precise=precise,
+            steps=steps, method=method, backward=call.report,
         )  # fmt: skip
 
     def recording(self, checkpoint: int | None) -> Backend:
@@ -198,11 +214,20 @@ class RecordingBackend(TorchBackend):
     Parameters
     ----------
     checkpoint : int or None
-        Turns of a loop between two carries that are kept.
+        Turns of a loop between two carries that are kept. Transforms of ``torch.func`` keep all.
     """
+
+    records = True
 
     def __init__(self, checkpoint: int | None) -> None:
         self.checkpoint = checkpoint
+        self.latest: list[Any] = []
+        self.inside = False
+
+    def namespace(self, array: torch.Tensor) -> Any:
+        """Torch's, with derivatives that are finite."""
+        del array
+        return _RECORDED
 
     def known_all(self, mask: torch.Tensor) -> bool:
         """Whether all of `mask` is true, in all lanes of a transform."""
@@ -220,6 +245,9 @@ class RecordingBackend(TorchBackend):
     def write(self, array: torch.Tensor, index: Any, value: torch.Tensor) -> torch.Tensor:
         """A new tensor."""
         value = value.to(array.dtype)
+        if array.is_complex():  # of which scatters have no derivative
+            parts = (array.real, value.real), (array.imag, value.imag)
+            return torch.complex(*(self.write(onto, index, part) for onto, part in parts))
         if len(index) == 2:
             return torch.select_scatter(array, value, -1, index[1])
         row, column = index[1:]
@@ -233,7 +261,7 @@ class RecordingBackend(TorchBackend):
             whole = torch.select_scatter(whole, value, -1, row)
         return torch.select_scatter(array, whole, -1, column)
 
-    write_secant = Backend.write_secant
+    write_secant, row_norm = Backend.write_secant, Backend.row_norm
 
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
@@ -249,6 +277,8 @@ class RecordingBackend(TorchBackend):
 
     def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, differentiable."""
+        if torch.is_grad_enabled() and not _inside_transform():
+            return recorded(f, value)
         return lambda v: pushed(f, value, v)
 
     def while_loop(
@@ -256,20 +286,34 @@ class RecordingBackend(TorchBackend):
         at_most: Any,
     ) -> Carry:  # fmt: skip
         """The loop, of which only some carries are kept where checkpoints are asked for."""
-        if self.checkpoint is None:
+        is_taped = torch.is_grad_enabled() and not _inside_transform()
+        if self.checkpoint is None or self.inside or not is_taped:
             return super().while_loop(condition, body, carry, at_most)
         turns = range(self.checkpoint)
 
         def segment(carry: Carry) -> Carry:
-            for _ in turns:
-                if not condition(carry):
-                    break
-                carry = body(carry)
+            with self._segment(carry):
+                for _ in turns:
+                    if not condition(carry):
+                        break
+                    carry = body(carry)
             return carry
 
         while condition(carry):
-            carry = checkpointed(segment, carry, use_reentrant=False)
+            carry = Checkpoint(segment, carry, self.latest).run()
         return carry
+
+    @contextmanager
+    def _segment(self, carry: Carry) -> Iterator[None]:
+        """Where loops keep no carries of their own, and there is no autocast the second time."""
+        leaves = tree.flatten(carry)[0]
+        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+        self.inside = True
+        try:
+            with exact(device):
+                yield
+        finally:
+            self.inside = False
 
 
 def _recording() -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fixedpoint.backend import Vec
-from fixedpoint.iterate import Memory
+from fixedpoint.course import Memory
 from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import host
@@ -120,8 +120,8 @@ class Root(torch.autograd.Function):
     def forward(call: Call, *tensors: torch.Tensor) -> Any:
         """Iterate; the tensors are the state's leaves, then the map's."""
         outcome = call.run(*call.split(tensors))
-        scalars = outcome.status, outcome.residual_norm, outcome.steps, outcome.method
-        return (*outcome.value, *scalars)
+        scalars = outcome.status, outcome.residual_norm, outcome.error, outcome.precise
+        return (*outcome.value, *scalars, outcome.steps, outcome.method)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -154,7 +154,7 @@ class Root(torch.autograd.Function):
         value, rest = call.split(ctx.saved_tensors)
         right = _push(lambda part: call.solve.image(value, part), rest, tangents[1 + call.n :])
         u = apply(LinearSolve, call, False, *right, *value, *rest)
-        return (*u, None, None, None, None)
+        return (*u, *(None,) * 6)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: Call, *tensors: torch.Tensor) -> Any:

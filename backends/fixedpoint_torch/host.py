@@ -16,7 +16,8 @@ import torch
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Vec
-from fixedpoint.iterate import Course, Iteration, Memory
+from fixedpoint.course import Course, Memory
+from fixedpoint.iterate import Iteration
 from fixedpoint.solution import ConvergenceError
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch.linearisation import products
@@ -101,8 +102,9 @@ def _hosted(solve: Solve) -> Solve:
         backend=NUMPY,
         map=lambda value, args: _pair(solve.map(tensors(value), tuple(map(_tensor, args)))),
         bind=lambda args: _bound(solve, tuple(map(_tensor, args))),
-        rtol=_array(solve.rtol),
-        atol=_array(solve.atol),
+        tolerance=dataclasses.replace(
+            solve.tolerance, rtol=_array(solve.tolerance.rtol), atol=_array(solve.tolerance.atol)
+        ),
         course=_watched(solve.course),
         adjoint=_reporting(solve.adjoint),
         project=solve.project and _between(solve.project),
@@ -126,7 +128,7 @@ def _bound(solve: Solve, args: Vec) -> dict[str, Any]:
     given = solve.bind(args)
     bound: dict[str, Any] = {}
     if "jacobian" in given:
-        bound["jacobian"] = lambda value: arrays((given["jacobian"](tensors(value)),))[0]
+        bound["jacobian"] = lambda value: _matrix(given["jacobian"](tensors(value)))
     elif "jvp" in given:
         bound["jvp"] = lambda value, v: arrays(given["jvp"](tensors(value), tensors(v)))
     else:
@@ -134,6 +136,14 @@ def _bound(solve: Solve, args: Vec) -> dict[str, Any]:
     if "preconditioner" in given:
         bound["preconditioner"] = lambda value: _between(given["preconditioner"](tensors(value)))
     return bound
+
+
+def _matrix(given: Any) -> Any:
+    """A Jacobian, or the numbers in a list of lists, without tensors."""
+    if isinstance(given, (list, tuple)):
+        return _converted(given, _array)
+    is_narrow = isinstance(given, torch.Tensor) and given.dtype is torch.bfloat16
+    return _array(given.float() if is_narrow else given)
 
 
 class _Products:

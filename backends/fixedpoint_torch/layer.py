@@ -12,6 +12,7 @@ import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
+from fixedpoint.tolerance import Norm, Test
 from fixedpoint_torch import maps
 from fixedpoint_torch.backend import TorchBackend
 from fixedpoint_torch.parametrised import held
@@ -25,8 +26,8 @@ class Statistics:
     ----------
     status, steps : tensor of int, of the batch's shape
         A :class:`fixedpoint.Status` and the number of steps per sample.
-    residual_norm : tensor of the batch's shape
-        ‖f(z) − z‖ per sample.
+    residual_norm, error : tensor of the batch's shape
+        ‖f(z) − z‖ per sample, and the estimate of ‖z − z*‖.
     work : Work
         Evaluations for the whole batch.
     backward : BackwardReport or None
@@ -36,6 +37,7 @@ class Statistics:
     status: torch.Tensor
     steps: torch.Tensor
     residual_norm: torch.Tensor
+    error: torch.Tensor
     work: fp.Work
     backward: fp.BackwardReport | None
 
@@ -49,8 +51,9 @@ class DEQ(torch.nn.Module):
         ``cell(z, *inputs)`` returns what is like z. The parameters of a module are trained with
         the layer; a function must be passed all that is to be differentiated. Weights under
         ``torch.nn.utils.parametrize`` are computed once for each solve.
-    solver, adjoint, rtol, atol, norm, max_steps, batch_ndim, on_failure
-        As in :func:`fixedpoint.fixed_point`.
+    solver, adjoint, rtol, atol, norm, test, max_steps, batch_ndim, on_failure
+        As in :func:`fixedpoint.fixed_point`, except that leaves are tested, not entries. Samples
+        where the cell is not finite are NaN.
     start : callable, optional
         ``start(*inputs)`` is where to start, a tensor or a container of tensors. By default zeros
         like the first input.
@@ -83,8 +86,9 @@ class DEQ(torch.nn.Module):
         solver: Solver | None = None,
         adjoint: fp.Adjoint | None = None,
         rtol: float | torch.Tensor | None = None,
-        atol: float | torch.Tensor = 1e-9,
-        norm: str = "euclidean",
+        atol: float | torch.Tensor = 0.0,
+        norm: Norm | None = "leaves",
+        test: Test = "error",
         max_steps: int = 1000,
         batch_ndim: int = 1,
         on_failure: str = "warn",
@@ -93,7 +97,7 @@ class DEQ(torch.nn.Module):
         super().__init__()
         self.cell = cell
         self.solver, self.adjoint = solver, adjoint
-        self.rtol, self.atol, self.norm = rtol, atol, norm
+        self.rtol, self.atol, self.norm, self.test = rtol, atol, norm, test
         self.max_steps, self.batch_ndim, self.on_failure = max_steps, batch_ndim, on_failure
         self.start = start
         self.statistics: Statistics | None = None
@@ -200,15 +204,18 @@ class DEQ(torch.nn.Module):
         """Solve, by the settings."""
         return fp.fixed_point(
             f, z0, args, solver=self.solver, adjoint=self.adjoint, rtol=self.rtol, atol=self.atol,
-            norm=self.norm, max_steps=self.max_steps, batch_ndim=self.batch_ndim,
+            norm=self.norm, test=self.test, max_steps=self.max_steps, batch_ndim=self.batch_ndim,
             on_failure=self.on_failure, callback=callback,
         )  # fmt: skip
 
     def _noted(self, solution: fp.Solution) -> fp.Solution:
-        """Keep the statistics of `solution`."""
+        """Keep the statistics of `solution`; samples that were lost are NaN."""
+        lost = solution.status == int(fp.Status.NON_FINITE)
+        solution.value = _mapped(lambda leaf: _without(lost, leaf), solution.value)
         self.statistics = Statistics(
             _detached(solution.status), _detached(solution.steps),
-            _detached(solution.residual_norm), solution.work, solution.backward,
+            _detached(solution.residual_norm), _detached(solution.error), solution.work,
+            solution.backward,
         )  # fmt: skip
         return solution
 
@@ -233,6 +240,14 @@ class _Repeated:
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], container: Any) -> Any:
     leaves, structure = tree.flatten(container)
     return structure.rebuild(list(map(function, leaves)))
+
+
+def _without(lost: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+    """The leaf, not a number in the samples that were lost."""
+    if lost.device.type == "cpu" and not maps.unwrap(lost)[-1].any():
+        return leaf
+    mask = lost.reshape(*lost.shape, *(1,) * (leaf.ndim - lost.ndim))
+    return leaf.masked_fill(mask, float("nan"))
 
 
 def _detached(tensor: torch.Tensor) -> torch.Tensor:

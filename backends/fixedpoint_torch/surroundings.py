@@ -79,6 +79,37 @@ class Surroundings:
             torch.cuda.set_rng_state(states[1], self.device)
 
 
+class Untouched:
+    """Calls functions so that none writes into the state that it is given.
+
+    The first call is given copies. If it wrote into them, as an activation in place does, so are
+    all others; if not, none may.
+    """
+
+    def __init__(self) -> None:
+        self.copies: bool | None = None
+
+    def __call__(self, function: Callable[..., Any], leaves: tuple[torch.Tensor, ...]) -> Any:
+        """``function(*leaves)``."""
+        given = leaves if self.copies is False else tuple(leaf.clone() for leaf in leaves)
+        before = _versions(given)
+        output = function(*given)
+        written = before != _versions(given)
+        if self.copies is None:
+            self.copies = written
+        elif written and not self.copies:
+            raise RuntimeError(
+                "f wrote into its argument, which it had not done in its first evaluation: let it "
+                "return a new tensor"
+            )
+        return output
+
+
+def _versions(leaves: tuple[torch.Tensor, ...]) -> tuple[int, ...]:
+    """How often each tensor was written into, as far as Torch keeps count."""
+    return tuple(0 if leaf.is_inference() else leaf._version for leaf in leaves)
+
+
 def _differ(a: torch.Tensor, b: torch.Tensor) -> bool:
     return not torch.equal(a, b)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fixedpoint.backend import Vec
+from fixedpoint.course import Memory
 from fixedpoint.failure import apply_policy
-from fixedpoint.iterate import Iteration, Memory
+from fixedpoint.iterate import Iteration
 from fixedpoint.solution import Solution, Status, Work
 from fixedpoint.solvers import Picard, Solver, default_solver
 from fixedpoint.space import Space
@@ -77,9 +78,10 @@ class AdjointSystem:
         xp, space = self.space.xp, self.space
         norm = space.full(float("nan"))
         zero = xp.zeros_like(norm, dtype=xp.int32)
-        status = zero + int(Status.MAX_STEPS)
-        memory = Memory(Picard(), ())
-        return Iteration(u, norm, zero, status, zero + products, Work(vjp=products), None, memory)
+        return Iteration(
+            u, norm, norm, zero, zero + int(Status.MAX_STEPS), zero > 0, zero + products,
+            Work(vjp=products), None, Memory(Picard(), ()),
+        )  # fmt: skip
 
 
 class Adjoint(ABC):
@@ -98,9 +100,9 @@ class Adjoint(ABC):
         """Raise if solutions of `solver`, or roots, cannot be differentiated in this way."""
         del solver, is_root
 
-    def default_solver(self, size: int, is_root: bool) -> Solver:
+    def default_solver(self, size: int, is_root: bool, has_jacobian: bool) -> Solver:
         """The solver to use where none is named."""
-        return default_solver(size, is_root)
+        return default_solver(size, is_root, has_jacobian)
 
 
 class LinearAdjoint(Adjoint):
@@ -131,7 +133,8 @@ class LinearAdjoint(Adjoint):
         what = "the adjoint solve failed" if system.transposed else "the tangent solve failed"
         solution = Solution(
             space.shaped(end.value), end.status, end.residual_norm, end.steps,
-            Work(vjp=sum(end.work)), 0 * end.method, (end.state.solver.name,),
+            Work(vjp=sum(end.work)), end.error, end.precise, 0 * end.method,
+            (end.state.solver.name,),
         )  # fmt: skip
         return space.rows(apply_policy(self.policy, what, space, solution.value, solution)), end
 

@@ -7,20 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
-from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
+from fixedpoint.course import Course
 from fixedpoint.failure import check_policy
-from fixedpoint.iterate import Course, Iteration, iterate
+from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver
+from fixedpoint.tolerance import Tolerance
 
 _ANDERSON = Anderson(memory=10)
 _GMRES = NewtonKrylov(linear=GMRES(restart=50, max_steps=500), forcing=1e-3, line_search=False)
-
-# Near a singular I − Jᵀ the solution u grows, and a residual that is small beside u need not be
-# small beside v. This much of v must be gone, or what rounding allows.
-_LEAST = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +46,8 @@ class ImplicitAdjoint(LinearAdjoint):
         Where to start, shaped like z, by default at v, or for roots at zero. The multiplier of the
         augmented system is such a start, and so is ``sol.backward.value`` of an earlier solve.
     rtol, atol : float, optional
-        It ends at ‖Jᵀu + v − u‖ ≤ atol + rtol·‖Jᵀu + v‖, and no more than a hundredth of ‖v‖. By
-        default rtol is that of the forward solve, if it is a positive float, or max(1e-6, 10·eps).
+        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. By default rtol is
+        that of the forward solve, if it is a positive float, or max(1e-6, 10·eps).
     max_steps : int, optional
         Steps of the adjoint solve at most.
     on_failure : {"raise", "warn", "return", "nan"}, optional
@@ -103,35 +100,19 @@ class ImplicitAdjoint(LinearAdjoint):
         return self.solver or (_GMRES if system.is_root or preconditioned else _ANDERSON)
 
 
-@dataclass(frozen=True, eq=False)
-class _AdjointProblem(FixedPointProblem):
-    """A linear fixed point, whose residual must also be small beside the right-hand side."""
-
-    ceiling: Array = float("inf")
-
-    def _tested(self, residuals: list[Vec], targets: list[Vec]) -> tuple[Array, Array, Array]:
-        norm, magnitude, satisfied = super()._tested(residuals, targets)
-        return norm, magnitude, satisfied & (norm <= self.ceiling)
-
-    def take(self, rows: Array) -> Problem:
-        """Never asked for: no sample of an adjoint solve leaves the batch."""
-        raise NotImplementedError
-
-
 def linear_problem(system: AdjointSystem, rtol: Any, atol: float) -> Problem:
     """The system as a problem of the engine's."""
     space, negative, product = system.space, system.space.negative, system.product
     inverse = system.precondition
+    tolerance = Tolerance(rtol, atol, "euclidean")
     if system.is_root:
         return RootProblem(
-            space, lambda u: (negative(system.image(u)), None), rtol, atol,
+            space, lambda u: (negative(system.image(u)), None), tolerance,
             jvp=lambda _, v: negative(product(v)),
             preconditioner=inverse and (lambda _: inverse),
         )  # fmt: skip
-    share = min(0.5, max(_LEAST, 100.0 * space.rounding))
-    return _AdjointProblem(
-        space, lambda u: (system.image(u), None), rtol, atol,
+    return FixedPointProblem(
+        space, lambda u: (system.image(u), None), tolerance,
         jvp=lambda _, v: product(v),
         preconditioner=inverse and (lambda _: lambda v: negative(inverse(v))),
-        ceiling=atol + share * space.norm(system.right),
     )  # fmt: skip

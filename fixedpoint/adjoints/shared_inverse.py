@@ -9,7 +9,8 @@ from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.adjoints.implicit import linear_problem
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
-from fixedpoint.iterate import Course, Iteration, Memory, iterate
+from fixedpoint.course import Course, Memory
+from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.linear import GMRES, LinearSystem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Broyden, Solver
@@ -68,9 +69,9 @@ class SharedInverse(LinearAdjoint):
         if not isinstance(solver, Broyden):
             raise TypeError(f"SharedInverse needs the inverse of Broyden(), got {solver!r}")
 
-    def default_solver(self, size: int, is_root: bool) -> Solver:
+    def default_solver(self, size: int, is_root: bool, has_jacobian: bool) -> Solver:
         """Broyden's method."""
-        del size, is_root
+        del size, is_root, has_jacobian
         return Broyden()
 
     def solve(self, system: AdjointSystem) -> Iteration:
@@ -98,7 +99,7 @@ class SharedInverse(LinearAdjoint):
 def _aware(system: AdjointSystem, inverse: InverseEstimate, u: Vec, steps: int) -> Iteration:
     """Broyden's method on the adjoint system, from u and the inverse."""
     most = 2 * system.space.real_size
-    wider = inverse.widened(system.space, min(steps, most - inverse.used.shape[-1]))
+    wider = inverse.widened(system.space, min(steps, max(most - inverse.used.shape[-1], 0)))
     solver = Broyden(memory=wider.used.shape[-1])
     problem = linear_problem(system, system.rtol, 0.0)
     return iterate(solver, problem, u, Course(steps, state=Memory(solver, wider)))

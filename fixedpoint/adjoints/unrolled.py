@@ -50,6 +50,10 @@ class Unrolled(Adjoint):
 
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
         """Run `solve` on a backend that records."""
-        recording = solve.backend.recording(self.checkpoint)
-        outcome = dataclasses.replace(solve, backend=recording).run(value, args)
-        return outcome._replace(residual_norm=recording.stop((outcome.residual_norm,))[0])
+        recording, course = solve.backend.recording(self.checkpoint), solve.course
+        if self.checkpoint is not None and course.is_watched:
+            course = dataclasses.replace(course, told={})
+        recorded = dataclasses.replace(solve, backend=recording, course=course)
+        outcome: Outcome = recording.run(recorded.run, value, args)
+        norm, error = recording.stop((outcome.residual_norm, outcome.error))
+        return outcome._replace(residual_norm=norm, error=error)

@@ -82,7 +82,8 @@ class ReducedNewton(Operator):
     ...     local = tangents(lagrangian, zero, zero, w)
     ...     start = newton.start(zero, zero, w, torch.tensor([[2.0]]), local)
     ...     sol = fp.fixed_point(newton, start, (w, torch.tensor([[2.0]]), local),
-    ...                          solver=fp.Picard(keep_last=True), batch_ndim=1)
+    ...                          solver=fp.Picard(keep_last=True), test="residual",
+    ...                          batch_ndim=1)
     >>> round(float(sol.value["x"]), 4)
     0.8
     """

@@ -39,6 +39,8 @@ class Secants(NamedTuple):
         Rejections since the last step that was accepted; None if there are known to be none.
     pushed : int
         Columns pushed so far.
+    proposal : Vec
+        The next iterate.
     """
 
     residuals: Vec
@@ -48,6 +50,7 @@ class Secants(NamedTuple):
     envelope: Array
     rejected: Array | None
     pushed: Any
+    proposal: Vec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,42 +139,45 @@ class Anderson(Solver):
         memory = min(self.memory, space.real_size)
         unit = space.identity(memory)
         ridge = max(self.regularization or 0.0, 10 * space.precision)  # less may be singular
-        none = 0 * space.xp.astype(point.satisfied, space.xp.int32)
-        return Secants(
+        none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)  # traced, if that is
+        state = Secants(
             space.room(memory), space.room(memory), unit,
-            1.0 + ridge * unit, self.safeguard * point.residual_norm, _known(space, none), 0,
+            1.0 + ridge * unit, self.safeguard * point.residual_norm, _known(space, none), 0, (),
         )  # fmt: skip
+        damping = self.damping(0) if callable(self.damping) else self.damping
+        moved = space.add(point.value, space.scale(damping, point.increment))
+        return state._replace(proposal=moved)
 
     def resume(self, space: Space, state: Secants, point: Point, fresh: Secants) -> Secants:
         """The columns of an earlier call, with the envelope of this one."""
-        del point
-        return state._replace(
+        kept = state._replace(
             residuals=space.copy(state.residuals),
             images=space.copy(state.images),
             gram=1.0 * state.gram,
             envelope=fresh.envelope,
             rejected=fresh.rejected,
         )
+        return self._proposed(space.weighted(self.weights), point, kept)[0]
 
     def step(
         self, space: Space, problem: Problem, point: Point, state: Secants, active: Array | None
     ) -> Step:
         """One step, one evaluation."""
         space = space.weighted(self.weights)
-        proposal = self._proposal(space, point, state)
-        new = problem.trial(space.where(active, proposal, point.value))
+        new = problem.trial(space.where(active, state.proposal, point.value))
         state = self._remembered(space, state, point, new, active)
         fell = new.residual_norm < point.residual_norm
-        if state.rejected is None and space.backend.known_all(fell):
-            return Step(new, state, _ONE, None, True)
-        ceiling = state.envelope * (1.0 / state.pushed)
-        accepted = fell | (new.residual_norm <= ceiling)
-        return self._rejected(space, point, state, new, accepted)
+        smooth = state.rejected is None and space.backend.known_all(fell)
+        if not smooth:
+            accepted = fell | (new.residual_norm <= state.envelope * (1.0 / state.pushed))
+            new, state = self._rejected(space, point, state, new, accepted)
+        state, correction = self._proposed(space, new, state)
+        return Step(new, state, _ONE, None, smooth, correction)
 
     def _rejected(
         self, space: Space, old: Point, state: Secants, new: Point, accepted: Array
-    ) -> Step:
-        """Keep the old point where the new one is not accepted."""
+    ) -> tuple[Point, Secants]:
+        """The old point where the new one is not accepted."""
         xp = space.xp
         zero = xp.zeros_like(accepted, dtype=xp.int32)
         before = zero if state.rejected is None else state.rejected
@@ -180,23 +186,24 @@ class Anderson(Solver):
         accepted = accepted | (before > _SHORTENINGS)
         rejected = _known(space, xp.where(accepted, zero, before + 1))
         new = new if space.backend.known_all(accepted) else choose(space, accepted, new, old)
-        return Step(new, state._replace(rejected=rejected))
+        return new, state._replace(rejected=rejected)
 
-    def _proposal(self, space: Space, point: Point, state: Secants) -> Vec:
-        """The next iterate, z + τg − (ΔZ + τΔG)γ."""
+    def _proposed(self, space: Space, point: Point, state: Secants) -> tuple[Secants, Vec]:
+        """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step from z."""
         image = space.add(point.value, point.increment)
         gamma = self._gamma(space, point, state)
         mixed = space.minus_combination(image, gamma, space.filled(state.images, state.pushed))
+        correction = space.subtract(mixed, point.value)
         damping = self.damping(state.pushed) if callable(self.damping) else self.damping
         if not _is_one(damping):
             residuals = space.filled(state.residuals, state.pushed)
             left = space.minus_combination(point.increment, gamma, residuals)
             mixed = space.accumulate(mixed, (damping - 1.0) * space.one, left)
-        if state.rejected is None:
-            return mixed
-        shorter = damping * 0.5 ** space.xp.astype(state.rejected - 1, space.dtype)
-        plain = space.add(point.value, space.scale(shorter, point.increment))
-        return space.where(state.rejected > 0, plain, mixed)
+        if state.rejected is not None:
+            shorter = damping * 0.5 ** space.xp.astype(state.rejected - 1, space.dtype)
+            plain = space.add(point.value, space.scale(shorter, point.increment))
+            mixed = space.where(state.rejected > 0, plain, mixed)
+        return state._replace(proposal=mixed), correction
 
     def _gamma(self, space: Space, point: Point, state: Secants) -> Array:
         count = state.pushed
@@ -239,8 +246,8 @@ class Anderson(Solver):
         write, filled = space.backend.write, slice(row.shape[-1])
         gram = write(state.gram, (..., slot, filled), row)
         gram = write(gram, (..., filled, slot), column)
-        return Secants(
-            residuals, images, gram, state.ridge, state.envelope, state.rejected, state.pushed + 1
+        return state._replace(
+            residuals=residuals, images=images, gram=gram, pushed=state.pushed + 1
         )
 
 
@@ -255,7 +262,8 @@ def _known(space: Space, rejected: Array) -> Array | None:
 
 def _slot(pushed: Any, memory: int) -> Any:
     """Where the next difference goes: in turn, and once all slots are full thrice to each."""
-    beyond = (pushed - memory) * (pushed >= memory)
+    beyond = pushed - memory
+    beyond = max(beyond, 0) if isinstance(beyond, int) else beyond.clip(0)
     return (pushed - beyond + (beyond + 1) // 3) % memory
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.problem import Point, Problem
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
@@ -28,6 +28,16 @@ class Step(NamedTuple):
         None where it does everywhere.
     fell : bool
         Whether the residual of every sample is known to be no larger than at the old point.
+    correction : Vec or None
+        What the method would add to the new point next, undamped and without any safeguard: its
+        estimate of z* − z there. None where it has none.
+    inflation : array or None
+        How many times the size of the correction the error may be, where the method can tell
+        better than :func:`fixedpoint.convergence.judge`; not a number where it can not.
+    moves : pair of array, or None
+        The norms of Δz and Δg from the old point to the new one, if the method knows them.
+    is_direct : bool
+        Whether the correction accounts for every equation, however small beside the others.
     """
 
     point: Point
@@ -35,6 +45,10 @@ class Step(NamedTuple):
     work: Work = Work(f=1)
     failure: Array | None = None
     fell: bool = False
+    correction: Vec | None = None
+    inflation: Array | None = None
+    moves: tuple[Array, Array] | None = None
+    is_direct: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +68,9 @@ class Solver(ABC):
     def init(self, space: Space, problem: Problem, point: Point) -> Any:
         """What the method remembers before its first step from `point`."""
 
-    def initial_work(self, problem: Problem) -> Work:
-        """What :meth:`init` takes of evaluations and products."""
-        del problem
+    def initial_work(self, state: Any) -> Work:
+        """What :meth:`init` took of evaluations and products, to come to `state`."""
+        del state
         return Work()
 
     @abstractmethod
@@ -76,6 +90,11 @@ class Solver(ABC):
         """
         del space, point, fresh
         return state
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the method follows the map: where it leads, the map itself leads."""
+        return False
 
     def patience(self, space: Space) -> int:
         """After how many steps without a new smallest residual the method has stalled.

@@ -10,11 +10,14 @@ from fixedpoint.checks import check_count
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.search import backtrack
+from fixedpoint.solvers.search import Descent, backtrack
 from fixedpoint.space import Space
 
 # A step to where f is not finite is halved this often, then the point is given up as it is.
 _SHORTENINGS = 20
+
+# A change of the residual counts where it is so many times its rounding errors.
+_NOISE = 4.0
 
 
 class InverseEstimate(NamedTuple):
@@ -34,6 +37,8 @@ class InverseEstimate(NamedTuple):
         How often it was halved; None if it is known that it was not.
     pushed : int
         Updates so far.
+    spent : int
+        Evaluations that σ took.
     """
 
     left: Vec
@@ -43,6 +48,7 @@ class InverseEstimate(NamedTuple):
     direction: Vec
     shortened: Array | None
     pushed: Any
+    spent: int
 
     def times(self, space: Space, v: Vec) -> Vec:
         """The product H v."""
@@ -132,18 +138,23 @@ class Broyden(Solver):
 
     def init(self, space: Space, problem: Problem, point: Point) -> InverseEstimate:
         """No columns."""
-        scale = problem.initial_scale(point)
-        memory = min(self.memory, 2 * space.real_size)
-        count = 0 * space.xp.astype(point.satisfied, space.xp.int32)
+        scale, spent = problem.initial_scale(point)
+        memory = self.memory
+        count = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)  # traced, if that is
         none = None if space.backend.known_all(count == 0) else count
         return InverseEstimate(
             space.room(memory), space.room(memory),
             space.full(0.0, (memory,)), scale, space.scale(scale, point.increment), none, 0,
+            spent,
         )  # fmt: skip
 
-    def initial_work(self, problem: Problem) -> Work:
-        """What the first σ takes."""
-        return problem.initial_work
+    def patience(self, space: Space) -> int:
+        """Longer in small systems: a linear one ends after a multiple of its unknowns."""
+        return super().patience(space) + min(5 * space.real_size, 200)
+
+    def initial_work(self, state: InverseEstimate) -> Work:
+        """What σ took."""
+        return Work(f=state.spent)
 
     def resume(
         self, space: Space, state: InverseEstimate, point: Point, fresh: InverseEstimate
@@ -168,7 +179,8 @@ class Broyden(Solver):
         new = problem.trial(space.where(active, moved, point.value))
         finite = new.residual_norm < space.xp.inf
         if state.shortened is None and space.backend.known_all(finite):
-            return Step(new, self._updated(space, state, point, new))
+            state = self._updated(space, state, point, new)
+            return Step(new, state, correction=state.direction)
         return self._shortened(space, state, point, new, finite)
 
     def _searched(
@@ -177,14 +189,15 @@ class Broyden(Solver):
     ) -> Step:  # fmt: skip
         """A step whose length is searched for."""
         merit = space.norm(point.increment)
-        pending = space.xp.ones_like(point.satisfied) if active is None else active
-        search = backtrack(problem, point, state.direction, merit, merit * merit, pending, True)
+        pending = space.xp.ones_like(merit, dtype=space.xp.bool) if active is None else active
+        search = backtrack(problem, point, Descent(state.direction, merit, merit), pending, True)
         state = self._updated(space, state, point, search.point)
         failure = None
         if not space.backend.known_none(search.pending):
             failed = space.xp.astype(search.pending, space.xp.int32)
             failure = failed * int(Status.LINE_SEARCH_FAILED)
-        return Step(search.point, state, Work(f=search.trials), failure)
+        work = Work(f=search.trials)
+        return Step(search.point, state, work, failure, correction=state.direction)
 
     def _shortened(
         self, space: Space, state: InverseEstimate, old: Point, new: Point, finite: Array
@@ -199,8 +212,10 @@ class Broyden(Solver):
         state = self._updated(space, state, old, choose(space, finite, new, old))
         count = xp.where(finite, zero, before + 1)
         count_known = None if space.backend.known_all(finite) else count
-        direction = space.where(finite, state.direction, half)
-        return Step(point, state._replace(direction=direction, shortened=count_known))
+        correction = state.direction
+        direction = space.where(finite, correction, half)
+        state = state._replace(direction=direction, shortened=count_known)
+        return Step(point, state, correction=correction)
 
     def _updated(
         self, space: Space, state: InverseEstimate, old: Point, new: Point
@@ -212,8 +227,10 @@ class Broyden(Solver):
         change = space.subtract(new.increment, old.increment)
         v = change if self.update == "bad" else state.transposed_times(space, move)
         denominator = space.dot(v, change)
-        floor = space.precision * space.norm(v) * space.norm(change)
-        sound = xp.abs(denominator) > floor
+        size = space.norm(change)
+        # Nothing is learnt from a change that is mostly rounding.
+        sound = xp.abs(denominator) > space.precision * space.norm(v) * size
+        sound = sound & (size > _NOISE * space.rounding * new.magnitude)
         del change
         # HΔg = Hg_new − Hg_old, and Hg_old is the direction of the step.
         image = state.times(space, new.increment)
@@ -243,7 +260,10 @@ def _pushed(
 ) -> InverseEstimate:
     slot = state.pushed % state.used.shape[-1]
     used = space.backend.write(state.used, (..., slot), space.full(1.0))
-    return InverseEstimate(
-        space.push(state.left, slot, u), space.push(state.right, slot, v), used, state.scale,
-        direction, state.shortened, state.pushed + 1,
-    )  # fmt: skip
+    return state._replace(
+        left=space.push(state.left, slot, u),
+        right=space.push(state.right, slot, v),
+        used=used,
+        direction=direction,
+        pushed=state.pushed + 1,
+    )

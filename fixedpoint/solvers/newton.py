@@ -2,79 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
-from fixedpoint.differences import Sparsity
+from fixedpoint.differences import units_of
+from fixedpoint.linear.direct import (
+    Factors,
+    System,
+    column_norms,
+    damped,
+    factorised,
+    turned,
+    turned_back,
+)
+from fixedpoint.matrix import Sparsity
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.search import backtrack, bounded
+from fixedpoint.solvers.search import Descent, backtrack, bounded
 from fixedpoint.space import Space
 
 _TRIALS = 40
 
-# What elimination may leave of the right-hand side, for its solution to be used.
-_TRUST = 1e-6
+# Points with a singular derivative that are left before the method gives up.
+ESCAPES = 3
+
+# A correction with the same Jacobian that is this much shorter means quadratic convergence; where
+# nothing is known of the convergence, the error is this many corrections.
+QUADRATIC, MOST = 0.125, 1e3
+
+# How far a step may be from Newton's, relative to it, to count as that.
+_SAME = 1e-6
 
 # λ is sought between its upper bound ‖(g′D⁻¹)ᵀg‖/Δ and so many decades below, to 2⁻ᵏ of them.
 _DECADES, _BISECTIONS = 40.0, 12
-
-
-class Factors(NamedTuple):
-    """The singular values and vectors of the scaled Jacobian, J D⁻¹ = U Σ Vᵀ, and D.
-
-    Where the Jacobian is not finite, ``finite`` is false, and the factors are those of zero.
-    """
-
-    left: Array
-    values: Array
-    right: Array
-    scales: Array
-    finite: Array
-
-
-def factorised(space: Space, matrix: Array, scales: Array) -> Factors:
-    """The factors of `matrix` with its columns divided by `scales`."""
-    xp = space.xp
-    finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
-    matrix = xp.where(finite[..., None, None], matrix / scales[..., None, :], xp.zeros_like(matrix))
-    left, values, right = xp.linalg.svd(matrix, full_matrices=False)
-    return Factors(left, values, right, scales, finite)
-
-
-def column_norms(space: Space, matrix: Array) -> Array:
-    """The norm of each column, 1 where it is zero or not finite."""
-    xp = space.xp
-    norms = xp.sqrt(xp.sum(matrix * matrix, axis=-2))
-    return xp.where((norms > 0.0) & (norms < xp.inf), norms, xp.ones_like(norms))
-
-
-def solved(space: Space, factors: Factors, right: Array) -> Array:
-    """The least-squares solution J⁺b: singular values that are rounding count as zero."""
-    xp = space.xp
-    turned = xp.matmul(xp.matrix_transpose(factors.left), right[..., None])[..., 0]
-    least = right.shape[-1] * space.precision * factors.values[..., :1]
-    kept = factors.values > least
-    inverse = xp.where(kept, 1.0 / xp.where(kept, factors.values, xp.ones_like(least)), 0.0 * least)
-    return turned_back(space, factors, inverse * turned)
-
-
-def direct(space: Space, matrix: Array, right: Array) -> tuple[Array, Array]:
-    """The solution by elimination, and whether it can be trusted."""
-    xp = space.xp
-    entries = space.backend.solve(matrix, right)
-    left = xp.max(xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - right), axis=-1)
-    return entries, left <= _TRUST * xp.max(xp.abs(right), axis=-1)
-
-
-def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
-    """The product D⁻¹V with `entries`."""
-    xp = space.xp
-    rotated = xp.matmul(xp.matrix_transpose(factors.right), entries[..., None])[..., 0]
-    return rotated / factors.scales
 
 
 def matching(space: Space, sparsity: Sparsity | None) -> Sparsity | None:
@@ -87,10 +51,29 @@ def matching(space: Space, sparsity: Sparsity | None) -> Sparsity | None:
     return sparsity
 
 
-class Structure(NamedTuple):
-    """What Newton's method remembers: what difference quotients found of the Jacobian's zeros."""
+class Approach(NamedTuple):
+    """What Newton's method remembers.
+
+    Attributes
+    ----------
+    sparsity : Sparsity or None
+        What difference quotients found of the Jacobian's zeros.
+    length : array
+        The length of the last correction, each entry relative to the state's; infinite where the
+        last step was not a full one.
+    escapes : array of int
+        How often a point with a singular derivative was left.
+    rows : array of shape (batch, n)
+        What the equations are multiplied by in the line search, zero before the first step.
+    sizes : array of shape (batch, n)
+        The largest that each entry of the state has been.
+    """
 
     sparsity: Sparsity | None
+    length: Array
+    escapes: Array
+    rows: Array
+    sizes: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +84,14 @@ class Newton(Solver):
     singular value decomposition, and backtracks along d until ½‖g‖² has fallen sufficiently. The
     Jacobian is the caller's ``jacobian``, or is made column by column from products or difference
     quotients; of these, columns that share no row share an evaluation once the zeros are known. For
-    systems of up to a few hundred unknowns.
+    systems of up to a few hundred unknowns, or where ``jacobian`` gives a sparse matrix.
+
+    Where the derivative is singular, so that no d explains the residual, the state is moved by a
+    sixteenth of itself, thrice at most.
+
+    The error at a new point is that of one more correction with the old Jacobian,
+    d̄ = −g′(z)⁻¹g(z + d), as long as Θ = ‖d̄‖/‖d‖ tells that the iteration contracts
+    quadratically; else that of the geometric series that the ratio of two corrections begins.
 
     Parameters
     ----------
@@ -116,6 +106,8 @@ class Newton(Solver):
     ----------
     Dennis and Schnabel, "Numerical Methods for Unconstrained Optimization and Nonlinear
     Equations", SIAM, 1996.
+    Deuflhard, "Newton Methods for Nonlinear Problems", Springer 2004, chapter 2: the simplified
+    correction as an estimate of the error.
 
     Examples
     --------
@@ -133,66 +125,138 @@ class Newton(Solver):
         if self.step_bound is not None:
             check_positive("step_bound", self.step_bound)
 
-    def resume(self, space: Space, state: Structure, point: Point, fresh: Structure) -> Structure:
+    def resume(self, space: Space, state: Approach, point: Point, fresh: Approach) -> Approach:
         """The zeros that an earlier call found."""
-        del point, fresh
-        return Structure(matching(space, state.sparsity))
+        del point
+        return fresh._replace(sparsity=matching(space, state.sparsity))
 
     def patience(self, space: Space) -> int:
         """With bounded steps, a step for each equation of a chain."""
         chain = 0 if self.step_bound is None else space.real_size
         return super().patience(space) + chain
 
-    def init(self, space: Space, problem: Problem, point: Point) -> Structure:
+    def init(self, space: Space, problem: Problem, point: Point) -> Approach:
         """Nothing is known of the Jacobian."""
-        del space, problem, point
-        return Structure(None)
+        del problem
+        count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
+        none = space.full(0.0, (space.real_size,))
+        sizes = space.xp.abs(space.ravel(point.value))
+        return Approach(None, space.full(math.inf), count, none, sizes)
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: Structure, active: Array | None
+        self, space: Space, problem: Problem, point: Point, state: Approach, active: Array | None
     ) -> Step:
         """One Jacobian and one line search."""
-        matrix, work, sparsity = problem.matrix(point, state.sparsity)
-        finite = space.xp.all(space.xp.isfinite(matrix), axis=(-2, -1))
+        sizes = space.xp.maximum(state.sizes, space.xp.abs(space.ravel(point.value)))
+        matrix = problem.matrix(point, state.sparsity, sizes)
         right = -space.ravel(point.increment)
-        entries = self._direction(space, matrix, right, finite)
-        direction = bounded(space, space.unravel(entries), point, self.step_bound)
-        merit = space.norm(point.increment)
-        slope = slope_along(space, matrix, space.ravel(direction), right)
-        pending = finite if active is None else finite & active
-        search = backtrack(problem, point, direction, merit, slope, pending, self.line_search)
-        work = work.plus(Work(f=search.trials))
-        failure = failures(space, ~finite, search.pending)
-        return Step(search.point, Structure(sparsity), work, failure)
+        system = System.of(space, matrix.entries, right, problem.factors)
+        flat = system.finite & ~(matrix.reliable & system.finite)
+        escaping = ~system.explained & (state.escapes < ESCAPES) | flat & (state.escapes < 1)
+        rows = units(space, system, space.ravel(point.value), state.rows)
+        descent, whole = self._descent(space, system, point, escaping, rows)
+        pending = system.finite if active is None else system.finite & active
+        search = backtrack(problem, point, descent, pending, self.line_search)
+        work = matrix.work.plus(Work(f=search.trials))
+        singular = ~system.explained
+        idle = singular & ~escaping & problem.is_negligible(descent.direction, point)
+        failure = failures(space, ~system.finite, search.pending | idle, singular)
+        known = system.sound & matrix.reliable & (search.length == 1.0) & ~search.pending
+        length, correction, inflation = approached(
+            space, system, search.point, known, known & whole, state.length
+        )
+        escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
+        sizes = sizes if matrix.sizes is None else matrix.sizes
+        state = Approach(matrix.sparsity, length, escapes, rows, sizes)
+        return Step(
+            search.point, state, work, failure, False, correction, inflation, is_direct=True
+        )
 
-    def _direction(self, space: Space, matrix: Array, right: Array, finite: Array) -> Array:
-        """Newton's direction: elimination knows chains of equations to the last, however graded."""
-        xp, unit = space.xp, space.identity(right.shape[-1])
-        matrix = xp.where(finite[..., None, None], matrix, unit)
-        scales = column_norms(space, matrix)
-        entries, trusted = direct(space, matrix / scales[..., None, :], right)
-        entries = entries / scales
-        if space.backend.known_all(trusted):
-            return entries
-        least = solved(space, factorised(space, matrix, scales), right)
-        return xp.where(trusted[..., None], entries, least)
+    def _descent(
+        self, space: Space, system: System, point: Point, escaping: Array, rows: Array
+    ) -> tuple[Descent, Array]:
+        """What to search along, and whether it is all of Newton's direction."""
+        xp = space.xp
+        along = bounded(space, space.unravel(system.entries), point, self.step_bound)
+        merit = xp.linalg.vector_norm(rows * system.right, axis=-1)
+        slope = system.slope(space.ravel(along), merit, rows)
+        if not space.backend.known_none(escaping):
+            along = space.where(escaping, away(space, point.value), along)
+            merit = xp.where(escaping, space.infinity, merit)
+            slope = xp.where(escaping, space.zero, slope)
+        whole = xp.all(space.ravel(along) == system.entries, axis=-1)
+        return Descent(along, merit, slope, rows), whole
 
 
-def slope_along(space: Space, matrix: Array, entries: Array, right: Array) -> Array:
-    """The rate −gᵀg′d at which ½‖g‖² falls along d."""
+def away(space: Space, value: Vec) -> Vec:
+    """A move by about a sixteenth of each entry, or of one where it is zero, to leave a point."""
+    moves = []
+    for leaf in value:
+        xp, count = space.xp, leaf.shape[-1]
+        index = xp.astype(xp.arange(count, **space.place), space.dtype)
+        graded = space.as_leaf((1.0 + index / (2.0 * count)) / 16.0, leaf)
+        moves.append(graded * xp.where(leaf == 0, xp.ones_like(leaf), leaf))
+    return tuple(moves)
+
+
+def approached(
+    space: Space, system: System, new: Point, known: Array, full: Array, before: Array
+) -> tuple[Array, Vec, Array]:
+    """The length of this correction, the next one, and what the error is of it.
+
+    The next one is `known` where the step was not damped, and tells of the error where the step
+    was `full`, so that no bound shortened it. With Θ = ‖d̄‖/‖d‖ and the ratio q of d to the
+    correction before, the error is ‖d̄‖/(1 − Θ) where Θ is small, and else
+    max(‖d̄‖, q‖d‖)/(1 − max(Θ, q)): so it is for roots of any multiplicity.
+    """
+    xp, d = space.xp, system.entries
+    value = space.ravel(new.value)
+    weights = space.ratio(space.one, xp.maximum(xp.abs(value), xp.abs(d)))
+    length = xp.linalg.vector_norm(weights * d, axis=-1)
+    if space.backend.known_none(known):
+        return xp.where(full, length, space.infinity), space.unravel(d), space.full(math.inf)
+    simplified = system.solved(-space.ravel(new.increment))
+    next_length = xp.linalg.vector_norm(weights * simplified, axis=-1)
+    theta, q = space.ratio(next_length, length), length / before
+    first = before == xp.inf
+    rate = xp.maximum(theta, q)
+    slow = xp.maximum(theta, q) / xp.where(rate < 1.0, 1.0 - rate, space.zero)
+    slow = slow / xp.where(theta > 0.0, theta, space.one)
+    factor = xp.where(theta <= QUADRATIC, 1.0 / (1.0 - xp.minimum(theta, 0.5 * space.one)), slow)
+    vague = first & (theta > QUADRATIC) | ~(factor < MOST) | ~full
+    factor = xp.where(vague, MOST * space.one, factor)
+    inflation = xp.where(known, factor, space.infinity)
+    correction = xp.where(known[..., None], simplified, d)
+    return xp.where(full, length, space.infinity), space.unravel(correction), inflation
+
+
+def units(space: Space, system: System, value: Array, rows: Array) -> Array:
+    """`rows`, or what brings equations together whose units are more than a million apart.
+
+    An equation is as large as its change when the unknowns change by their own size, or where they
+    are zero by the first correction.
+    """
     xp = space.xp
-    image = xp.matmul(matrix, entries[..., None])[..., 0]
-    slope = xp.sum(right * image, axis=-1)
-    return xp.where(xp.isfinite(slope), slope, xp.zeros_like(slope))
+    size = xp.where(value == 0.0, xp.abs(system.entries), xp.abs(value))
+    felt = system.felt(xp.where(xp.isfinite(size), size, xp.zeros_like(size)))
+    felt = xp.where(felt < xp.inf, felt, xp.zeros_like(felt))
+    largest = xp.max(felt, axis=-1, keepdims=True)
+    largest = xp.where(largest > 0.0, largest, space.one)
+    return xp.where(rows > 0.0, rows, 2.0 ** -xp.round(xp.log2(largest)) / units_of(space, felt))
 
 
-def failures(space: Space, unsolved: Array, pending: Array) -> Array | None:
+def failures(
+    space: Space, unsolved: Array, pending: Array, singular: Array | None = None
+) -> Array | None:
     """The statuses of samples whose linear solve, or whose search, failed; None if none did."""
     xp = space.xp
     if space.backend.known_none(unsolved | pending):
         return None
     status = xp.astype(unsolved, xp.int32) * int(Status.LINEAR_SOLVE_FAILED)
-    return xp.where(pending, xp.full_like(status, int(Status.LINE_SEARCH_FAILED)), status)
+    status = xp.where(pending, xp.full_like(status, int(Status.LINE_SEARCH_FAILED)), status)
+    if singular is None:
+        return status
+    return xp.where(pending & singular, xp.full_like(status, int(Status.SINGULAR)), status)
 
 
 class Region(NamedTuple):
@@ -206,11 +270,16 @@ class Region(NamedTuple):
         D, the largest norm that each column of the Jacobian has had.
     sparsity : Sparsity or None
         What difference quotients found of the Jacobian's zeros.
+    length, rows, sizes : array
+        As for :class:`Newton`.
     """
 
     radius: Array
     scales: Array
     sparsity: Sparsity | None
+    length: Array
+    rows: Array
+    sizes: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,31 +317,53 @@ class LevenbergMarquardt(Solver):
 
     def init(self, space: Space, problem: Problem, point: Point) -> Region:
         """No radius, and no scales."""
-        del problem, point
-        return Region(space.full(0.0), space.full(0.0, (space.real_size,)), None)
+        del problem
+        none = space.full(0.0, (space.real_size,))
+        sizes = space.xp.abs(space.ravel(point.value))
+        return Region(space.full(0.0), none, None, space.full(math.inf), none, sizes)
 
     def resume(self, space: Space, state: Region, point: Point, fresh: Region) -> Region:
         """The radius, scales and zeros of an earlier call."""
-        del point, fresh
-        return state._replace(sparsity=matching(space, state.sparsity))
+        del point
+        return state._replace(sparsity=matching(space, state.sparsity), length=fresh.length)
 
     def step(
         self, space: Space, problem: Problem, point: Point, state: Region, active: Array | None
     ) -> Step:
         """One Jacobian, and trials at shrinking radii until one is accepted."""
         xp = space.xp
-        matrix, work, sparsity = problem.matrix(point, state.sparsity)
-        scales = xp.maximum(state.scales, column_norms(space, matrix))
-        factors = factorised(space, matrix, scales)
-        size = xp.linalg.vector_norm(scales * space.ravel(point.value), axis=-1)
+        value = space.ravel(point.value)
+        sizes = xp.maximum(state.sizes, xp.abs(value))
+        matrix = problem.matrix(point, state.sparsity, sizes)
+        right = -space.ravel(point.increment)
+        system = System.of(space, matrix.entries, right, problem.factors)
+        rows = units(space, system, value, state.rows)
+        scaled = rows[..., :, None] * system.dense()
+        scales = xp.maximum(state.scales, column_norms(space, scaled))
+        factors = factorised(space, scaled, scales)
+        size = xp.linalg.vector_norm(scales * value, axis=-1)
         first = self.radius * xp.where(size > 0.0, size, xp.ones_like(size))
         radius = xp.where(state.radius > 0.0, state.radius, first)
-        pending = factors.finite if active is None else factors.finite & active
-        trial = _Trials(problem, point, factors)
-        end = trial.run(radius, pending)
-        work = work.plus(Work(f=end.trials))
-        failure = failures(space, ~factors.finite, end.pending)
-        return Step(end.point, Region(end.radius, scales, sparsity), work, failure)
+        pending = system.finite if active is None else system.finite & active
+        end = _Trials(problem, point, rows, factors).run(radius, pending)
+        work = matrix.work.plus(Work(f=end.trials))
+        failure = failures(space, ~system.finite, end.pending, ~system.explained)
+        moved = space.ravel(end.point.value) - value
+        full = system.sound & matrix.reliable & _same(space, moved, system.entries, value)
+        length, correction, inflation = approached(
+            space, system, end.point, full, full, state.length
+        )
+        sizes = sizes if matrix.sizes is None else matrix.sizes
+        state = Region(end.radius, scales, matrix.sparsity, length, rows, sizes)
+        return Step(end.point, state, work, failure, False, correction, inflation, is_direct=True)
+
+
+def _same(space: Space, moved: Array, entries: Array, value: Array) -> Array:
+    """Whether a move is all of a direction, up to the rounding of the state."""
+    xp = space.xp
+    weights = space.ratio(space.one, xp.maximum(xp.abs(value), xp.abs(entries)))
+    far, size = (xp.linalg.vector_norm(weights * u, axis=-1) for u in (moved - entries, moved))
+    return far <= _SAME * size + space.rounding * math.sqrt(space.real_size)
 
 
 class _Trial(NamedTuple):
@@ -288,6 +379,7 @@ class _Trials:
 
     problem: Problem
     old: Point
+    rows: Array
     factors: Factors
 
     def run(self, radius: Array, pending: Array) -> _Trial:
@@ -306,12 +398,16 @@ class _Trials:
         entries, length, promised = self.restricted(carry.radius)
         value = space.add(self.old.value, space.unravel(entries))
         new = self.problem.trial(space.where(carry.pending, value, carry.point.value))
-        merit, norm = space.norm(self.old.increment), space.norm(new.increment)
+        merit, norm = (
+            xp.linalg.vector_norm(self.rows * space.ravel(at.increment), axis=-1)
+            for at in (self.old, new)
+        )
         # Of (‖g‖² − ‖g⁺‖²)/‖g‖², free of overflow.
         relative = space.ratio(norm, merit)
         gain = space.ratio(1.0 - relative * relative, promised)
         good = (norm < xp.inf) & (new.residual_norm < xp.inf)
-        accepted = carry.pending & good & ((gain > 1e-4) | new.satisfied)
+        short = self.problem.is_negligible(space.unravel(entries), self.old)
+        accepted = carry.pending & good & ((gain > 1e-4) | short)
         shrunk = 0.25 * xp.minimum(carry.radius, length)
         shrunk = xp.where(good & (gain > 1e-4), 0.5 * xp.minimum(carry.radius, length), shrunk)
         grown = xp.maximum(carry.radius, 2.0 * length)
@@ -325,30 +421,22 @@ class _Trials:
 
     def restricted(self, radius: Array) -> tuple[Array, Array, Array]:
         """The step, its length ‖Dd‖, and the relative decrease of ‖g‖² that it promises."""
-        space, xp, values = self.problem.space, self.problem.space.xp, self.factors.values
-        right = -space.ravel(self.old.increment)
-        turned = xp.matmul(xp.matrix_transpose(self.factors.left), right[..., None])[..., 0]
-        # Singular values that are rounding are dropped, so that λ = 0 is Newton's step.
-        least = right.shape[-1] * space.precision * values[..., :1]
-        values = xp.where(values > least, values, xp.zeros_like(values))
-        squares, products = values * values, values * turned
-        lam = self.multiplier(squares, products, radius)
-        shifted = squares + lam
-        entries = xp.where(
-            shifted > 0.0,
-            products / xp.where(shifted > 0.0, shifted, 1.0 + 0.0 * shifted),
-            0.0 * products,
-        )
+        space, xp, factors = self.problem.space, self.problem.space.xp, self.factors
+        right = -self.rows * space.ravel(self.old.increment)
+        rotated = turned(space, factors, right)
+        lam = self.multiplier(right, factors.values * rotated, radius)
+        entries = damped(space, factors, rotated, lam)
         length = xp.linalg.vector_norm(entries, axis=-1)
-        left = turned - values * entries
+        left = rotated - factors.values * entries
         total = xp.linalg.vector_norm(right, axis=-1)
-        inside, after = space.ratio(turned, total[..., None]), space.ratio(left, total[..., None])
+        inside, after = space.ratio(rotated, total[..., None]), space.ratio(left, total[..., None])
         promised = xp.sum(inside * inside - after * after, axis=-1)
-        return turned_back(space, self.factors, entries), length, promised
+        return turned_back(space, factors, entries), length, promised
 
-    def multiplier(self, squares: Array, products: Array, radius: Array) -> Array:
+    def multiplier(self, right: Array, products: Array, radius: Array) -> Array:
         """The λ ≥ 0 at which the scaled step q(λ) has the length of the radius, by bisection."""
         space, xp = self.problem.space, self.problem.space.xp
+        squares = self.factors.values * self.factors.values
 
         def length(lam: Array) -> Array:
             return xp.linalg.vector_norm(
@@ -356,7 +444,8 @@ class _Trials:
             )
 
         bound = radius[..., None]
-        highest = space.ratio(xp.linalg.vector_norm(products, axis=-1, keepdims=True), bound)
+        slope = xp.matmul(xp.matrix_transpose(self.factors.matrix), right[..., None])[..., 0]
+        highest = space.ratio(xp.linalg.vector_norm(slope, axis=-1, keepdims=True), bound)
         low, high = -_DECADES + 0.0 * highest, 0.0 * highest
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.problem import Point, Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.search import backtrack, bounded
+from fixedpoint.solvers.newton import ESCAPES, MOST, QUADRATIC, away
+from fixedpoint.solvers.search import Descent, backtrack, bounded
 from fixedpoint.space import Space
 
 # A linear solve that leaves more than this of the residual has failed.
@@ -27,10 +29,19 @@ class Forcing(NamedTuple):
         The forcing term of the next linear solve.
     linear : object
         What the linear solver remembers.
+    amplification : array
+        The largest ‖d‖/‖g‖ so far.
+    length : array
+        ‖d‖ of the last full step, infinite where it was not full.
+    escapes : array of int
+        How often a point with a singular derivative was left.
     """
 
     eta: Array
     linear: Any
+    amplification: Array
+    length: Array
+    escapes: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +108,14 @@ class NewtonKrylov(Solver):
 
     def init(self, space: Space, problem: Problem, point: Point) -> Forcing:
         """The first forcing term."""
-        del problem, point
-        return Forcing(space.full(self.forcing), self.linear.init(space))
+        del problem
+        zero, count = (
+            space.full(0.0),
+            space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32),
+        )
+        return Forcing(
+            space.full(self.forcing), self.linear.init(space), zero, space.full(math.inf), count,
+        )  # fmt: skip
 
     def resume(self, space: Space, state: Forcing, point: Point, fresh: Forcing) -> Forcing:
         """Begin anew: a forcing term belongs to the residual before."""
@@ -109,35 +126,70 @@ class NewtonKrylov(Solver):
         self, space: Space, problem: Problem, point: Point, state: Forcing, active: Array | None
     ) -> Step:
         """One linear solve and one line search."""
-        xp = space.xp
         merit = space.norm(point.increment)
-        needed = 0.25 * space.ratio(problem.tolerance(point), point.residual_norm)
-        eta = xp.minimum(xp.maximum(state.eta, needed), space.full(self.forcing_max))
+        eta = self._eta(space, problem, point, state, merit)
         linearisation = problem.linearise(point)
         system = LinearSystem(
             space, linearisation.product, space.negative(point.increment), eta * merit,
             problem.precondition(point), active,
         )  # fmt: skip
         solution, memory = self.linear.solve(system, state.linear)
-        search = self._search(problem, point, solution, merit, active)
+        useful = solution.residual_norm <= _USELESS * merit
+        descent, whole, escaping = self._descent(space, point, state, solution, merit, useful)
+        pending = useful | escaping if active is None else (useful | escaping) & active
+        search = backtrack(problem, point, descent, pending, self.line_search)
         new = search.point
-        eta = self._next(space, state.eta, merit, space.norm(new.increment))
+        whole = whole & (search.length == 1.0) & ~search.pending
+        amplification = self._amplification(space, state, solution.value, merit, whole)
+        end = space.norm(new.increment)
+        length, correction, inflation = what_is_left(
+            space, solution.value, merit, end, amplification, whole, state.length
+        )
+        state = Forcing(
+            self._next(space, state.eta, merit, end), memory, amplification, length,
+            state.escapes + space.xp.astype(escaping, space.xp.int32),
+        )  # fmt: skip
         return Step(
-            new, Forcing(eta, memory), _work(linearisation, solution, search.trials),
-            _failure(space, solution, merit, search.pending),
+            new, state, linearisation.work(solution.products).plus(Work(f=search.trials)),
+            _failure(space, useful | escaping, search.pending), False, correction, inflation,
         )  # fmt: skip
 
-    def _search(
-        self, problem: Problem, point: Point, solution: LinearSolution, merit: Array,
-        active: Array | None,
-    ) -> Any:  # fmt: skip
-        """Backtrack along the direction, where it reduces the linearised residual."""
-        useful = solution.residual_norm <= _USELESS * merit
-        pending = useful if active is None else useful & active
+    def _eta(
+        self, space: Space, problem: Problem, point: Point, state: Forcing, merit: Array
+    ) -> Array:
+        """The forcing term, no smaller than what the tolerance needs."""
+        xp = space.xp
+        needed = 0.25 * problem.share_within(point, state.amplification, merit)
+        eta = xp.maximum(state.eta, xp.where(needed < xp.inf, needed, space.zero))
+        return xp.minimum(eta, space.full(self.forcing_max))
+
+    def _descent(
+        self, space: Space, point: Point, state: Forcing, solution: LinearSolution, merit: Array,
+        useful: Array,
+    ) -> tuple[Descent, Array, Array]:  # fmt: skip
+        """What to search along, whether that is all of d, and where a point is to be left."""
+        along = bounded(space, solution.value, point, self.step_bound)
+        whole = useful
+        if self.step_bound is not None:
+            whole = useful & (space.norm(space.subtract(along, solution.value)) == 0.0)
         # ½‖g‖² falls at the rate gᵀ(−g′d) = ‖g‖² − gᵀr ≥ ‖g‖(‖g‖ − ‖r‖), r the linear residual.
-        slope = merit * (merit - solution.residual_norm)
-        direction = bounded(problem.space, solution.value, point, self.step_bound)
-        return backtrack(problem, point, direction, merit, slope, pending, self.line_search)
+        slope = merit - solution.residual_norm
+        flat = ~useful & (space.norm(solution.value) == 0.0)
+        escaping = flat & (merit < space.xp.inf) & (state.escapes < ESCAPES)
+        if not space.backend.known_none(escaping):
+            along = space.where(escaping, away(space, point.value), along)
+            merit = space.xp.where(escaping, space.infinity, merit)
+            slope = space.xp.where(escaping, space.zero, slope)
+        return Descent(along, merit, slope), whole, escaping
+
+    def _amplification(
+        self, space: Space, state: Forcing, d: Vec, merit: Array, whole: Array
+    ) -> Array:
+        """The largest ‖d‖/‖g‖, which grows as residuals come to lie where g′ is small."""
+        now = space.ratio(space.norm(d), merit)
+        return space.xp.where(
+            whole, space.xp.maximum(state.amplification, now), state.amplification
+        )
 
     def _next(self, space: Space, eta: Array, old: Array, new: Array) -> Array:
         """Eisenstat and Walker's second choice."""
@@ -148,18 +200,30 @@ class NewtonKrylov(Solver):
         return xp.maximum(chosen, xp.full_like(chosen, 1e-4))
 
 
-def _work(linearisation: Any, solution: LinearSolution, trials: Any) -> Work:
-    products = solution.products
-    return Work(
-        f=trials + products * linearisation.evaluations, jvp=products * linearisation.products
-    )
+def what_is_left(
+    space: Space, d: Vec, merit: Array, end: Array, amplification: Array, whole: Array,
+    before: Array,
+) -> tuple[Array, Vec, Array]:  # fmt: skip
+    """‖d‖, a correction of the size that is left, and how many times it the error may be.
+
+    What is left is the residual after the step, amplified as before. It lies where Newton's
+    next step would: as long as that is not known, along d.
+    """
+    xp, size = space.xp, space.norm(d)
+    correction = space.scale(space.ratio(amplification * end, size), d)
+    fell, shrank = space.ratio(end, merit), size / before
+    rate = xp.maximum(fell, shrank)
+    factor = 1.0 / xp.where(rate < 1.0, 1.0 - rate, space.zero)
+    unknown = (before == xp.inf) & (fell > QUADRATIC) | ~(factor < MOST)
+    factor = xp.where(unknown, MOST * space.one, factor)
+    length = xp.where(whole, size, space.infinity)
+    return length, correction, xp.where(whole, factor, space.infinity)
 
 
-def _failure(space: Space, solution: LinearSolution, merit: Array, pending: Array) -> Array | None:
+def _failure(space: Space, useful: Array, pending: Array) -> Array | None:
     """What became of the samples that could not take a step."""
     xp = space.xp
-    useless = ~(solution.residual_norm <= _USELESS * merit)
-    if space.backend.known_none(useless | pending):
+    if space.backend.known_none(~useful | pending):
         return None
-    failure = xp.astype(useless, xp.int32) * int(Status.LINEAR_SOLVE_FAILED)
+    failure = xp.astype(~useful, xp.int32) * int(Status.LINEAR_SOLVE_FAILED)
     return xp.where(pending, xp.full_like(failure, int(Status.LINE_SEARCH_FAILED)), failure)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.problem import Point, Problem
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
+
+# The part of a squared residual that older ones must account for, to tell how they go on.
+_EXPLAINED = 0.9
+
+# The part that one of them leaves, below which a second one tells nothing.
+_PARALLEL = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +50,60 @@ class Picard(Solver):
         """Whether the last iterate is returned."""
         return self.keep_last
 
+    @property
+    def is_plain(self) -> bool:
+        """The method is the map, or half of it."""
+        return True
+
     def __post_init__(self) -> None:
         check_positive("damping", self.damping, 2.0)
 
-    def init(self, space: Space, problem: Problem, point: Point) -> tuple[()]:
-        """Nothing is remembered."""
-        del space, problem, point
-        return ()
+    def init(self, space: Space, problem: Problem, point: Point) -> Vec:
+        """The residual before this one: none yet."""
+        del problem
+        return space.zeros(point.increment)
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: tuple[()], active: Array | None
+        self, space: Space, problem: Problem, point: Point, state: Vec, active: Array | None
     ) -> Step:
         """One step, one evaluation."""
         moved = space.add(point.value, space.scale(self.damping, point.increment))
-        return Step(problem.trial(space.where(active, moved, point.value)), state)
+        new = problem.trial(space.where(active, moved, point.value))
+        left, known = remaining(space, new.increment, point.increment, state)
+        return Step(
+            new, point.increment, correction=space.scale(self.damping, left), inflation=known
+        )
+
+
+def remaining(space: Space, g: Vec, before: Vec, earlier: Vec) -> tuple[Vec, Array]:
+    """What is left to go by a plain iteration, and 1 where that is known, else not a number.
+
+    Where g ≈ a g₁ + b g₂, with the two residuals before it, the residuals to come follow the same
+    recurrence, and sum up to (g + b g₁)/(1 − a − b): minimal polynomial extrapolation for an
+    eigenvalue, two of opposite signs, or a complex pair. Where the recurrence does not hold, g
+    stands for it.
+
+    References
+    ----------
+    Cabay and Jackson, "A polynomial extrapolation method for finding limits and antilimits of
+    vector sequences", SIAM J. Numer. Anal. 13, 1976.
+    """
+    xp, dot = space.xp, space.dot
+    square, one, size = dot(before, before), dot(g, before), dot(g, g)
+    first = space.ratio(one, square)
+    second, explained = space.zero * first, first * one
+    if not space.backend.known_all(size - explained <= _PARALLEL * size):
+        mixed, older, two = dot(before, earlier), dot(earlier, earlier), dot(g, earlier)
+        # What the second residual adds once its part along the first one is taken out.
+        rest = older - space.ratio(mixed * mixed, square)
+        b = space.ratio(two - space.ratio(mixed * one, square), rest)
+        adds = (rest > _PARALLEL * older) & (size - explained > _PARALLEL * size)
+        second = xp.where(adds, b, second)
+        first = first - space.ratio(second * mixed, square)
+        explained = first * one + second * two
+    left = 1.0 - first - second
+    known = (explained > _EXPLAINED * size) & (left > 0.0)
+    factor = xp.where(known, space.ratio(space.one, left), space.one)
+    second = xp.where(known, second, xp.zeros_like(second))
+    total = space.scale(factor, space.axpy(second, before, g))
+    return total, xp.where(known, space.one, xp.zeros_like(left) + math.nan)

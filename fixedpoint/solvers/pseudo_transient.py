@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.newton_krylov import what_is_left
 from fixedpoint.space import Space
 
 # A time step changes by this factor at most, and may fall to this part of the first.
@@ -24,12 +26,17 @@ class TimeStep(NamedTuple):
     ----------
     size, first : array
         The next time step, and the first one.
+    amplification, length : array
+        The largest ratio of a Newton correction to its residual, as far as the steps tell, and the
+        length of the last step.
     linear : object
         What the linear solver remembers.
     """
 
     size: Array
     first: Array
+    amplification: Array
+    length: Array
     linear: Any
 
 
@@ -86,7 +93,8 @@ class PseudoTransient(Solver):
         natural = space.ratio(size, space.norm(point.increment))
         one = space.xp.ones_like(size)
         first = self.time_step * space.xp.where(natural > 0.0, natural, one)
-        return TimeStep(first, first, self.linear.init(space))
+        infinite = space.full(math.inf)
+        return TimeStep(first, first, space.full(0.0), infinite, self.linear.init(space))
 
     def resume(self, space: Space, state: TimeStep, point: Point, fresh: TimeStep) -> TimeStep:
         """Begin anew: a time step belongs to the residual before."""
@@ -116,12 +124,18 @@ class PseudoTransient(Solver):
             xp.maximum(change, xp.full_like(change, 1.0 / _CHANGE)), xp.full_like(change, _CHANGE)
         )
         size = state.size * xp.where(finite, change, xp.full_like(change, 0.25))
-        work = Work(
-            f=1 + solution.products * linearisation.evaluations,
-            jvp=solution.products * linearisation.products,
-        )
+        work = linearisation.work(solution.products).plus(Work(f=1))
         failure = xp.astype(hopeless & ~finite, xp.int32) * int(Status.NON_FINITE)
         failure = None if space.backend.known_all(finite) else failure
+        # Newton's correction is (I + (−g′)⁻¹/δ) d.
+        length = space.norm(solution.value)
+        newton = length * (1.0 + space.ratio(length * inverse, merit))
+        amplification = xp.maximum(state.amplification, space.ratio(newton, merit))
+        length, correction, inflation = what_is_left(
+            space, solution.value, merit, space.norm(new.increment), amplification, finite,
+            state.length,
+        )  # fmt: skip
+        state = TimeStep(size, state.first, amplification, length, memory)
         return Step(
-            choose(space, finite, new, point), TimeStep(size, state.first, memory), work, failure
+            choose(space, finite, new, point), state, work, failure, False, correction, inflation
         )

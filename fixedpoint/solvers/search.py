@@ -25,6 +25,33 @@ def bounded(space: Space, direction: Vec, point: Point, bound: float | None) -> 
     return space.clipped(direction, reach)
 
 
+class Descent(NamedTuple):
+    """A direction to search along.
+
+    Attributes
+    ----------
+    direction : Vec
+        The step d.
+    merit : array
+        The norm of the residual at the old point.
+    slope : array
+        The rate at which ½‖g‖² is expected to fall along d, divided by ‖g‖.
+    rows : array of shape (batch, n), or None
+        What the equations are multiplied by before their norm is taken.
+    """
+
+    direction: Vec
+    merit: Array
+    slope: Array
+    rows: Array | None = None
+
+    def measured(self, space: Space, increment: Vec) -> Array:
+        """The norm of a residual."""
+        if self.rows is None:
+            return space.norm(increment)
+        return space.xp.linalg.vector_norm(space.ravel(increment) * self.rows, axis=-1)
+
+
 class Search(NamedTuple):
     """Where a search ended.
 
@@ -47,41 +74,44 @@ class Search(NamedTuple):
 
 
 def backtrack(
-    problem: Problem, old: Point, direction: Vec, merit: Array, slope: Array,
-    pending: Array, monotone: bool,
-) -> Search:  # fmt: skip
+    problem: Problem, old: Point, descent: Descent, pending: Array, monotone: bool
+) -> Search:
     """Armijo's rule along a direction, from the full step on.
 
     Accepts z + λd if ‖g(z + λd)‖² ≤ ‖g‖² − 2 10⁻⁴ λ s, s the expected decrease of ½‖g‖², else
-    shortens λ to the minimiser of the parabola through what is known. Where g is not finite at a
-    trial point λ is halved; without `monotone` that is all that is asked.
+    shortens λ to the minimiser of the parabola through what is known. All norms are taken relative
+    to ‖g‖, whose square may be beyond the range of floats. Where g is not finite at a trial
+    point λ is halved; without `monotone` that is all that is asked, and so it is of a step that is
+    itself within tolerance: rounding errors may hide its decrease.
 
     Parameters
     ----------
-    merit, slope : array
-        ‖g‖ at the old point, and s.
     pending : array of bool
         The samples to search for.
     monotone : bool
         Whether a decrease is asked for.
     """
     space, xp = problem.space, problem.space.xp
+    slope = space.ratio(descent.slope, descent.merit)
+    short = problem.is_negligible(descent.direction, old)
+    asks = descent.merit != 0.0  # else it is solved, and a division by zero has no derivative
+    merit = xp.where(asks, descent.merit, space.one)
 
     def trial(search: Search) -> Search:
         length = search.length
-        value = space.axpy(length, direction, old.value)
+        value = space.axpy(length, descent.direction, old.value)
         new = problem.trial(space.where(search.pending, value, search.point.value))
-        norm = space.norm(new.increment)
-        finite = norm < xp.inf
-        enough = norm * norm <= merit * merit - 2 * _SUFFICIENT * length * slope
-        accepted = search.pending & finite & (new.residual_norm < xp.inf)
+        ratio = xp.where(asks, descent.measured(space, new.increment) / merit, space.unknown)
+        finite = (new.residual_norm < xp.inf) & ~xp.isnan(ratio)
+        enough = ratio * ratio <= 1.0 - 2 * _SUFFICIENT * length * slope
+        accepted = search.pending & finite
         if monotone:
-            accepted = accepted & (enough | new.satisfied)
+            accepted = accepted & (enough | short)
         pending = search.pending & ~accepted
         if space.backend.known_none(pending) and space.backend.known_all(accepted):
             return Search(new, length, pending, search.trials + 1)
         # ½‖g(z + λd)‖² is near ½‖g‖² − λs + cλ²: least at λ = s/(2c).
-        curvature = 0.5 * (norm * norm - merit * merit) + length * slope
+        curvature = 0.5 * (ratio * ratio - 1.0) + length * slope
         least = space.ratio(length * length * slope, 2 * curvature)
         least = xp.where(finite, least, _MOST * length)
         shorter = xp.minimum(xp.maximum(least, _LEAST * length), _MOST * length)

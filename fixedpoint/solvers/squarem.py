@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from fixedpoint.backend import Array
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.picard import remaining
 from fixedpoint.space import Space
 
 
@@ -65,6 +67,11 @@ class SQUAREM(Solver):
                 value = getattr(self, name)
                 raise ValueError(f"{name} must be finite and greater than 1, got {value!r}")
 
+    @property
+    def is_plain(self) -> bool:
+        """Every step passes through the map twice."""
+        return True
+
     def init(self, space: Space, problem: Problem, point: Point) -> StepBound:
         """No extrapolation beyond Picard's."""
         del problem, point
@@ -87,5 +94,16 @@ class SQUAREM(Solver):
         accepted = end.residual_norm <= ceiling
         bound = xp.where(wanted >= state.bound, self.growth * state.bound, state.bound)
         less = xp.maximum(state.bound / self.growth, space.full(1.0))
-        new = choose(space, accepted | middle.satisfied & end.satisfied, end, middle)
-        return Step(new, StepBound(xp.where(accepted, bound, less)), Work(f=2))
+        new = choose(space, accepted, end, middle)
+        bound = StepBound(xp.where(accepted, bound, less))
+        # The extrapolation from the new point, if it were as long as this or the last long one.
+        longest = xp.maximum(xp.maximum(wanted, bound.bound / self.growth), space.full(1.0))
+        correction = space.scale(longest, new.increment)
+        # Two plain steps, and what follows them is told by their residuals.
+        plain = accepted & (length == 1.0)
+        if space.backend.known_none(plain):
+            return Step(new, bound, Work(f=2), correction=correction)
+        left, known = remaining(space, new.increment, middle.increment, point.increment)
+        known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
+        correction = space.where(known == 1.0, left, correction)
+        return Step(new, bound, Work(f=2), correction=correction, inflation=known)

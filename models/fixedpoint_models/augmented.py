@@ -172,6 +172,7 @@ class AugmentedDEQ:
         control: dict[str, Any] = {
             "rtol": rtol,
             "atol": atol,
+            "test": "residual",
             "max_steps": max_steps,
             "on_failure": on_failure,
         }

@@ -121,7 +121,9 @@ def _race_table(found: Comparison) -> Table:
 
 def _decoded(task: Task, x: torch.Tensor) -> torch.Tensor:
     """The images at the equilibria of x."""
-    solution = fp.fixed_point(equilibrium_map, task.z, (x, task.params), batch_ndim=1)
+    solution = fp.fixed_point(
+        equilibrium_map, task.z, (x, task.params), batch_ndim=1, norm="leaves"
+    )
     images: torch.Tensor = decode(solution.value, task.params)
     return images
 

@@ -266,7 +266,7 @@ class PatchGame(torch.nn.Module):
         )
         own: dict[str, Any] = {
             "solver": self.solver, "adjoint": self.adjoint, "rtol": self.rtol,
-            "atol": self.atol, "max_steps": self.max_steps, "batch_ndim": 1,
+            "atol": self.atol, "test": "residual", "max_steps": self.max_steps, "batch_ndim": 1,
             "batched_args": (True, False),
         }  # fmt: skip
         return fp.fixed_point(proximal_step, start, (image, params), **(own | settings))

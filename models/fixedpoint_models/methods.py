@@ -97,7 +97,7 @@ class TrackedNewton:
 
     def _equilibrium(self, problem: Lagrangian, z: Any, x: Any, params: Any) -> tuple[Any, Work]:
         found = fp.fixed_point(
-            problem.f, z, (x, params), rtol=self.inner_rtol, atol=0.0, batch_ndim=1,
+            problem.f, z, (x, params), rtol=self.inner_rtol, test="residual", batch_ndim=1,
             on_failure="return",
         )  # fmt: skip
         return found.value, found.work

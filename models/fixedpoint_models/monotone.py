@@ -154,6 +154,7 @@ class MonotoneDEQ(torch.nn.Module):
         start = torch.zeros_like(drive) if z0 is None else z0
         own: dict[str, Any] = {
             "solver": self.solver, "adjoint": self.adjoint, "rtol": self.rtol,
+            "test": "residual", "norm": "leaves",
             "max_steps": self.max_steps, "batch_ndim": x.ndim - 1,
         }  # fmt: skip
         return fp.fixed_point(operator, start, (W, drive, *inverse), **(own | settings))

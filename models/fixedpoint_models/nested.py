@@ -107,8 +107,8 @@ class Nested:
     def _solve(self, f: Callable[..., Any], start: Any, args: Any) -> fp.Solution:
         with torch.no_grad():
             return fp.fixed_point(
-                f, start, args, solver=self.solver, rtol=self.tolerance, atol=0.0, batch_ndim=1,
-                on_failure="return",
+                f, start, args, solver=self.solver, rtol=self.tolerance, test="residual",
+                batch_ndim=1, on_failure="return",
             )  # fmt: skip
 
     def _adjoint(

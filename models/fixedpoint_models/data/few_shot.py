@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform  # type: ignore[import-untyped]
+from scipy.ndimage import affine_transform
 
 from fixedpoint.checks import check_count, check_positive
 

@@ -239,7 +239,8 @@ class Adversarial(Experiment):
         params, z, x = self.posed(images)
         found = fp.fixed_point(
             self.model.f, z, (x, params), rtol=1e-4, atol=1e-6, batch_ndim=1,
-            on_failure="return", adjoint=fp.ImplicitAdjoint(on_failure="return", rtol=1e-3),
+            test="residual", on_failure="return",
+            adjoint=fp.ImplicitAdjoint(on_failure="return", rtol=1e-3),
         )  # fmt: skip
         assert self.model.output is not None
         seen: Tensor = self.model.output(found.value, params)

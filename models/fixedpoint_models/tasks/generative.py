@@ -352,7 +352,7 @@ class Decoder:
         with torch.no_grad():
             return fp.fixed_point(
                 self.module.f, self.start(len(x))[0], (x, params), batch_ndim=1, rtol=1e-5,
-                on_failure="return",
+                atol=1e-9, test="residual", on_failure="return",
             )  # fmt: skip
 
     def images(self, x: Tensor, params: Any) -> Tensor:

@@ -401,11 +401,11 @@ class Meta(Experiment):
             For :func:`fixedpoint.fixed_point`, in place of the settings.
         """
         params, start = self.module.params(images), self._start(images)[0]
-        given = {"solver": fp.Anderson(memory=5), "rtol": self.settings.rtol, "max_steps": 50}
-        z = fp.fixed_point(
-            self._map(), start, (v, params), batch_ndim=1,
-            **{**given, "on_failure": "return", "adjoint": self._adjoint(), **control},
-        ).value  # fmt: skip
+        given: dict[str, Any] = {
+            "solver": fp.Anderson(memory=5), "rtol": self.settings.rtol, "max_steps": 50,
+            "test": "residual", "on_failure": "return", "adjoint": self._adjoint(),
+        } | control  # fmt: skip
+        z = fp.fixed_point(self._map(), start, (v, params), batch_ndim=1, **given).value
         return self.module.scores(z, v, params)
 
     def _adjoint(self) -> fp.ImplicitAdjoint:

@@ -1,0 +1,232 @@
+"""When an iteration has converged: the error that is left, estimated, and the test of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
+
+from fixedpoint.backend import Array
+from fixedpoint.problem import Point, Problem, Sizes
+from fixedpoint.solvers.base import Step
+from fixedpoint.tolerance import every
+
+# A part that has fallen to this share of the largest that it has been counts as zero.
+_ZERO = 1e-12
+
+# Success means that the residual has fallen to this share of the largest it has been.
+_FALL = 0.9
+
+# Steps over which the largest amplification counts.
+_WINDOW = 20
+
+
+class Evidence(NamedTuple):
+    """What the steps so far tell of how the error and the residual go together.
+
+    Attributes
+    ----------
+    first, highest : array
+        The first residual norm of each sample, and the largest, or what rounding may make it.
+    scale : tuple of array
+        The parts of the first residual; for roots of the first that is not zero.
+    largest : tuple of array
+        The largest that each part of the state has been.
+    sizes : array of shape (batch, 2)
+        The sizes of the last two corrections, the newest first; infinite where there was none.
+    amplification : array of shape (batch, window)
+        ‖Δz‖/‖Δg‖ of the last steps.
+    count : int
+        Steps so far.
+    """
+
+    first: Array
+    highest: Array
+    scale: tuple[Array, ...]
+    largest: tuple[Array, ...]
+    sizes: Array
+    amplification: Array
+    count: Any
+
+
+class Verdict(NamedTuple):
+    """What is known of a point.
+
+    Attributes
+    ----------
+    satisfied : array of bool
+        Whether each sample meets the tolerance.
+    error : array
+        The estimate of ‖z − z*‖; infinite where there is none.
+    evidence : Evidence
+        What is known now.
+    hidden : array of bool
+        Whether the residual tells nothing: one as large as the largest would be lost in the
+        rounding of the state.
+    """
+
+    satisfied: Array
+    error: Array
+    evidence: Evidence
+    hidden: Array
+
+
+def opened(problem: Problem, first: Point) -> Evidence:
+    """What is known before the first step."""
+    space, tolerance = problem.space, problem.tolerance
+    # A residual that is smaller than that at the start is no measure of those that follow.
+    largest = space.xp.maximum(first.residual_norm, 2.0 * problem.rounding(first))
+    return Evidence(
+        largest,
+        largest,
+        tolerance.parts(space, first.tested),
+        tolerance.parts(space, first.value),
+        space.full(math.inf, (2,)),
+        space.full(0.0, (_WINDOW,)),
+        0,
+    )
+
+
+def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdict:
+    """Whether the point that a step led to meets the tolerance.
+
+    With the correction d that a method proposes there, undamped and not safeguarded, and
+    m = max(‖d‖, ‖g‖) for maps, m = ‖d‖ for roots, the error is taken to be
+
+        ε = max( m / (1 − q), ½ κ ‖g‖ ),    κ = max ‖Δz‖/‖Δg‖ over the last steps.
+
+    q is the rate at which m fell in the last two steps, so that the first term is Aitken's: a
+    correction is followed by others. κ is a lower bound of ‖(I − J)⁻¹‖, by which a residual
+    amounts to an error. A sample passes when every part of its state does, with a share of
+    max(ε, √(m m_old)) that goes with its part of d and g: a correction that is short by chance
+    must not pass. A method that knows its error better says how many times ‖d‖ it is.
+
+    References
+    ----------
+    Deuflhard, "Newton Methods for Nonlinear Problems", Springer 2004: corrections as errors.
+    Hairer and Wanner, "Solving Ordinary Differential Equations II", Springer 1996, section IV.8:
+    the factor 1/(1 − q).
+    """
+    space, point = problem.space, step.point
+    hidden = problem.rounding(point) > _FALL * evidence.highest
+    exact = (point.residual_norm == 0.0) & ~hidden
+    if problem.tolerance.test == "residual":
+        passes = _residual_passes(problem, evidence, point) & ~hidden
+        return Verdict(passes, _plain(problem, old, step), evidence, hidden)
+    if step.correction is None:
+        error = space.xp.where(exact, space.zero, space.full(math.inf))
+        return Verdict(exact, error, evidence, hidden)
+    sizes = problem.sizes(old, point, step.correction, step.moves)
+    evidence = _noted(problem, evidence, point, sizes)
+    error, guarded = _error(problem, evidence, step, sizes.length)
+    satisfied = (_passes(problem, evidence, step, sizes, guarded) & ~hidden) | exact
+    error = space.xp.where(exact, space.zero, error)
+    error = space.xp.where(space.xp.isnan(error), space.infinity, error)
+    last = space.xp.stack([sizes.length, evidence.sizes[..., 0]], axis=-1)
+    return Verdict(satisfied, error, evidence._replace(sizes=last), hidden)
+
+
+def judge_start(problem: Problem, first: Point) -> Array:
+    """Whether the start needs no step: it is exact, or nothing but rounding is left.
+
+    By the test of residuals, whether the residual is within tolerance.
+    """
+    tolerance, space = problem.tolerance, problem.space
+    done = first.residual_norm == 0.0
+    if tolerance.test == "residual":
+        scale = problem.residual_scale(first, tolerance.parts(space, first.tested))
+        pairs = zip(tolerance.parts(space, first.tested), tolerance.bounds(scale), strict=True)
+        return done | every(space, [size <= bound for size, bound in pairs])
+    return done if tolerance.is_zero else done | problem.is_rounding(first)
+
+
+def vanished_states(problem: Problem, evidence: Evidence, point: Point) -> Array:
+    """Whether nothing is left of any part of the state, in samples of which there was something."""
+    space, xp = problem.space, problem.space.xp
+    state = problem.tolerance.parts(space, point.value)
+    pairs = list(zip(state, evidence.largest, strict=True))
+    some = reduce(or_, [xp.any(most > 0.0, axis=-1) for _, most in pairs])
+    return some & every(space, [size <= _ZERO * most for size, most in pairs])
+
+
+def _plain(problem: Problem, old: Point, step: Step) -> Array:
+    """The correction, as the error."""
+    if step.correction is None:
+        return problem.space.full(math.inf)
+    length = problem.sizes(old, step.point, step.correction, step.moves).length
+    if step.inflation is None:
+        return length
+    known = ~problem.space.xp.isnan(step.inflation)
+    return problem.space.xp.where(known, step.inflation * length, length)
+
+
+def _noted(problem: Problem, evidence: Evidence, point: Point, sizes: Sizes) -> Evidence:
+    """The evidence with what the step itself tells."""
+    space, xp, moved, changed = problem.space, problem.space.xp, sizes.moved, sizes.changed
+    ratio = moved / xp.where(changed > 0.0, changed, space.one)
+    ratio = xp.where(changed > 0.0, ratio, xp.where(moved > 0.0, space.infinity, space.zero))
+    ratio = xp.where(xp.isnan(ratio), space.zero, ratio)
+    amplification = space.backend.write(
+        evidence.amplification, (..., evidence.count % _WINDOW), ratio
+    )
+    norm = point.residual_norm
+    highest = xp.where(norm > evidence.highest, norm, evidence.highest)
+    largest = _larger(xp, sizes.state, evidence.largest)
+    scale = evidence.scale
+    if problem.has_own_units:
+        pairs = zip(scale, sizes.residual, strict=True)
+        scale = tuple([xp.where(old > 0.0, old, new) for old, new in pairs])
+    return evidence._replace(
+        highest=highest, scale=scale, largest=largest, amplification=amplification,
+        count=evidence.count + 1,
+    )  # fmt: skip
+
+
+def _larger(xp: Any, new: Sequence[Array], old: Sequence[Array]) -> tuple[Array, ...]:
+    """The larger one of each part; what is not a number counts for nothing."""
+    return tuple([xp.where(a > b, a, b) for a, b in zip(new, old, strict=True)])
+
+
+def _error(problem: Problem, evidence: Evidence, step: Step, m: Array) -> tuple[Array, Array]:
+    """The estimate of the error, and the one that has to be within tolerance."""
+    xp, space = problem.space.xp, problem.space
+    if step.is_direct:
+        error = step.inflation * m
+        return error, error
+    before, earlier = evidence.sizes[..., 0], evidence.sizes[..., 1]
+    rate = xp.maximum(m / before, xp.sqrt(m / earlier))
+    following = m / xp.where(rate < 1.0, 1.0 - rate, space.zero)
+    amplified = 0.5 * xp.max(evidence.amplification, axis=-1) * step.point.residual_norm
+    error = xp.maximum(following, amplified)
+    guarded = xp.maximum(error, xp.sqrt(m) * xp.sqrt(xp.maximum(m, before)))
+    if step.inflation is None:
+        return error, guarded
+    known, given = ~xp.isnan(step.inflation), step.inflation * m
+    return xp.where(known, given, error), xp.where(known, given, guarded)
+
+
+def _passes(problem: Problem, evidence: Evidence, step: Step, sizes: Sizes, error: Array) -> Array:
+    """Whether every part of the state is within tolerance, or has become zero."""
+    space, tolerance, xp, m = problem.space, problem.tolerance, problem.space.xp, sizes.length
+    fell = step.point.residual_norm <= _FALL * evidence.highest
+    if not step.is_direct:
+        fell = fell & problem.fell(sizes, evidence.scale)
+    factor = (error / xp.where(m > 0.0, m, space.one))[..., None]
+    masks = [
+        (factor * share <= bound) | (size + factor * share <= _ZERO * most)
+        for share, bound, size, most in zip(
+            sizes.shares, tolerance.bounds(sizes.state), sizes.state, evidence.largest, strict=True
+        )
+    ]
+    return fell & every(space, masks)
+
+
+def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Array:
+    """Whether the residual is within tolerance, and fell or is below the absolute one."""
+    space, tolerance, norm = problem.space, problem.tolerance, point.residual_norm
+    bounds = tolerance.bounds(problem.residual_scale(point, evidence.scale))
+    sizes = tolerance.parts(space, point.tested)
+    fell = (norm <= _FALL * evidence.first) | (norm <= tolerance.atol)
+    return fell & every(space, [size <= b for size, b in zip(sizes, bounds, strict=True)])

@@ -1,0 +1,112 @@
+"""What is asked of a solution, and of which parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_
+from typing import Any, Literal
+
+from fixedpoint.backend import Array, Vec
+from fixedpoint.space import Space
+
+Norm = Literal["entries", "leaves", "euclidean", "max"]
+Test = Literal["error", "residual"]
+NORMS: tuple[Norm, ...] = ("entries", "leaves", "euclidean", "max")
+TESTS: tuple[Test, ...] = ("error", "residual")
+
+# The part of its largest that each part of a residual must fall to, where rtol is zero.
+_SHARE = 1e-5
+
+# Real unknowns of a sample up to which each entry has to be right by itself.
+ENTRIES = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Tolerance:
+    """What an error, or a residual, must not exceed.
+
+    Parameters
+    ----------
+    rtol, atol : float or array of the batch's shape
+        The relative and the absolute tolerance.
+    norm : {"entries", "leaves", "euclidean", "max"}
+        The parts of a state that are tested, each by itself: its entries; its leaves, in the
+        Euclidean norm; or all of it, in the Euclidean or the largest norm.
+    test : {"error", "residual"}
+        Whether the error z − z* is bounded, or the residual.
+    blocks : tuple of slice
+        The leaves that a norm of all is taken of, where it is taken of several groups apart.
+    """
+
+    rtol: Any
+    atol: Any
+    norm: Norm
+    test: Test = "error"
+    blocks: tuple[slice, ...] = (slice(None),)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether only an exact solution would do: then a fixed number of steps is taken."""
+        return _is_zero(self.rtol) and _is_zero(self.atol)
+
+    @property
+    def relative_share(self) -> Any:
+        """What part of its largest a residual should be, once an error is relatively this small."""
+        return _SHARE if _is_zero(self.rtol) else 10.0 * _column(self.rtol)
+
+    def take(self, xp: Any, rows: Array) -> Tolerance:
+        """The tolerances of the samples `rows`."""
+
+        def part(tolerance: Any) -> Any:
+            batched = getattr(tolerance, "ndim", 0) > 0
+            return xp.take(tolerance, rows, axis=0) if batched else tolerance
+
+        return replace(self, rtol=part(self.rtol), atol=part(self.atol))
+
+    @property
+    def kind(self) -> str:
+        """The norm of a part, and that in which residuals are reported."""
+        return "max" if self.norm == "max" else "euclidean"
+
+    def is_one_part(self, u: Vec) -> bool:
+        """Whether all of u is a single part."""
+        return self.norm != "entries" and len(self.groups(u)) == 1
+
+    def groups(self, u: Vec) -> list[Vec]:
+        """The leaves of each part of u, where parts are no single entries."""
+        if self.norm == "leaves":
+            return [(leaf,) for leaf in u]
+        return [u[block] for block in self.blocks]
+
+    def parts(self, space: Space, u: Vec) -> tuple[Array, ...]:
+        """The sizes of the parts of u, in arrays (batch, parts)."""
+        if self.norm == "entries":
+            return tuple([space.magnitudes(leaf) for leaf in u])
+        norms = space.sound_norms([(group, self.kind) for group in self.groups(u)])
+        return tuple([norm[..., None] for norm in norms])
+
+    def bounds(self, sizes: Sequence[Array]) -> list[Array]:
+        """What goes with parts of these sizes: atol + rtol·size."""
+        atol, rtol = _column(self.atol), _column(self.rtol)
+        return [rtol * size if _is_zero(atol) else atol + rtol * size for size in sizes]
+
+    def covers(self, space: Space, u: Vec, value: Vec) -> Array:
+        """Whether every part of u is within the tolerance that goes with `value`."""
+        bounds = self.bounds(self.parts(space, value))
+        return every(space, [u <= b for u, b in zip(self.parts(space, u), bounds, strict=True)])
+
+
+def every(space: Space, masks: Sequence[Array]) -> Array:
+    """Whether all parts of each sample pass."""
+    return reduce(and_, [space.xp.all(mask, axis=-1) for mask in masks])
+
+
+def _is_zero(tolerance: Any) -> bool:
+    return isinstance(tolerance, float | int) and tolerance == 0
+
+
+def _column(tolerance: Any) -> Any:
+    """A tolerance per sample, to compare the parts of each with."""
+    return tolerance[..., None] if getattr(tolerance, "ndim", 0) > 0 else tolerance
