@@ -116,6 +116,123 @@ def test_the_ends_are_not_written_to(xp_case):
     assert xp_case.to_numpy(upper).tolist() == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("ends", [(0, 1), ([0], [1]), (np.array([0]), 1.0), (0.0, np.array(1))])
+def test_whole_numbers_are_ends(ends):
+    sol = fp.bracketed_root(lambda x: x - 0.3, *ends)
+    np.testing.assert_allclose(sol.value, 0.3, rtol=8 * EPS)
+
+
+def test_ends_take_the_shape_and_precision_of_the_function(jit_case):
+    a = np.array([0.2, 0.6])
+    sol = solve(jit_case, lambda x, a: x - a, np.float32(0.0), np.float32(1.0), (a,))
+    np.testing.assert_allclose(jit_case.to_numpy(sol.value), a, rtol=8 * EPS)
+    counted = solve(
+        jit_case, lambda x, A: x - jit_case.xp.sum(A), np.zeros(2), np.ones(2), (0.1 * np.eye(3),)
+    )
+    np.testing.assert_allclose(jit_case.to_numpy(counted.value), [0.3, 0.3], rtol=8 * EPS)
+
+
+# Ends that are not known.
+
+BEYOND = {
+    "far": (lambda xp, x: x - 1e20, 0.0, math.inf, 1e20),
+    "near zero": (lambda xp, x: x - 1e-20, 0.0, math.inf, 1e-20),
+    "to the left": (lambda xp, x: x + 7e5, -math.inf, 3.0, -7e5),
+    "both ways": (lambda xp, x: xp.exp(x) - 1e10, -math.inf, math.inf, math.log(1e10)),
+    "slow": (lambda xp, x: xp.log(x) - 200.0, 1.0, math.inf, math.exp(200.0)),
+    "flat": (lambda xp, x: xp.tanh(x - 3e5), math.inf, 0.0, 3e5),
+    "undefined farther out": (lambda xp, x: xp.sqrt(40.0 - x) - 1.0, 0.0, math.inf, 39.0),
+}
+
+
+@pytest.mark.parametrize("name", list(BEYOND))
+def test_an_infinite_end_is_searched_for(jit_case, name):
+    F, lower, upper, root = BEYOND[name]
+    sol = solve(jit_case, lambda x: F(jit_case.xp, x), np.array(lower), np.array(upper))
+    assert statuses(jit_case, sol) == ["CONVERGED"]
+    assert float(sol.value) == pytest.approx(root, rel=1e-13)
+    assert int(sol.steps) <= 60
+
+
+def test_a_bad_bracket_is_expanded_if_asked(jit_case):
+    lower, upper = np.array([1.0, 4.0, -2.0, 5.0]), np.array([2.0, 5.0, 3.0, 6.0])
+    a = np.array([27.0, 27.0, 1.0, -1e9])
+    plain = solve(jit_case, cube, lower, upper, (a,))
+    assert statuses(jit_case, plain) == ["NO_BRACKET", "NO_BRACKET", "CONVERGED", "NO_BRACKET"]
+    assert np.isinf(jit_case.to_numpy(plain.error)[0])
+    sol = solve(jit_case, cube, lower, upper, (a,), expand=True)
+    np.testing.assert_allclose(jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS)
+
+
+def test_no_bracket_is_found_where_there_is_none(jit_case):
+    for sides in ({"upper": np.array(math.inf)}, {"upper": np.array(1.0), "expand": True}):
+        sol = solve(jit_case, lambda x: x**2 + 1.0, np.array(-3.0), **sides)
+        assert statuses(jit_case, sol) == ["NO_BRACKET"]
+
+
+# What is watched, and what is told.
+
+
+def test_tolerances_for_each_entry(jit_case):
+    a, xtol = np.array([0.2, 0.6, 0.7]), np.array([1e-2, 1e-6, 0.0])
+    sol = solve(jit_case, cube, 0.0 * a, 1.0 + 0.0 * a, (a,), xtol=jit_case.asarray(xtol), rtol=0.0)
+    error, steps = (jit_case.to_numpy(x) for x in (sol.error, sol.steps))
+    assert np.all(np.abs(jit_case.to_numpy(sol.value) - np.cbrt(a)) <= error + 4 * EPS)
+    assert np.all(error <= 2 * xtol + 4 * EPS)
+    assert steps[0] < steps[1] < steps[2]
+    atol = jit_case.asarray(np.array([1e-1, 1e-8, 0.0]))
+    sol = solve(jit_case, cube, 0.0 * a, 1.0 + 0.0 * a, (a,), atol=atol)
+    norm = jit_case.to_numpy(sol.residual_norm)
+    assert np.all(norm <= [0.1, 1e-8, EPS])
+
+
+def test_the_last_bracket_holds_the_root(jit_case):
+    a = np.array([0.2, 0.6, 5.0])
+    sol = solve(jit_case, cube, 3.0 + 0.0 * a, 0.0 * a, (a,), max_steps=5)
+    lower, upper, error = (jit_case.to_numpy(x) for x in (*sol.bracket, sol.error))
+    assert np.all((lower <= np.cbrt(a)) & (np.cbrt(a) <= upper))
+    np.testing.assert_allclose(error, upper - lower, rtol=1e-12)
+
+
+def test_the_trace_and_the_callback_see_every_step(xp_case):
+    seen = []
+    sol = fp.bracketed_root(
+        lambda x: x**3 - 2.0, xp_case.asarray(np.zeros(2)), 3.0, record=True,
+        callback=lambda step, x, size: seen.append((step, xp_case.to_numpy(size)[0])),
+    )  # fmt: skip
+    steps = int(sol.steps[0])
+    assert [step for step, _ in seen] == list(range(1, steps + 1))
+    norms = xp_case.to_numpy(sol.trace.residual_norm)[0]
+    np.testing.assert_array_equal(norms[1 : steps + 1], [size for _, size in seen])
+    assert np.all(np.isnan(norms[steps + 1 :]))
+    assert xp_case.to_numpy(sol.trace.evaluations)[0, steps] == sol.work.f == steps + 2
+
+
+def test_a_search_can_be_ended(xp_case):
+    def ended(**settings):
+        start = xp_case.asarray(np.zeros(1))
+        sol = fp.bracketed_root(lambda x: x - 0.3, start, 1.0, on_failure="return", **settings)
+        return fp.Status(int(sol.status[0])).name, int(sol.work.f)
+
+    assert ended(callback=lambda step, x, size: True, rtol=0.0) == ("STOPPED", 3)
+    F = lambda x: x**9 - 0.3
+    sol = fp.bracketed_root(
+        F, xp_case.asarray(np.zeros(1)), 1.0, budget=fp.Budget(evaluations=5), on_failure="return"
+    )
+    assert (fp.Status(int(sol.status[0])).name, int(sol.work.f)) == ("OUT_OF_BUDGET", 5)
+
+
+def test_what_is_returned_besides_is_that_of_the_root(jit_case):
+    def F(x, a):
+        return x**3 - a, {"square": x * x}
+
+    a = np.array([2.0, 3.0])
+    call = lambda a: fp.bracketed_root(F, 0.0 * a, 3.0, (a,), has_aux=True).aux["square"]
+    run = jax.jit(call) if jit_case.name == "jax-jit" else call
+    square = jit_case.to_numpy(run(jit_case.asarray(a)))
+    np.testing.assert_allclose(square, np.cbrt(a) ** 2, rtol=16 * EPS)
+
+
 # What it costs.
 
 NASTY = {
@@ -197,10 +314,8 @@ def test_what_is_no_root_is_told_by_its_status(numpy_case, name):
 
 
 def test_verdicts_on_every_backend(jit_case):
-    """A root, a jump, a pole, no bracket, NaN; an infinite end where a trace cannot refuse it."""
+    """A root, a jump, a pole, no bracket, NaN in F, and as an end."""
     xp = jit_case.xp
-    jitted = jit_case.name == "jax-jit"
-    last = math.inf if jitted else math.nan
 
     def function(x, kind):
         root, jump, pole = x - 0.3, xp.where(x < 0.3, -1 + 0 * x, 1 + 0 * x), 1 / (x - 0.3)
@@ -208,7 +323,7 @@ def test_verdicts_on_every_backend(jit_case):
         return xp.where(kind == 3, x**2 + 1.0, xp.where(kind == 4, x + math.nan, value))
 
     kind = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
-    upper = np.array([2.0, 2.0, 2.0, 2.0, 2.0, last])
+    upper = np.array([2.0, 2.0, 2.0, 2.0, 2.0, math.nan])
     sol = solve(jit_case, function, 0 * kind - 1.0, upper, (kind,))
     expected = ["CONVERGED", "STALLED", "DIVERGED", "NO_BRACKET", "NON_FINITE", "NON_FINITE"]
     assert statuses(jit_case, sol) == expected
@@ -388,7 +503,7 @@ def test_a_trace_fills_what_failed_with_nan():
 
 def test_the_message_names_the_method():
     sol = fp.bracketed_root(lambda x: x**2 - 2.0, 0.0, 2.0)
-    assert repr(sol).startswith("Solution(converged (Chandrupatla); largest residual norm ")
+    assert repr(sol).startswith("Solution(converged (Chandrupatla); largest error ")
 
 
 def test_linearisation(xp_case):
@@ -404,18 +519,14 @@ ONE = np.array([0.0, 0.0])
 @pytest.mark.parametrize(
     ("error", "match", "lower", "upper", "settings"),
     [
-        (TypeError, "lower must be a floating-point array, got builtins.int", 0, 1, {}),
-        (TypeError, "lower must be a floating-point array, got builtins.list", [0.0], [1.0], {}),
-        (TypeError, "lower must have a real floating-point dtype", np.array([0]), 1.0, {}),
-        (TypeError, "upper must have a real floating-point dtype", 0.0, np.array([1]), {}),
+        (TypeError, "lower must be a floating-point array, got builtins.str", "0", 1, {}),
         (TypeError, "real floating-point dtype, got complex128", ONE + 0j, 1.0, {}),
-        (TypeError, "upper must have the dtype of lower", ONE, np.ones(2, np.float32), {}),
         (TypeError, "all leaves must come from one array library", ONE, torch.ones(2), {}),
         (ValueError, r"must broadcast .* shapes \(2,\) and \(3,\)", ONE, np.ones(3), {}),
-        (ValueError, "lower and upper must be finite", ONE, math.inf, {}),
         (ValueError, "rtol must be a finite number", ONE, 1.0, {"rtol": -1.0}),
         (ValueError, "xtol must be a finite number", ONE, 1.0, {"xtol": math.inf}),
         (ValueError, "atol must be a finite number", ONE, 1.0, {"atol": math.nan}),
+        (ValueError, r"xtol must broadcast to the shape \(2,\)", ONE, 1.0, {"xtol": np.ones(3)}),
         (ValueError, "max_steps must be an integer", ONE, 1.0, {"max_steps": -1}),
         (ValueError, "on_failure must be one of", ONE, 1.0, {"on_failure": "stop"}),
         (TypeError, "adjoint must be an adjoint", ONE, 1.0, {"adjoint": fp.Picard()}),
@@ -432,7 +543,7 @@ def test_bad_input(error, match, lower, upper, settings):
     [
         (lambda x: x[:1], ValueError, r"keep the shape of lower: expected \(2,\), got \(1,\)"),
         (lambda x: x.astype(np.float32), TypeError, "keep the dtype of lower"),
-        (torch.as_tensor, TypeError, "must return an array for lower"),
+        (lambda x: torch.tensor(x.tolist()), TypeError, "must return an array for lower"),
         (lambda x: [x], ValueError, "must return a container like lower"),
         (3.0, TypeError, "F must be callable, got float"),
         (fp.operators.Map(np.cos), TypeError, "an operator has fixed points"),

@@ -1,0 +1,508 @@
+"""Chandrupatla's method for brackets, each entry of an array by itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
+from fixedpoint.backend import Array, Vec
+from fixedpoint.course import Memory
+from fixedpoint.iterate import Iteration
+from fixedpoint.solution import Status, Trace, Work
+from fixedpoint.solve import Outcome, Solve
+from fixedpoint.solvers import Picard
+from fixedpoint.space import Space
+
+# Halving the interval brings a root near zero closer by one binary digit a step, and never there.
+# A bracket that has not become narrow after this many steps is therefore cut at zero, and from then
+# on every other time halved on a logarithmic scale, which takes ten steps from 1 to 1e-300.
+_PLAIN_STEPS = 8
+
+# An end that is moved outwards goes so many times as far, and the next time so many times farther;
+# where F is not defined the square root of that, until it is hardly any farther.
+_REACH, _NEAR = 4.0, 1.001
+
+
+class Bracket(NamedTuple):
+    """Three points, and F there.
+
+    Attributes
+    ----------
+    x1, f1 : array
+        The latest point, an end of the bracket.
+    x2, f2 : array
+        The other end.
+    x3, f3 : array
+        The point that was an end before; at first the other end.
+    """
+
+    x1: Array
+    f1: Array
+    x2: Array
+    f2: Array
+    x3: Array
+    f3: Array
+
+    def moved(self, xp: Any, x: Array, f: Array) -> Bracket:
+        """The bracket that is left after F was found to be `f` at `x`, between the ends."""
+        same = (f > 0) == (self.f1 > 0)
+        leaving = xp.where(same, self.x1, self.x2), xp.where(same, self.f1, self.f2)
+        staying = xp.where(same, self.x2, self.x1), xp.where(same, self.f2, self.f1)
+        return Bracket(x, f, *staying, *leaving)
+
+    def best_first(self, xp: Any) -> Bracket:
+        """The same points, the end with the smaller |F| in front."""
+        size1, size2 = xp.abs(self.f1), xp.abs(self.f2)
+        first = (size1 <= size2) | xp.isnan(size2)
+        front = xp.where(first, self.x1, self.x2), xp.where(first, self.f1, self.f2)
+        back = xp.where(first, self.x2, self.x1), xp.where(first, self.f2, self.f1)
+        return Bracket(*front, *back, self.x3, self.f3)
+
+    @property
+    def half_width(self) -> Array:
+        """Half the width, without overflow."""
+        return abs(0.5 * self.x2 - 0.5 * self.x1)
+
+    def safe(self, xp: Any) -> Array:
+        """Chandrupatla's inequalities: the inverse parabola is monotonic between the ends.
+
+        Comparisons with NaN, which infinite values of F lead to, do not hold.
+        """
+        x1, f1, x2, f2, x3, f3 = self
+        xi = _ratio(xp, x1 - x2, x3 - x2)
+        phi = _ratio(xp, f1 - f2, f3 - f2)
+        inside = (xi >= 0) & (xi <= 1) & (x3 != x2)  # at first there are but two points
+        xi = xp.where(inside, xi, xp.zeros_like(xi))
+        return inside & (1.0 - xp.sqrt(1.0 - xi) < phi) & (phi < xp.sqrt(xi))
+
+    def fraction(self, xp: Any) -> Array:
+        """How far from x1 to x2 the parabola through the points, x of F, has its root."""
+        x1, f1, x2, f2, x3, f3 = self
+        alpha = _ratio(xp, x3 - x1, x2 - x1)
+        linear = _ratio(xp, f1, f1 - f2) * _ratio(xp, f3, f3 - f2)
+        return linear + alpha * _ratio(xp, f1, f3 - f1) * _ratio(xp, f2, f3 - f2)
+
+    def middle(self, xp: Any, tiny: float, late: Any) -> Array:
+        """Half-way between the ends; if `late`, on a logarithmic scale, or at zero."""
+        plain = 0.5 * self.x1 + 0.5 * self.x2
+        near = xp.minimum(xp.abs(self.x1), xp.abs(self.x2))
+        far = xp.maximum(xp.abs(self.x1), xp.abs(self.x2))
+        floor = xp.full_like(near, tiny)
+        logarithmic = xp.sign(plain) * xp.sqrt(xp.maximum(near, floor)) * xp.sqrt(far)
+        middle = xp.where((far > 4.0 * near) & late, logarithmic, plain)
+        return xp.where(self.straddles_zero & late, xp.zeros_like(plain), middle)
+
+    @property
+    def holds(self) -> Array:
+        """Whether a root lies between the ends, or is one."""
+        return _opposed(self.f1, self.f2) | (self.f1 == 0) | (self.f2 == 0)
+
+    @property
+    def straddles_zero(self) -> Array:
+        """Whether zero lies strictly between the ends."""
+        return _opposed(self.x1, self.x2)
+
+
+def _opposed(a: Array, b: Array) -> Array:
+    """Whether one is negative and the other positive."""
+    return ((a < 0) & (b > 0)) | ((a > 0) & (b < 0))
+
+
+def _ratio(xp: Any, a: Array, b: Array) -> Array:
+    """The quotient a/b, or a where b = 0."""
+    return a / xp.where(b == 0, xp.ones_like(b), b)
+
+
+class Opening(NamedTuple):
+    """The brackets when the signs at their ends first differed.
+
+    Attributes
+    ----------
+    half_width : array
+        Half their width.
+    smaller : array
+        The smaller |F| at their ends, zero where both are infinite.
+    """
+
+    half_width: Array
+    smaller: Array
+
+    @classmethod
+    def of(cls, xp: Any, bracket: Bracket) -> Opening:
+        """That of `bracket`."""
+        smaller = xp.abs(bracket.best_first(xp).f1)
+        finite = xp.isfinite(smaller)
+        return cls(bracket.half_width, xp.where(finite, smaller, xp.zeros_like(smaller)))
+
+
+class Search(NamedTuple):
+    """What one step hands to the next.
+
+    Attributes
+    ----------
+    bracket : Bracket
+        Where each entry stands.
+    opening : Opening
+        Where its bracket began.
+    found : array of bool
+        Whether there is a bracket: remembered, since what a compiler computes twice may be zero
+        once and not the other time.
+    reference : array
+        The mean of |F| at the ends of the last bracket that was wide.
+    reach : array
+        How many times farther than the last one the next end is tried, where a bracket is sought.
+    status, steps : array of int
+        How each entry stands, and how many steps it took.
+    step : int
+        Steps so far.
+    running : bool
+        Whether any entry is unfinished.
+    trace : Trace or None
+        What is recorded.
+    latest : pair of array, or None
+        In a trace the latest point and F there, which the rest does not account for yet. What is
+        decided by the sign of F, and kept, has to be decided by the number in memory: a compiler
+        that computes F twice, once to keep it and once for its sign, may round it in two ways.
+    """
+
+    bracket: Bracket
+    opening: Opening
+    found: Array
+    reference: Array
+    reach: Array
+    status: Array
+    steps: Array
+    step: Any
+    running: Any
+    trace: Trace | None
+    latest: tuple[Array, Array] | None
+
+
+class Ends(NamedTuple):
+    """The ends that were given.
+
+    Attributes
+    ----------
+    x1, x2 : array
+        Where to begin: finite points, where the end is infinite in its place.
+    free1, free2 : array of bool
+        Whether the end may be moved outwards until the signs differ.
+    """
+
+    x1: Array
+    x2: Array
+    free1: Array
+    free2: Array
+
+    @classmethod
+    def of(cls, xp: Any, x1: Array, x2: Array, expand: bool) -> Ends:
+        """Those of two arrays; all of them may be moved, or just the infinite ones."""
+        infinite1, infinite2 = xp.isinf(x1), xp.isinf(x2)
+        one, two = (_finite(xp, x, other) for x, other in ((x1, x2), (x2, x1)))
+        return cls(one, two, infinite1 | expand, infinite2 | expand)
+
+
+def _finite(xp: Any, x: Array, other: Array) -> Array:
+    """The end x, or where it is infinite a point on that side of the other one, or of zero."""
+    base = xp.where(xp.isfinite(other), other, xp.zeros_like(other))
+    away = base + xp.sign(x) * xp.maximum(xp.abs(base), xp.ones_like(base))
+    return xp.where(xp.isinf(x), away, x)
+
+
+@dataclass(frozen=True, eq=False)
+class BracketSolve(Solve):
+    """A function and how to find its roots in brackets.
+
+    The state is one end of every bracket, and the last of the arguments the other. `map` is F or
+    −F, which have the same roots; `image` is −F, the derivative of which the adjoint,
+    :class:`Quotient`, inverts: that of x − F(x) would be one, but for rounding, where F is small.
+
+    Parameters
+    ----------
+    xtol : float or array
+        As in :func:`fixedpoint.bracketed_root`.
+    expand : bool
+        Likewise.
+    """
+
+    xtol: Any = 0.0
+    expand: bool = False
+
+    def run(self, value: Vec, args: Vec) -> Outcome:
+        """Narrow the brackets, recording no derivatives."""
+        space = Space.of(self.backend, value, self.batch_ndim)
+        xp = space.xp
+        ends = Ends.of(xp, value[0], xp.broadcast_to(args[-1], value[0].shape), self.expand)
+        deadline = self.course.deadline((*value, *args), self.backend)
+        with self.backend.quiet():
+            f1, f2 = self.evaluate(ends.x1, args), self.evaluate(ends.x2, args)
+            info = xp.finfo(ends.x1.dtype)
+            loop = _Loop(self, args, space, ends, info, deadline)
+            end = loop.run(Bracket(ends.x1, f1, ends.x2, f2, ends.x2, f2))
+        x, f, *_ = end.bracket.best_first(xp)
+        width = xp.where(f == 0, xp.zeros_like(f), 2.0 * end.bracket.half_width)
+        width = xp.where(end.found, width, xp.full_like(width, xp.inf))
+        norm, width = (xp.astype(a, space.dtype) for a in (xp.abs(f), width))
+        late = end.status == int(Status.RUNNING)
+        status = mark(xp, end.status, late, Status.MAX_STEPS)
+        status = mark(xp, status, late & ~end.found, Status.NO_BRACKET)
+        none = xp.zeros_like(status)
+        bracket = xp.minimum(end.bracket.x1, end.bracket.x2), xp.maximum(*end.bracket[0:3:2])
+        return Outcome(
+            (x,), status, norm, width, none > 0, end.steps, none, Work(f=2 + end.step), end.trace,
+            bracket=bracket,
+        )  # fmt: skip
+
+    def evaluate(self, x: Array, args: Vec) -> Array:
+        """F(x), up to its sign; NaN where F says that it is not defined."""
+        try:
+            return self.map((x,), args)[0][0]
+        except ArithmeticError:
+            if self.backend.is_traced((x, *args)):
+                raise
+            xp = self.backend.namespace(x)
+            return xp.full_like(x, xp.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class _Loop:
+    """The steps of a solve from the `ends` on, with what NumPy calls the `info` of their dtype."""
+
+    solve: BracketSolve
+    args: Vec
+    space: Space
+    ends: Ends
+    info: Any
+    deadline: float | None
+
+    @property
+    def xp(self) -> Any:
+        """The namespace."""
+        return self.space.xp
+
+    def run(self, first: Bracket) -> Search:
+        """All steps."""
+        loop, stop = self.solve.backend.while_loop, self.solve.course.max_steps
+        start = self.opened(first, stop)
+        end: Search = loop(lambda s: s.running & (s.step < stop), self.turn, start, stop)
+        return end if end.latest is None else self.watched(self.advanced(end, *end.latest))
+
+    def opened(self, first: Bracket, stop: int) -> Search:
+        """The brackets before the first step: roots among the ends, and ends that do not do."""
+        xp = self.xp
+        opening = Opening.of(xp, first)
+        found = first.holds
+        status, reference = self.judged(first, opening, found, xp.zeros_like(first.f1))
+        movable = (self.ends.free1 | self.ends.free2) & (first.x1 != first.x2)
+        status = mark(xp, status, ~(found | movable), Status.NO_BRACKET)
+        status = mark(xp, status, xp.isnan(first.f1) | xp.isnan(first.f2), Status.NON_FINITE)
+        small = xp.abs(first.best_first(xp).f1) <= self.solve.tolerance.atol
+        status = mark(xp, status, small, Status.CONVERGED)
+        sound = xp.isfinite(first.x1) & xp.isfinite(first.x2)
+        status = mark(xp, status, ~sound, Status.NON_FINITE)
+        reach = xp.full_like(first.x1, _REACH)
+        blank = [self.space.full(float("nan"), (stop + 1,)) for _ in range(2)]
+        search = Search(
+            first, opening, found, reference, reach, status, xp.zeros_like(status), 0, True,
+            Trace(*blank) if self.solve.course.record else None,
+            (first.x1, first.f1) if self.solve.backend.is_traced(first) else None,
+        )  # fmt: skip
+        return self.recorded(self.counted(search))
+
+    def counted(self, search: Search) -> Search:
+        """The search, and whether any entry still runs."""
+        return search._replace(running=self.solve.backend.any(search.status == int(Status.RUNNING)))
+
+    def turn(self, search: Search) -> Search:
+        """One step of the entries that are unfinished."""
+        if search.latest is not None:
+            search = self.advanced(search, *search.latest)
+        xp, old = self.xp, search.bracket
+        late = (search.step >= _PLAIN_STEPS) & (search.step % 2 == 0)
+        x = xp.where(search.found, self.trial(old, late), self.beyond(search))
+        x = xp.where(search.status == int(Status.RUNNING), x, old.x1)
+        f = self.solve.evaluate(x, self.args)
+        search = search._replace(step=search.step + 1)
+        after = self.watched(self.recorded(self.advanced(search, x, f)))
+        if search.latest is None:
+            return after
+        return search._replace(latest=(x, f), running=after.running, trace=after.trace)
+
+    def advanced(self, search: Search, x: Array, f: Array) -> Search:
+        """The search once it knows F at x, the point that its last step led to."""
+        xp, old = self.xp, search.bracket
+        active = (search.status == int(Status.RUNNING)) & (search.step > 0)
+        sought, lost = ~search.found, xp.isnan(f)
+        bracket = self.narrowed(search, x, f, active & ~lost)
+        new = active & sought & bracket.holds
+        pairs = zip(Opening.of(xp, bracket), search.opening, strict=True)
+        opening = Opening(*(xp.where(new, a, b) for a, b in pairs))
+        status, reference = self.judged(bracket, opening, search.found | new, search.reference)
+        spent = sought & ((x == old.x1) | (x == old.x2))
+        status = mark(xp, status, spent, Status.NO_BRACKET)
+        retried = sought & (search.reach > _NEAR)
+        status = mark(xp, status, lost & ~retried, Status.NON_FINITE)
+        grown = xp.where(search.reach < _REACH, search.reach, _REACH * search.reach)
+        reach = xp.where(lost, xp.sqrt(search.reach), grown)
+        reach = xp.minimum(reach, xp.full_like(reach, 1.0 / float(self.info.eps)))
+        return search._replace(
+            bracket=bracket,
+            opening=opening,
+            found=search.found | new,
+            reference=xp.where(active, reference, search.reference),
+            reach=xp.where(active, reach, search.reach),
+            status=xp.where(active, status, search.status),
+            steps=xp.where(active, search.steps + 1, search.steps),
+        )
+
+    def narrowed(self, search: Search, x: Array, f: Array, where: Array) -> Bracket:
+        """The brackets with the new point, or the ends moved outwards to it."""
+        xp, old = self.xp, search.bracket
+        first = self.moves_first(search.step - 1)
+        pairs = zip(old.moved(xp, x, f), _stretched(xp, old, x, f, first), strict=True)
+        ends = [xp.where(search.found, inner, outer) for inner, outer in pairs]
+        return Bracket(*(xp.where(where, a, b) for a, b in zip(ends, old, strict=True)))
+
+    def recorded(self, search: Search) -> Search:
+        """Write down where the search stands."""
+        if search.trace is None:
+            return search
+        write, index = self.solve.backend.write, (..., search.step)
+        size = self.space.as_coefficient(self.xp.abs(search.bracket.best_first(self.xp).f1))
+        norms = write(search.trace.residual_norm, index, size)
+        work = self.space.full(0.0) + (2.0 + search.step)
+        return search._replace(trace=Trace(norms, write(search.trace.evaluations, index, work)))
+
+    def watched(self, search: Search) -> Search:
+        """Heed the callback and the budget."""
+        xp, course = self.xp, self.solve.course
+        if not course.is_plain:
+            x, f, *_ = search.bracket.best_first(xp)
+            evaluations = 2 + search.step
+            for over, reason in course.ends(
+                self.deadline, search.step, (x,), xp.abs(f), evaluations
+            ):
+                ended = (search.status == int(Status.RUNNING)) & over
+                search = search._replace(status=mark(xp, search.status, ended, reason))
+        return self.counted(search)
+
+    def moves_first(self, step: Any) -> Array:
+        """Whether it is the first end's turn to be moved outwards."""
+        even = (step + self.xp.zeros_like(self.ends.free1, dtype=self.xp.int32)) % 2 == 0
+        return self.ends.free1 & (even | ~self.ends.free2)
+
+    def beyond(self, search: Search) -> Array:
+        """A point outside the ends, as many times their width from the other one as is due."""
+        xp, old, most = self.xp, search.bracket, float(self.info.max)
+        first = self.moves_first(search.step)
+        far = old.x2 + (old.x1 - old.x2) * search.reach
+        far = xp.where(first, far, old.x1 + (old.x2 - old.x1) * search.reach)
+        return xp.maximum(xp.minimum(far, xp.full_like(far, most)), xp.full_like(far, -most))
+
+    def trial(self, bracket: Bracket, late: Any) -> Array:
+        """The point to try next, no closer to an end than half of what counts as narrow.
+
+        It is reckoned from the end with the smaller |F|: from the other one, which may be far
+        larger, it would be rounded.
+        """
+        xp, near = self.xp, bracket.best_first(self.xp)
+        least = _ratio(xp, 0.5 * self.narrow(near.x1), near.half_width)
+        least = xp.minimum(least, xp.full_like(least, 0.5))
+        fraction = xp.minimum(xp.maximum(near.fraction(xp), least), 1.0 - least)
+        interpolated = near.x1 + fraction * (near.x2 - near.x1)
+        safe = bracket.safe(xp) & ~(bracket.straddles_zero & late)
+        middle = bracket.middle(xp, float(self.info.smallest_normal), late)
+        return xp.where(safe, interpolated, middle)
+
+    def limit(self, x: Array) -> Array:
+        """Half the width of a bracket at x that is at the limit of rounding."""
+        return float(self.info.eps) * self.xp.abs(x) + float(self.info.smallest_normal)
+
+    def narrow(self, x: Array) -> Array:
+        """Half the width of a bracket at x that counts as narrow."""
+        asked = self.solve.xtol + self.solve.tolerance.rtol * self.xp.abs(x)
+        return self.xp.maximum(asked, self.limit(x))
+
+    def judged(
+        self, bracket: Bracket, opening: Opening, found: Array, reference: Array
+    ) -> tuple[Array, Array]:
+        """The status of each entry, and the reference that F has to fall from."""
+        xp, half = self.xp, bracket.half_width
+        x, f, *_ = bracket.best_first(xp)
+        residual = xp.abs(f)
+        narrow, limit = self.narrow(x), self.limit(x)
+        size = 0.5 * xp.abs(bracket.f1) + 0.5 * xp.abs(bracket.f2)
+        between = xp.sqrt(opening.half_width) * xp.sqrt(narrow)
+        wide = (half >= between) & xp.isfinite(size)
+        reference = xp.where(wide, size, reference)
+        little = math.sqrt(float(self.info.eps)) * opening.smaller
+        fell = (size < 0.5 * reference) | (residual <= little)
+        status = xp.zeros_like(x, dtype=xp.int32)
+        status = mark(xp, status, half <= limit, Status.STALLED)
+        status = mark(xp, status, (half <= limit) & (residual > reference), Status.DIVERGED)
+        status = mark(xp, status, (half <= narrow) & fell, Status.CONVERGED)
+        status = mark(xp, status, ~found, Status.RUNNING)
+        return mark(xp, status, residual <= self.solve.tolerance.atol, Status.CONVERGED), reference
+
+
+def _stretched(xp: Any, old: Bracket, x: Array, f: Array, first: Array) -> Bracket:
+    """The ends once one was moved outwards to x, or the bracket on that side if the sign differs.
+
+    The third point of a new bracket is one of its ends, as at the beginning.
+    """
+    near = xp.where(first, old.x1, old.x2), xp.where(first, old.f1, old.f2)
+    holds = _opposed(f, near[1]) | (f == 0)
+    one = xp.where(first, x, old.x1), xp.where(first, f, old.f1)
+    two = xp.where(first, old.x2, x), xp.where(first, old.f2, f)
+    one = xp.where(holds, x, one[0]), xp.where(holds, f, one[1])
+    two = xp.where(holds, near[0], two[0]), xp.where(holds, near[1], two[1])
+    return Bracket(*one, *two, *two)
+
+
+def mark(xp: Any, status: Array, mask: Array, as_: Status) -> Array:
+    """The status, `as_` in the entries of `mask`."""
+    return xp.where(mask, xp.full_like(status, int(as_)), status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division(Picard):
+    """What messages call the solver of one equation in one unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quotient(LinearAdjoint):
+    """Differentiate a scalar root by a division.
+
+    Where F(x*, θ) = 0, the cotangent v of x* gives that of θ as −(∂F/∂θ)ᵀu with F′(x*) u = v. F′
+    is diagonal, since each entry is a problem by itself: one product with a vector of ones gives
+    it, and no F′ ≠ 0 is too small or too large.
+
+    Parameters
+    ----------
+    on_failure : {"raise", "warn", "return", "nan"}, optional
+        What to do where F′(x*) is zero or not finite, and v is not zero.
+    """
+
+    on_failure: str = "raise"
+
+    @property
+    def policy(self) -> str:
+        """What to do where there is no quotient."""
+        return self.on_failure
+
+    def solve(self, system: AdjointSystem) -> Iteration:
+        """The quotient of v and F′."""
+        space, xp = system.space, system.space.xp
+        (v,) = space.shaped(system.right)
+        (slope,) = space.shaped(system.product(space.rows((xp.ones_like(v),))))
+        u = xp.where(v == 0, xp.zeros_like(v), _ratio(xp, -v, slope))
+        solved = (v == 0) | ((slope != 0) & xp.isfinite(u))
+        status = xp.full_like(v, int(Status.LINEAR_SOLVE_FAILED), dtype=xp.int32)
+        status = mark(xp, status, solved, Status.CONVERGED)
+        none, norm = xp.zeros_like(status), xp.astype(xp.abs(slope * u + v), space.dtype)
+        memory = Memory(Division(), ())
+        return Iteration(
+            space.rows((u,)), norm, norm, none, status, none > 0, none, Work(vjp=1), None, memory
+        )
