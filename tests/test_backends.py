@@ -46,8 +46,10 @@ def test_first_ten_iterates_of_every_solver(xp_case, numpy_case, contraction, la
         for f in [layer(case.xp, by is fp.root)]
     )
     assert len(here) > 1
+    # Broyden's first step to a root is as long as a difference quotient says.
+    tolerance = 1e-5 if isinstance(solver, fp.Broyden) and by is fp.root else 1e-10
     for one, other in zip(here, there, strict=False):  # rounding alone may end one before another
-        assert_close(one, other, 1e-10)
+        assert_close(one, other, tolerance)
 
 
 def test_every_solver_in_lanes_of_jax_vmap_under_jit(numpy_case, contraction, layer, solver):

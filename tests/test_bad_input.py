@@ -77,8 +77,8 @@ def test_f_is_not_callable(by, name):
 
 
 def test_messages_about_roots_speak_of_x0(jit_case):
-    with pytest.raises(TypeError, match=r"x0\['n'\] must have a floating-point.*int"):
-        jit_case.solve(lambda x: x, {"a": np.zeros(1), "n": np.arange(3)}, by=fp.root)
+    with pytest.raises(TypeError, match=r"x0\['n'\] must have a floating-point.*bool"):
+        jit_case.solve(lambda x: x, {"a": np.zeros(1), "n": np.ones(3, dtype=bool)}, by=fp.root)
     with pytest.raises(ValueError, match=r"shape of x0: expected \(2,\), got \(1,\)"):
         jit_case.solve(lambda x: x[:1], np.zeros(2), by=fp.root)
 
@@ -164,7 +164,9 @@ def test_exceptions_of_f_pass_every_solver_untouched(counted, solver, by, after)
     assert f.counter.calls == after + 1
 
 
+@pytest.mark.parametrize("jit_case", ["strict", "torch", "jax", "jax-jit"], indirect=True)
 def test_an_integer_start(jit_case):
+    """NumPy's are taken as SciPy takes them."""
     with pytest.raises(TypeError, match=r"z0\['n'\] must have a floating-point.*int"):
         jit_case.solve(lambda z: z, {"a": np.zeros(1), "n": np.arange(3)})
 
@@ -174,7 +176,7 @@ def test_a_boolean_start(jit_case):
         jit_case.solve(lambda z: z, np.zeros(2, dtype=bool))
 
 
-@pytest.mark.parametrize("z0", [1, "text", object()])
+@pytest.mark.parametrize("z0", [True, "text", object()])
 def test_a_start_that_is_no_array(z0):
     with pytest.raises(TypeError, match="z0 must be a floating-point array"):
         solve(z0=z0)
@@ -232,7 +234,7 @@ def test_tolerances_are_not_negative(name, value):
         solve(**{name: value})
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, "many", True, None])
+@pytest.mark.parametrize("value", [-1, 1.5, "many", True])
 def test_max_steps_is_a_number(value):
     with pytest.raises(ValueError, match="max_steps must be an integer, 0 or more"):
         solve(max_steps=value)
@@ -250,9 +252,9 @@ def test_adjoint_is_an_adjoint(adjoint):
         solve(adjoint=adjoint)
 
 
-@pytest.mark.parametrize("norm", ["l2", 2, None])
+@pytest.mark.parametrize("norm", ["l2", 2])
 def test_norm_is_known(norm):
-    with pytest.raises(ValueError, match="norm must be 'euclidean' or 'max'"):
+    with pytest.raises(ValueError, match="norm must be one of entries, leaves, euclidean, max"):
         solve(norm=norm)
 
 

@@ -94,7 +94,7 @@ def test_an_affine_map_takes_twice_its_dimension(contraction, update, n, norm):
     A, b = affine(contraction, n, norm)
     sol = fp.fixed_point(
         lambda z: A @ z + b, np.zeros(n), solver=fp.Broyden(update=update, memory=100),
-        rtol=1e-7, atol=0.0, max_steps=2 * n + 1,
+        rtol=1e-7, test="residual", max_steps=2 * n + 1,
     )  # fmt: skip
     assert int(sol.steps) <= 2 * n
     np.testing.assert_allclose(sol.value, np.linalg.solve(np.eye(n) - A, b), rtol=1e-5)
@@ -107,11 +107,6 @@ def test_a_full_memory_is_emptied(contraction, memory):
         used = run(f, z0, steps, memory=memory)[1].state.contents.used
         assert used.shape == (memory,)
         assert used.sum() == (steps - 1) % memory + 1
-
-
-def test_memory_is_clamped_to_twice_the_dimension():
-    sol = run(np.cos, np.zeros(2), 1, memory=50)[1]
-    assert sol.state.contents.used.shape == (4,)
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -137,28 +132,21 @@ def test_in_one_dimension_it_is_the_secant_method(update):
 # Roots.
 
 
-def test_the_first_step_to_a_root_is_the_best_multiple_of_the_residual(contraction):
-    """Of all −σF the one that minimises ‖F + F′·(−σF)‖, which takes one product."""
+def test_the_first_step_to_a_root_is_as_long_as_the_residual_is_sensitive(contraction):
+    """It is −σF with |σ| = ‖F‖/‖F′F‖, which takes one product, and goes downhill."""
     A = np.eye(5) + contraction(5, 0.5)
     b = np.arange(1.0, 6.0)
-    calls = []
-
-    def jvp(x, v):
-        calls.append(None)
-        return A @ v
-
     x0, step = np.ones(5), []
     sol = fp.root(
-        lambda x: A @ x - b, x0, solver=fp.Broyden(), jvp=jvp, rtol=0.0, atol=0.0, max_steps=1,
+        lambda x: A @ x - b, x0, solver=fp.Broyden(), rtol=0.0, atol=0.0, max_steps=1,
         on_failure="return", callback=lambda _, x, __: step.append(x - x0),
     )  # fmt: skip
     residual = A @ x0 - b
     image = A @ residual
-    sigma = (image @ residual) / (image @ image)
-    np.testing.assert_allclose(step[0], -sigma * residual, rtol=1e-12)
-    np.testing.assert_allclose(sol.state.contents.scale, sigma, rtol=1e-12)
-    assert len(calls) == sol.work.jvp == 1
-    assert sol.work.f == 2
+    sigma = np.sign(image @ residual) * np.linalg.norm(residual) / np.linalg.norm(image)
+    np.testing.assert_allclose(step[0], -sigma * residual, rtol=1e-6)
+    np.testing.assert_allclose(sol.state.contents.scale, sigma, rtol=1e-6)
+    assert sol.work.f == 3
 
 
 @pytest.mark.parametrize("scale", [1e-30, -1e-6, 1.0, -1e6, 1e30])
@@ -210,7 +198,7 @@ def test_the_products_are_those_of_a_matrix_and_its_transpose():
     left, right = rng.standard_normal((2, 3, 7))
     estimate = InverseEstimate(
         left=(left,), right=(right,), used=used, scale=np.asarray(0.7), direction=(u,),
-        shortened=None, pushed=3,
+        shortened=None, pushed=3, spent=0,
     )  # fmt: skip
     H = matrix(estimate)
     np.testing.assert_allclose(estimate.times(space, (u,))[0], H @ u, rtol=1e-12)

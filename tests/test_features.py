@@ -43,7 +43,9 @@ def layer(contraction, n=6, norm=0.95, seed=0):
 def test_a_root_is_relative_to_the_residual_at_the_start(solver, norm, rtol, atol):
     order = 2 if norm == "euclidean" else np.inf
     x0 = np.array([5.0, -4.0])
-    sol = fp.root(cubic, x0, solver=solver, norm=norm, rtol=rtol, atol=atol, record=True)
+    sol = fp.root(
+        cubic, x0, solver=solver, norm=norm, rtol=rtol, atol=atol, test="residual", record=True
+    )
     tolerance = atol + rtol * np.linalg.norm(cubic(x0), order)
     reached = np.linalg.norm(cubic(sol.value), order)
     np.testing.assert_allclose(sol.residual_norm, reached, rtol=1e-12)
@@ -64,7 +66,7 @@ def test_every_sample_of_a_root_has_its_own_tolerance(xp_case):
     F = lambda x, a: x + 0.1 * xp_case.xp.sin(x) - a
     sol = fp.root(
         F, xp_case.asarray(np.ones((2, 1))), (xp_case.asarray(a),), solver=fp.Picard(),
-        rtol=xp_case.asarray(rtol), atol=0.0, batch_ndim=1,
+        rtol=xp_case.asarray(rtol), atol=0.0, batch_ndim=1, test="residual",
     )  # fmt: skip
     x, norms = xp_case.to_numpy(sol.value), xp_case.to_numpy(sol.residual_norm)
     np.testing.assert_allclose(norms, np.abs(x + 0.1 * np.sin(x) - a)[:, 0], rtol=1e-5, atol=1e-9)
@@ -338,7 +340,7 @@ def test_what_a_solver_remembers_can_always_be_handed_on(contraction, solver):
     sol = fp.fixed_point(f, first.value, solver=solver, rtol=1e-10, state=first.state)
     np.testing.assert_allclose(f(sol.value), sol.value, rtol=1e-8, atol=1e-9)
     again = fp.fixed_point(f, sol.value, solver=solver, rtol=1e-10, state=sol.state)
-    assert int(again.steps) == 0
+    assert int(again.steps) <= 2 or bool(again.precise)
 
 
 def test_what_is_remembered_is_left_as_it_was(contraction):
@@ -378,10 +380,11 @@ class GivesUp(fp.Picard):
     """Plain iteration that reports a failure at its third step."""
 
     def step(self, space, problem, point, state, active):
-        step = super().step(space, problem, point, state + 1, active)
+        step = super().step(space, problem, point, point.increment, active)
+        step = step._replace(state=state + 1)
         if state < 2:
             return step
-        failed = space.xp.ones_like(point.satisfied, dtype=space.xp.int32)
+        failed = space.xp.ones_like(point.residual_norm, dtype=space.xp.int32)
         return step._replace(failure=failed * int(Status.LINE_SEARCH_FAILED))
 
     def init(self, space, problem, point):
@@ -438,7 +441,7 @@ def test_a_solver_that_gives_up_leaves_its_share_to_the_next():
         lambda z: 0.7 * z + 1.0, np.zeros(1), solver=fp.Fallback([GivesUp(), fp.Picard()]),
         max_steps=40, rtol=0.0, atol=2e-5, on_failure="return",
     )  # fmt: skip
-    assert (int(sol.status), int(sol.steps), int(sol.method)) == (Status.CONVERGED, 3 + 31, 1)
+    assert (int(sol.status), int(sol.steps), int(sol.method)) == (Status.CONVERGED, 3 + 34, 1)
 
 
 def test_each_solver_begins_at_the_start():
@@ -692,8 +695,10 @@ def test_a_solution_from_a_trace_is_not_linearised():
 
 def test_a_solution_tells_what_happened():
     sol = fp.fixed_point(lambda z: 0.5 * z, np.ones(1), solver=fp.Picard(), rtol=0.0, atol=1e-3)
-    assert sol.message == "converged (Picard); largest residual norm 0.00098 after 9 steps"
-    assert repr(sol) == f"Solution({sol.message}; 10 evaluations)"
+    assert sol.message == (
+        "converged (Picard); largest error 0.00098, residual norm 0.00049 after 10 steps"
+    )
+    assert repr(sol) == f"Solution({sol.message}; 11 evaluations)"
 
 
 def test_a_batch_tells_how_many():
@@ -727,6 +732,20 @@ def flat_minimum(x):
     return x**2 + 1.0
 
 
+def two_planes(x):
+    """Two equations, no root, and a derivative that is singular everywhere."""
+    return np.array([x[0] + x[1] - 1.0, x[0] + x[1] - 2.0])
+
+
+def collapse():
+    """Newton's first step on a map that is homogeneous, any multiple of (0.6, 0.8) fixed."""
+    direction = np.array([0.6, 0.8])
+    return fp.fixed_point(
+        lambda z: np.linalg.norm(z) * direction, np.ones(2), solver=fp.Newton(),
+        jacobian=lambda z: np.outer(direction, z / np.linalg.norm(z)), on_failure="return",
+    )  # fmt: skip
+
+
 def chaos(z):
     return 3.9 * z * (1.0 - z)
 
@@ -738,14 +757,13 @@ ENDS = {
         lambda z: z * np.nan, np.ones(1), on_failure="return"
     ),
     Status.STALLED: lambda: fp.fixed_point(
-        chaos, np.full(1, 0.3), solver=fp.Picard(), on_failure="return"
+        lambda z: 1.0 / z, np.full(1, 2.0), solver=fp.Picard(), on_failure="return"
     ),
     Status.DIVERGED: lambda: fp.fixed_point(
         lambda z: 2.0 * z, np.ones(1), solver=fp.Picard(), on_failure="return"
     ),
     Status.LINEAR_SOLVE_FAILED: lambda: fp.root(
-        flat_minimum, np.zeros(1), solver=fp.NewtonKrylov(), jvp=lambda x, v: 2.0 * x * v,
-        on_failure="return",
+        two_planes, np.zeros(2), solver=fp.NewtonKrylov(), on_failure="return"
     ),
     Status.LINE_SEARCH_FAILED: lambda: fp.root(
         flat_minimum, np.ones(1), solver=fp.NewtonKrylov(), jvp=lambda x, v: -2.0 * x * v,
@@ -759,6 +777,10 @@ ENDS = {
     ),
     Status.NO_BRACKET: lambda: fp.bracketed_root(lambda x: x * x + 1.0, -1.0, 2.0,
                                                  on_failure="return"),
+    Status.SINGULAR: lambda: fp.root(
+        two_planes, np.zeros(2), solver=fp.Newton(), on_failure="return"
+    ),
+    Status.COLLAPSED: collapse,
 }  # fmt: skip
 
 
@@ -788,7 +810,7 @@ def test_a_residual_that_stays_the_same_ends_the_same_in_any_company(jit_case, n
 def test_a_stall_is_counted_from_the_last_improvement_in_any_company(solver):
     """Steps that are not taken are none, alone as well as next to a sample that has ended."""
     f = lambda z, a: np.where(z > 1.0, np.nan, a[..., :1] * z * z + a[..., 1:])
-    a, z0 = np.array([[1.2, 3.1]] * 2), np.array([[-0.1], [np.nan]])
+    a, z0 = np.array([[1.2, 2.0]] * 2), np.array([[-0.1], [np.nan]])
     settings = {"solver": solver, "batch_ndim": 1, "on_failure": "return", "max_steps": 300}
     alone = fp.fixed_point(f, z0[:1], (a[:1],), **settings)
     both = fp.fixed_point(f, z0, (a,), **settings)
@@ -817,7 +839,7 @@ def test_what_satisfied_the_test_is_returned_even_if_another_residual_was_smalle
     """The tolerance goes with ‖f(z)‖: 0.6 at z = 1.5 is within it, and 0.5 at z = 1 was not."""
     steps = {0.0: 1.0, 1.0: 0.5, 1.5: 0.6}
     sol = fp.fixed_point(
-        lambda z: z + steps[z[0]], np.zeros(1), solver=fp.Picard(), rtol=0.3, atol=0.0
+        lambda z: z + steps[z[0]], np.zeros(1), solver=fp.Picard(), rtol=0.3, test="residual"
     )
     assert int(sol.status) == Status.CONVERGED
     np.testing.assert_allclose([sol.value[0], sol.residual_norm], [1.5, 0.6])

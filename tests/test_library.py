@@ -41,8 +41,8 @@ def solve(problem, **settings):
     """As a user would, to a residual of 1e-9 in every component."""
     call = fp.root if problem.kind == "root" else fp.fixed_point
     return call(
-        problem.function, problem.start, rtol=0.0, atol=1e-9, norm="max", on_failure="return",
-        budget=fp.Budget(evaluations=10_000), **settings,
+        problem.function, problem.start, rtol=0.0, atol=1e-9, norm="max", test="residual",
+        on_failure="return", budget=fp.Budget(evaluations=10_000), **settings,
     )  # fmt: skip
 
 

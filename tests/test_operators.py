@@ -219,7 +219,13 @@ def test_kkt_residuals_block_by_block(wrong):
 @pytest.mark.parametrize("wrong", NAMES)
 def test_one_unsatisfied_block_is_no_solution(wrong):
     joint = augmented(affine, loss, step_size=1e-6, **USER)
-    settings = {"max_steps": 0, "atol": 0.05, "rtol": 0.0, "on_failure": "return"}
+    settings = {
+        "max_steps": 0,
+        "atol": 0.05,
+        "rtol": 0.0,
+        "test": "residual",
+        "on_failure": "return",
+    }
     assert not fp.fixed_point(joint, almost(wrong), ((A, B), Y), **settings).converged
     assert fp.fixed_point(joint, exact(), ((A, B), Y), **settings).converged
 

@@ -91,7 +91,8 @@ def test_a_samples_steps_are_its_own(layer, contraction, solver):
     start = np.stack([fixed, z0])
     sol = fp.fixed_point(f, start, (A, b), solver=solver, batch_ndim=1, max_steps=500)
     alone = fp.fixed_point(f, z0, (A, b), solver=solver, max_steps=500)
-    assert sol.steps.tolist() == [0, int(alone.steps)]
+    assert sol.steps[0] <= 3 < int(alone.steps) == sol.steps[1]
+    assert bool(sol.converged.all())
 
 
 def test_f_is_traced_a_bounded_number_of_times_under_jit(layer, counted, problem, solver):
