@@ -13,17 +13,18 @@ unexport PYTHONHOME
 unexport MYPYPATH
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint docs bench gpu clean
+.PHONY: help demo test test-oldest lint docs bench gpu clean
 
 help:
 	@echo 'make demo   optimise the latent codes of a small equilibrium decoder, write pictures'
 	@echo 'make test   lint, then all tests'
+	@echo 'make test-oldest  some tests, on the oldest NumPy, SciPy and JAX that are supported'
 	@echo 'make lint   style, types and the import contracts'
 	@echo 'make docs   the documentation, and its examples'
 	@echo 'make bench  the benchmarks'
 	@echo 'make gpu    the tests and benchmarks that need a GPU, in an environment of their own'
 	@echo 'make clean  remove what these targets made, .venv included'
-	@echo "ARGS='...' is passed on by demo, test, bench and gpu."
+	@echo "ARGS='...' is passed on by demo, test, test-oldest, bench and gpu."
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -40,6 +41,10 @@ demo: .venv/.ready
 test: lint
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
+# TORCH='torch==...' chooses that of Torch too: it is what pip is given for it.
+test-oldest:
+	$(PYTHON) tests/oldest.py .venv-oldest -n auto $(ARGS)
+
 lint: .venv/.ready
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -54,6 +59,7 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/input_optimisation.py
+	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/robustness.py $(ARGS)
 
 # Without the pins: the plain name of Torch stands for its CUDA build. GPU_PYTHON names another
@@ -68,6 +74,6 @@ gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/.ready)
 	XLA_PYTHON_CLIENT_PREALLOCATE=false $(GPU_PYTHON) benchmarks/accelerator.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-gpu build dist demo-output examples-output docs/_build docs/api/generated
+	rm -rf .venv .venv-gpu .venv-oldest build dist demo-output examples-output docs/_build docs/api/generated
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find fixedpoint backends models tests benchmarks examples docs -name __pycache__ -prune -exec rm -rf {} +
