@@ -164,6 +164,7 @@ def _asked() -> dict[str, Any]:
         "rtol": 0.0,
         "atol": TOLERANCE,
         "norm": "max",
+        "test": "residual",
         "on_failure": "return",
         "max_steps": LIMIT,
         "budget": fp.Budget(evaluations=LIMIT, seconds=SECONDS),
@@ -352,7 +353,12 @@ def our_bratu(problem: Problem, arguments: dict[str, Any]) -> tuple[Any, int, in
     if "jvp" in arguments:
         arguments = arguments | {"jvp": jvp}
     sol = fp.root(
-        function, problem.start, rtol=BRATU_TOLERANCE, atol=0.0, on_failure="return", **arguments
+        function,
+        problem.start,
+        rtol=BRATU_TOLERANCE,
+        test="residual",
+        on_failure="return",
+        **arguments,
     )
     return sol.value, function.calls, jvp.calls
 
