@@ -18,11 +18,11 @@ from fixedpoint.testing import problems
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
-GRADIENTS = FOLDER / "gradients.json"
+GRADIENTS, TOLERANCE = FOLDER / "gradients.json", FOLDER / "tolerance.json"
 INPUTS, ACCELERATOR = FOLDER / "input_optimisation.json", FOLDER / "accelerator.json"
 SCRIPTS = {
     ROBUSTNESS: "robustness.py", OVERHEAD: "run.py", GRADIENTS: "gradients.py",
-    INPUTS: "input_optimisation.py", ACCELERATOR: "accelerator.py",
+    INPUTS: "input_optimisation.py", ACCELERATOR: "accelerator.py", TOLERANCE: "tolerance.py",
 }  # fmt: skip
 OURS, SCIPY_BRATU = "fixedpoint", "SciPy newton_krylov(lgmres)"
 
@@ -395,7 +395,60 @@ def accelerator_large():
     return table(head, lines) + measured_on(found["machine"])
 
 
+def tolerances(part):
+    """True error beside the tolerance asked for, method by method."""
+    found = content(TOLERANCE, part)
+    fields = {"method": str, "asked": int, "claimed": int, "precise": int}
+    rows = records(TOLERANCE, found, "rows", fields)
+    if rows[0]["method"] != OURS:
+        raise wrong(TOLERANCE, f"{part}: {OURS!r} must come first, got {rows[0]['method']!r}")
+    head = ["method", "claimed", "median", "90 %", "99 %", "≤ 10", "≤ 1000", "entries ≤ 10",
+            "``sol.error``", "price"]  # fmt: skip
+    lines = [
+        [plain(row["method"]), f"{row['claimed'] + row['precise']} of {row['asked']}",
+         *(number(row[name]) for name in ("median", "q90", "q99")),
+         *(share(row[name]) for name in ("within 10", "within 1000", "entries within 10")),
+         share(row["estimates"]), price(row)]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(found["machine"])
+
+
+def number(value):
+    """A number of two digits, if there is one."""
+    return "–" if value is None else f"{value:.2g}"
+
+
+def share(value):
+    """How many of a hundred."""
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def price(row):
+    """Evaluations beside those with the test of residuals: median and 90 % quantile."""
+    return "–" if row["price"] is None else f"{row['price']:.2f}, {row['price 90']:.2f}"
+
+
+def tolerance_defaults():
+    """Calls without settings."""
+    found = content(TOLERANCE, "defaults")
+    fields = {"kind": str, "method": str, "asked": int, "claimed": int, "wrong": int}
+    rows = records(TOLERANCE, found, "rows", fields)
+    head = ["problems", "method", "claimed", "median error", "90 %", "largest", "above 1e-3",
+            "evaluations, median"]  # fmt: skip
+    lines = [
+        [row["kind"], plain(row["method"]), f"{row['claimed']} of {row['asked']}",
+         *(number(row[name]) for name in ("median", "q90", "largest")), str(row["wrong"]),
+         "–" if row["evaluations"] is None else f"{row['evaluations']:.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, lines) + measured_on(found["machine"])
+
+
 TABLES = {
+    "tolerances-maps": lambda: tolerances("maps"),
+    "tolerances-systems": lambda: tolerances("systems"),
+    "tolerances-defaults": tolerance_defaults,
     "accelerator-layers": accelerator_layers,
     "accelerator-jax": accelerator_jax,
     "accelerator-large": accelerator_large,
