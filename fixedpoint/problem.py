@@ -128,7 +128,7 @@ class Problem(ABC):
     jvp : callable or None
         The user's product (z, v) ↦ f′(z)v, on leaves.
     jacobian : callable or None
-        The user's Jacobian z ↦ f′(z), as :func:`fixedpoint.matrix.matrix_of` takes it.
+        The user's Jacobian z ↦ f′(z), as ``matrix_of`` takes it.
     preconditioner : callable or None
         Takes z to v ↦ Pv, P an approximate inverse of the derivative of the user's residual.
     project : callable or None
