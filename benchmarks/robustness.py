@@ -9,11 +9,8 @@ as JSON, to ``benchmarks/robustness.json``, where parts that were not run stay a
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
-import platform
 import statistics
 import time
 import warnings
@@ -25,10 +22,9 @@ from typing import Any
 
 import aa
 import numpy as np
-import scipy
+from parts import Parts, chosen, recorded
 from scipy.optimize import anderson, newton_krylov
 from scipy.optimize import root as scipy_root
-from threadpoolctl import threadpool_limits
 
 import fixedpoint as fp
 from fixedpoint.testing import problems
@@ -409,7 +405,7 @@ def _timed(name: str, problem: Problem) -> list[Timing]:
     return rows
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+PARTS: Parts = {
     "systems": systems_table,
     "large": large_table,
     "maps": maps_table,
@@ -419,19 +415,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def main() -> None:
     """Run the parts that were asked for, and write each down when it is done."""
-    parser = argparse.ArgumentParser(description="Who solves what, and within how many evaluations")
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
-    chosen = parser.parse_args().parts or list(PARTS)
-    if unknown := set(chosen) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    path = Path(__file__).with_name("robustness.json")
-    content = json.loads(path.read_text()) if path.exists() else {}
-    machine = f"{platform.machine()}, Python {platform.python_version()}"
-    versions = f"{machine}, NumPy {np.__version__}, SciPy {scipy.__version__}"
-    with threadpool_limits(limits=1):
-        for part in chosen:
-            content[part] = {"machine": versions, **PARTS[part]()}
-            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    names = chosen(PARTS, "Who solves what, and within how many evaluations")
+    recorded(PARTS, names, Path(__file__).with_name("robustness.json"))
 
 
 if __name__ == "__main__":

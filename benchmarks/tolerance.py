@@ -11,9 +11,6 @@ not run stay as they are; ``benchmarks/tolerance.png`` is drawn from that.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -23,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 from array_api_compat import array_namespace
 from matplotlib.figure import Figure
+from parts import Parts, chosen, recorded
 from scipy.optimize import fixed_point as scipy_fixed_point
 from scipy.optimize import root as scipy_root
-from threadpoolctl import threadpool_limits
 
 import fixedpoint as fp
 from fixedpoint.testing import problems
@@ -649,7 +645,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+PARTS: Parts = {
     "maps": maps_table,
     "systems": systems_table,
     "defaults": defaults_table,
@@ -658,24 +654,14 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def main() -> None:
     """Run the parts that were asked for, and write each down when it is done."""
-    parser = argparse.ArgumentParser(description="True error against the tolerance asked for")
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
-    chosen = parser.parse_args().parts or list(PARTS)
-    if unknown := set(chosen) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    names = chosen(PARTS, "True error against the tolerance asked for")
     import jax
     import torch
 
     jax.config.update("jax_enable_x64", True)
     torch.set_num_threads(1)
     path = Path(__file__).with_name("tolerance.json")
-    content = json.loads(path.read_text()) if path.exists() else {}
-    machine = f"{platform.machine()}, Python {platform.python_version()}"
-    versions = f"{machine}, NumPy {np.__version__}, SciPy {scipy.__version__}"
-    with threadpool_limits(limits=1):
-        for part in chosen:
-            content[part] = {"machine": versions, **PARTS[part]()}
-            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    content = recorded(PARTS, names, path)
     if "maps" in content:
         draw(content, path.with_suffix(".png"))
 
