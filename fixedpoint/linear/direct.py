@@ -169,25 +169,29 @@ class System(ABC):
 
     @cached_property
     def _left(self) -> Array:
-        """The part of b that x leaves, with the equations in units of their coefficients."""
-        xp, space = self.space.xp, self.space
-        rows = self.felt(xp.abs(self.entries))
-        rows = xp.maximum(rows, xp.abs(self.right))
-        weights = space.ratio(space.one, rows)
-        left = xp.linalg.vector_norm(weights * (self.times(self.entries) - self.right), axis=-1)
-        return left / xp.linalg.vector_norm(weights * self.right, axis=-1)
+        """What x leaves of b, Ax − b."""
+        return self.times(self.entries) - self.right
 
-    @property
+    @cached_property
+    def _terms(self) -> Array:
+        """The largest |aᵢⱼxⱼ| of each row."""
+        return self.felt(self.space.xp.abs(self.entries))
+
+    @cached_property
     def explained(self) -> Array:
-        """Whether x accounts for any of b."""
-        return self._left <= _UNEXPLAINED
+        """Whether x accounts for any of b, with the equations in units of their coefficients."""
+        xp, space = self.space.xp, self.space
+        weights = space.ratio(space.one, xp.maximum(self._terms, xp.abs(self.right)))
+        left, whole = (
+            xp.linalg.vector_norm(weights * u, axis=-1) for u in (self._left, self.right)
+        )
+        return left / whole <= _UNEXPLAINED
 
     @cached_property
     def sound(self) -> Array:
         """Whether x accounts for most of every entry of b."""
-        xp, left = self.space.xp, self.times(self.entries) - self.right
-        rounding = _TRUST * self.felt(xp.abs(self.entries))
-        return xp.all(xp.abs(left) <= _SOUND * xp.abs(self.right) + rounding, axis=-1)
+        xp, rounding = self.space.xp, _TRUST * self._terms
+        return xp.all(xp.abs(self._left) <= _SOUND * xp.abs(self.right) + rounding, axis=-1)
 
     def slope(self, entries: Array, merit: Array, rows: Array) -> Array:
         """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, with rows multiplied by `rows`."""
