@@ -84,8 +84,7 @@ def difference_jacobian(
     entry is not known and its step turns out to be large beside what would account for the
     residual, it shrinks. The first time one evaluation makes a column. If the entries that are
     exactly zero let columns share an evaluation, they do so from then on, and one more evaluation
-    checks the product with a random
-    vector: where the pattern has grown all columns are made anew.
+    checks the product with a random vector: where the pattern has grown all columns are made anew.
 
     References
     ----------

@@ -70,10 +70,6 @@ class Tolerance:
         """The norm of a part, and that in which residuals are reported."""
         return "max" if self.norm == "max" else "euclidean"
 
-    def is_one_part(self, u: Vec) -> bool:
-        """Whether all of u is a single part."""
-        return self.norm != "entries" and len(self.groups(u)) == 1
-
     def groups(self, u: Vec) -> list[Vec]:
         """The leaves of each part of u, where parts are no single entries."""
         if self.norm == "leaves":

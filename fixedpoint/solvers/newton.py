@@ -180,15 +180,24 @@ class Newton(Solver):
         along = bounded(space, space.unravel(system.entries), point, self.step_bound)
         merit = xp.linalg.vector_norm(rows * system.right, axis=-1)
         slope = system.slope(space.ravel(along), merit, rows)
-        if not space.backend.known_none(escaping):
-            along = space.where(escaping, away(space, point.value), along)
-            merit = xp.where(escaping, space.infinity, merit)
-            slope = xp.where(escaping, space.zero, slope)
-        whole = xp.all(space.ravel(along) == system.entries, axis=-1)
-        return Descent(along, merit, slope, rows), whole
+        descent = escaped(space, point.value, escaping, Descent(along, merit, slope, rows))
+        return descent, xp.all(space.ravel(descent.direction) == system.entries, axis=-1)
 
 
-def away(space: Space, value: Vec) -> Vec:
+def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Descent:
+    """The descent, but a move away in the samples that are `escaping`, whatever it leads to."""
+    if space.backend.known_none(escaping):
+        return descent
+    where = space.xp.where
+    return Descent(
+        space.where(escaping, _away(space, value), descent.direction),
+        where(escaping, space.infinity, descent.merit),
+        where(escaping, space.zero, descent.slope),
+        descent.rows,
+    )
+
+
+def _away(space: Space, value: Vec) -> Vec:
     """A move by about a sixteenth of each entry, or of one where it is zero, to leave a point."""
     moves = []
     for leaf in value:

@@ -12,7 +12,7 @@ from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.problem import Point, Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.newton import ESCAPES, MOST, QUADRATIC, away
+from fixedpoint.solvers.newton import ESCAPES, MOST, QUADRATIC, escaped
 from fixedpoint.solvers.search import Descent, backtrack, bounded
 from fixedpoint.space import Space
 
@@ -109,10 +109,8 @@ class NewtonKrylov(Solver):
     def init(self, space: Space, problem: Problem, point: Point) -> Forcing:
         """The first forcing term."""
         del problem
-        zero, count = (
-            space.full(0.0),
-            space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32),
-        )
+        zero = space.full(0.0)
+        count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
         return Forcing(
             space.full(self.forcing), self.linear.init(space), zero, space.full(math.inf), count,
         )  # fmt: skip
@@ -176,11 +174,8 @@ class NewtonKrylov(Solver):
         slope = merit - solution.residual_norm
         flat = ~useful & (space.norm(solution.value) == 0.0)
         escaping = flat & (merit < space.xp.inf) & (state.escapes < ESCAPES)
-        if not space.backend.known_none(escaping):
-            along = space.where(escaping, away(space, point.value), along)
-            merit = space.xp.where(escaping, space.infinity, merit)
-            slope = space.xp.where(escaping, space.zero, slope)
-        return Descent(along, merit, slope), whole, escaping
+        descent = escaped(space, point.value, escaping, Descent(along, merit, slope))
+        return descent, whole, escaping
 
     def _amplification(
         self, space: Space, state: Forcing, d: Vec, merit: Array, whole: Array
