@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +23,12 @@ with warnings.catch_warnings():
     import torch._decomp.decompositions_for_jvp
 
 jax.config.update("jax_enable_x64", True)
-# A test's program runs for milliseconds, and would be optimised for seconds.
+# A test's program runs for milliseconds, and would be optimised for seconds. A release that does
+# not know a flag aborts on it.
 jax.config.update("jax_disable_most_optimizations", True)
+if version("jaxlib").startswith("0.10."):
+    flags = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 torch.set_num_threads(1)
 settings.register_profile("local", deadline=None, max_examples=20)
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
