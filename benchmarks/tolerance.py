@@ -139,6 +139,17 @@ class Reference:
     value: np.ndarray
     floor: float
 
+    @property
+    def size(self) -> float:
+        """The norm of the solution."""
+        return size(self.value)
+
+    def worst(self, x: np.ndarray, start: np.ndarray) -> float:
+        """The relative error of the worst entry of `x`, of those that are not zero."""
+        difference, z = np.abs(x - self.value), np.abs(self.value)
+        where = z > ZERO * max(float(np.max(z)), float(np.max(np.abs(start))))
+        return float(np.max(difference[where] / z[where]))
+
 
 def jacobian(problem: Problem, x: np.ndarray) -> np.ndarray:
     """The derivative of the residual by central differences."""
@@ -217,10 +228,16 @@ class _SpentError(Exception):
 
 
 class Counted:
-    """A problem's function that counts its calls, and raises when a limit is passed."""
+    """A problem's function that counts its calls, and raises when a limit is passed.
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.calls = problem, 0
+    With a reference it notes the first call at a point that is right, too.
+    """
+
+    def __init__(
+        self, problem: Problem, reference: Reference | None = None, rtol: float = 0.0
+    ) -> None:
+        self.problem, self.calls, self.right = problem, 0, None
+        self.reference, self.rtol = reference, rtol
         self.deadline = time.process_time() + SECONDS
 
     def __call__(self, x: Any) -> Any:
@@ -228,6 +245,9 @@ class Counted:
         if self.calls >= LIMIT or time.process_time() > self.deadline:
             raise _SpentError
         self.calls += 1
+        if self.reference is not None and self.right is None:
+            right = self.reference.worst(x, self.problem.start) <= self.rtol
+            self.right = self.calls if right else None
         return self.problem.function(x)
 
     def residual(self, x: Any) -> Any:
@@ -245,52 +265,53 @@ class Answer:
     evaluations: int
     error: float | None = None
     precise: bool = False
+    right: int | None = None  # evaluations up to the first point that was right
 
 
-# A method gets a problem, a relative tolerance (none: its defaults) and the size of the answer.
-Method = Callable[[Problem, float | None, float], Answer]
+# A method gets a problem, a relative tolerance (none: its defaults) and a solution.
+Method = Callable[[Problem, float | None, Reference], Answer]
 
 
-def ours(problem: Problem, rtol: float | None, norm: float, solver: Any, test: str) -> Answer:
+def ours(problem: Problem, rtol: float | None, known: Reference, solver: Any, test: str) -> Answer:
     """``fp.root`` or ``fp.fixed_point``."""
-    del norm
-    counted = Counted(problem)
+    counted = Counted(problem, known, rtol or 1e-6)
     solve = fp.root if problem.kind == "root" else fp.fixed_point
     settings: dict[str, Any] = {"on_failure": "return"}
     if rtol is not None:
         settings |= {"rtol": rtol, "solver": solver, "test": test, "max_steps": LIMIT}
     sol = solve(counted, problem.start.copy(), **settings)
     return Answer(
-        sol.value, bool(sol.converged), counted.calls, float(sol.error), bool(sol.precise)
-    )
+        sol.value, bool(sol.converged), counted.calls, float(sol.error), bool(sol.precise),
+        counted.right,
+    )  # fmt: skip
 
 
-def of_scipy_root(problem: Problem, rtol: float | None, norm: float, method: str) -> Answer:
+def of_scipy_root(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
     """``scipy.optimize.root``: its hybr and lm bound the step, the others the residual."""
     counted, options = Counted(problem), {}
     if rtol is not None:
         options = {"hybr": {"xtol": rtol, "maxfev": LIMIT}, "lm": {"xtol": rtol, "ftol": rtol}}.get(
-            method, {"fatol": rtol * norm, "maxiter": LIMIT}
+            method, {"fatol": rtol * known.size, "maxiter": LIMIT}
         )
     sol = scipy_root(counted.residual, problem.start.copy(), method=method, options=options)
     return Answer(sol.x, bool(sol.success), counted.calls)
 
 
-def of_scipy_map(problem: Problem, rtol: float | None, norm: float, method: str) -> Answer:
+def of_scipy_map(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
     """``scipy.optimize.fixed_point``: each entry's last relative change is bounded."""
-    del norm
+    del known
     counted = Counted(problem)
     settings = {} if rtol is None else {"xtol": rtol, "maxiter": LIMIT}
     value = scipy_fixed_point(counted, problem.start.copy(), method=method, **settings)
     return Answer(value, True, counted.calls)
 
 
-def of_torchdeq(problem: Problem, rtol: float | None, norm: float, method: str) -> Answer:
+def of_torchdeq(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
     """The solvers of torchdeq, stopped on the relative residual."""
     import torch
     from torchdeq.core import get_deq
 
-    del norm
+    del known
     counted = Counted(problem)
     settings: dict[str, Any] = {"f_solver": method}
     if rtol is not None:
@@ -306,9 +327,9 @@ def of_torchdeq(problem: Problem, rtol: float | None, norm: float, method: str) 
     return Answer(value, float(info[key].max()) < tolerance, counted.calls)
 
 
-def of_jaxopt(problem: Problem, rtol: float | None, norm: float, method: str) -> Answer:
+def of_jaxopt(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
     """The solvers of jaxopt, whose tolerance is one on the norm of the residual."""
-    bound, steps = JAXOPT_DEFAULTS if rtol is None else (rtol * norm, LIMIT)
+    bound, steps = JAXOPT_DEFAULTS if rtol is None else (rtol * known.size, LIMIT)
     value, error, steps = compiled(problem.function, method)(problem.start, bound, steps)
     return Answer(np.asarray(value), float(error) <= bound, int(steps) + 1)
 
@@ -327,10 +348,10 @@ def compiled(function: Any, method: str) -> Callable[..., Any]:
     return jax.jit(solve)
 
 
-def of_optimistix(problem: Problem, rtol: float | None, norm: float, method: str) -> Answer:
+def of_optimistix(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
     """Optimistix's solvers, whose tolerance is one on the last step, or on what is to come."""
     value, good, steps = compiled_optimistix(problem.function, problem.kind, method)(
-        problem.start, rtol, rtol * norm * 1e-3
+        problem.start, rtol, rtol * known.size * 1e-3
     )
     return Answer(np.asarray(value), bool(good), int(steps) + 1)
 
@@ -380,7 +401,8 @@ class Attempt:
     """An answer judged.
 
     `ratio` is the true error beside the one asked for, in the Euclidean norm, and `worst` the
-    same of the worst entry; `estimate` is the error that the method names, beside the true one.
+    same of the worst entry; `estimate` is the error that the method names, beside the true one;
+    `right` counts evaluations up to the first point that was right.
     """
 
     problem: str
@@ -393,6 +415,7 @@ class Attempt:
     worst: float
     estimate: float | None
     precise: bool
+    right: int | None
 
 
 def attempts(
@@ -411,12 +434,11 @@ def attempt(
     problem: Problem, known: list[Reference], name: str, method: Method, rtol: float | None
 ) -> Attempt:
     """Run a method; one that raises, or is cut off, claims nothing."""
-    norm = size(known[0].value)
     nothing = Answer(np.full_like(problem.start, np.nan), False, LIMIT)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            answer = method(problem, rtol, norm)
+            answer = method(problem, rtol, known[0])
         except Exception:  # whatever a peer raises
             answer = nothing
     return judged(problem, known, name, answer, rtol)
@@ -428,16 +450,14 @@ def judged(
     """What an answer is worth."""
     asked = rtol or 1e-6
     reference = nearest(problem, known, answer.value, asked) if answer.claim else known[0]
-    difference, z = np.abs(answer.value - reference.value), np.abs(reference.value)
-    error = size(difference) / size(z)
-    where = z > ZERO * max(float(np.max(z)), float(np.max(np.abs(problem.start))))
-    worst = float(np.max(difference[where] / z[where]))
+    difference = np.abs(answer.value - reference.value)
+    error, worst = size(difference) / reference.size, reference.worst(answer.value, problem.start)
     estimate = None
     if answer.error is not None and error > FACTOR * reference.floor:
         estimate = answer.error / size(difference)
     return Attempt(
         problem.name, name, asked, answer.claim, answer.evaluations, error, error / asked,
-        worst / asked, estimate, answer.precise,
+        worst / asked, estimate, answer.precise, answer.right,
     )  # fmt: skip
 
 
@@ -498,6 +518,7 @@ def summary(rows: list[Attempt], method: str) -> dict[str, Any]:
     ratios = [row.ratio for row in claims]
     estimates = [row.estimate for row in claims if row.estimate is not None]
     prices = price(rows, method)
+    late = [row.evaluations / row.right for row in claims if row.right is not None]
     return {
         "method": method,
         "asked": len(mine),
@@ -513,6 +534,8 @@ def summary(rows: list[Attempt], method: str) -> dict[str, Any]:
         "estimates": percent([1.0 / FACTOR <= e <= FACTOR for e in estimates]),
         "price": quantile(prices, 0.5),
         "price 90": quantile(prices, 0.9),
+        "late": quantile(late, 0.5),
+        "late 90": quantile(late, 0.9),
     }
 
 

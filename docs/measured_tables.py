@@ -403,12 +403,12 @@ def tolerances(part):
     if rows[0]["method"] != OURS:
         raise wrong(TOLERANCE, f"{part}: {OURS!r} must come first, got {rows[0]['method']!r}")
     head = ["method", "claimed", "median", "90 %", "99 %", "≤ 10", "≤ 1000", "entries ≤ 10",
-            "``sol.error``", "price"]  # fmt: skip
+            "``sol.error``", "price", "late"]  # fmt: skip
     lines = [
         [plain(row["method"]), f"{row['claimed'] + row['precise']} of {row['asked']}",
          *(number(row[name]) for name in ("median", "q90", "q99")),
          *(share(row[name]) for name in ("within 10", "within 1000", "entries within 10")),
-         share(row["estimates"]), price(row)]
+         share(row["estimates"]), *(quotients(row, name) for name in ("price", "late"))]
         for row in rows
     ]  # fmt: skip
     return table(head, lines) + measured_on(found["machine"])
@@ -424,9 +424,9 @@ def share(value):
     return "–" if value is None else f"{value:.1f} %"
 
 
-def price(row):
-    """Evaluations beside those with the test of residuals: median and 90 % quantile."""
-    return "–" if row["price"] is None else f"{row['price']:.2f}, {row['price 90']:.2f}"
+def quotients(row, name):
+    """The median and the 90 % quantile of quotients of evaluations, if there are any."""
+    return "–" if row[name] is None else f"{row[name]:.2f}, {row[name + ' 90']:.2f}"
 
 
 def tolerance_defaults():
