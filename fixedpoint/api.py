@@ -10,6 +10,7 @@ from fixedpoint import tree
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of_state, numbers
 from fixedpoint.checks import check_count
+from fixedpoint.communicator import Communicator
 from fixedpoint.course import Budget, Course, Memory
 from fixedpoint.failure import apply_policy, check_policy
 from fixedpoint.matrix import as_function
@@ -48,6 +49,7 @@ def fixed_point(
     callback: Callable[[int, Any, Array], Any] | None = None,
     state: Memory | None = None,
     budget: Budget | None = None,
+    communicator: Communicator | None = None,
 ) -> Solution:
     """Find z with z = f(z, \\*args).
 
@@ -127,6 +129,9 @@ def fixed_point(
         used again.
     budget : Budget, optional
         Evaluations or seconds that the solve may spend.
+    communicator : Communicator, optional
+        Where each of several processes or devices calls this with its own part of the state:
+        what joins them, see :class:`Communicator`.
 
     Returns
     -------
@@ -158,7 +163,7 @@ def fixed_point(
     call = _Call(
         f, args, solver, rtol, atol, norm, test, max_steps, batch_ndim, batched_args, adjoint,
         on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
-        budget,
+        budget, communicator,
     )  # fmt: skip
     return call.solve(z0, is_root=False)
 
@@ -187,6 +192,7 @@ def root(
     callback: Callable[[int, Any, Array], Any] | None = None,
     state: Memory | None = None,
     budget: Budget | None = None,
+    communicator: Communicator | None = None,
 ) -> Solution:
     """Find x with F(x, \\*args) = 0.
 
@@ -240,7 +246,7 @@ def root(
     call = _Call(
         F, args, solver, rtol, atol, norm, test, max_steps, batch_ndim, batched_args, adjoint,
         on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
-        budget,
+        budget, communicator,
     )  # fmt: skip
     return call.solve(x0, is_root=True)
 
@@ -270,12 +276,13 @@ class _Call:
     callback: Callable[[int, Any, Array], Any] | None
     state: Memory | None
     budget: Budget | None
+    communicator: Communicator | None
 
     def solve(self, start: Any, is_root: bool) -> Solution:
         """The solution from `start`."""
         self._check(is_root)
         start, whole = numbers(start), "x0" if is_root else "z0"
-        backend = backend_of_state(start, whole)
+        backend = backend_of_state(start, whole).among(self.communicator)
         names = backend.paths(start, whole)
         raw, structure = backend.flatten(start)
         value = tuple(backend.leaf(leaf) for leaf in raw)
@@ -286,13 +293,13 @@ class _Call:
         batched = self._batched(backend, map_, arrays, space)
         adjoint = self.adjoint or _IMPLICIT
         solver = self.solver or adjoint.default_solver(
-            space.real_size, is_root, self.jacobian is not None
+            space.dimension, is_root, self.jacobian is not None
         )
         adjoint.check(solver, is_root)
         solve = Solve(
             map_, _opposite(space, map_.image) if is_root else map_.image, map_.bind, backend,
             solver, self._tolerance(space, backend.rounding(value), start), self.batch_ndim,
-            adjoint, self._course(structure, space, bool(batched), len(solver.sequence)), is_root,
+            adjoint, self._course(structure, bool(batched), len(solver.sequence)), is_root,
             isinstance(self.f, Operator), map_.project if self.project else None, batched,
             _warm_start(adjoint, map_, value), _inverse(adjoint, map_), structure.rebuild,
         )  # fmt: skip
@@ -316,6 +323,11 @@ class _Call:
             raise TypeError("an operator has fixed points, not roots: use fixed_point")
         if self.has_aux and isinstance(self.f, Operator):
             raise TypeError("an operator returns nothing beside its image: has_aux must be False")
+        if self.communicator is not None and self.batched_args is not None:
+            raise ValueError(
+                "batched_args lets samples leave the batch, which parts joined by a communicator "
+                "would each do by themselves: give one of the two"
+            )
         if self.max_steps is not None:
             check_count("max_steps", self.max_steps, 0)
         check_count("batch_ndim", self.batch_ndim, 0)
@@ -341,12 +353,12 @@ class _Call:
             return self.norm
         if self.test == "residual":
             return "euclidean"
-        return "entries" if space.real_size <= ENTRIES else "leaves"
+        return "entries" if space.dimension <= ENTRIES else "leaves"
 
-    def _course(self, structure: Any, space: Space, compact: bool, solvers: int) -> Course:
+    def _course(self, structure: Any, compact: bool, solvers: int) -> Course:
         if compact and self.callback is not None:
             raise ValueError("a callback sees whole batches: give it, or batched_args, not both")
-        callback = self.callback and _on_containers(self.callback, structure, space)
+        callback = self.callback and _on_containers(self.callback, structure)
         budget = self.budget or Budget()
         steps = DEFAULT_MAX_STEPS * solvers if self.max_steps is None else self.max_steps
         return Course(steps, budget, callback, self.record, compact, self.state)
@@ -431,10 +443,8 @@ def _opposite(space: Space, image: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, 
     return lambda value, arrays: space.negative(image(value, arrays))
 
 
-def _on_containers(
-    callback: Callable[..., Any], structure: Any, space: Space
-) -> Callable[..., Any]:
-    return lambda step, value, norm: callback(step, structure.rebuild(space.shaped(value)), norm)
+def _on_containers(callback: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    return lambda step, value, norm: callback(step, structure.rebuild(value), norm)
 
 
 def _linearisation(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any], Any]]:

@@ -8,9 +8,11 @@ of the group ``fixedpoint.backends`` whose name is the top-level module of the a
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ import array_api_compat
 import numpy as np
 
 from fixedpoint import tree
+from fixedpoint.communicator import Communicator, Reduction
 
 if TYPE_CHECKING:
     from fixedpoint.solve import Outcome, Solve
@@ -70,10 +73,40 @@ class Backend:
         Whether there are exact products with derivatives.
     records : bool
         Whether the framework differentiates what a solver does.
+    communicator : Communicator or None
+        What joins this part of the problem to others.
     """
 
     differentiates = False
     records = False
+    communicator: Communicator | None = None
+
+    def among(self, communicator: Communicator | None) -> Backend:
+        """This backend, for a part of a state that a communicator joins to the others."""
+        if communicator is None:
+            return self
+        backend = copy(self)
+        backend.communicator = communicator
+        return backend
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the entries of a sample are spread."""
+        return self.communicator is not None and not self.communicator.whole_samples
+
+    def reduced(self, array: Array, reduction: Reduction) -> Array:
+        """The sum or the largest over all who hold entries of these samples."""
+        if self.communicator is None or self.communicator.whole_samples:
+            return array
+        return self.communicator.reduce(array, reduction)
+
+    def agreed(self, flag: Any) -> Any:
+        """Whether the flag is true for any of those who take part."""
+        return flag if self.communicator is None else self.communicator.agree(flag)
+
+    def agreed_by_all(self, flag: bool) -> bool:
+        """Whether the flag is true for all of those who take part."""
+        return flag if self.communicator is None else not self.communicator.agree(not flag)
 
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
@@ -84,6 +117,10 @@ class Backend:
     def is_array(self, leaf: Any) -> bool:
         """Whether `leaf` is an array of this backend."""
         return bool(array_api_compat.is_array_api_obj(leaf))
+
+    def device(self, array: Array) -> Any:
+        """Where coefficients that belong to `array` live; none where the library decides."""
+        return getattr(array, "device", None)
 
     def leaf(self, value: Any) -> Array:
         """`value` as an array, if it is a number; NumPy's integers become floats, too."""
@@ -118,7 +155,7 @@ class Backend:
 
     def known_all(self, mask: Array) -> bool:
         """Whether all of `mask` is true, where that can be told without waiting for a device."""
-        return bool(self.namespace(mask).all(mask))
+        return self.agreed_by_all(bool(self.namespace(mask).all(mask)))
 
     def known_none(self, mask: Array) -> bool:
         """Whether none of `mask` is true, where that can be told without waiting for a device."""
@@ -135,7 +172,7 @@ class Backend:
 
     def any(self, mask: Array) -> Any:
         """Whether any of `mask` is true, waiting for the device if need be; a symbol in a trace."""
-        return bool(self.namespace(mask).any(mask))
+        return self.agreed(bool(self.namespace(mask).any(mask)))
 
     def counted(self, number: int, mask: Array) -> Any:
         """`number` if any of `mask` is true, else none; a symbol in a trace."""
@@ -202,13 +239,34 @@ class Backend:
         onto += array
         return onto
 
-    def row_norm(self, rows: Array, kind: str) -> Array:
-        """The ``"euclidean"`` or ``"max"`` norm along the last axis."""
-        xp = self.namespace(rows)
+    # Contractions over the axes of the entries, which are the last ones.
+
+    def inner(self, a: Array, b: Array, axes: int) -> Array:
+        """The inner product ⟨a, b⟩ over the last `axes` axes."""
+        return self.namespace(a).vecdot(joined(a, axes), joined(b, axes))
+
+    def norm(self, array: Array, kind: str, axes: int = 1) -> Array:
+        """The ``"euclidean"`` or ``"max"`` norm over the last `axes` axes."""
+        xp = self.namespace(array)
         if kind == "max":
-            return xp.max(xp.abs(rows), axis=-1)
-        square = xp.vecdot(rows, rows)
+            return xp.max(xp.abs(array), axis=tuple(range(-axes, 0)))
+        square = self.inner(array, array, axes)
         return xp.sqrt(xp.real(square) if xp.isdtype(square.dtype, "complex floating") else square)
+
+    def products(self, rows: Array, vector: Array, axes: int) -> Array:
+        """The inner products ⟨v, hⱼ⟩ with each of the rows of a history."""
+        xp, row = self.namespace(vector), joined(vector, axes)
+        if xp.isdtype(row.dtype, "complex floating"):
+            row = xp.conj(row)
+        # A row times a matrix: a matrix times a column is several times slower in Torch.
+        columns = xp.matrix_transpose(joined(rows, axes))
+        return xp.matmul(row[..., None, :], columns)[..., 0, :]
+
+    def minus_combination(self, onto: Array, weights: Array, rows: Array, axes: int) -> Array:
+        """The array `onto` − Σⱼ cⱼhⱼ of the rows of a history."""
+        row = joined(onto, axes)[..., None, :]
+        total = self.minus_product(row, weights[..., None, :], joined(rows, axes))[..., 0, :]
+        return total if axes == 1 else self.namespace(onto).reshape(total, onto.shape)
 
     def write_secant(
         self, residuals: Array, images: Array, index: Any,
@@ -313,6 +371,15 @@ class Backend:
     def stop(self, vec: Vec) -> Vec:
         """The same arrays, through which no derivative flows."""
         return vec
+
+
+def joined(array: Array, axes: int) -> Array:
+    """`array` with its last `axes` axes as one."""
+    if axes == 1:
+        return array
+    kept = array.ndim - axes
+    xp = np if isinstance(array, np.generic) else array_api_compat.array_namespace(array)
+    return xp.reshape(array, (*array.shape[:kept], math.prod(array.shape[kept:])))
 
 
 def _is_long(array: Array) -> bool:

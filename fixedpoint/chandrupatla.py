@@ -495,14 +495,12 @@ class Quotient(LinearAdjoint):
     def solve(self, system: AdjointSystem) -> Iteration:
         """The quotient of v and F′."""
         space, xp = system.space, system.space.xp
-        (v,) = space.shaped(system.right)
-        (slope,) = space.shaped(system.product(space.rows((xp.ones_like(v),))))
+        (v,) = system.right
+        (slope,) = system.product((xp.ones_like(v),))
         u = xp.where(v == 0, xp.zeros_like(v), _ratio(xp, -v, slope))
         solved = (v == 0) | ((slope != 0) & xp.isfinite(u))
         status = xp.full_like(v, int(Status.LINEAR_SOLVE_FAILED), dtype=xp.int32)
         status = mark(xp, status, solved, Status.CONVERGED)
         none, norm = xp.zeros_like(status), xp.astype(xp.abs(slope * u + v), space.dtype)
         memory = Memory(Division(), ())
-        return Iteration(
-            space.rows((u,)), norm, norm, none, status, none > 0, none, Work(vjp=1), None, memory
-        )
+        return Iteration((u,), norm, norm, none, status, none > 0, none, Work(vjp=1), None, memory)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
-from operator import or_
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
 from fixedpoint.problem import Point, Problem, Sizes
 from fixedpoint.solvers.base import Step
-from fixedpoint.tolerance import every
 
 # A part that has fallen to this share of the largest that it has been counts as zero.
 _ZERO = 1e-12
@@ -138,17 +135,17 @@ def judge_start(problem: Problem, first: Point) -> Array:
     if tolerance.test == "residual":
         scale = problem.residual_scale(first, tolerance.parts(space, first.tested))
         pairs = zip(tolerance.parts(space, first.tested), tolerance.bounds(scale), strict=True)
-        return done | every(space, [size <= bound for size, bound in pairs])
+        return done | space.every([size <= bound for size, bound in pairs])
     return done if tolerance.is_zero else done | problem.is_rounding(first)
 
 
 def vanished_states(problem: Problem, evidence: Evidence, point: Point) -> Array:
     """Whether nothing is left of any part of the state, in samples of which there was something."""
-    space, xp = problem.space, problem.space.xp
+    space = problem.space
     state = problem.tolerance.parts(space, point.value)
     pairs = list(zip(state, evidence.largest, strict=True))
-    some = reduce(or_, [xp.any(most > 0.0, axis=-1) for _, most in pairs])
-    return some & every(space, [size <= _ZERO * most for size, most in pairs])
+    some = ~space.every([most <= 0.0 for _, most in pairs])
+    return some & space.every([size <= _ZERO * most for size, most in pairs])
 
 
 def _plain(problem: Problem, old: Point, step: Step) -> Array:
@@ -213,14 +210,12 @@ def _passes(problem: Problem, evidence: Evidence, step: Step, sizes: Sizes, erro
     fell = step.point.residual_norm <= _FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
-    factor = (error / xp.where(m > 0.0, m, space.one))[..., None]
-    masks = [
-        (factor * share <= bound) | (size + factor * share <= _ZERO * most)
-        for share, bound, size, most in zip(
-            sizes.shares, tolerance.bounds(sizes.state), sizes.state, evidence.largest, strict=True
-        )
-    ]
-    return fell & every(space, masks)
+    factor = error / xp.where(m > 0.0, m, space.one)
+    masks = []
+    for share, size, most in zip(sizes.shares, sizes.state, evidence.largest, strict=True):
+        left = space.spread(factor, share) * share
+        masks.append((left <= tolerance.bound(size)) | (size + left <= _ZERO * most))
+    return fell & space.every(masks)
 
 
 def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Array:
@@ -229,4 +224,4 @@ def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Arra
     bounds = tolerance.bounds(problem.residual_scale(point, evidence.scale))
     sizes = tolerance.parts(space, point.tested)
     fell = (norm <= _FALL * evidence.first) | (norm <= tolerance.atol)
-    return fell & every(space, [size <= b for size, b in zip(sizes, bounds, strict=True)])
+    return fell & space.every([size <= b for size, b in zip(sizes, bounds, strict=True)])

@@ -42,6 +42,6 @@ def apply_policy(
 
 def _poison(space: Space, converged: Any, value: Vec) -> Vec:
     """The samples that failed times NaN: so are their derivatives."""
-    one, rows = space.full(1.0), space.rows(value)
+    one = space.full(1.0)
     factor = space.xp.where(converged, one, space.xp.full_like(one, space.xp.nan))
-    return space.shaped(space.scale(factor, rows))
+    return space.scale(factor, value)

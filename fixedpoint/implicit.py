@@ -76,12 +76,12 @@ def implicit_vjp(
     pullback = vjp(value, *args)
 
     def product(u: Vec) -> Vec:
-        image = pullback(structure.rebuild(space.shaped(u)))[0]
-        return _rows(space, backend, structure, image, "vjp")
+        image = pullback(structure.rebuild(u))[0]
+        return _leaves(space, backend, structure, image, "vjp")
 
-    right = _rows(space, backend, structure, cotangent, "cotangent")
+    right = _leaves(space, backend, structure, cotangent, "cotangent")
     u = _solved(adjoint, space, product, right, is_root, transposed=True)
-    pulled = pullback(structure.rebuild(space.shaped(u)))[1:]
+    pulled = pullback(structure.rebuild(u))[1:]
     return tuple(_negative(backend, part) for part in pulled) if is_root else tuple(pulled)
 
 
@@ -139,12 +139,12 @@ def implicit_jvp(
     still = _zeros(backend, tangents)
 
     def product(u: Vec) -> Vec:
-        image = pushed(structure.rebuild(space.shaped(u)), *still)
-        return _rows(space, backend, structure, image, "jvp")
+        image = pushed(structure.rebuild(u), *still)
+        return _leaves(space, backend, structure, image, "jvp")
 
-    right = _rows(space, backend, structure, pushed(_zeros(backend, value), *tangents), "jvp")
+    right = _leaves(space, backend, structure, pushed(_zeros(backend, value), *tangents), "jvp")
     u = _solved(adjoint, space, product, right, is_root, transposed=False)
-    tangent = structure.rebuild(space.shaped(u))
+    tangent = structure.rebuild(u)
     return _negative(backend, tangent) if is_root else tangent
 
 
@@ -157,8 +157,8 @@ def _space(value: Any, batch_ndim: int) -> tuple[Space, Backend, Any]:
     return Space.of(backend, arrays, batch_ndim), backend, structure
 
 
-def _rows(space: Space, backend: Backend, structure: Any, container: Any, name: str) -> Vec:
-    """The leaves of a container that must be like the solution, as rows."""
+def _leaves(space: Space, backend: Backend, structure: Any, container: Any, name: str) -> Vec:
+    """The leaves of a container that must be like the solution."""
     leaves, found = backend.flatten(container)
     arrays = tuple(backend.leaf(leaf) for leaf in leaves)
     expected = [(*space.batch_shape, *shape) for shape in space.shapes]
@@ -168,7 +168,7 @@ def _rows(space: Space, backend: Backend, structure: Any, container: Any, name: 
             f"{name} must give a container like value, with leaves of the shapes {expected}, "
             f"got {shapes}"
         )
-    return space.rows(arrays)
+    return arrays
 
 
 def _solved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -390,21 +391,23 @@ class _Loop:
         return self._asked(carry, vanished, lambda: irregular_at_zero(self.problem, start, highest))
 
     def _asked(
-        self, carry: Carry, mask: Array, question: Callable[[], tuple[Array, int]]
+        self, carry: Carry, mask: Array, question: Callable[[], tuple[Array, Any]]
     ) -> tuple[Carry, Array]:
         """The samples of `mask` of which the answer holds, evaluated only if there are any."""
-        backend, taken = self.problem.space.backend, []
+        backend, xp = self.problem.space.backend, self.problem.space.xp
+        integer = getattr(carry.work.f, "dtype", xp.int32)
+        nothing = xp.zeros_like(mask), xp.zeros_like(mask, dtype=integer)
 
         def answer() -> tuple[Array, ...]:
             holds, evaluations = question()
-            taken.append(evaluations)
-            return (holds,)
+            return holds, nothing[1] + evaluations
 
-        (holds,) = backend.amended((self.problem.space.xp.zeros_like(mask),), mask, answer)
-        if not taken:
-            return carry, holds
-        work = Work(f=backend.counted(taken[0], mask))
-        return carry._replace(work=carry.work.plus(work)), holds
+        found = backend.amended(nothing, mask, answer)
+        if found is nothing:
+            return carry, found[0]
+        most = xp.max(found[1]) if math.prod(mask.shape) else 0
+        work = Work(f=most if backend.is_traced((mask,)) else int(most))
+        return carry._replace(work=carry.work.plus(work)), found[0]
 
     def _renewed(self, best: Best, better: Array, point: Point, error: Array) -> Best:
         """The best iterates, copied only where some samples are better and others are not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from fixedpoint.matrix import (
 )
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
-from fixedpoint.tolerance import Tolerance, every
+from fixedpoint.tolerance import Tolerance
 
 # The image of a state; and, where it differs from image − state, the residual that is tested.
 Map = Callable[[Vec], tuple[Vec, Vec | None]]
@@ -62,7 +63,7 @@ class Sizes(NamedTuple):
 
     Attributes
     ----------
-    state, residual, shares : tuple of array of shape (batch, parts)
+    state, residual, shares : tuple of array
         The parts of the state, of its residual, and of what is missing from it.
     length : array
         All of what is missing, as a correction tells.
@@ -185,8 +186,7 @@ class Problem(ABC):
             return [tolerance.parts(space, u) for u in vectors], space.sound_norms(lengths)
         groups = [(group, tolerance.kind) for u in vectors for group in tolerance.groups(u)]
         norms, each = space.sound_norms(groups + lengths), len(groups) // len(vectors)
-        columns = [norm[..., None] for norm in norms[: len(groups)]]
-        parts = [tuple(columns[i : i + each]) for i in range(0, len(groups), each)]
+        parts = [norms[i : i + each] for i in range(0, len(groups), each)]
         return parts, norms[len(groups) :]
 
     @abstractmethod
@@ -218,8 +218,7 @@ class Problem(ABC):
         space, tolerance = self.space, self.tolerance
         if tolerance.test == "residual":
             return space.ratio(self.residual_bound(point), point.residual_norm)
-        (size,) = tolerance.bounds([space.norm(point.value)[..., None]])
-        return space.ratio(size[..., 0], amplification * merit)
+        return space.ratio(tolerance.bound(space.norm(point.value)), amplification * merit)
 
     @abstractmethod
     def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
@@ -334,6 +333,11 @@ class Problem(ABC):
         `sparsity` is what an earlier one found, and `sizes` the largest that entries have been.
         """
         space = self.space
+        if space.backend.is_partial:
+            raise ValueError(
+                "where a communicator joins the entries of a sample there is no matrix of them: "
+                "use a solver without one, as NewtonKrylov"
+            )
         if self.jacobian is not None:
             given = self._given(self.jacobian, point)
             known = columns_of(space, given) if is_operator(given) else given
@@ -393,7 +397,7 @@ class FixedPointProblem(Problem):
         """Whether |f(z) − z| is no more than two units in the last place of z, part by part."""
         parts, unit = partial(self.tolerance.parts, self.space), 2.0 * self.space.rounding
         pairs = zip(parts(point.tested), parts(point.value), strict=True)
-        return every(self.space, [residual <= unit * size for residual, size in pairs])
+        return self.space.every([residual <= unit * size for residual, size in pairs])
 
     def length_of_state(self, point: Point) -> Array:
         """The norm of z, or of f(z) − z, which has the same units."""
@@ -420,7 +424,7 @@ class FixedPointProblem(Problem):
 
     def residual_bound(self, point: Point) -> Array:
         """The bound atol + rtol·‖f(z)‖."""
-        return self.tolerance.bounds([point.magnitude[..., None]])[0][..., 0]
+        return self.tolerance.bound(point.magnitude)
 
     def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
         """The sizes of the parts of f(z)."""
@@ -502,14 +506,14 @@ class RootProblem(Problem):
         A method that takes the norm of all equations does not see those in small units. Of a single
         part there is no other, and the error tells enough.
         """
-        if len(first) == 1 and first[0].shape[-1] == 1:
+        if len(first) == 1 and math.prod(first[0].shape[self.space.batch_ndim :]) == 1:
             return sizes.length == sizes.length
         parts, share = zip(sizes.residual, first, strict=True), self.tolerance.relative_share
-        return every(self.space, [part <= share * most for part, most in parts])
+        return self.space.every([part <= share(part) * most for part, most in parts])
 
     def residual_bound(self, point: Point) -> Array:
         """The bound atol, to which rtol adds what is not known here."""
-        return self.tolerance.bounds([0.0 * point.magnitude[..., None]])[0][..., 0]
+        return self.tolerance.bound(0.0 * point.magnitude)
 
     def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
         """Those of F(x₀)."""

@@ -45,7 +45,7 @@ def jacobian_penalty(
         return tuple(map(backend.conform, image, value))
 
     _, pullback = backend.vjp(on_leaves, *leaves)
-    products = [space.rows(pullback(tuple(backend.flatten(probe)[0]))) for probe in probes]
+    products = [pullback(tuple(backend.flatten(probe)[0])) for probe in probes]
     return sum(space.dot(product, product) for product in products) / (len(probes) * space.size)
 
 

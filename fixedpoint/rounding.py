@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.problem import Point, Problem
-from fixedpoint.tolerance import every
 
 # A residual of so many times its change under rounding of the state is nothing but noise.
 _NOISE = 4.0
@@ -17,62 +18,101 @@ _FALLEN, _GROWTH = 1e-3, 1e3
 # Units in the last place to move a state by, one after the other, until the residual feels it.
 _ULPS = (1.0, 2.0**8, 2.0**16)
 
+# Evaluations by which the noise is estimated: at least, and at most.
+_LOOKS = 2, 8
+
+_GOLDEN = 0.5 * 5**0.5 - 0.5
+
 # What counts as tiny beside the start, and how far from additive a function may be there.
 _TINY, _ADDITIVE = 1e-12, 1e-6
 
 
-def at_rounding(problem: Problem, point: Point, first: Point) -> tuple[Array, int]:
+class _Noise(NamedTuple):
+    """What rounding does to each entry of g, as far as it has been looked at."""
+
+    size: Vec
+    looks: Any
+
+
+def at_rounding(problem: Problem, point: Point, first: Point) -> tuple[Array, Any]:
     """Whether the residual is noise, in every part of every sample, and the evaluations it took.
 
     It must have fallen from that of the first point, or be noise there too, lest a state grows
     until its rounding covers any residual.
     """
-    space, parts = problem.space, partial(problem.tolerance.parts, problem.space)
-    noise, evaluations = _noise(problem, point)
-    pairs = zip(parts(point.increment), parts(noise), strict=True)
-    covered = every(space, [size <= _NOISE * most for size, most in pairs])
+    space = problem.space
+    noise = _noise(problem, point)
+    covered = space.every(_covered(problem, point, noise.size))
     fell = point.residual_norm <= _FALLEN * first.residual_norm
     if space.backend.known_all(fell | ~covered):
-        return covered, evaluations
-    before, again = _noise(problem, first)
-    near = point.residual_norm <= _GROWTH * space.norm(before)
-    return covered & (fell | near), evaluations + again
+        return covered, noise.looks
+    before = _noise(problem, first)
+    near = point.residual_norm <= _GROWTH * space.norm(before.size)
+    return covered & (fell | near), noise.looks + before.looks
 
 
-def _noise(problem: Problem, point: Point) -> tuple[Vec, int]:
-    """The rounding errors of g at a point, and the evaluations that they took.
+def _covered(problem: Problem, point: Point, noise: Vec) -> list[Array]:
+    """Which parts of the residual are no larger than rounding may make them."""
+    parts = partial(problem.tolerance.parts, problem.space)
+    pairs = zip(parts(point.increment), parts(noise), strict=True)
+    return [size <= _NOISE * most for size, most in pairs]
+
+
+def _noise(problem: Problem, point: Point) -> _Noise:
+    """The rounding errors of g at a point.
 
     That of an entry is its change when every entry of the state is moved by a unit in the last
     place, up or down: a residual below that cannot be told from one at the next representable
-    state. An entry that feels nothing is moved by more.
+    state. Of many entries one or the other changes little by chance: while most are covered, and
+    not all, it is looked again. Where an entry feels nothing, all are moved by more.
 
     References
     ----------
     Moré and Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33, 2011.
     """
-    space, xp = problem.space, problem.space.xp
-    noise = problem.least_noise(point)
-    evaluations = 0
-    traced = space.backend.is_traced(point.value)
+    backend = problem.space.backend
+    noise, evaluations = problem.least_noise(point), 0
+    traced = backend.is_traced(point.value)
     for ulps in _ULPS[:1] if traced else _ULPS:
-        for pattern in (1, 2):
-            moved = problem.increment_nearby(_nudged(problem, point.value, ulps, pattern))
-            evaluations += 1
-            change = space.subtract(moved, point.increment)
-            pairs = zip(noise, change, strict=True)
-            noise = tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs])
-        if space.backend.known_all(_felt(problem, point.increment, noise)):
+        further = backend.while_loop(
+            partial(_is_uncertain, problem, point),
+            partial(_looked, problem, point, ulps),
+            _Noise(noise, 0),
+            _LOOKS[1],
+        )
+        noise, evaluations = further.size, evaluations + further.looks
+        if backend.known_all(_felt(problem, point.increment, noise)):
             break
-    return noise, evaluations
+    return _Noise(noise, evaluations)
 
 
-def _nudged(problem: Problem, value: Vec, ulps: float, pattern: int) -> Vec:
-    """The state with each entry moved by some units in its last place, up or down."""
+def _is_uncertain(problem: Problem, point: Point, noise: _Noise) -> Any:
+    """Whether another look may tell something: most parts are covered, and not all."""
+    space, looks, (fewest, most) = problem.space, noise.looks, _LOOKS
+    masks = _covered(problem, point, noise.size)
+    share = space.mean_over_entries([space.as_coefficient(mask) for mask in masks])
+    uncertain = space.backend.any((share >= 0.5) & (share < 1.0))
+    return (looks < fewest) | ((looks < most) & uncertain)
+
+
+def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Noise:
+    """The noise as one more evaluation tells it."""
+    space, xp = problem.space, problem.space.xp
+    moved = problem.increment_nearby(_nudged(problem, point.value, ulps, noise.looks))
+    pairs = zip(noise.size, space.subtract(moved, point.increment), strict=True)
+    return _Noise(tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs]), noise.looks + 1)
+
+
+def _nudged(problem: Problem, value: Vec, ulps: float, look: Any) -> Vec:
+    """The state with each entry moved by some units in its last place, up or down.
+
+    Which way is told by multiples of the golden ratio, less their whole parts.
+    """
     space, xp = problem.space, problem.space.xp
     moved = []
     for leaf, size in zip(value, space.sizes, strict=True):
-        index = xp.arange(size, **space.place)
-        up = xp.astype((index // pattern) % 2 == 0, space.dtype)
+        index = xp.astype(xp.arange(1, size + 1, **space.place), space.dtype)
+        up = xp.floor(2.0 * _GOLDEN * (look + 1) * index) % 2.0
         factor = 1.0 + (2.0 * up - 1.0) * (ulps * float(xp.finfo(leaf.dtype).eps))
         moved.append(leaf * space.as_leaf(factor, leaf))
     return tuple(moved)
@@ -81,7 +121,7 @@ def _nudged(problem: Problem, value: Vec, ulps: float, pattern: int) -> Vec:
 def _felt(problem: Problem, increment: Vec, noise: Vec) -> Array:
     """Whether every entry of g that is not zero has changed."""
     pairs = zip(increment, noise, strict=True)
-    return every(problem.space, [(leaf == 0) | (change > 0.0) for leaf, change in pairs])
+    return problem.space.every([(leaf == 0) | (change > 0.0) for leaf, change in pairs])
 
 
 def irregular_at_zero(problem: Problem, start: Vec, highest: Array) -> tuple[Array, int]:
@@ -111,6 +151,6 @@ def irregular_at_zero(problem: Problem, start: Vec, highest: Array) -> tuple[Arr
 
 def _graded(problem: Problem, leaf: Array) -> Array:
     """Factors from 1 to 2 along the entries of a leaf."""
-    space, size = problem.space, leaf.shape[-1]
+    space, size = problem.space, math.prod(leaf.shape[problem.space.batch_ndim :])
     index = space.xp.astype(space.xp.arange(1, size + 1, **space.place), space.dtype)
     return space.as_leaf(1.0 + index / (size + 1.0), leaf)

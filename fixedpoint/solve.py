@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -285,9 +284,9 @@ class Solve:
     def run(self, value: Vec, args: Vec) -> Outcome:
         """Iterate from `value`, recording no derivatives."""
         problem = self.problem(value, args)
-        end = iterate(self.solver, problem, problem.space.rows(value), self.course)
+        end = iterate(self.solver, problem, value, self.course)
         return Outcome(
-            problem.space.shaped(end.value), end.status, end.residual_norm, end.error, end.precise,
+            end.value, end.status, end.residual_norm, end.error, end.precise,
             end.steps, end.method, end.work, end.trace, end.state,
         )  # fmt: skip
 
@@ -297,7 +296,7 @@ class Solve:
         common = {
             "space": space, "tolerance": self.tolerance,
             "restrict": lambda rows: self._restricted(space, args, rows),
-            **self._functions(space, args),
+            **self._functions(args),
         }  # fmt: skip
         return (
             RootProblem(**common)
@@ -305,20 +304,17 @@ class Solve:
             else FixedPointProblem(**common, is_operator=self.is_operator)
         )
 
-    def _functions(self, space: Space, args: Vec) -> dict[str, Any]:
-        """The user's functions on rows."""
-        functions = _Rows(space)
-        found = {name: getattr(functions, name)(f) for name, f in self.bind(args).items()}
-        if self.project is not None:
-            found["project"] = functions.project(self.project)
-        return {"map": functions.map(lambda value: self.map(value, args)), **found}
+    def _functions(self, args: Vec) -> dict[str, Any]:
+        """The user's functions of the state alone."""
+        functions = {"map": lambda value: self.map(value, args), **self.bind(args)}
+        return functions if self.project is None else {**functions, "project": self.project}
 
     def _restricted(self, space: Space, args: Vec, rows: Array) -> dict[str, Any]:
         """The functions for the samples `rows` alone."""
         flags = (*self.batched, *(False,) * (len(args) - len(self.batched)))
         pairs = zip(args, flags, strict=True)
         taken = tuple(space.xp.take(a, rows, axis=0) if b else a for a, b in pairs)
-        return self._functions(space.of_rows(int(rows.shape[0])), taken)
+        return self._functions(taken)
 
     def linear_solve(
         self, product: Product, right: Vec, transposed: bool, at: tuple[Vec, Vec],
@@ -332,69 +328,24 @@ class Solve:
         """
         assert isinstance(self.adjoint, LinearAdjoint)
         space = Space.of(self.backend, right, self.batch_ndim)
-        functions = _Rows(space)
         start, inverse = (self.start, self.inverse) if transposed else (None, None)
         system = AdjointSystem(
-            space, functions.project(product), space.rows(right),
+            space, product, right,
             _relative(self.tolerance.rtol, space), self.is_root, transposed,
-            None if start is None else space.rows(start),
-            None if inverse is None else functions.project(inverse(*at)), memory,
+            start, None if inverse is None else inverse(*at), memory,
         )  # fmt: skip
-        u, end = self.adjoint.solved(system)
-        return space.shaped(u), end
+        return self.adjoint.solved(system)
 
     def products(self, value: Vec, args: Vec) -> Callable[[Vec], Vec]:
         """The products with the derivative of the user's map at `value`."""
         problem = self.problem(value, args)
-        space = problem.space
-        product = problem.linearise(problem.evaluate(space.rows(value))).product
+        space, product = problem.space, problem.linearise(problem.evaluate(value)).product
         if self.is_root:
-            return lambda v: space.shaped(space.negative(product(space.rows(v))))
-        return lambda v: space.add(space.shaped(product(space.rows(v))), v)
+            return lambda v: space.negative(product(v))
+        return lambda v: space.add(product(v), v)
 
 
 def _relative(rtol: Any, space: Space) -> float:
     """The forward solve's relative tolerance, if it is one number the adjoint can use."""
     known = isinstance(rtol, (int, float)) and rtol > 0
     return float(rtol) if known else space.default_rtol
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Functions of leaves in the user's shapes, as functions of rows: one method for each kind."""
-
-    space: Space
-
-    def map(self, f: Callable[[Vec], tuple[Vec, Vec | None]]) -> Callable[..., Any]:
-        """The map, with its residual."""
-        space = self.space
-        if space.is_flat:
-            return f
-
-        def rows(value: Vec) -> tuple[Vec, Vec | None]:
-            image, residual = f(space.shaped(value))
-            return space.rows(image), residual and space.rows(residual)
-
-        return rows
-
-    def project(self, f: Callable[[Vec], Vec]) -> Callable[[Vec], Vec]:
-        """A map alone."""
-        return lambda value: self.space.rows(f(self.space.shaped(value)))
-
-    def jvp(self, f: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, Vec], Vec]:
-        """The product at z with v."""
-        shaped, rows = self.space.shaped, self.space.rows
-        return lambda value, v: rows(f(shaped(value), shaped(v)))
-
-    def jacobian(self, f: Callable[[Vec], Any]) -> Callable[[Vec], Any]:
-        """The matrix at z."""
-        return lambda value: f(self.space.shaped(value))
-
-    def preconditioner(self, f: Callable[[Vec], Any]) -> Callable[[Vec], Any]:
-        """The approximate inverse at z: a function of leaves, or an operator on flat vectors."""
-
-        def at(value: Vec) -> Any:
-            inverse = f(self.space.shaped(value))
-            return self.project(inverse) if inspect.isfunction(inverse) else inverse
-
-        return at

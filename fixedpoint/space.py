@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from operator import add, neg, or_, sub
+from operator import add, and_, neg, or_, sub
 from typing import Any
 
 import numpy as np
 
-from fixedpoint.backend import Array, Backend, Vec
+from fixedpoint.backend import Array, Backend, Vec, joined
+from fixedpoint.communicator import Reduction
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
     """Vectors that are tuples of leaves, a batch of `batch_shape` independent ones at once.
 
-    Inside, a leaf is an array of rows: the axes of the batch, and one axis of entries.
-    :meth:`rows` and :meth:`shaped` go there and back. Inner products and norms run over all leaves
-    of a sample; they, and all coefficients, have the shape of the batch and are real, of single
-    precision or better. A complex leaf counts as its real and imaginary parts: the inner product
-    is Re⟨u, v⟩.
+    A leaf keeps the shape that the user gave it: the axes of the batch, then those of its entries.
+    Inner products and norms run over all leaves of a sample; they, and all coefficients, have the
+    shape of the batch and are real, of single precision or better. A complex leaf counts as its
+    real and imaginary parts: the inner product is Re⟨u, v⟩.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class Space:
     device : device
         Where the coefficients live.
     shapes : tuple of tuple of int
-        The shape of each leaf of one sample, outside.
+        The shape of each leaf of one sample.
     weights : tuple of float or None
         What the inner product multiplies each leaf's part by; None stands for ones.
     """
@@ -63,7 +64,7 @@ class Space:
             batch_shape=tuple(like[0].shape[:batch_ndim]),
             dtypes=tuple(leaf.dtype for leaf in like),
             dtype=_coefficient_dtype(xp, like),
-            device=getattr(like[0], "device", None),
+            device=backend.device(like[0]),
             shapes=tuple(tuple(leaf.shape[batch_ndim:]) for leaf in like),
         )
 
@@ -81,26 +82,52 @@ class Space:
         """The space of a batch whose first axis has another length."""
         return replace(self, batch_shape=(rows, *self.batch_shape[1:]))
 
-    # Outside and inside.
+    # Axes.
 
-    def rows(self, shaped: Vec) -> Vec:
-        """Leaves as the user knows them, each with one axis of entries."""
-        if self.is_flat:
-            return shaped
-        pairs = zip(shaped, self.sizes, strict=True)
-        return tuple(self.xp.reshape(leaf, (*self.batch_shape, size)) for leaf, size in pairs)
+    @cached_property
+    def batch_ndim(self) -> int:
+        """How many axes index samples."""
+        return len(self.batch_shape)
+
+    def _entry_axes(self, leaf: Array) -> int:
+        """How many axes index the entries of a sample."""
+        axes: int = leaf.ndim - self.batch_ndim
+        return axes
+
+    def every(self, masks: Sequence[Array]) -> Array:
+        """Whether all masks hold in every entry of each sample."""
+        whole = reduce(and_, map(self._all_entries, masks))
+        if not self.backend.is_partial or masks[0].ndim == self.batch_ndim:
+            return whole
+        return self.backend.reduced(self.xp.astype(~whole, self.xp.int32), "max") == 0
+
+    def _all_entries(self, mask: Array) -> Array:
+        axes = tuple(range(self.batch_ndim, mask.ndim))
+        return self.xp.all(mask, axis=axes[0] if len(axes) == 1 else axes) if axes else mask
+
+    def mean_over_entries(self, u: Sequence[Array]) -> Array:
+        """The mean of each sample's coefficients, one leaf weighing as much as another."""
+        means = [
+            self.xp.mean(a, axis=tuple(range(self.batch_ndim, a.ndim)))
+            if a.ndim > self.batch_ndim
+            else a
+            for a in u
+        ]
+        return self._total(means) / len(means)
+
+    def spread(self, array: Array, leaf: Array) -> Array:
+        """An array of the batch's shape, to broadcast with a leaf."""
+        missing = leaf.ndim - array.ndim
+        return array[(..., *(None,) * missing)] if missing and array.ndim else array
+
+    def rows(self, u: Vec) -> Vec:
+        """The entries of each leaf in one axis."""
+        return tuple([joined(leaf, self._entry_axes(leaf)) for leaf in u])
 
     def shaped(self, rows: Vec) -> Vec:
         """The inverse of :meth:`rows`."""
-        if self.is_flat:
-            return rows
         pairs = zip(rows, self.shapes, strict=True)
-        return tuple(self.xp.reshape(leaf, (*self.batch_shape, *shape)) for leaf, shape in pairs)
-
-    @cached_property
-    def is_flat(self) -> bool:
-        """Whether the user's leaves are rows already."""
-        return all(len(shape) == 1 for shape in self.shapes)
+        return tuple([self.xp.reshape(leaf, (*self.batch_shape, *shape)) for leaf, shape in pairs])
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -117,6 +144,11 @@ class Space:
         """Real entries of one sample: a complex entry counts twice."""
         pairs = zip(self.sizes, self.complex_leaves, strict=True)
         return sum(2 * size if is_complex else size for size, is_complex in pairs)
+
+    @cached_property
+    def dimension(self) -> int:
+        """Unknowns of a sample, or where only a part of them is here, more than any number."""
+        return sys.maxsize if self.backend.is_partial else self.real_size
 
     # Dtypes.
 
@@ -156,14 +188,13 @@ class Space:
         return self._as(array, self.dtype)
 
     def as_leaf(self, row: Array, leaf: Array) -> Array:
-        """A row of coefficients, one for each entry of a leaf, in its dtype."""
-        lead = (1,) * len(self.batch_shape)
-        return self.xp.reshape(self._as(row, leaf.dtype), (*lead, row.shape[-1]))
+        """A row of coefficients, one for each entry of a leaf, in its dtype and for all samples."""
+        return self.xp.reshape(self._as(row, leaf.dtype), leaf.shape[self.batch_ndim :])
 
     def _factor(self, coefficient: Array, leaf: Array) -> Array:
-        """A coefficient per sample, to multiply the rows of `leaf`."""
+        """A coefficient per sample, to multiply the entries of `leaf`."""
         if self.batch_shape:
-            coefficient = coefficient[..., None]
+            coefficient = self.spread(coefficient, leaf)
         return coefficient if self._uniform else self._as(coefficient, leaf.dtype)
 
     # Vectors.
@@ -217,7 +248,7 @@ class Space:
 
     def _clipped(self, leaf: Array, bound: Array) -> Array:
         size = self.xp.abs(leaf)
-        bound = self._as(bound[..., None], size.dtype)
+        bound = self._as(self.spread(bound, leaf), size.dtype)
         excess = size > bound
         factor = bound / self.xp.where(excess, size, self.xp.ones_like(size))
         return self.xp.where(excess, leaf * self._as(factor, leaf.dtype), leaf)
@@ -226,19 +257,45 @@ class Space:
         """Per sample, u where `mask` holds and v elsewhere; without a mask, u."""
         if mask is None:
             return u
-        mask = mask[..., None]
-        return tuple([self.xp.where(mask, a, b) for a, b in zip(u, v, strict=True)])
+        pairs = zip(u, v, strict=True)
+        return tuple([self.xp.where(self.spread(mask, a), a, b) for a, b in pairs])
 
     def dot(self, u: Vec, v: Vec) -> Array:
         """The inner product Re⟨u, v⟩ of each sample."""
         return self._inner([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
-        return self._real(self.xp.vecdot(self._wide(a), self._wide(b)))
+        return self._real(self.backend.inner(self._wide(a), self._wide(b), self._entry_axes(a)))
 
     def norm(self, u: Vec, kind: str = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
-        norms = [self.backend.row_norm(self._wide(leaf), kind) for leaf in u]
+        if not self.backend.is_partial:
+            return self._local_norm(u, kind)
+        return self._norms([(u, kind)])[0]
+
+    def _norms(self, pairs: Sequence[tuple[Vec, str]]) -> tuple[Array, ...]:
+        """The norms of vectors, each of its kind; of all parts of those that are spread."""
+        norms = tuple([self._local_norm(u, kind) for u, kind in pairs])
+        if not self.backend.is_partial:
+            return norms
+        kinds = [kind for _, kind in pairs]
+        powers = [n if kind == "max" else n * n for n, kind in zip(norms, kinds, strict=True)]
+        whole = self._reduced(powers, ["max" if kind == "max" else "sum" for kind in kinds])
+        return tuple([n if kind == "max" else n**0.5 for n, kind in zip(whole, kinds, strict=True)])
+
+    def _reduced(self, arrays: Sequence[Array], reductions: Sequence[Reduction]) -> list[Array]:
+        """The arrays, each summed or its largest taken over all parts, in a message per kind."""
+        whole = list(arrays)
+        for reduction in sorted(set(reductions)):
+            places = [k for k, of in enumerate(reductions) if of == reduction]
+            stacked = self.xp.stack([arrays[k] for k in places], axis=-1)
+            stacked = self.backend.reduced(stacked, reduction)
+            for column, place in enumerate(places):
+                whole[place] = stacked[..., column]
+        return whole
+
+    def _local_norm(self, u: Vec, kind: str) -> Array:
+        norms = [self.backend.norm(self._wide(leaf), kind, self._entry_axes(leaf)) for leaf in u]
         return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
 
     def magnitudes(self, leaf: Array) -> Array:
@@ -258,7 +315,7 @@ class Space:
 
     def sound_norms(self, pairs: Sequence[tuple[Vec, str]]) -> tuple[Array, ...]:
         """The norms of vectors, each of its kind, none of which has lost its squares."""
-        norms = tuple([self.norm(u, kind) for u, kind in pairs])
+        norms = self._norms(pairs)
         # Squares that under- or overflow must not pass for a size of zero, or none.
         doubts = [
             (size < self.small) | (size == self.xp.inf)
@@ -283,10 +340,9 @@ class Space:
 
     def _inner(self, terms: Sequence[Array]) -> Array:
         """The weighted sum of the leaves' parts of an inner product."""
-        if self.weights is None:
-            return self._total(terms)
-        pairs = zip(self.weights, terms, strict=True)
-        return self._total([weight * term for weight, term in pairs])
+        if self.weights is not None:
+            terms = [weight * term for weight, term in zip(self.weights, terms, strict=True)]
+        return self.backend.reduced(self._total(terms), "sum")
 
     # Coefficients.
 
@@ -330,7 +386,7 @@ class Space:
         """Where the coefficients live, as a keyword of what makes arrays."""
         return {} if self.device is None else {"device": self.device}
 
-    # Histories: per leaf an array (batch, memory, entries).
+    # Histories: per leaf an array of the axes of the batch, of the memory and of the entries.
 
     def history(self, memory: int) -> Vec:
         """Room for `memory` vectors, zero at first."""
@@ -342,28 +398,35 @@ class Space:
 
     def _histories(self, memory: int, make: Any) -> Vec:
         return tuple(
-            make((*self.batch_shape, memory, size), dtype=dtype, **self.place)
-            for size, dtype in zip(self.sizes, self.dtypes, strict=True)
+            make((*self.batch_shape, memory, *shape), dtype=dtype, **self.place)
+            for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
         )
+
+    def _row(self, past: Array, row: Any) -> tuple[Any, ...]:
+        """The index of a row, or of rows, of a history's leaf."""
+        return (..., row, *(slice(None),) * (past.ndim - self.batch_ndim - 1))
+
+    def rows_of(self, history: Vec) -> int:
+        """How many rows there are."""
+        count: int = history[0].shape[self.batch_ndim]
+        return count
 
     def row(self, history: Vec, slot: Any) -> Vec:
         """The row `slot` of `history`."""
-        read, index = self.backend.read, (..., slot, slice(None))
-        return tuple([read(past, index) for past in history])
+        return tuple([self.backend.read(past, self._row(past, slot)) for past in history])
 
     def filled(self, history: Vec, count: Any) -> Vec:
         """The first `count` rows of `history`, where that is known; in a trace all of them."""
-        if not isinstance(count, int) or count >= history[0].shape[-2]:
+        if not isinstance(count, int) or count >= self.rows_of(history):
             return history
-        return tuple([past[..., :count, :] for past in history])
+        return tuple([past[self._row(past, slice(count))] for past in history])
 
     def push(self, history: Vec, slot: Any, u: Vec, active: Array | None = None) -> Vec:
         """`history` with u in place of its row `slot`, in the samples that are `active`."""
         if active is not None:
             u = self.where(active, u, self.row(history, slot))
-        index = (..., slot, slice(None))
-        pairs = zip(history, u, strict=True)
-        return tuple([self.backend.write(past, index, leaf) for past, leaf in pairs])
+        write, pairs = self.backend.write, zip(history, u, strict=True)
+        return tuple([write(past, self._row(past, slot), leaf) for past, leaf in pairs])
 
     def push_secant(
         self, residuals: Vec, images: Vec, slot: Any, old: Any, new: Any, active: Array | None
@@ -375,9 +438,11 @@ class Space:
             change = self.where(active, change, self.row(residuals, slot))
             image = self.where(active, image, self.row(images, slot))
             return self.push(residuals, slot, change), self.push(images, slot, image), change, image
-        index, secant = (..., slot, slice(None)), self.backend.write_secant
+        secant = self.backend.write_secant
         columns = (residuals, images, old.value, old.increment, new.value, new.increment)
-        written = [secant(g, f, index, *ends) for g, f, *ends in zip(*columns, strict=True)]
+        written = [
+            secant(g, f, self._row(g, slot), *ends) for g, f, *ends in zip(*columns, strict=True)
+        ]
         residuals, images, change, image = zip(*written, strict=True)
         return residuals, images, change, image
 
@@ -391,12 +456,8 @@ class Space:
         return self._inner([self._products(past, leaf) for past, leaf in pairs])
 
     def _products(self, past: Array, leaf: Array) -> Array:
-        row = self._wide(leaf)
-        if self._complex:
-            row = self.xp.conj(row)
-        # A row times a matrix: a matrix times a column is several times slower in Torch.
-        columns = self.xp.matrix_transpose(self._wide(past))
-        return self._real(self.xp.matmul(row[..., None, :], columns)[..., 0, :])
+        axes = self._entry_axes(leaf)
+        return self._real(self.backend.products(self._wide(past), self._wide(leaf), axes))
 
     def minus_combination(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
         """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of `history`."""
@@ -404,9 +465,9 @@ class Space:
         return tuple([self._minus_weighted(leaf, coefficients, past) for leaf, past in pairs])
 
     def _minus_weighted(self, leaf: Array, coefficients: Array, past: Array) -> Array:
-        wide, row = self._wide(past), self._wide(leaf)
-        weights = self._as(coefficients, wide.dtype)[..., None, :]
-        total = self.backend.minus_product(row[..., None, :], weights, wide)[..., 0, :]
+        wide, axes = self._wide(past), self._entry_axes(leaf)
+        weights = self._as(coefficients, wide.dtype)
+        total = self.backend.minus_combination(self._wide(leaf), weights, wide, axes)
         return self._as(total, leaf.dtype)
 
     def orthogonalised(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
@@ -420,7 +481,9 @@ class Space:
 
     def ravel(self, u: Vec) -> Array:
         """The real entries of u in one axis, as coefficients: (batch, n)."""
-        rows = [self._as(part, self.dtype) for leaf in u for part in self._real_parts(leaf)]
+        rows = [
+            self._as(part, self.dtype) for leaf in self.rows(u) for part in self._real_parts(leaf)
+        ]
         return rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=-1)
 
     def _real_parts(self, leaf: Array) -> list[Array]:
@@ -441,7 +504,7 @@ class Space:
                 leaf = self._as(leaf, dtype) + self.xp.asarray(1j, dtype=dtype) * imaginary
                 start += size
             leaves.append(self._as(leaf, dtype))
-        return tuple(leaves)
+        return self.shaped(tuple(leaves))
 
     # Precision.
 

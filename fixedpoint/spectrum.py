@@ -74,7 +74,7 @@ def spectral_radius(product: Product, start: Any, *, steps: int = 30, batch_ndim
     value = tuple(backend.leaf(leaf) for leaf in leaves)
     space = Space.of(backend, value, batch_ndim)
     with backend.quiet():
-        hessenberg = _arnoldi(space, _on_rows(product, space, structure), space.rows(value), steps)
+        hessenberg = _arnoldi(space, _on_leaves(product, backend, structure), value, steps)
         return _largest_modulus(backend, hessenberg)
 
 
@@ -112,17 +112,16 @@ def spectral_norm(
     return square**0.5
 
 
-def _on_rows(product: Product, space: Space, structure: Any) -> Callable[[Vec], Vec]:
-    """`product` on rows."""
-    backend = space.backend
+def _on_leaves(product: Product, backend: Backend, structure: Any) -> Callable[[Vec], Vec]:
+    """`product` on leaves."""
 
-    def on_rows(v: Vec) -> Vec:
-        leaves, found = backend.flatten(product(structure.rebuild(space.shaped(v))))
+    def on_leaves(v: Vec) -> Vec:
+        leaves, found = backend.flatten(product(structure.rebuild(v)))
         if found != structure:
             raise ValueError("product must return a container like start")
-        return space.rows(tuple(backend.leaf(leaf) for leaf in leaves))
+        return tuple(backend.leaf(leaf) for leaf in leaves)
 
-    return on_rows
+    return on_leaves
 
 
 class _Krylov(NamedTuple):
@@ -136,7 +135,7 @@ class _Krylov(NamedTuple):
 
 def _arnoldi(space: Space, product: Callable[[Vec], Vec], start: Vec, steps: int) -> Array:
     """QᵀJQ, with Q an orthonormal basis of v, Jv, J²v, …: (batch, steps, steps)."""
-    steps = min(steps, space.real_size)
+    steps = min(steps, space.dimension)
     unit = space.scale(1.0 / space.safe_norm(start), start)
     blank = space.full(0.0, (steps + 1, steps))
     first = _Krylov(space.history(steps), unit, blank, 0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import and_
 from typing import Any, Literal
 
 from fixedpoint.backend import Array, Vec
@@ -51,10 +49,9 @@ class Tolerance:
         """Whether only an exact solution would do: then a fixed number of steps is taken."""
         return _is_zero(self.rtol) and _is_zero(self.atol)
 
-    @property
-    def relative_share(self) -> Any:
+    def relative_share(self, size: Array) -> Any:
         """What part of its largest a residual should be, once an error is relatively this small."""
-        return _SHARE if _is_zero(self.rtol) else 10.0 * _column(self.rtol)
+        return _SHARE if _is_zero(self.rtol) else 10.0 * _beside(self.rtol, size)
 
     def take(self, xp: Any, rows: Array) -> Tolerance:
         """The tolerances of the samples `rows`."""
@@ -77,32 +74,31 @@ class Tolerance:
         return [u[block] for block in self.blocks]
 
     def parts(self, space: Space, u: Vec) -> tuple[Array, ...]:
-        """The sizes of the parts of u, in arrays (batch, parts)."""
+        """The sizes of the parts of u: the axes of the batch, and those of entries if they are."""
         if self.norm == "entries":
             return tuple([space.magnitudes(leaf) for leaf in u])
-        norms = space.sound_norms([(group, self.kind) for group in self.groups(u)])
-        return tuple([norm[..., None] for norm in norms])
+        return space.sound_norms([(group, self.kind) for group in self.groups(u)])
 
     def bounds(self, sizes: Sequence[Array]) -> list[Array]:
         """What goes with parts of these sizes: atol + rtol·size."""
-        atol, rtol = _column(self.atol), _column(self.rtol)
-        return [rtol * size if _is_zero(atol) else atol + rtol * size for size in sizes]
+        return list(map(self.bound, sizes))
+
+    def bound(self, size: Array) -> Array:
+        """The bound atol + rtol·size."""
+        relative = _beside(self.rtol, size) * size
+        return relative if _is_zero(self.atol) else _beside(self.atol, size) + relative
 
     def covers(self, space: Space, u: Vec, value: Vec) -> Array:
         """Whether every part of u is within the tolerance that goes with `value`."""
         bounds = self.bounds(self.parts(space, value))
-        return every(space, [u <= b for u, b in zip(self.parts(space, u), bounds, strict=True)])
-
-
-def every(space: Space, masks: Sequence[Array]) -> Array:
-    """Whether all parts of each sample pass."""
-    return reduce(and_, [space.xp.all(mask, axis=-1) for mask in masks])
+        return space.every([u <= b for u, b in zip(self.parts(space, u), bounds, strict=True)])
 
 
 def _is_zero(tolerance: Any) -> bool:
     return isinstance(tolerance, float | int) and tolerance == 0
 
 
-def _column(tolerance: Any) -> Any:
-    """A tolerance per sample, to compare the parts of each with."""
-    return tolerance[..., None] if getattr(tolerance, "ndim", 0) > 0 else tolerance
+def _beside(tolerance: Any, size: Array) -> Any:
+    """A tolerance per sample, to broadcast with the sizes of the parts of each."""
+    ndim = getattr(tolerance, "ndim", 0)
+    return tolerance[(..., *(None,) * (size.ndim - ndim))] if ndim else tolerance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,6 +17,7 @@ from fixedpoint.course import Memory
 from fixedpoint.recording import Recorded
 from fixedpoint.solution import Solution
 from fixedpoint.solve import Outcome, Solve
+from fixedpoint_jax import axes
 from fixedpoint_jax.derivatives import linearized, no_tangent, tangent
 from fixedpoint_jax.elimination import eliminated
 from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
@@ -83,6 +83,12 @@ class JaxBackend(Backend):
         """Whether `leaf` is a JAX array or a tracer."""
         return isinstance(leaf, jax.Array)
 
+    def device(self, array: Array) -> Any:
+        """The device of an array that lies on one; the compiler places what goes with others."""
+        device = getattr(array, "device", None)
+        spread = isinstance(device, jax.sharding.Sharding) and len(device.device_set) > 1
+        return None if spread else device
+
     def leaf(self, value: Any) -> Any:
         """NumPy arrays and scalars that f returns become JAX arrays."""
         return value if isinstance(value, jax.Array) else super().leaf(value)
@@ -103,30 +109,34 @@ class JaxBackend(Backend):
 
     def known_all(self, mask: Array) -> bool:
         """Whether all of `mask` is true; in a trace that is never known."""
-        return not self.is_traced((mask,)) and bool(mask.all())
+        return not self.is_traced((mask,)) and self.agreed_by_all(bool(mask.all()))
 
     def known_none(self, mask: Array) -> bool:
         """Whether none of `mask` is true; in a trace that is never known."""
-        return not self.is_traced((mask,)) and not bool(mask.any())
+        return not self.is_traced((mask,)) and not self.any(mask)
 
     def amended(
         self, arrays: tuple[Array, ...], mask: Array, function: Callable[[], tuple[Array, ...]]
     ) -> tuple[Array, ...]:
         """The arrays, with those of `function` where `mask` holds; it runs only where that is."""
-        amend = functools.partial(super().amended, arrays, mask, function)
+        amend = super().amended
         if not self.is_traced((mask,)):
-            return amend()
-        amended: tuple[Array, ...] = jax.lax.cond(_any_lane(mask), amend, lambda: arrays)
+            return amend(arrays, mask, function)
+        arrays = axes.settled(lambda arrays: amend(arrays, mask, function), arrays)
+        some = self.agreed(_any_lane(mask))
+        amended: tuple[Array, ...] = jax.lax.cond(
+            some, lambda: amend(arrays, mask, function), lambda: arrays
+        )
         return amended
 
     def any(self, mask: Array) -> Any:
         """Whether any of `mask` is true; a symbol in a trace."""
-        return mask.any() if self.is_traced((mask,)) else bool(mask.any())
+        return self.agreed(mask.any() if self.is_traced((mask,)) else bool(mask.any()))
 
     def counted(self, number: int, mask: Array) -> Any:
         """`number` if any of `mask` is true, else none; a symbol in a trace."""
         if self.is_traced((mask,)):
-            return jnp.where(mask.any(), number, 0)
+            return jnp.where(self.any(mask), number, 0)
         return super().counted(number, mask)
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
@@ -174,6 +184,23 @@ class JaxBackend(Backend):
         """A new array."""
         return array + coefficient * onto
 
+    # One contraction over all axes: with one axis for all, an array that is spread over devices
+    # would have to be gathered first.
+
+    def inner(self, a: Array, b: Array, axes: int) -> Array:
+        """The inner product over the last axes."""
+        return _contracted(a.conj(), b, a.ndim - axes, 0)
+
+    def products(self, rows: Array, vector: Array, axes: int) -> Array:
+        """The inner products with the rows of a history."""
+        return _contracted(rows, vector.conj(), vector.ndim - axes, 1)
+
+    def minus_combination(self, onto: Array, weights: Array, rows: Array, axes: int) -> Array:
+        """The array less a combination of the rows of a history."""
+        batch = tuple(range(onto.ndim - axes))
+        memory = ((len(batch),), (len(batch),))
+        return onto - jax.lax.dot_general(weights, rows, (memory, (batch, batch)))
+
     def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
         """Nothing: arrays of JAX cannot be written to."""
         return lambda function, leaves: function(*leaves)
@@ -201,7 +228,8 @@ class JaxBackend(Backend):
         """The loop, in Python or in the trace."""
         if not self.is_traced(tuple(jax.tree.leaves(carry))):
             return super().while_loop(condition, body, carry, at_most)
-        return jax.lax.while_loop(condition, body, jax.tree.map(jnp.asarray, carry))
+        carry = jax.tree.map(jnp.asarray, carry)
+        return jax.lax.while_loop(condition, body, axes.settled(body, carry))
 
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
         """The value of f and its pullback."""
@@ -235,7 +263,7 @@ class JaxBackend(Backend):
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend whose loops are scans."""
-        return RecordingBackend(checkpoint)
+        return RecordingBackend(checkpoint).among(self.communicator)
 
     def stop(self, vec: Vec) -> Vec:
         """The same arrays, constant to derivatives."""
@@ -289,6 +317,13 @@ def _single(array: Array, index: Any) -> tuple[int, ...]:
     """The axes of which `index`, an ellipsis and then numbers or slices, takes one entry."""
     first = array.ndim - len(index)
     return tuple(first + k for k, part in enumerate(index) if k and not isinstance(part, slice))
+
+
+def _contracted(a: Array, b: Array, batch: int, free: int) -> Array:
+    """The products over all axes of b but those of the batch; `free` axes of a are left over."""
+    lead, rest = tuple(range(batch)), tuple(range(batch, b.ndim))
+    axes = (tuple(axis + free for axis in rest), rest)
+    return jax.lax.dot_general(a, b, (axes, (lead, lead)))
 
 
 def _starts(array: Array, index: Any) -> list[Any]:

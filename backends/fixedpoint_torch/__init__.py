@@ -6,11 +6,13 @@ Nothing here needs to be called: the core finds the adapter when it is given ten
 from fixedpoint_torch.backend import TorchBackend
 from fixedpoint_torch.layer import DEQ, Statistics
 from fixedpoint_torch.maps import HiddenTensorError
+from fixedpoint_torch.processes import Processes
 from fixedpoint_torch.regularisation import VariationalDropout, correction_loss, jacobian_penalty
 
 __all__ = [
     "DEQ",
     "HiddenTensorError",
+    "Processes",
     "Statistics",
     "TorchBackend",
     "VariationalDropout",

@@ -50,15 +50,15 @@ class TorchBackend(Backend):
 
     def known_all(self, mask: torch.Tensor) -> bool:
         """Whether all of `mask` is true; on an accelerator that is never known without waiting."""
-        return mask.device.type == "cpu" and bool(mask.all())
+        return mask.device.type == "cpu" and self.agreed_by_all(bool(mask.all()))
 
     def known_none(self, mask: torch.Tensor) -> bool:
         """Whether none of `mask` is true; on an accelerator that is never known without waiting."""
-        return mask.device.type == "cpu" and not bool(mask.any())
+        return mask.device.type == "cpu" and not self.agreed(bool(mask.any()))
 
     def any(self, mask: torch.Tensor) -> bool:
         """Whether any of `mask` is true, in all lanes where it is mapped over."""
-        return bool(_unwrapped(mask).any())
+        return bool(self.agreed(bool(_unwrapped(mask).any())))
 
     def numpy(self, array: torch.Tensor) -> Any:
         """A copy of `array` for printing, with an axis for each transform that maps over it."""
@@ -108,10 +108,12 @@ class TorchBackend(Backend):
         """`onto` + c·`array`, in place."""
         return onto.addcmul_(coefficient, array)
 
-    def row_norm(self, rows: torch.Tensor, kind: str) -> torch.Tensor:
-        """The Euclidean or largest norm along the last axis."""
+    def norm(self, array: torch.Tensor, kind: str, axes: int = 1) -> torch.Tensor:
+        """The Euclidean or largest norm over the last axes."""
+        if axes == 0:  # for Torch no axis is all of them
+            return array.abs()
         order = 2.0 if kind == "euclidean" else float("inf")
-        norm: torch.Tensor = torch.linalg.vector_norm(rows, order, -1)
+        norm: torch.Tensor = torch.linalg.vector_norm(array, order, tuple(range(-axes, 0)))
         return norm
 
     def quiet(self) -> AbstractContextManager[Any]:
@@ -201,7 +203,7 @@ class TorchBackend(Backend):
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend that writes nothing in place."""
-        return RecordingBackend(checkpoint)
+        return RecordingBackend(checkpoint).among(self.communicator)
 
     def stop(self, vec: Vec) -> Vec:
         """Detached tensors."""
@@ -231,11 +233,11 @@ class RecordingBackend(TorchBackend):
 
     def known_all(self, mask: torch.Tensor) -> bool:
         """Whether all of `mask` is true, in all lanes of a transform."""
-        return bool(_unwrapped(mask).all())
+        return self.agreed_by_all(bool(_unwrapped(mask).all()))
 
     def known_none(self, mask: torch.Tensor) -> bool:
         """Whether none of `mask` is true, in any lane of a transform."""
-        return not bool(_unwrapped(mask).any())
+        return not self.any(mask)
 
     def room(self, xp: Any) -> Callable[..., torch.Tensor]:
         """Zeros."""
@@ -248,20 +250,9 @@ class RecordingBackend(TorchBackend):
         if array.is_complex():  # of which scatters have no derivative
             parts = (array.real, value.real), (array.imag, value.imag)
             return torch.complex(*(self.write(onto, index, part) for onto, part in parts))
-        if len(index) == 2:
-            return torch.select_scatter(array, value, -1, index[1])
-        row, column = index[1:]
-        if isinstance(column, slice):
-            whole = torch.slice_scatter(array[..., row, :], value, -1, 0, column.stop)
-            return torch.select_scatter(array, whole, -2, row)
-        whole = array[..., column]
-        if isinstance(row, slice):
-            whole = torch.slice_scatter(whole, value, -1, 0, row.stop)
-        else:
-            whole = torch.select_scatter(whole, value, -1, row)
-        return torch.select_scatter(array, whole, -1, column)
+        return _written(array, index[1:], value)
 
-    write_secant, row_norm = Backend.write_secant, Backend.row_norm
+    write_secant, norm = Backend.write_secant, Backend.norm
 
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
@@ -314,6 +305,19 @@ class RecordingBackend(TorchBackend):
                 yield
         finally:
             self.inside = False
+
+
+def _written(array: torch.Tensor, parts: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    """A new tensor with `value` at the `parts` of the last axes: numbers, or slices from zero."""
+    for axis, part in enumerate(parts, -len(parts)):
+        if not isinstance(part, slice):
+            others = tuple([p for k, p in enumerate(parts, -len(parts)) if k != axis])
+            inner = _written(array.select(axis, part), others, value)
+            return torch.select_scatter(array, inner, axis, part)
+    for axis, part in enumerate(parts, -len(parts)):
+        if part.stop is not None:
+            return torch.slice_scatter(array, value, axis, 0, part.stop)
+    return value
 
 
 def _recording() -> bool:

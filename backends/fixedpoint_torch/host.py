@@ -33,6 +33,8 @@ _DTYPES = (torch.float32, torch.float64)
 def fits(solve: Solve, value: Vec, args: Vec = ()) -> bool:
     """Whether the algebra of `solve` on vectors like `value` is better done in NumPy."""
     taken = [a for a, batched in zip(args, solve.batched, strict=False) if batched]
+    if solve.backend.communicator is not None:
+        return False
     if type(solve) is not Solve or any(a.dtype is torch.bfloat16 for a in taken):
         return False
     return holds(value)
@@ -57,7 +59,7 @@ def arrays(leaves: Vec) -> Vec:
 
 def tensors(leaves: Vec) -> Vec:
     """NumPy arrays as tensors, on the same memory."""
-    return tuple([torch.from_numpy(leaf) for leaf in leaves])
+    return tuple([torch.from_numpy(np.asarray(leaf)) for leaf in leaves])
 
 
 def run(solve: Solve, value: Vec, args: Vec) -> Outcome:

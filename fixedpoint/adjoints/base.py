@@ -126,17 +126,17 @@ class LinearAdjoint(Adjoint):
         """The solution u, or an approximation of it."""
 
     def solved(self, system: AdjointSystem) -> tuple[Vec, Iteration]:
-        """The solution as rows, or what :attr:`policy` says, and what became of it."""
+        """The solution, or what :attr:`policy` says, and what became of it."""
         end, space = self.solve(system), system.space
         if self.report is not None:
             space.backend.tell(self.report, end.status, end.residual_norm, end.steps)
         what = "the adjoint solve failed" if system.transposed else "the tangent solve failed"
         solution = Solution(
-            space.shaped(end.value), end.status, end.residual_norm, end.steps,
+            end.value, end.status, end.residual_norm, end.steps,
             Work(vjp=sum(end.work)), end.error, end.precise, 0 * end.method,
             (end.state.solver.name,),
         )  # fmt: skip
-        return space.rows(apply_policy(self.policy, what, space, solution.value, solution)), end
+        return apply_policy(self.policy, what, space, solution.value, solution), end
 
 
 def refuse_roots(adjoint: Adjoint, is_root: bool) -> None:

@@ -105,7 +105,7 @@ class ConjugateGradient(LinearSolver):
         lanczos = _Lanczos(space.history(window), space.full(0.0, shape), space.full(0.0, shape))
         solution, lanczos = self._run(system.with_preconditioner(memory), lanczos)
         size = memory.factors.shape[-1]
-        found = _spectrum(space, _trimmed(lanczos, solution.products, size + 1), size)
+        found = _spectrum(space, _trimmed(space, lanczos, solution.products, size + 1), size)
         factors = space.xp.where(unknown[..., None], found.factors, memory.factors)
         rows = unknown[..., None, None]
         pairs = zip(found.vectors, memory.vectors, strict=True)
@@ -167,12 +167,12 @@ def _written(space: Space, numbers: Array, steps: Any, new: Array) -> Array:
     return space.backend.write(numbers, (..., slot), kept)
 
 
-def _trimmed(lanczos: _Lanczos, steps: Any, least: int) -> _Lanczos:
+def _trimmed(space: Space, lanczos: _Lanczos, steps: Any, least: int) -> _Lanczos:
     """The part of the window that was filled, if it is known how much that is."""
     if not isinstance(steps, int):
         return lanczos
     steps = max(steps, least)
-    basis = tuple(past[..., :steps, :] for past in lanczos.basis)
+    basis = space.filled(lanczos.basis, steps)
     return _Lanczos(basis, lanczos.lengths[..., :steps], lanczos.ratios[..., :steps])
 
 

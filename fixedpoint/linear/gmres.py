@@ -76,7 +76,7 @@ class GMRES(LinearSolver):
         space = system.space
         x, norm, busy = system.start()
         parts = 2 if any(space.complex_leaves) else 1
-        size, most = min(parts * self.restart, space.real_size), parts * self.max_steps
+        size, most = min(parts * self.restart, space.dimension), parts * self.max_steps
 
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.products < most)
@@ -141,7 +141,7 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     """The solution over the subspace, and which samples need another cycle."""
     space = system.space
     directions = space.filled(cycle.directions, cycle.size)
-    size = directions[0].shape[-2]
+    size = space.rows_of(directions)
     triangle, right = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
     x = space.minus_combination(carry.x, -space.backend.solve(triangle, right), directions)
     busy = carry.busy & (cycle.norm > system.target) & (cycle.norm < _STAGNATION * carry.norm)

@@ -117,7 +117,7 @@ class Loss:
             space.of_rows(batch * size),
         )
         moved = outputs.shaped(tuple(xp.concat([rows] * batch) for rows in self.tangents.output))
-        direct = inputs.shaped(inputs.unravel(xp.concat([self._units()] * batch)))
+        direct = inputs.unravel(xp.concat([self._units()] * batch))
         curved = self.expanded(o, x, y)[2]((*moved, *direct))
         return xp.reshape(self.reduced(curved), (batch, size, size))
 
@@ -125,7 +125,7 @@ class Loss:
         """The rows of the part that belongs to o, and the entries of the part that belongs to x."""
         split, inputs = len(self.tangents.output), self.space.of_rows(covector[0].shape[0])
         outputs = Space.of(inputs.backend, covector[:split], 1).rows(covector[:split])
-        return outputs, inputs.ravel(inputs.rows(covector[split:]))
+        return outputs, inputs.ravel(covector[split:])
 
     def _units(self) -> Array:
         space = self.space

@@ -169,7 +169,7 @@ def _moved(
     """What is remembered now, and the next input."""
     space = Space.of(backend, (x,), 1)
     value, further, size, ahead = (numbers[:, k] for k in range(4))
-    left = backend.row_norm(correction, "euclidean")
+    left = backend.norm(correction, "euclidean")
     found = steps.Found(x, gradient + correction, value, space.xp.abs(further), ahead, left)
     before = steps.Memory.unpacked(space, memory[:, 2:])
     after, aim, moves = steps.moved(space, before, found, metric, forcing)
@@ -205,10 +205,10 @@ class _Frame:
         return self.states.rows(tuple(tree.flatten(z)[0]))
 
     def flat(self, x: Any) -> Array:
-        return self.inputs.ravel(self.inputs.rows(tuple(tree.flatten(x)[0])))
+        return self.inputs.ravel(tuple(tree.flatten(x)[0]))
 
     def input_of(self, flat: Array) -> Any:
-        return self.rebuild_input(self.inputs.shaped(self.inputs.unravel(flat)))
+        return self.rebuild_input(self.inputs.unravel(flat))
 
     def push(self, step: Array, tangents: Tangents) -> Vec:
         """The vector S Δx."""

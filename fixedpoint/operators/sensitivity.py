@@ -124,15 +124,16 @@ class _Copies:
         rest, still = tuple(map(xp.zeros_like, self.given)), tuple(map(xp.zeros_like, self.state))
 
         def pushed(state: Vec, given: Vec) -> Array:
-            return self.states.ravel(self.states.rows(product((*state, *given))))
+            return self.states.ravel(product((*state, *given)))
 
         units = xp.eye(len(self.given[0]), dtype=self.inputs.dtype, **self.inputs.place)
-        drive = pushed(still, self.inputs.shaped(self.inputs.unravel(units)))
+        drive = pushed(still, self.inputs.unravel(units))
         return lambda rows: pushed(self.states.shaped(self.split(rows)), rest), drive
 
     def split(self, rows: Array) -> Vec:
         """Rows of whole states, leaf by leaf."""
-        return self.states.of_rows(rows.shape[0]).unravel(rows)
+        space = self.states.of_rows(rows.shape[0])
+        return space.rows(space.unravel(rows))
 
     def output(self, output: Any, sensitivity: Vec, params: Any) -> Vec:
         """do/dx, from dz/dx."""
@@ -154,7 +155,7 @@ def _inverse(
     xp, residual, sensitivity = space.xp, drive, space.xp.zeros_like(drive)
     solutions = images = xp.zeros((0, drive.shape[-1]), dtype=drive.dtype, **space.place)
     for _ in range(blocks):
-        size = space.backend.row_norm(residual, "euclidean")[:, None]
+        size = space.backend.norm(residual, "euclidean")[:, None]
         solution = space.ratio(residual, size + xp.zeros_like(residual))
         image = solution - product(solution)
         shared = image @ images.T

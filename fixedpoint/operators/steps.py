@@ -188,7 +188,7 @@ def _newton(memory: Memory) -> Array:
 
 
 def _norm(space: Space, u: Array) -> Array:
-    return space.backend.row_norm(u, "euclidean")
+    return space.backend.norm(u, "euclidean")
 
 
 def _length(space: Space, step: Array, metric: Array) -> Array:

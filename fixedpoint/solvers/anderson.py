@@ -136,7 +136,7 @@ class Anderson(Solver):
     def init(self, space: Space, problem: Problem, point: Point) -> Secants:
         """An empty memory."""
         del problem
-        memory = min(self.memory, space.real_size)
+        memory = min(self.memory, space.dimension)
         unit = space.identity(memory)
         ridge = max(self.regularization or 0.0, 10 * space.precision)  # less may be singular
         none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)  # traced, if that is

@@ -61,7 +61,7 @@ class InverseEstimate(NamedTuple):
     def _product(self, space: Space, left: Vec, right: Vec, v: Vec) -> Vec:
         count = self.count
         left, right = space.filled(left, count), space.filled(right, count)
-        coefficients = -self.used[..., : left[0].shape[-2]] * space.gram(right, v)
+        coefficients = -self.used[..., : space.rows_of(left)] * space.gram(right, v)
         return space.minus_combination(space.scale(self.scale, v), coefficients, left)
 
     def transposed(self) -> InverseEstimate:
@@ -74,7 +74,7 @@ class InverseEstimate(NamedTuple):
 
         def wider(history: Vec) -> Vec:
             pairs = zip(history, space.history(columns), strict=True)
-            return tuple([xp.concat([past, more], axis=-2) for past, more in pairs])
+            return tuple([xp.concat([past, more], axis=space.batch_ndim) for past, more in pairs])
 
         used = xp.concat([self.used, space.full(0.0, (columns,))], axis=-1)
         memory, count = self.used.shape[-1], self.count
@@ -150,7 +150,7 @@ class Broyden(Solver):
 
     def patience(self, space: Space) -> int:
         """Longer in small systems: a linear one ends after a multiple of its unknowns."""
-        return super().patience(space) + min(5 * space.real_size, 200)
+        return super().patience(space) + min(5 * space.dimension, 200)
 
     def initial_work(self, state: InverseEstimate) -> Work:
         """What σ took."""

@@ -199,9 +199,8 @@ def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Desc
 
 def _away(space: Space, value: Vec) -> Vec:
     """A move by about a sixteenth of each entry, or of one where it is zero, to leave a point."""
-    moves = []
-    for leaf in value:
-        xp, count = space.xp, leaf.shape[-1]
+    moves, xp = [], space.xp
+    for leaf, count in zip(value, space.sizes, strict=True):
         index = xp.astype(xp.arange(count, **space.place), space.dtype)
         graded = space.as_leaf((1.0 + index / (2.0 * count)) / 16.0, leaf)
         moves.append(graded * xp.where(leaf == 0, xp.ones_like(leaf), leaf))

@@ -1,0 +1,90 @@
+"""States that are spread over the axes of a mesh, inside ``jax.shard_map``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fixedpoint.communicator import Communicator, Reduction
+
+_REDUCTIONS: dict[str, Any] = {"sum": jax.lax.psum, "max": jax.lax.pmax}
+
+
+@dataclass(frozen=True)
+class MeshAxes(Communicator):
+    """Joins the devices of a mesh inside ``jax.shard_map``.
+
+    Outside of it, under ``jit`` with sharded arrays, nothing is needed: the compiler communicates.
+
+    Parameters
+    ----------
+    entries : str or tuple of str, optional
+        The axes of the mesh that the entries of each sample are spread over.
+    samples : str or tuple of str, optional
+        The axes that the samples are spread over. To differentiate the solve the ``shard_map``
+        then needs ``check_vma=False``: of a status, or any integer that differs between devices,
+        JAX has no tangent.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, fixedpoint as fp
+    >>> from jax.sharding import PartitionSpec as P
+    >>> from fixedpoint_jax import MeshAxes
+    >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("d",))
+    >>> def solve(z0):
+    ...     f = lambda z: jnp.cos(jax.lax.pmean(z, "d"))
+    ...     return fp.fixed_point(f, z0, communicator=MeshAxes("d")).value
+    >>> z = jax.shard_map(solve, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(jnp.ones(4))
+    >>> bool(jnp.allclose(z, 0.739085))
+    True
+    """
+
+    entries: str | tuple[str, ...] = ()
+    samples: str | tuple[str, ...] = ()
+
+    @property
+    def whole_samples(self) -> bool:  # type: ignore[override]
+        """Whether no sample is spread."""
+        return not self.entries
+
+    def reduce(self, array: Any, reduction: Reduction) -> Any:
+        """The sum or the largest over the axes of the entries."""
+        return _REDUCTIONS[reduction](array, _names(self.entries))
+
+    def agree(self, flag: Any) -> Any:
+        """Whether the flag is true on any device."""
+        names = (*_names(self.entries), *_names(self.samples))
+        return _REDUCTIONS["max"](jnp.asarray(flag, jnp.int32), names) > 0
+
+
+def settled(body: Callable[[Any], Any], carry: Any) -> Any:
+    """The carry of a loop, of the types that its body returns.
+
+    Inside a ``shard_map`` the type of an array says over which axes of the mesh it varies. A
+    history of zeros varies over none, until a vector is written to it.
+    """
+    while any(types := [varying(leaf) for leaf in jax.tree.leaves(carry)]):
+        found = map(varying, jax.tree.leaves(jax.eval_shape(body, carry)))
+        missing = [new - old for new, old in zip(found, types, strict=True)]
+        if not any(missing):
+            break
+        leaves, structure = jax.tree.flatten(carry)
+        pairs = zip(leaves, missing, strict=True)
+        cast = [jax.lax.pcast(a, tuple(axes), to="varying") if axes else a for a, axes in pairs]
+        carry = jax.tree.unflatten(structure, cast)
+    return carry
+
+
+def varying(leaf: Any) -> frozenset[str]:
+    """The axes over which an array, or what stands for one, varies."""
+    manual = getattr(getattr(leaf, "aval", leaf), "manual_axis_type", None)  # none before JAX 0.9
+    names: frozenset[str] = frozenset() if manual is None else manual.varying
+    return names
+
+
+def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes)

@@ -1,0 +1,164 @@
+"""Solves of states that are spread over eight devices of the host: a line of JSON for each.
+
+``XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_eight_devices.py``.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import fixedpoint as fp
+from fixedpoint_jax import MeshAxes
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+
+DEVICES = np.array(jax.devices())
+LINE, GRID = Mesh(DEVICES, ("d",)), Mesh(DEVICES.reshape(4, 2), ("x", "y"))
+SPECS = [
+    (LINE, ("d",), (16, 3)),
+    (LINE, (None, "d"), (3, 16)),
+    (GRID, ("x", "y"), (8, 4)),
+    (GRID, ("x", None, "y"), (4, 3, 2)),
+]
+SOLVERS = {
+    "Picard": fp.Picard(),
+    "Anderson": fp.Anderson(memory=4),
+    "Broyden": fp.Broyden(memory=5),
+    "NewtonKrylov": fp.NewtonKrylov(),
+}
+
+
+def coupled(z: Any, a: Any) -> Any:
+    """A contraction that sees all entries."""
+    return a * jnp.cos(z) + 0.1 * jnp.mean(z)
+
+
+def numbers(shape: tuple[int, ...]) -> np.ndarray:
+    """The factors a."""
+    return np.random.default_rng(0).uniform(0.3, 0.9, shape)
+
+
+def spec_of(array: Any) -> list[Any]:
+    """How an array is spread: an entry for each axis."""
+    return [*array.sharding.spec, *[None] * (array.ndim - len(array.sharding.spec))]
+
+
+def count(compiled: Any, operation: str) -> int:
+    """How often a compiled program has an operation."""
+    return len(re.findall(rf"= \S+ {operation}\(|= \(.*\) {operation}\(", compiled.as_text()))
+
+
+def compiled(name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int) -> dict[str, Any]:
+    """A solve under ``jit``, where the compiler spreads what is computed."""
+    place = NamedSharding(mesh, PartitionSpec(*spec))
+    a, z0 = (jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape)))
+
+    def run(z0: Any, a: Any) -> Any:
+        f = coupled if batch_ndim == 0 else lambda z, a: a * jnp.cos(z)
+        settings = {"solver": SOLVERS[name], "batch_ndim": batch_ndim, "rtol": 1e-10}
+        sol = fp.fixed_point(f, z0, (a,), **settings)
+        return sol.value, sol.steps, sol.state.contents
+
+    def square(a: Any) -> Any:
+        return jnp.sum(run(z0, a)[0] ** 2)
+
+    solve = jax.jit(run).lower(z0, a).compile()
+    gradient = jax.jit(jax.grad(square)).lower(a).compile()
+    (value, steps, memory), slope = solve(z0, a), gradient(a)
+    alone, alone_steps, _ = run(jnp.zeros(shape), jnp.asarray(numbers(shape)))
+    histories = [x for x in jax.tree.leaves(memory) if getattr(x, "ndim", 0) == len(shape) + 1]
+    return {
+        "gathers": count(solve, "all-gather") + count(gradient, "all-gather"),
+        "reductions": count(solve, "all-reduce"),
+        "spec": spec_of(value),
+        "slope_spec": spec_of(slope),
+        "history_specs": [spec_of(x) for x in histories],
+        "error": float(np.abs(np.asarray(value) - np.asarray(alone)).max()),
+        "steps": [np.asarray(steps).tolist(), np.asarray(alone_steps).tolist()],
+    }
+
+
+def eager(name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int) -> dict[str, Any]:
+    """A solve outside of ``jit``."""
+    del batch_ndim
+    place = NamedSharding(mesh, PartitionSpec(*spec))
+    a, z0 = (jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape)))
+    sol = fp.fixed_point(coupled, z0, (a,), solver=SOLVERS[name], rtol=1e-10)
+    alone = fp.fixed_point(
+        coupled, jnp.zeros(shape), (numbers(shape),), solver=SOLVERS[name], rtol=1e-10
+    )
+    return {
+        "spec": spec_of(sol.value),
+        "error": float(np.abs(np.asarray(sol.value) - np.asarray(alone.value)).max()),
+        "steps": [int(sol.steps), int(alone.steps)],
+    }
+
+
+def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
+    """A solve inside ``shard_map``, of a state or a batch that is spread along x."""
+    batch_ndim = int(spread == "samples")
+    shape, axes = (8, 3) if batch_ndim else (16,), MeshAxes(**{spread: "x"})
+    spec, scalars = PartitionSpec("x"), PartitionSpec(*("x",) * batch_ndim)
+    settings = {"solver": SOLVERS[name], "norm": "leaves", "batch_ndim": batch_ndim}
+
+    def mapped(z: Any, a: Any) -> Any:
+        # Devices that evaluate f more often than others would wait for them for ever.
+        mean = jnp.mean(z, axis=-1, keepdims=True) if batch_ndim else jax.lax.pmean(z.mean(), "x")
+        beside = 0.0 * jax.lax.psum(jnp.sum(a), "x")
+        return a * jnp.cos(z) + 0.1 * mean + beside
+
+    def whole(z: Any, a: Any) -> Any:
+        return a * jnp.cos(z) + 0.1 * jnp.mean(z, axis=-1, keepdims=True)
+
+    def run(z: Any, a: Any) -> Any:
+        sol = fp.fixed_point(mapped, z, (a,), communicator=axes, **settings)
+        return sol.value, sol.steps
+
+    def run_whole(z: Any, a: Any) -> Any:
+        sol = fp.fixed_point(whole, z, (a,), **settings)
+        return sol.value, sol.steps
+
+    parts = jax.shard_map(
+        run, mesh=GRID, in_specs=(spec, spec), out_specs=(spec, scalars), check_vma=check
+    )
+    z0, a = jnp.zeros(shape), jnp.asarray(numbers(shape))
+    found, known = [
+        (*solve(z0, a), jax.jit(jax.grad(_square(solve, z0)))(a)) for solve in (parts, run_whole)
+    ]
+    value, steps, slope = (np.asarray(x) - np.asarray(y) for x, y in zip(found, known, strict=True))
+    return {
+        "error": float(abs(value).max()),
+        "slope_error": float(abs(slope).max()),
+        "steps": [int(abs(steps).max()), 0],
+    }
+
+
+def _square(solve: Callable[..., Any], z0: Any) -> Callable[[Any], Any]:
+    return lambda a: jnp.sum(solve(z0, a)[0] ** 2)
+
+
+def cases() -> Iterator[tuple[str, dict[str, Any]]]:
+    """All of them, each with a name."""
+    for place in SPECS:
+        yield f"jit-Anderson-{'-'.join(map(str, place[1]))}", compiled("Anderson", *place, 0)
+    for name in ("Picard", "Broyden", "NewtonKrylov"):
+        yield f"jit-{name}", compiled(name, *SPECS[3], 0)
+    yield "jit-Anderson-batch", compiled("Anderson", *SPECS[3], 1)
+    for name in ("Anderson", "NewtonKrylov"):
+        yield f"eager-{name}", eager(name, *SPECS[2], 0)
+    for name in ("Picard", "Broyden", "NewtonKrylov"):
+        yield f"map-{name}-entries", manual(name, "entries", check=True)
+    yield "map-Anderson-entries-unchecked", manual("Anderson", "entries", check=False)
+    yield "map-Anderson-samples", manual("Anderson", "samples", check=False)
+
+
+if __name__ == "__main__":
+    for name, result in cases():
+        print(json.dumps({"case": name, **result}), flush=True)

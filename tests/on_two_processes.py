@@ -1,0 +1,96 @@
+"""A state that is spread over two processes of gloo: ``python -m torch.distributed.run`` runs it.
+
+The first process prints a line of JSON for each case, with what each of them found.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.nn.functional import all_reduce
+
+import fixedpoint as fp
+from fixedpoint_torch import Processes
+
+SOLVERS = {
+    "Picard": fp.Picard(),
+    "Anderson": fp.Anderson(memory=4),
+    "Broyden": fp.Broyden(memory=5),
+    "NewtonKrylov": fp.NewtonKrylov(),
+    "SQUAREM": fp.SQUAREM(),
+    "default": None,
+}
+# The first process has the easy part.
+FACTORS = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.1, 0.9, 0.85, 0.8], dtype=torch.float64)
+PART = slice(5) if int(os.environ["RANK"]) == 0 else slice(5, 8)  # and more of the entries
+
+
+def mean_of_all(z: torch.Tensor) -> torch.Tensor:
+    """The mean over both processes, differentiable."""
+    return all_reduce(z.sum()) / len(FACTORS)
+
+
+def spread(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """A map whose entries lie in both processes."""
+    return a * torch.cos(z) + 0.1 * mean_of_all(z)
+
+
+def whole(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """The same map in one process."""
+    return a * torch.cos(z) + 0.1 * z.mean()
+
+
+def entries(solver: Any) -> dict[str, Any]:
+    """Half of the entries each."""
+    settings = {"solver": solver, "rtol": 1e-10, "norm": "leaves"}
+    known_a = FACTORS.clone().requires_grad_()
+    known = fp.fixed_point(whole, torch.zeros_like(FACTORS), (known_a,), **settings)
+    known.value.square().sum().backward()
+    a = FACTORS[PART].clone().requires_grad_()
+    sol = fp.fixed_point(spread, torch.zeros_like(a), (a,), communicator=Processes(), **settings)
+    sol.value.square().sum().backward()
+    return {
+        "error": float((sol.value - known.value[PART]).detach().abs().max()),
+        "slope_error": float((a.grad - known_a.grad[PART]).abs().max()),
+        "steps": [int(sol.steps), int(known.steps)],
+    }
+
+
+def samples(solver: Any) -> dict[str, Any]:
+    """Samples of its own in each, of unequal difficulty, and a collective in f."""
+    settings = {"solver": solver, "batch_ndim": 1, "rtol": 1e-10}
+
+    def f(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return a * torch.cos(z) + 0.0 * all_reduce(a.detach().sum())
+
+    a = FACTORS[PART].reshape(-1, 1)
+    sol = fp.fixed_point(
+        f, torch.zeros_like(a), (a,), communicator=Processes(whole_samples=True), **settings
+    )
+    known = fp.fixed_point(lambda z, a: a * torch.cos(z), torch.zeros_like(a), (a,), **settings)
+    return {
+        "error": float((sol.value - known.value).abs().max()),
+        "steps": [sol.steps.tolist(), known.steps.tolist()],
+    }
+
+
+def cases() -> Iterator[tuple[str, dict[str, Any]]]:
+    """All of them."""
+    for name, solver in SOLVERS.items():
+        yield f"entries-{name}", entries(solver)
+    for name in ("Anderson", "Broyden", "Picard"):
+        yield f"samples-{name}", samples(SOLVERS[name])
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for case, result in cases():
+        results: list[Any] = [None, None]
+        dist.all_gather_object(results, result)
+        if dist.get_rank() == 0:
+            print(json.dumps({"case": case, "results": results}), flush=True)
+    dist.destroy_process_group()
