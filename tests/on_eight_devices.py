@@ -130,9 +130,13 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
     )
     z0, a = jnp.zeros(shape), jnp.asarray(numbers(shape))
     found, known = [
-        (*solve(z0, a), jax.jit(jax.grad(_square(solve, z0)))(a)) for solve in (parts, run_whole)
+        jax.jit(jax.value_and_grad(_square(solve, z0), has_aux=True))(a)
+        for solve in (parts, run_whole)
     ]
-    value, steps, slope = (np.asarray(x) - np.asarray(y) for x, y in zip(found, known, strict=True))
+    (_, found), found_slope = found
+    (_, known), known_slope = known
+    pairs = zip((*found, found_slope), (*known, known_slope), strict=True)
+    value, steps, slope = (np.asarray(x) - np.asarray(y) for x, y in pairs)
     return {
         "error": float(abs(value).max()),
         "slope_error": float(abs(slope).max()),
@@ -141,7 +145,11 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
 
 
 def _square(solve: Callable[..., Any], z0: Any) -> Callable[[Any], Any]:
-    return lambda a: jnp.sum(solve(z0, a)[0] ** 2)
+    def square(a: Any) -> Any:
+        value, steps = solve(z0, a)
+        return jnp.sum(value**2), (value, steps)
+
+    return square
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
