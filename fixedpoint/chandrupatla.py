@@ -258,7 +258,7 @@ class BracketSolve(Solve):
     def evaluate(self, x: Array, args: Vec) -> Array:
         """F(x), up to its sign; NaN where F says that it is not defined."""
         try:
-            return self.map((x,), args)[0][0]
+            return self.map(args)((x,))[0][0]
         except ArithmeticError:
             if self.backend.is_traced((x, *args)):
                 raise

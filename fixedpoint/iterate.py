@@ -143,7 +143,8 @@ def iterate(solver: Solver, problem: Problem, start: Vec, course: Course) -> Ite
                 break
             stop = carry.step + -((carry.step - course.max_steps) // (len(sequence) - index))
             loop = _Loop(method, index, problem, course, first, stop, deadline)
-            carry = loop.run(_reopened(problem, carry, first) if index else carry, index == 0)
+            carry = _reopened(problem, carry, first) if index else carry
+            carry = loop.turns(loop.begun(carry, index == 0))
     best, memory = carry.best, Memory(loop.solver, carry.state)
     return Iteration(
         _owned(best.value, start), best.residual_norm, best.error, best.method, carry.status,
@@ -239,8 +240,8 @@ class _Loop:
     stop: Any
     deadline: float | None
 
-    def run(self, carry: Carry, is_first: bool) -> Carry:
-        """All turns of this solver, from where `carry` stands."""
+    def begun(self, carry: Carry, is_first: bool) -> Carry:
+        """The loop before this solver's first turn."""
         space, point = self.problem.space, carry.point
         state = self.solver.init(space, self.problem, point)
         work = carry.work.plus(self.solver.initial_work(state))
@@ -248,7 +249,7 @@ class _Loop:
             kept = self.course.state.contents
             _check_same(kept, state)
             state = self.solver.resume(space, kept, point, state)
-        return self.turns(carry._replace(state=state, work=work))
+        return carry._replace(state=state, work=work)
 
     def turns(self, carry: Carry) -> Carry:
         """Turn until no sample runs, or the steps are used up."""

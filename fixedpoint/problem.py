@@ -153,14 +153,16 @@ class Problem(ABC):
 
     def evaluate(self, value: Vec) -> Point:
         """Evaluate the map once at `value`."""
-        increment, residual, target = self.evaluated(value)
+        increment, residual, target = self.increments(value, *self.map(value))
         tested = increment if residual is None else residual
         vectors = (tested,) if target is tested else (tested, target)
         norms = self.space.sound_norms([(u, self.tolerance.kind) for u in vectors])
         return Point(value, increment, residual, norms[0], norms[-1])
 
     @abstractmethod
-    def evaluated(self, value: Vec) -> tuple[Vec, Vec | None, Vec]:
+    def increments(
+        self, value: Vec, image: Vec, residual: Vec | None
+    ) -> tuple[Vec, Vec | None, Vec]:
         """The increment, the residual if it is another, and what its rounding is relative to."""
 
     # What the test of convergence asks.
@@ -375,9 +377,10 @@ class FixedPointProblem(Problem):
         """Whether the map is an operator, which brings a residual of its own."""
         return self.is_operator
 
-    def evaluated(self, value: Vec) -> tuple[Vec, Vec | None, Vec]:
+    def increments(
+        self, value: Vec, image: Vec, residual: Vec | None
+    ) -> tuple[Vec, Vec | None, Vec]:
         """The increment f(z) − z, and f(z) or z plus the residual."""
-        image, residual = self.map(value)
         increment = self.space.subtract(image, value)
         if residual is None:
             return increment, None, image
@@ -466,9 +469,12 @@ class RootProblem(Problem):
         """F has units of its own."""
         return True
 
-    def evaluated(self, value: Vec) -> tuple[Vec, Vec | None, Vec]:
+    def increments(
+        self, value: Vec, image: Vec, residual: Vec | None
+    ) -> tuple[Vec, Vec | None, Vec]:
         """The increment −F(x)."""
-        increment = self.increment(value)
+        del value, residual
+        increment = self.space.negative(image)
         return increment, None, increment
 
     def increment(self, value: Vec) -> Vec:

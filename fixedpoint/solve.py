@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint, Product
@@ -12,7 +12,7 @@ from fixedpoint.backend import Array, Backend, Vec, numbers, of_one_backend, typ
 from fixedpoint.course import Course, Memory
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.operators.base import Operator
-from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
+from fixedpoint.problem import FixedPointProblem, Map, Problem, RootProblem
 from fixedpoint.solution import BackwardReport, Trace, Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
@@ -123,34 +123,41 @@ class LeafMap:
             return inverse
         return lambda v: self.leaves(inverse(self.state.rebuild(v)), value, "preconditioner")
 
-    def __call__(self, value: Vec, arrays: Vec) -> tuple[Vec, Vec | None]:
-        """The leaves of f(z, *args), and of the residual to test if it is not f(z) − z.
+    def __call__(self, arrays: Vec) -> Map:
+        """The map of the state for given arguments.
 
+        It returns the leaves of f(z, *args), and of the residual to test if that is not f(z) − z.
         `arrays` are those of args, then those that the backend found inside f, which is called
         as it is and brings them along.
         """
-        if self.surroundings is not None:
-            pair: tuple[Vec, Vec | None] = self.surroundings(self._evaluated, value, arrays)
-            return pair
-        return self._evaluated(value, arrays)
+        f, args = self.f, self.unpack(arrays)
+        if isinstance(f, Operator):
+            mapped = partial(self._of_operator, f, args)
+        else:
+            mapped = partial(self._mapped, self._guarded(f, args))
+        return mapped if self.surroundings is None else partial(self.surroundings, mapped)
 
-    def _evaluated(self, value: Vec, arrays: Vec) -> tuple[Vec, Vec | None]:
-        args = self.unpack(arrays)
-        if isinstance(self.f, Operator):
-            image, residual = self.f.evaluate(self.state.rebuild(value), *args)
-            return self.leaves(image, value), self.leaves(residual, value)
-        image = self._image(self._guarded(self.f, value, args))
+    def _of_operator(self, f: Operator, args: Any, value: Vec) -> tuple[Vec, Vec | None]:
+        """What an operator returns."""
+        image, residual = f.evaluate(self.state.rebuild(value), *args)
+        return self.leaves(image, value), self.leaves(residual, value)
+
+    def _mapped(self, f: Callable[[Vec], Any], value: Vec) -> tuple[Vec, Vec | None]:
+        """What a function returns, which has no residual of its own."""
+        image = self._image(f(value))
         if self._is_bare and _alike(image, value[0]):
             return (image,), None
         return self.leaves(image, value), None
 
-    def _guarded(self, f: Callable[..., Any], value: Vec, args: Any) -> Any:
-        """f(z, *args), which must not change z."""
-
-        def evaluated(*leaves: Array) -> Any:
-            return f(leaves[0] if self._is_bare else self.state.rebuild(leaves), *args)
-
-        return evaluated(*value) if self.guard is None else self.guard(evaluated, value)
+    def _guarded(self, f: Callable[..., Any], args: Any) -> Callable[[Vec], Any]:
+        """The function z ↦ f(z, *args) of leaves, which must not change them."""
+        rebuild = self.state.rebuild
+        function: Callable[..., Any] = lambda *leaves: f(rebuild(leaves), *args)  # noqa: E731
+        if self._is_bare:
+            function = (lambda leaf: f(leaf, *args)) if args else f
+        if self.guard is None:
+            return lambda value: function(*value)
+        return partial(self.guard, function)
 
     @cached_property
     def _is_bare(self) -> bool:
@@ -168,7 +175,7 @@ class LeafMap:
 
     def _pure(self, value: Vec, arrays: Vec) -> Vec:
         f = self.backend.pure(self.f, arrays[len(self.arrays) :])
-        image = self._image(self._guarded(f, value, self.unpack(arrays)))
+        image = self._image(self._guarded(f, self.unpack(arrays))(value))
         return self.leaves(image, value)
 
     def _image(self, output: Any) -> Any:
@@ -241,11 +248,12 @@ class Solve:
     Parameters
     ----------
     map : LeafMap or callable
-        Takes the leaves of the state and of the arguments; returns those of the image, and of the
-        residual to test or None.
+        Takes the leaves of the arguments to the map of the state, which returns the leaves of the
+        image, and of the residual to test or None.
     image : callable
-        The same, without the residual: a pure function, which derivative rules differentiate. Its
-        fixed point is sought; or where a root of F is, it is −F.
+        Takes the leaves of the state and of the arguments to those of the image: a pure function,
+        which derivative rules differentiate. Its fixed point is sought; or where a root of F is,
+        it is −F.
     bind : callable
         Takes the leaves of the arguments to the user's other functions on leaves, by name.
     backend, solver, tolerance, batch_ndim, adjoint, project
@@ -264,7 +272,7 @@ class Solve:
         Puts the leaves of the state into the user's container.
     """
 
-    map: Callable[[Vec, Vec], tuple[Vec, Vec | None]]
+    map: Callable[[Vec], Map]
     image: Callable[[Vec, Vec], Vec]
     bind: Callable[[Vec], dict[str, Any]]
     backend: Backend
@@ -306,7 +314,7 @@ class Solve:
 
     def _functions(self, args: Vec) -> dict[str, Any]:
         """The user's functions of the state alone."""
-        functions = {"map": lambda value: self.map(value, args), **self.bind(args)}
+        functions = {"map": self.map(args), **self.bind(args)}
         return functions if self.project is None else {**functions, "project": self.project}
 
     def _restricted(self, space: Space, args: Vec, rows: Array) -> dict[str, Any]:

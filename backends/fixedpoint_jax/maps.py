@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fixedpoint.backend import Vec
+from fixedpoint.problem import Map
 from fixedpoint.solve import Solve
 
-LeafFunction = Callable[[Vec, Vec], tuple[Vec, Vec | None]]
+MapAt = Callable[[Vec], Map]
 
 
 class CapturedTracerError(Exception):
     """The map returned a tracer for arguments that are none: it holds tracers itself."""
 
 
-def without_tracers(map_: LeafFunction) -> LeafFunction:
-    """`map_`, which raises :class:`CapturedTracerError` when values are turned into tracers."""
+def without_tracers(map_at: MapAt) -> MapAt:
+    """`map_at`, which raises :class:`CapturedTracerError` when values are turned into tracers."""
 
-    def watched(value: Vec, args: Vec) -> tuple[Vec, Vec | None]:
-        outputs = map_(value, args)
+    def watched(mapped: Map, value: Vec) -> tuple[Vec, Vec | None]:
+        outputs = mapped(value)
         if any(map(_is_tracer, jax.tree.leaves(outputs))) and not any(map(_is_tracer, value)):
             raise CapturedTracerError
         return outputs
 
-    return watched
+    return lambda args: partial(watched, map_at(args))
 
 
 def _is_tracer(leaf: Any) -> bool:
@@ -40,7 +42,8 @@ def hoisted(solve: Solve, value: Vec, args: Vec) -> tuple[Solve, Vec]:
 
     The map is traced here, and never again.
     """
-    closed, shape = jax.make_jaxpr(solve.map, return_shape=True)(value, args)
+    whole = lambda value, args: solve.map(args)(value)  # noqa: E731
+    closed, shape = jax.make_jaxpr(whole, return_shape=True)(value, args)
     structure, count = jax.tree.structure(shape), len(closed.consts)
 
     def map_(value: Vec, rest: Vec) -> tuple[Vec, Vec | None]:
@@ -56,7 +59,7 @@ def hoisted(solve: Solve, value: Vec, args: Vec) -> tuple[Solve, Vec]:
 
     inverse = solve.inverse
     explicit = dataclasses.replace(
-        solve, map=map_, image=image,
+        solve, map=lambda rest: lambda value: map_(value, rest), image=image,
         bind=lambda rest: solve.bind(rest[count:]),
         batched=(*(False,) * count, *solve.batched) if solve.batched else (),
         inverse=inverse and (lambda value, rest: inverse(value, rest[count:])),

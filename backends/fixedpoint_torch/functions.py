@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,11 +102,11 @@ def _nothing(rest: Tensors) -> dict[str, Any]:
 def _map_of(solve: Solve, image: Any) -> Any:
     """What `solve` iterates on, f or F, from its image f or −F."""
 
-    def function(value: Tensors, rest: Tensors) -> tuple[Tensors, None]:
+    def function(rest: Tensors, value: Tensors) -> tuple[Tensors, None]:
         mapped = image(value, rest)
         return tuple(map(torch.neg, mapped)) if solve.is_root else mapped, None
 
-    return function
+    return lambda rest: partial(function, rest)
 
 
 def apply(function: Any, *args: Any) -> Any:

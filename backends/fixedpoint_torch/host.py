@@ -18,6 +18,7 @@ from fixedpoint import tree
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.course import Course, Memory
 from fixedpoint.iterate import Iteration
+from fixedpoint.problem import Map
 from fixedpoint.solution import ConvergenceError
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch.linearisation import products
@@ -102,7 +103,7 @@ def _hosted(solve: Solve) -> Solve:
     return dataclasses.replace(
         solve,
         backend=NUMPY,
-        map=lambda value, args: _pair(solve.map(tensors(value), tuple(map(_tensor, args)))),
+        map=lambda args: _on_arrays(solve.map(tuple(map(_tensor, args)))),
         bind=lambda args: _bound(solve, tuple(map(_tensor, args))),
         tolerance=dataclasses.replace(
             solve.tolerance, rtol=_array(solve.tolerance.rtol), atol=_array(solve.tolerance.atol)
@@ -120,9 +121,14 @@ def _between(f: Callable[[Vec], Vec]) -> Callable[[Vec], Vec]:
     return lambda leaves: arrays(f(tensors(leaves)))
 
 
-def _pair(outputs: tuple[Vec, Vec | None]) -> tuple[Vec, Vec | None]:
-    image, residual = outputs
-    return arrays(image), None if residual is None else arrays(residual)
+def _on_arrays(mapped: Map) -> Map:
+    """The map of tensors as one of arrays."""
+
+    def on_arrays(value: Vec) -> tuple[Vec, Vec | None]:
+        image, residual = mapped(tensors(value))
+        return arrays(image), None if residual is None else arrays(residual)
+
+    return on_arrays
 
 
 def _bound(solve: Solve, args: Vec) -> dict[str, Any]:
@@ -134,7 +140,8 @@ def _bound(solve: Solve, args: Vec) -> dict[str, Any]:
     elif "jvp" in given:
         bound["jvp"] = lambda value, v: arrays(given["jvp"](tensors(value), tensors(v)))
     else:
-        bound["jvp"] = _Products(lambda value: solve.map(value, args)[0])
+        mapped = solve.map(args)
+        bound["jvp"] = _Products(lambda value: mapped(value)[0])
     if "preconditioner" in given:
         bound["preconditioner"] = lambda value: _between(given["preconditioner"](tensors(value)))
     return bound

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
+from fixedpoint.problem import Map
 from fixedpoint_torch.parametrised import Held
 
 
@@ -76,7 +77,7 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
     return call
 
 
-def watch(leaf_map: Any) -> Callable[[Vec, Vec], tuple[Vec, Vec | None]]:
+def watch(leaf_map: Any) -> Callable[[Vec], Map]:
     """`leaf_map`, whose first evaluation fails if its output depends on a tensor not passed.
 
     That evaluation is recorded with all inputs detached, so that an output which still requires
@@ -85,19 +86,26 @@ def watch(leaf_map: Any) -> Callable[[Vec, Vec], tuple[Vec, Vec | None]]:
     probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
     pending = [True]
 
-    def watched(value: Vec, args: Vec) -> tuple[Vec, Vec | None]:
-        if not pending:
-            outputs: tuple[Vec, Vec | None] = leaf_map(value, args)
-            return outputs
-        pending.clear()
-        inputs = tuple(leaf.detach() for leaf in value), tuple(leaf.detach() for leaf in args)
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-            image, residual = probe(*inputs)
-            _refuse_hidden(image)
-        detached = tuple(leaf.detach() for leaf in image)
-        return detached, residual and tuple(leaf.detach() for leaf in residual)
+    def at(args: Vec) -> Map:
+        mapped = leaf_map(args)
 
-    return watched
+        def watched(value: Vec) -> tuple[Vec, Vec | None]:
+            if not pending:
+                outputs: tuple[Vec, Vec | None] = mapped(value)
+                return outputs
+            pending.clear()
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                image, residual = probe(_all_detached(args))(_all_detached(value))
+                _refuse_hidden(image)
+            return _all_detached(image), residual and _all_detached(residual)
+
+        return watched
+
+    return at
+
+
+def _all_detached(leaves: Vec) -> Vec:
+    return tuple(leaf.detach() for leaf in leaves)
 
 
 def refuse_hidden(leaf_map: Any, value: Vec, args: Vec) -> None:
@@ -107,8 +115,8 @@ def refuse_hidden(leaf_map: Any, value: Vec, args: Vec) -> None:
     costs an evaluation of its own, above it.
     """
     probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
-    inputs = tuple(leaf.detach() for leaf in value), tuple(leaf.detach() for leaf in args)
-    image, _ = probe(*inputs)
+    inputs = _all_detached(value), _all_detached(args)
+    image, _ = probe(inputs[1])(inputs[0])
     _refuse_hidden(image)
     known = {level for leaf in (*inputs[0], *inputs[1]) for level in _mapped_levels(leaf)}
     if any(level not in known for leaf in image for level in _mapped_levels(leaf)):
