@@ -1,15 +1,18 @@
-"""Solves on a GPU beside those of peers: ``make gpu``, or ``python benchmarks/accelerator.py``.
+"""Solves on a GPU beside those of peers: ``make gpu``, or ``python
+benchmarks/accelerator.py``.
 
-Layers of PyTorch: the multiscale cell at growing sides and batches, and a dense one, in float32,
-bfloat16 and under autocast, forward alone and with a gradient; torchdeq's solvers with the same
-cell, start, tolerance and number of states kept. Then a compiled dense layer on JAX beside jaxopt,
-and Newton-Krylov on a grid of 10⁸ unknowns. All run in turn in one process. The residual of each
-answer is evaluated afterwards, in the arithmetic of the cell. Overhead is time divided by
-evaluations, those of the backward pass left out, times the time of one; and a synchronisation is a
-wait of the host for the device.
+Layers of PyTorch: the multiscale cell at growing sides and batches, and a dense one, in
+float32, bfloat16 and under autocast, forward alone and with a gradient; torchdeq's
+solvers with the same cell, start, tolerance and number of states kept. Then a compiled
+dense layer on JAX beside jaxopt, and Newton-Krylov on a grid of 10⁸ unknowns. All run
+in turn in one process. The residual of each answer is evaluated afterwards, in the
+arithmetic of the cell. Overhead is time divided by evaluations, those of the backward
+pass left out, times the time of one; and a synchronisation is a wait of the host for
+the device.
 
-Sections stop when their share of ``--seconds`` is used up. The table goes to the terminal and, as
-JSON, to ``benchmarks/accelerator.json``. ``--device cpu`` runs small cases, to try the script out.
+Sections stop when their share of ``--seconds`` is used up. The table goes to the
+terminal and, as JSON, to ``benchmarks/accelerator.json``. ``--device cpu`` runs small
+cases, to try the script out.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ ROUNDS, TOLERANCE, MEMORY, MAX_STEPS = 5, 1e-3, 5, 60
 
 @dataclass(frozen=True)
 class Row:
-    """A line: milliseconds of a solve, and of one with a gradient; of one evaluation; what came."""
+    """A line: milliseconds of a solve, and of one with a gradient; of one evaluation;
+    what came.
+    """
 
     case: str
     method: str
@@ -64,16 +69,22 @@ class Case:
     def surroundings(self) -> AbstractContextManager[Any]:
         """Autocast, or nothing."""
         device = self.x.device.type
-        return torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext()
+        return (
+            torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext()
+        )
 
 
-def multiscale(device: str, side: int, batch: int, dtype: torch.dtype, autocast: bool) -> Case:
+def multiscale(
+    device: str, side: int, batch: int, dtype: torch.dtype, autocast: bool
+) -> Case:
     """A cell of three branches of 64, 32 and 32 channels, driven by images."""
     from fixedpoint_models.networks import ImageInjection, MDEQCell
 
     torch.manual_seed(0)
     channels = (64, 32, 32)
-    cell = MDEQCell(channels, side=side, injection=ImageInjection(3, channels), weight_norm=False)
+    cell = MDEQCell(
+        channels, side=side, injection=ImageInjection(3, channels), weight_norm=False
+    )
     cell = cell.to(device, dtype)
     x = torch.rand(batch, 3, side, side, device=device, dtype=dtype)
     name = f"multiscale {side}×{side}, batch {batch}, {_arithmetic(dtype, autocast)}"
@@ -95,7 +106,9 @@ class Dense(torch.nn.Module):
         return torch.tanh(z @ self.weight + x)
 
 
-def dense(device: str, width: int, batch: int, dtype: torch.dtype, autocast: bool) -> Case:
+def dense(
+    device: str, width: int, batch: int, dtype: torch.dtype, autocast: bool
+) -> Case:
     """The dense cell."""
     torch.manual_seed(0)
     cell = Dense(width).to(device, dtype)
@@ -117,10 +130,14 @@ def layer_cases(device: str) -> Iterator[Callable[[], Case]]:
         return
     for batch, width in ((64, 256), (4096, 1024)):
         for dtype, autocast in ((single, False), (half, False), (single, True)):
-            yield lambda b=batch, w=width, t=dtype, a=autocast: dense(device, w, b, t, a)
+            yield lambda b=batch, w=width, t=dtype, a=autocast: dense(
+                device, w, b, t, a
+            )
     for side, batch in ((64, 8), (64, 128), (128, 32), (256, 8)):
         for dtype, autocast in ((single, False), (half, False), (single, True)):
-            yield lambda s=side, b=batch, t=dtype, a=autocast: multiscale(device, s, b, t, a)
+            yield lambda s=side, b=batch, t=dtype, a=autocast: multiscale(
+                device, s, b, t, a
+            )
 
 
 class Counted(torch.nn.Module):
@@ -198,7 +215,10 @@ def measure_layer(case: Case) -> list[Row]:
         try:
             rows.append(_layer_row(case, name, solve, cell, single))
         except (RuntimeError, fp.ConvergenceError) as error:
-            print(f"{case.name}: {name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+            print(
+                f"{case.name}: {name}: {type(error).__name__}: {str(error)[:200]}",
+                flush=True,
+            )
     return rows
 
 
@@ -219,16 +239,16 @@ def _layer_row(
     residual = _residual(case, end)
     ms = 1e3
     return Row(
-        case.name,
-        name,
-        ms * forward,
-        ms * gradient,
-        ms * single,
-        calls,
-        overhead,
-        waits[0],
-        residual,
-        peak,
+        case=case.name,
+        method=name,
+        forward=ms * forward,
+        gradient=ms * gradient,
+        evaluation=ms * single,
+        evaluations=calls,
+        overhead=overhead,
+        synchronisations=waits[0],
+        residual=residual,
+        mebibytes=peak,
     )
 
 
@@ -253,7 +273,10 @@ def _residual(case: Case, end: Any) -> float:
     image = _forward(case, lambda cell: cell(end, case.x), Counted(case.cell))
     pairs = zip(_leaves(image), _leaves(end), strict=True)
     squares = [
-        ((a.float() - b.float()).flatten(1).square().sum(1), a.float().flatten(1).square().sum(1))
+        (
+            (a.float() - b.float()).flatten(1).square().sum(1),
+            a.float().flatten(1).square().sum(1),
+        )
         for a, b in pairs
     ]
     wrong, size = (sum(part) for part in zip(*squares, strict=True))
@@ -294,7 +317,9 @@ def _synchronise() -> None:
 
 @dataclass(frozen=True)
 class CompiledRow:
-    """A line on JAX: milliseconds of a solve, and with a gradient, and of compiling it."""
+    """A line on JAX: milliseconds of a solve, and with a gradient, and of compiling
+    it.
+    """
 
     case: str
     method: str
@@ -324,9 +349,15 @@ def measure_jax() -> list[CompiledRow]:
     def ours(solver: Any) -> Callable[..., Any]:
         def solve(W: Any, x: Any) -> Any:
             sol = fp.fixed_point(
-                f, z0, (W, x), solver=solver, batch_ndim=1, rtol=TOLERANCE, test="residual",
+                f,
+                z0,
+                (W, x),
+                solver=solver,
+                batch_ndim=1,
+                rtol=TOLERANCE,
+                test="residual",
                 on_failure="return",
-            )  # fmt: skip
+            )
             return sol.value, sol.work.f
 
         return solve
@@ -347,15 +378,20 @@ def measure_jax() -> list[CompiledRow]:
     }
     for name, solve in methods.items():
         forward = jax.jit(solve)
-        gradient = jax.jit(jax.grad(lambda W, x, solve=solve: (solve(W, x)[0] ** 2).mean()))
+        gradient = jax.jit(
+            jax.grad(lambda W, x, solve=solve: (solve(W, x)[0] ** 2).mean())
+        )
         begin = time.perf_counter()
         value, count = jax.block_until_ready(forward(W, x))
         jax.block_until_ready(gradient(W, x))
         compilation = time.perf_counter() - begin
         image = f(value, W, x)
-        residual = jnp.linalg.norm(image - value, axis=1) / jnp.linalg.norm(image, axis=1)
+        residual = jnp.linalg.norm(image - value, axis=1) / jnp.linalg.norm(
+            image, axis=1
+        )
         seconds = [
-            _median(lambda run=run: jax.block_until_ready(run(W, x))) for run in (forward, gradient)
+            _median(lambda run=run: jax.block_until_ready(run(W, x)))
+            for run in (forward, gradient)
         ]
         rows.append(
             CompiledRow(
@@ -386,7 +422,9 @@ class LargeRow:
 
 
 def measure_large(device: str) -> list[LargeRow]:
-    """A time step of the Allen-Cahn equation, implicit: u − τΔu + τ(u³ − u) = b, periodic."""
+    """A time step of the Allen-Cahn equation, implicit: u − τΔu + τ(u³ − u) = b,
+    periodic.
+    """
     side = 10_000 if device == "cuda" else 100
     torch.manual_seed(0)
     b = torch.rand(side, side, device=device) - 0.5
@@ -402,7 +440,9 @@ def measure_large(device: str) -> list[LargeRow]:
     rows = []
     solvers = {
         "NewtonKrylov(GMRES(20))": fp.NewtonKrylov(linear=fp.GMRES(restart=20)),
-        "NewtonKrylov(ConjugateGradient())": fp.NewtonKrylov(linear=fp.ConjugateGradient()),
+        "NewtonKrylov(ConjugateGradient())": fp.NewtonKrylov(
+            linear=fp.ConjugateGradient()
+        ),
     }
     for name, solver in solvers.items():
         if device == "cuda":
@@ -436,11 +476,15 @@ def measure_large(device: str) -> list[LargeRow]:
 
 
 def _print(row: Any) -> None:
-    cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in asdict(row).values())
+    cells = (
+        f"{v:.4g}" if isinstance(v, float) else str(v) for v in asdict(row).values()
+    )
     print(" | ".join(cells), flush=True)
 
 
-def _section(content: dict[str, Any], name: str, rows: Iterator[Any], deadline: float) -> None:
+def _section(
+    content: dict[str, Any], name: str, rows: Iterator[Any], deadline: float
+) -> None:
     content[name] = []
     for row in rows:
         _print(row)
@@ -455,13 +499,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_suffix(".json")
+    )
     options = parser.parse_args()
     begin = time.monotonic()
     device, seconds = options.device, options.seconds
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     content: dict[str, Any] = {
-        "machine": f"{name}, Python {platform.python_version()}, Torch {torch.__version__}",
+        "machine": f"{name}, Python {platform.python_version()}, "
+        f"Torch {torch.__version__}",
     }
 
     def layers() -> Iterator[Row]:

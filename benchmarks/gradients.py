@@ -1,14 +1,17 @@
-"""Derivatives beside those of peers: ``python benchmarks/gradients.py [torch jax memory shine]``.
+"""Derivatives beside those of peers: ``python benchmarks/gradients.py [torch jax memory
+shine]``.
 
-``torch`` and ``jax`` time a solve together with the gradient of a loss. All methods run in turn in
-one process; each peer has the loosest tolerances and the fastest settings with which its residual
-and the error of its gradient, both evaluated afterwards, are no larger than those of the first
-method. Gradients are compared with a double-precision one by plain iteration to 1e-12. On one
-thread the clock is that of the processor, which other processes disturb less.
+``torch`` and ``jax`` time a solve together with the gradient of a loss. All methods run
+in turn in one process; each peer has the loosest tolerances and the fastest settings
+with which its residual and the error of its gradient, both evaluated afterwards, are no
+larger than those of the first method. Gradients are compared with a double-precision
+one by plain iteration to 1e-12. On one thread the clock is that of the processor, which
+other processes disturb less.
 
-``memory`` measures what a gradient takes after few and many steps; ``shine`` the products that
-gradients of an equilibrium network need with the inverse estimate of the forward solve. The tables
-go to the terminal and, section by section, to ``benchmarks/gradients.json``.
+``memory`` measures what a gradient takes after few and many steps; ``shine`` the
+products that gradients of an equilibrium network need with the inverse estimate of the
+forward solve. The tables go to the terminal and, section by section, to
+``benchmarks/gradients.json``.
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ class Answer(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """The largest relative residual of a sample, and the relative error of the gradients."""
+    """The largest relative residual of a sample, and the relative error of the
+    gradients.
+    """
 
     residual: float
     error: float
@@ -72,7 +77,9 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """A line on time, in microseconds; `ratio` is total time to that of the first method."""
+    """A line on time, in microseconds; `ratio` is total time to that of the first
+    method.
+    """
 
     case: str
     method: str
@@ -102,7 +109,9 @@ class CompiledRow:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """A line on memory, in MiB: what is kept for the gradient, and the peak while it is formed."""
+    """A line on memory, in MiB: what is kept for the gradient, and the peak while it is
+    formed.
+    """
 
     case: str
     method: str
@@ -113,7 +122,9 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class SharedRow:
-    """A line on products: the median and largest number over batches to reach each level."""
+    """A line on products: the median and largest number over batches to reach each
+    level.
+    """
 
     method: str
     error_without: float
@@ -125,7 +136,10 @@ def relative_error(gradients: Iterable[Any], exact: Iterable[Any]) -> float:
     """‖g − g*‖ / ‖g*‖ over all arrays."""
     import numpy as np
 
-    pairs = [(np.asarray(a, dtype=float), np.asarray(b)) for a, b in zip(gradients, exact)]  # noqa: B905
+    pairs = [
+        (np.asarray(a, dtype=float), np.asarray(b))
+        for a, b in zip(gradients, exact, strict=False)
+    ]
     wrong = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
     return math.sqrt(wrong / sum(float((b**2).sum()) for _, b in pairs))
 
@@ -140,7 +154,9 @@ def loosest(passes: Callable[[float], bool], rtol: float) -> float | None:
 def tuned(
     quality: Callable[[float, float], Quality], bar: Quality, rtol: float
 ) -> tuple[float, float] | None:
-    """The loosest tolerances, forward and backward, that meet `bar`; None if there are none."""
+    """The loosest tolerances, forward and backward, that meet `bar`; None if there are
+    none.
+    """
     tight = rtol * FACTORS[0]
     forward = loosest(lambda t: quality(t, tight).meets(bar), rtol)
     backward = forward and loosest(lambda t: quality(forward, t).meets(bar), rtol)
@@ -149,7 +165,9 @@ def tuned(
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """An equilibrium z = f(z, *args), the loss ⟨c, z⟩, and the tolerance to solve to."""
+    """An equilibrium z = f(z, *args), the loss ⟨c, z⟩, and the tolerance to solve
+    to.
+    """
 
     name: str
     f: Callable[..., Any]
@@ -198,7 +216,9 @@ def _iterated(f: Callable[[Any], Any], z: Any) -> Any:
 
 
 def dense_cell() -> Cell:
-    """64 problems z = tanh(zWᵀ + b), n = 256, W symmetric of spectral radius 0.9, float32."""
+    """64 problems z = tanh(zWᵀ + b), n = 256, W symmetric of spectral radius 0.9,
+    float32.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -215,19 +235,25 @@ def dense_cell() -> Cell:
 
 
 def convolutional_cell() -> Cell:
-    """16 problems with a residual cell of two 3×3 convolutions, 48 channels of 16×16, float32."""
+    """16 problems with a residual cell of two 3×3 convolutions, 48 channels of 16×16,
+    float32.
+    """
     import torch
     from torch.nn.functional import conv2d, group_norm
 
     torch.manual_seed(0)
-    first, second = ((0.02 * torch.randn(48, 48, 3, 3)).requires_grad_() for _ in range(2))
+    first, second = (
+        (0.02 * torch.randn(48, 48, 3, 3)).requires_grad_() for _ in range(2)
+    )
     x = torch.randn(16, 48, 16, 16, requires_grad=True)
 
     def f(
         z: torch.Tensor, first: torch.Tensor, second: torch.Tensor, x: torch.Tensor
     ) -> torch.Tensor:
         inner = torch.relu(group_norm(conv2d(z, first, padding=1), 8))
-        return group_norm(torch.relu(z + group_norm(x + conv2d(inner, second, padding=1), 8)), 8)
+        return group_norm(
+            torch.relu(z + group_norm(x + conv2d(inner, second, padding=1), 8)), 8
+        )
 
     z0, cotangent = torch.zeros(16, 48, 16, 16), torch.randn(16, 48, 16, 16)
     name = "Torch, 16×48×16×16 convolutions"
@@ -259,19 +285,34 @@ def torch_ours(cell: Cell, solver: Any, forward: float, backward: float) -> Cont
     return Contender(f"fixedpoint {name}", lambda f: partial(run, f))
 
 
-def torchdeq(cell: Cell, setting: tuple[Any, ...], tolerances: tuple[float, float]) -> Contender:
-    """Torchdeq's solve and gradient, by its hook, which evaluates f once less than its function."""
+def torchdeq(
+    cell: Cell, setting: tuple[Any, ...], tolerances: tuple[float, float]
+) -> Contender:
+    """Torchdeq's solve and gradient, by its hook, which evaluates f once less than its
+    function.
+    """
     from torchdeq.core import get_deq
 
     forward, backward, options = setting
-    limits = {"f_max_iter": 200, "b_max_iter": 200, "f_stop_mode": "rel", "b_stop_mode": "rel"}
+    limits = {
+        "f_max_iter": 200,
+        "b_max_iter": 200,
+        "f_stop_mode": "rel",
+        "b_stop_mode": "rel",
+    }
     peer = get_deq(
-        f_solver=forward, b_solver=backward, f_tol=tolerances[0], b_tol=tolerances[1],
-        hook_ift=True, **limits,
-    )  # fmt: skip
+        f_solver=forward,
+        b_solver=backward,
+        f_tol=tolerances[0],
+        b_tol=tolerances[1],
+        hook_ift=True,
+        **limits,
+    )
 
     def run(f: Any, clock: Clock) -> Answer:
-        outputs, _ = peer(lambda z: f(z, *cell.args), cell.z0, solver_kwargs=dict(options))
+        outputs, _ = peer(
+            lambda z: f(z, *cell.args), cell.z0, solver_kwargs=dict(options)
+        )
         return _torch_gradients(cell, outputs[-1], clock)
 
     told = "".join(f", {key}={value:g}" for key, value in options.items())
@@ -280,11 +321,14 @@ def torchdeq(cell: Cell, setting: tuple[Any, ...], tolerances: tuple[float, floa
 
 
 def torchdeq_contenders(cell: Cell, exact: list[Any], bar: Quality) -> list[Contender]:
-    """For each forward solver of torchdeq the fastest of its settings that meet `bar`."""
+    """For each forward solver of torchdeq the fastest of its settings that meet
+    `bar`.
+    """
     backward = "anderson", "broyden", "fixed_point_iter"
     options: dict[str, list[dict[str, Any]]] = {
-        "anderson": [{}, {"lam": 1e-8}], "broyden": [{}],
-    }  # fmt: skip
+        "anderson": [{}, {"lam": 1e-8}],
+        "broyden": [{}],
+    }
     fastest = []
     for forward, variants in options.items():
         settings = [(forward, b, o) for o in variants for b in backward]
@@ -295,7 +339,10 @@ def torchdeq_contenders(cell: Cell, exact: list[Any], bar: Quality) -> list[Cont
 
 
 def _tuned(
-    cell: Cell, make: Callable[[tuple[float, float]], Contender], exact: list[Any], bar: Quality
+    cell: Cell,
+    make: Callable[[tuple[float, float]], Contender],
+    exact: list[Any],
+    bar: Quality,
 ) -> Contender | None:
     def quality(*tolerances: float) -> Quality:
         return _quality(cell, make(tolerances), exact)
@@ -336,7 +383,9 @@ def _counted(cell: Cell, contender: Contender) -> tuple[int, int]:
 
 
 def torch_contenders(cell: Cell, exact: list[Any]) -> list[Contender]:
-    """Ours, as asked for and as loose as may be, and the peers, all at the first one's quality."""
+    """Ours, as asked for and as loose as may be, and the peers, all at the first one's
+    quality.
+    """
     import fixedpoint as fp
 
     solvers = None, fp.Anderson(memory=5), fp.Broyden()
@@ -348,7 +397,9 @@ def torch_contenders(cell: Cell, exact: list[Any]) -> list[Contender]:
     return ours + torchdeq_contenders(cell, exact, bar)
 
 
-def measure(cell: Cell, contenders: list[Contender], exact: list[Any], threads: int) -> list[Row]:
+def measure(
+    cell: Cell, contenders: list[Contender], exact: list[Any], threads: int
+) -> list[Row]:
     """Time the contenders in turn."""
     clock = time.process_time if threads == 1 else time.perf_counter
     times = interleaved([(c.name, c.make(cell.f)) for c in contenders], clock)
@@ -365,7 +416,10 @@ def interleaved(
         for name, run in runs:
             times[name].append(_timed(run, clock))
     return {
-        name: (1e6 * statistics.median(a for a, _ in t), 1e6 * statistics.median(b for _, b in t))
+        name: (
+            1e6 * statistics.median(a for a, _ in t),
+            1e6 * statistics.median(b for _, b in t),
+        )
         for name, t in times.items()
     }
 
@@ -380,7 +434,14 @@ def _row(
     (forward, total), first = times[contender.name], next(iter(times.values()))[1]
     quality, counts = _quality(cell, contender, exact), _counted(cell, contender)
     return Row(
-        case, contender.name, forward, total - forward, total, total / first, *counts, *quality
+        case,
+        contender.name,
+        forward,
+        total - forward,
+        total,
+        total / first,
+        *counts,
+        *quality,
     )
 
 
@@ -415,7 +476,9 @@ class CompiledCell(Equilibrium):
         return float(norms.max())
 
     def differentiated(self, solve: Callable[..., Any]) -> Callable[..., Any]:
-        """The gradients of the loss and the solution that `solve` finds for given args."""
+        """The gradients of the loss and the solution that `solve` finds for given
+        args.
+        """
         import jax
 
         def loss(*args: Any) -> Any:
@@ -444,7 +507,9 @@ def jax_cell() -> tuple[CompiledCell, list[Any]]:
     return CompiledCell(name, f, z0, (W, b), cotangent, cell.rtol), cell.exact()
 
 
-def jax_ours(cell: CompiledCell, solver: Any, adjoint: Any = None) -> Callable[..., Any]:
+def jax_ours(
+    cell: CompiledCell, solver: Any, adjoint: Any = None
+) -> Callable[..., Any]:
     """Our solve."""
     import fixedpoint as fp
 
@@ -482,9 +547,15 @@ def optimistix_solve(
     import optimistix
 
     def krylov(tolerance: float) -> Any:
-        return getattr(lineax, linear)(rtol=tolerance, atol=tolerance, norm=optimistix.rms_norm)
+        return getattr(lineax, linear)(
+            rtol=tolerance, atol=tolerance, norm=optimistix.rms_norm
+        )
 
-    settings: dict[str, Any] = {"rtol": forward, "atol": forward, "norm": optimistix.rms_norm}
+    settings: dict[str, Any] = {
+        "rtol": forward,
+        "atol": forward,
+        "norm": optimistix.rms_norm,
+    }
     if kind == "Newton":
         settings["linear_solver"] = krylov(1e-2)
     solver = getattr(optimistix, kind)(**settings)
@@ -518,7 +589,11 @@ def jax_contenders(
     }
     found = []
     for name, make in makers.items():
-        best = tuned(lambda f, b, make=make: _jax_quality(cell, make(f, b), exact), bar, cell.rtol)
+        best = tuned(
+            lambda f, b, make=make: _jax_quality(cell, make(f, b), exact),
+            bar,
+            cell.rtol,
+        )
         if best is None:
             print(f"{name}: no tolerance reaches the quality asked for")
         else:
@@ -526,7 +601,9 @@ def jax_contenders(
     return found
 
 
-def _jax_quality(cell: CompiledCell, solve: Callable[..., Any], exact: list[Any]) -> Quality:
+def _jax_quality(
+    cell: CompiledCell, solve: Callable[..., Any], exact: list[Any]
+) -> Quality:
     import jax
 
     try:
@@ -546,7 +623,9 @@ def _compilation(cell: CompiledCell, solve: Callable[..., Any]) -> float:
     return time.process_time() - begin
 
 
-def _jax_run(cell: CompiledCell, solve: Callable[..., Any]) -> Callable[[Clock], Answer]:
+def _jax_run(
+    cell: CompiledCell, solve: Callable[..., Any]
+) -> Callable[[Clock], Answer]:
     import jax
 
     compiled = jax.jit(cell.differentiated(solve)).lower(*cell.args).compile()
@@ -560,7 +639,9 @@ def _jax_run(cell: CompiledCell, solve: Callable[..., Any]) -> Callable[[Clock],
 
 def jax_section() -> list[CompiledRow]:
     """The dense cell, solve and gradient jitted together, on one thread."""
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    )
     import fixedpoint as fp
 
     logging.getLogger("jax").setLevel(logging.CRITICAL)  # of the same errors
@@ -581,16 +662,23 @@ def jax_section() -> list[CompiledRow]:
         for name, solve in solves:
             compilations[name].append(_compilation(cell, solve))
     runs = [(name, _jax_run(cell, solve)) for name, solve in solves]
-    times = {name: total for name, (_, total) in interleaved(runs, time.process_time).items()}
+    times = {
+        name: total for name, (_, total) in interleaved(runs, time.process_time).items()
+    }
     compiled = {name: statistics.median(t) for name, t in compilations.items()}
     first = solves[0][0]
     return [
         CompiledRow(
-            cell.name, name, times[name], times[name] / times[first],
-            compiled[name], compiled[name] / compiled[first], *_jax_quality(cell, solve, exact),
+            cell.name,
+            name,
+            times[name],
+            times[name] / times[first],
+            compiled[name],
+            compiled[name] / compiled[first],
+            *_jax_quality(cell, solve, exact),
         )
         for name, solve in solves
-    ]  # fmt: skip
+    ]
 
 
 # Memory.
@@ -605,13 +693,18 @@ def _fixed_steps(method: str, steps: int) -> dict[str, Any]:
     if method == "unrolled":
         named = {"solver": fp.Picard(), "adjoint": fp.Unrolled()}
     else:
-        named = {"solver": fp.Anderson(memory=5), "adjoint": fp.ImplicitAdjoint(rtol=1e-3)}
+        named = {
+            "solver": fp.Anderson(memory=5),
+            "adjoint": fp.ImplicitAdjoint(rtol=1e-3),
+        }
     tolerances = {"rtol": 0.0, "atol": 0.0, "on_failure": "return"}
     return {"batch_ndim": 1, "max_steps": steps, **named, **tolerances}
 
 
 def torch_memory(method: str, steps: int) -> tuple[float, float]:
-    """MiB that Torch keeps between solve and gradient, and the growth of the process meanwhile."""
+    """MiB that Torch keeps between solve and gradient, and the growth of the process
+    meanwhile.
+    """
     import torch
 
     import fixedpoint as fp
@@ -640,7 +733,9 @@ def torch_memory(method: str, steps: int) -> tuple[float, float]:
 
 
 def jax_memory(method: str, steps: int) -> tuple[float, float]:
-    """MiB of temporary buffers of the compiled gradient; nothing is kept outside of it."""
+    """MiB of temporary buffers of the compiled gradient; nothing is kept outside of
+    it.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -707,7 +802,9 @@ class Network:
         import fixedpoint as fp
 
         z0 = torch.zeros(len(x), len(self.parameters[2]), dtype=x.dtype)
-        return fp.fixed_point(self.f, z0, (x, *self.parameters[:3]), batch_ndim=1, **settings)
+        return fp.fixed_point(
+            self.f, z0, (x, *self.parameters[:3]), batch_ndim=1, **settings
+        )
 
     def loss(self, value: Any, y: Any) -> Any:
         """The cross-entropy."""
@@ -725,12 +822,16 @@ def untrained(size: int = 100, gain: float = 1.0) -> Network:
     digits = load_digits()
     normal = partial(torch.randn, dtype=torch.float64)
     parameters = (
-        normal(size, size) * gain / size**0.5, normal(size, 64) / 8,
-        torch.zeros(size, dtype=torch.float64), normal(10, size) / size**0.5,
-    )  # fmt: skip
+        normal(size, size) * gain / size**0.5,
+        normal(size, 64) / 8,
+        torch.zeros(size, dtype=torch.float64),
+        normal(10, size) / size**0.5,
+    )
     images = torch.tensor(digits.data, dtype=torch.float64) / 16
     return Network(
-        tuple(p.requires_grad_() for p in parameters), images, torch.tensor(digits.target)
+        tuple(p.requires_grad_() for p in parameters),
+        images,
+        torch.tensor(digits.target),
     )
 
 
@@ -743,9 +844,12 @@ def trained(steps: int = 200) -> Network:
     network = untrained()
     optimiser = torch.optim.Adam(network.parameters, lr=1e-3)
     settings = {
-        "solver": fp.Anderson(), "rtol": 1e-4, "max_steps": 100, "on_failure": "return",
+        "solver": fp.Anderson(),
+        "rtol": 1e-4,
+        "max_steps": 100,
+        "on_failure": "return",
         "adjoint": fp.ImplicitAdjoint(max_steps=100, on_failure="return"),
-    }  # fmt: skip
+    }
     for step in range(steps):
         x, y = network.batch(step)
         loss = network.loss(network.solved(x, **settings).value, y)
@@ -756,7 +860,9 @@ def trained(steps: int = 200) -> Network:
 
 
 def exact_gradients(network: Network, x: Any, y: Any) -> tuple[list[Any], float]:
-    """The gradients by dense algebra at the equilibrium, and the largest spectral radius of J."""
+    """The gradients by dense algebra at the equilibrium, and the largest spectral
+    radius of J.
+    """
     import torch
 
     W, _, b, _ = (p.detach() for p in network.parameters)
@@ -772,7 +878,9 @@ def exact_gradients(network: Network, x: Any, y: Any) -> tuple[list[Any], float]
 
 
 def _iterated_newton(network: Network, x: Any) -> Any:
-    """The equilibria by Newton's method with the closed-form Jacobian, from an approximate one."""
+    """The equilibria by Newton's method with the closed-form Jacobian, from an
+    approximate one.
+    """
     import torch
 
     args = (x, *(p.detach() for p in network.parameters[:3]))
@@ -792,11 +900,15 @@ def adjoints() -> dict[str, Callable[[int], Any]]:
     def gmres(products: int) -> Any:
         linear = fp.GMRES(restart=MOST, max_steps=max(1, products - 1))
         solver = fp.NewtonKrylov(linear=linear, forcing=1e-12, line_search=False)
-        return fp.ImplicitAdjoint(solver=solver, rtol=1e-12, max_steps=1, on_failure="return")
+        return fp.ImplicitAdjoint(
+            solver=solver, rtol=1e-12, max_steps=1, on_failure="return"
+        )
 
     def cold(solver: Any, products: int) -> Any:
         steps = max(0, products - 1)
-        return fp.ImplicitAdjoint(solver=solver, rtol=1e-12, max_steps=steps, on_failure="return")
+        return fp.ImplicitAdjoint(
+            solver=solver, rtol=1e-12, max_steps=steps, on_failure="return"
+        )
 
     return {
         "GMRES": gmres,
@@ -813,19 +925,25 @@ def adjoints() -> dict[str, Callable[[int], Any]]:
 def products_needed(
     network: Network, x: Any, y: Any, exact: list[Any], make: Callable[[int], Any]
 ) -> list[float]:
-    """The error without products, then the products to reach each level; infinite if too many."""
+    """The error without products, then the products to reach each level; infinite if
+    too many.
+    """
     import torch
 
     import fixedpoint as fp
 
     needed, first = dict.fromkeys(LEVELS, math.inf), math.nan
     for budget in range(MOST):
-        sol = network.solved(x, rtol=1e-5, solver=fp.Broyden(memory=60), adjoint=make(budget))
+        sol = network.solved(
+            x, rtol=1e-5, solver=fp.Broyden(memory=60), adjoint=make(budget)
+        )
         loss = network.loss(sol.value, y)
         error = relative_error(torch.autograd.grad(loss, network.parameters[:3]), exact)
         used = sol.backward.products
         first = error if used == 0 else first
-        needed = {level: min(n, used) if error <= level else n for level, n in needed.items()}
+        needed = {
+            level: min(n, used) if error <= level else n for level, n in needed.items()
+        }
         if error <= LEVELS[-1]:
             break
     return [first, *needed.values()]
@@ -845,13 +963,18 @@ def shine_section(batches: int = 5) -> list[SharedRow]:
     for name, entries in found.items():
         first, *needed = zip(*entries, strict=True)
         median = tuple(map(statistics.median, needed))
-        rows.append(SharedRow(name, statistics.median(first), median, tuple(map(max, needed))))
+        rows.append(
+            SharedRow(name, statistics.median(first), median, tuple(map(max, needed)))
+        )
     return rows
 
 
 SECTIONS: dict[str, Callable[[], list[Any]]] = {
-    "torch": torch_section, "jax": jax_section, "memory": memory_section, "shine": shine_section,
-}  # fmt: skip
+    "torch": torch_section,
+    "jax": jax_section,
+    "memory": memory_section,
+    "shine": shine_section,
+}
 
 
 def shown(rows: list[Any]) -> None:

@@ -1,8 +1,9 @@
-"""Time to an objective: the joint solve of state, adjoint and input against nested optimisation.
+"""Time to an objective: the joint solve of state, adjoint and input against nested
+optimisation.
 
-Every objective is re-solved from a cold start at x. Times are processor time on one thread, all
-methods in one process. The nested methods, and the published recipe, are tuned for each target over
-their grids; the tracked methods run with their defaults.
+Every objective is re-solved from a cold start at x. Times are processor time on one
+thread, all methods in one process. The nested methods, and the published recipe, are
+tuned for each target over their grids; the tracked methods run with their defaults.
 
     python benchmarks/input_optimisation.py [TASK ...] [--output FILE]
 """
@@ -70,22 +71,31 @@ from fixedpoint_models.training import Trained
 
 HELD_OUT = 100
 SEED = 0
-# An attack maximises: what it minimises is negative, and these parts of it are easier targets.
+# An attack maximises: what it minimises is negative, and these parts of it are easier
+# targets.
 ATTACK_FACTORS = (0.99, 0.95, 0.9, 0.8, 0.5)
 # The tasks that run where none is named.
 TASKS = (
-    "digits, inpainting", "digits, denoising 0.2", "digits, reconstruction",
-    "hard digits, inpainting", "hard digits, reconstruction", "wide hard digits, inpainting",
-    "patches, inpainting", "patches, denoising 0.2", "patches, reconstruction",
-    "multiscale patches, reconstruction", "attack",
-)  # fmt: skip
+    "digits, inpainting",
+    "digits, denoising 0.2",
+    "digits, reconstruction",
+    "hard digits, inpainting",
+    "hard digits, reconstruction",
+    "wide hard digits, inpainting",
+    "patches, inpainting",
+    "patches, denoising 0.2",
+    "patches, reconstruction",
+    "multiscale patches, reconstruction",
+    "attack",
+)
 # What the multiscale decoder reconstructs, which takes longer.
 FEWER = 32
 # A dense decoder of 64×64 pixels.
 OF_PATCHES = {"width": 256, "latent": 32, "epochs": 20}
 STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 80)
 KKT_STEPS, KKT_RTOL = 200, 1e-4
-# A nested method runs this many times as long as the tracked one takes for its first step.
+# A nested method runs this many times as long as the tracked one takes for its first
+# step.
 AS_LONG = 40
 # And a run of the recipe no more than this.
 NO_LONGER = 10
@@ -110,10 +120,13 @@ def easy_decoder(images: torch.Tensor, **settings: Any) -> dict[str, Any]:
     return trained.params()
 
 
-def hard_decoder(images: torch.Tensor, width: int = 128, epochs: int = 20) -> dict[str, Any]:
+def hard_decoder(
+    images: torch.Tensor, width: int = 128, epochs: int = 20
+) -> dict[str, Any]:
     """A decoder with symmetric W, whose Jacobians have spectral radii of 0.95 and more.
 
-    Its read-out is large at the start, so that small states will do, at which tanh is steep.
+    Its read-out is large at the start, so that small states will do, at which tanh is
+    steep.
     """
     torch.manual_seed(SEED)
     decoder = DenseDecoder(images.shape[1], width, bound=0.995, seed=SEED)
@@ -121,16 +134,23 @@ def hard_decoder(images: torch.Tensor, width: int = 128, epochs: int = 20) -> di
         decoder.V.copy_((decoder.V + decoder.V.T) / 2)
         decoder.C.mul_(6.0)
         decoder.U.mul_(0.3)
-    codes = torch.nn.Parameter(0.1 * torch.randn(len(images), decoder.latent, dtype=images.dtype))
+    codes = torch.nn.Parameter(
+        0.1 * torch.randn(len(images), decoder.latent, dtype=images.dtype)
+    )
     optimizer = torch.optim.Adam([*decoder.parameters(), codes], lr=2e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(100):
             params = symmetric(decoder.params())
             start = torch.zeros(len(batch), decoder.width, dtype=images.dtype)
             state = fp.fixed_point(
-                equilibrium_map, start, (codes[batch], params), batch_ndim=1, rtol=1e-4,
-                on_failure="return", adjoint=fp.ImplicitAdjoint(on_failure="return", rtol=1e-3),
-            ).value  # fmt: skip
+                equilibrium_map,
+                start,
+                (codes[batch], params),
+                batch_ndim=1,
+                rtol=1e-4,
+                on_failure="return",
+                adjoint=fp.ImplicitAdjoint(on_failure="return", rtol=1e-3),
+            ).value
             y = images[batch], torch.ones_like(images[batch])
             loss = masked_loss(decode(state, params), codes[batch], y, params).mean()
             optimizer.zero_grad()
@@ -167,17 +187,24 @@ def recoveries() -> dict[str, Callable[[], Task]]:
 
     problems = ("inpainting", "denoising 0.2", "denoising 0.4", "reconstruction")
     pairs = itertools.product(decoders, problems)
-    return {f"{kind}, {problem}": partial(task, kind, problem) for kind, problem in pairs}
+    return {
+        f"{kind}, {problem}": partial(task, kind, problem) for kind, problem in pairs
+    }
 
 
 def multiscale(folder: Path | None) -> Task:
-    """Reconstruction by the multiscale decoder of 64×64 pixels whose settings come along."""
+    """Reconstruction by the multiscale decoder of 64×64 pixels whose settings come
+    along.
+    """
     config = load_config("generative_patches", "generative", Generative.settings_type())
     with processes("cpu") as (team, device), tempfile.TemporaryDirectory() as temporary:
         experiment = begin(Generative, config.settings, device)
         place = folder or Path(temporary)
         Run("generative", experiment, config, place, team).train(progress=False)
-    images, params = experiment.held_out[:FEWER], experiment.decoder.frozen(config.settings.prior)
+    images, params = (
+        experiment.held_out[:FEWER],
+        experiment.decoder.frozen(config.settings.prior),
+    )
     return Task(experiment.model, params, images, *experiment.decoder.start(FEWER))
 
 
@@ -200,7 +227,9 @@ def measured(images: torch.Tensor, problem: str) -> tuple[torch.Tensor, torch.Te
 
 
 def attack() -> Task:
-    """An attack on a classifier of digits, perturbations of Euclidean norm 1 at most."""
+    """An attack on a classifier of digits, perturbations of Euclidean norm 1 at
+    most.
+    """
     images, classes = digits()
     net = DenseClassifier(images.shape[1], seed=SEED)
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
@@ -209,25 +238,37 @@ def attack() -> Task:
             x, y = images[batch : batch + 100], classes[batch : batch + 100]
             params, start = net.params(x), torch.zeros(len(x), net.width, dtype=x.dtype)
             state = fp.fixed_point(
-                perturbed_map, start, (torch.zeros_like(x), params), batch_ndim=1, rtol=1e-4
+                perturbed_map,
+                start,
+                (torch.zeros_like(x), params),
+                batch_ndim=1,
+                rtol=1e-4,
             ).value
             loss = cross_entropy(scores(state, params), y).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        params = {name: leaf.detach() for name, leaf in net.params(images[:HELD_OUT]).items()}
+        params = {
+            name: leaf.detach() for name, leaf in net.params(images[:HELD_OUT]).items()
+        }
     model = AugmentedDEQ(perturbed_map, attack_loss, scores, project=ball(1.0))
     start = torch.zeros(HELD_OUT, net.width, dtype=images.dtype)
-    return Task(model, params, classes[:HELD_OUT], start, torch.zeros_like(images[:HELD_OUT]))
+    return Task(
+        model, params, classes[:HELD_OUT], start, torch.zeros_like(images[:HELD_OUT])
+    )
 
 
 def attack_methods(task: Task) -> dict[str, Nested]:
     """Nested attacks: projected gradient steps, plain, normalised, and by Adam."""
     problem, project, inner = task.model.problem, task.model.project, fp.Picard()
     methods: dict[str, Nested] = {}
-    for rate, momentum in itertools.product((0.2, 0.4, 0.8, 1.6, 3.2, 10.0), (0.0, 0.5, 0.8)):
-        make: Any = partial(torch.optim.SGD, lr=rate, momentum=momentum, nesterov=momentum > 0)
+    for rate, momentum in itertools.product(
+        (0.2, 0.4, 0.8, 1.6, 3.2, 10.0), (0.0, 0.5, 0.8)
+    ):
+        make: Any = partial(
+            torch.optim.SGD, lr=rate, momentum=momentum, nesterov=momentum > 0
+        )
         for name, normalised in (("PGD", False), ("normalised PGD", True)):
             methods[f"{name} {rate}, momentum {momentum}"] = Nested(
                 problem, make, inner, project=project, normalised=normalised
@@ -239,27 +280,39 @@ def attack_methods(task: Task) -> dict[str, Nested]:
 
 
 def run(name: str, task: Task, seconds: float) -> dict[str, Any]:
-    """All methods on a task: once each to find the fastest, and those in turn with ours."""
+    """All methods on a task: once each to find the fastest, and those in turn with
+    ours.
+    """
     is_attack = task.model.project is not None
     factors = ATTACK_FACTORS if is_attack else FACTORS
     method: Any = TrackedNewton()
     methods = nested_methods(task.model.problem)
     if is_attack:
-        method = TrackedDescent(rule=ConditionalGradient(oracle=farthest(1.0)), sweeps=1)
+        method = TrackedDescent(
+            rule=ConditionalGradient(oracle=farthest(1.0)), sweeps=1
+        )
         methods = attack_methods(task)
-    settings: dict[str, Any] = {"settings": {"method": method}, "steps": STEPS[is_attack:]}
+    settings: dict[str, Any] = {
+        "settings": {"method": method},
+        "steps": STEPS[is_attack:],
+    }
     with one_thread():
         trace_joint(task, "", {"method": method}, steps=(2,))  # warms caches
         ours = trace_joint(task, "tracked", **settings)
         first = ours.seconds[0]
         budget, seconds = max(seconds, NO_LONGER * first), max(seconds, AS_LONG * first)
         nested = [trace_nested(task, key, one, seconds) for key, one in methods.items()]
-        recipe = [trace_joint(task, key, seconds=budget, **one) for key, one in recipes().items()]
+        recipe = [
+            trace_joint(task, key, seconds=budget, **one)
+            for key, one in recipes().items()
+        ]
         published = [] if is_attack else [as_published(task)]
         lowest = min(min(t.objectives) for t in (ours, *nested, *recipe, *published))
         targets = [factor * lowest for factor in factors]
         methods |= tightened({n: methods[n] for n in finalists(nested, targets, 1)})
-        nested += [trace_nested(task, n, methods[n], seconds) for n in methods if TIGHTER in n]
+        nested += [
+            trace_nested(task, n, methods[n], seconds) for n in methods if TIGHTER in n
+        ]
         ours, best = in_turn(task, settings, methods, nested, targets)
     # A target that the start meets is no target.
     factors = [f for f in factors if task.objective(task.x) > f * lowest]
@@ -267,13 +320,19 @@ def run(name: str, task: Task, seconds: float) -> dict[str, Any]:
     groups = {"nested": best, "recipe": recipe, "published": published}
     rows = [row(f, f * lowest, ours, groups) for f in factors]
     baseline = [trace for trace in best if is_baseline(trace.name)]
-    against = [fastest(baseline, target)[0] / ours.time_to(target) for target in targets]
+    against = [
+        fastest(baseline, target)[0] / ours.time_to(target) for target in targets
+    ]
     return {
-        "task": name, "lowest": lowest, "targets": rows,
+        "task": name,
+        "lowest": lowest,
+        "targets": rows,
         "geometric mean": mean([r["nested"] / r["tracked"] for r in rows]),
-        "against Adam or PGD": mean(against), "kkt": kkt(task, method),
-        "radius": radius(task, ours.final["x"]), "frontier": frontier(ours, nested, recipe),
-    }  # fmt: skip
+        "against Adam or PGD": mean(against),
+        "kkt": kkt(task, method),
+        "radius": radius(task, ours.final["x"]),
+        "frontier": frontier(ours, nested, recipe),
+    }
 
 
 def tightened(methods: dict[str, Nested]) -> dict[str, Nested]:
@@ -282,15 +341,22 @@ def tightened(methods: dict[str, Nested]) -> dict[str, Nested]:
 
 
 def finalists(traces: list[Trace], targets: list[float], number: int) -> set[str]:
-    """The names of the methods that are the fastest to some target, so many for each."""
-    ranked = [sorted(traces, key=lambda trace: trace.time_to(target)) for target in targets]
+    """The names of the methods that are the fastest to some target, so many for
+    each.
+    """
+    ranked = [
+        sorted(traces, key=lambda trace: trace.time_to(target)) for target in targets
+    ]
     return {trace.name for order in ranked for trace in order[:number]}
 
 
 def in_turn(
-    task: Task, settings: dict[str, Any], methods: dict[str, Nested], nested: list[Trace],
+    task: Task,
+    settings: dict[str, Any],
+    methods: dict[str, Nested],
+    nested: list[Trace],
     targets: list[float],
-) -> tuple[Trace, list[Trace]]:  # fmt: skip
+) -> tuple[Trace, list[Trace]]:
     """Ours and the fastest nested methods, run in turn: the medians of their times.
 
     The least of many noisy times is too low, and noise comes and goes.
@@ -309,9 +375,13 @@ def in_turn(
 
 
 def steadied(runs: list[Trace]) -> Trace:
-    """A trace with the medians of the times of several runs, as far as all of them went."""
+    """A trace with the medians of the times of several runs, as far as all of them
+    went.
+    """
     points = min(len(trace.seconds) for trace in runs)
-    seconds = [statistics.median(trace.seconds[k] for trace in runs) for k in range(points)]
+    seconds = [
+        statistics.median(trace.seconds[k] for trace in runs) for k in range(points)
+    ]
     return runs[0]._replace(seconds=seconds, objectives=runs[0].objectives[:points])
 
 
@@ -323,19 +393,26 @@ def is_baseline(name: str) -> bool:
 def as_published(task: Task) -> Trace:
     """The recipe with the settings of the paper, for some numbers of steps."""
     settings = {"method": Recipe()}
-    return trace_joint(task, "as published", settings, steps=(25, 50, 100, 200), repeats=1)
+    return trace_joint(
+        task, "as published", settings, steps=(25, 50, 100, 200), repeats=1
+    )
 
 
 def row(
     factor: float, target: float, ours: Trace, groups: dict[str, list[Trace]]
 ) -> dict[str, Any]:
-    """The race to one target: the time of the tracked method, and the least of each group."""
+    """The race to one target: the time of the tracked method, and the least of each
+    group.
+    """
     best = {name: fastest(traces, target) for name, traces in groups.items()}
     times = {name: time for name, (time, _) in best.items()}
     return {
-        "factor": factor, "tracked": ours.time_to(target), **times,
-        "by": best["nested"][1], "with": best["recipe"][1],
-    }  # fmt: skip
+        "factor": factor,
+        "tracked": ours.time_to(target),
+        **times,
+        "by": best["nested"][1],
+        "with": best["recipe"][1],
+    }
 
 
 def fastest(traces: list[Trace], target: float) -> tuple[float, str]:
@@ -353,14 +430,18 @@ def mean(ratios: list[float]) -> float:
 
 
 def frontier(ours: Trace, nested: list[Trace], recipe: list[Trace]) -> dict[str, Any]:
-    """What each group of methods had reached at each time: pairs of seconds and objective."""
+    """What each group of methods had reached at each time: pairs of seconds and
+    objective.
+    """
     groups = {"tracked": [ours], "nested": nested, "recipe": recipe}
     return {name: lower_hull(traces) for name, traces in groups.items()}
 
 
 def lower_hull(traces: list[Trace]) -> list[tuple[float, float]]:
     """The points that no other one beats in both time and objective."""
-    points = sorted(p for t in traces for p in zip(t.seconds, t.objectives, strict=True))
+    points = sorted(
+        p for t in traces for p in zip(t.seconds, t.objectives, strict=True)
+    )
     hull, lowest = [], float("inf")
     for seconds, objective in points:
         if objective < lowest:
@@ -370,12 +451,21 @@ def lower_hull(traces: list[Trace]) -> list[tuple[float, float]]:
 
 
 def kkt(task: Task, method: Any) -> float:
-    """The part of the samples that meet the tolerance in every block within 200 iterations."""
+    """The part of the samples that meet the tolerance in every block within 200
+    iterations.
+    """
     with torch.no_grad():
         solution = task.model.iterate(
-            task.z, task.x, params=task.params, y=task.y, method=method, max_steps=KKT_STEPS,
-            rtol=KKT_RTOL, atol=0.0, on_failure="return",
-        )  # fmt: skip
+            task.z,
+            task.x,
+            params=task.params,
+            y=task.y,
+            method=method,
+            max_steps=KKT_STEPS,
+            rtol=KKT_RTOL,
+            atol=0.0,
+            on_failure="return",
+        )
     return float(solution.converged.double().mean())
 
 
@@ -392,20 +482,28 @@ def radius(task: Task, x: torch.Tensor) -> tuple[float, float]:
 
 def show(result: dict[str, Any]) -> None:
     """Print a result."""
-    print(f"\n{result['task']}: lowest {result['lowest']:.4f}, spectral radius "
-          f"{result['radius'][1]:.2f}, KKT {100 * result['kkt']:.0f} %")  # fmt: skip
+    print(
+        f"\n{result['task']}: lowest {result['lowest']:.4f}, spectral radius "
+        f"{result['radius'][1]:.2f}, KKT {100 * result['kkt']:.0f} %"
+    )
     for r in result["targets"]:
         print(
             f"  {r['factor']:>5} ×  tracked {1e3 * r['tracked']:7.1f} ms   nested "
-            f"{1e3 * r['nested']:7.1f}   ratio {r['nested'] / r['tracked']:5.1f}   recipe "
+            f"{1e3 * r['nested']:7.1f}   ratio {r['nested'] / r['tracked']:5.1f}   "
+            "recipe "
             f"{1e3 * r['recipe']:7.1f}   ({r['by']}; {r['with']})"
         )
-    print(f"  geometric mean {result['geometric mean']:.1f}, against Adam or PGD "
-          f"{result['against Adam or PGD']:.1f}", flush=True)  # fmt: skip
+    print(
+        f"  geometric mean {result['geometric mean']:.1f}, against Adam or PGD "
+        f"{result['against Adam or PGD']:.1f}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Run the tasks named, or `TASKS`, and write after each what was measured so far."""
+    """Run the tasks named, or `TASKS`, and write after each what was measured so
+    far.
+    """
     tasks = {
         **recoveries(),
         "multiscale patches, reconstruction": lambda: multiscale(options.folder),
@@ -413,8 +511,12 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", help=f"among: {'; '.join(tasks)}")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--folder", type=Path, help="where to keep the multiscale decoder")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_suffix(".json")
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where to keep the multiscale decoder"
+    )
     parser.add_argument(
         "--seconds", type=float, default=0.6, help="of each nested method, at least"
     )
@@ -450,7 +552,9 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
 
 def machine() -> str:
     """What the figures were measured on."""
-    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread"
+    system = (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread"
+    )
     return f"{system}; Python {platform.python_version()}, torch {torch.__version__}"
 
 

@@ -1,4 +1,6 @@
-"""What the benchmarks in several parts share: the command line, and the file they write."""
+"""What the benchmarks in several parts share: the command line, and the file they
+write.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Parts = dict[str, Callable[[], dict[str, Any]]]
 def chosen(parts: Parts, description: str) -> list[str]:
     """The parts that were asked for, without any named all of them."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(parts)}")
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help=f"of {', '.join(parts)}"
+    )
     names: list[str] = parser.parse_args().parts or list(parts)
     if unknown := set(names) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
@@ -27,7 +31,9 @@ def chosen(parts: Parts, description: str) -> list[str]:
 
 
 def recorded(parts: Parts, names: list[str], path: Path) -> dict[str, Any]:
-    """Run some parts, on one thread, and write each down when it is done; the whole file."""
+    """Run some parts, on one thread, and write each down when it is done; the whole
+    file.
+    """
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     versions = f"{machine}, NumPy {np.__version__}, SciPy {scipy.__version__}"

@@ -1,10 +1,12 @@
-"""Who solves what, and within how many evaluations: ``python benchmarks/robustness.py [part ...]``.
+"""Who solves what, and within how many evaluations: ``python benchmarks/robustness.py
+[part ...]``.
 
-The parts are ``systems``, ``large``, ``maps`` and ``bratu``; without one, all run. The problems
-are those of :mod:`fixedpoint.testing.problems`. An answer counts as solved by its residual,
-evaluated afterwards, whatever the method says; a method that claims success without that has made
-a false claim. Differences count as the evaluations they take. The tables go to the terminal and,
-as JSON, to ``benchmarks/robustness.json``, where parts that were not run stay as they are.
+The parts are ``systems``, ``large``, ``maps`` and ``bratu``; without one, all run. The
+problems are those of :mod:`fixedpoint.testing.problems`. An answer counts as solved by
+its residual, evaluated afterwards, whatever the method says; a method that claims
+success without that has made a false claim. Differences count as the evaluations they
+take. The tables go to the terminal and, as JSON, to ``benchmarks/robustness.json``,
+where parts that were not run stay as they are.
 """
 
 from __future__ import annotations
@@ -34,13 +36,15 @@ LIMIT = 10_000  # evaluations
 PICARD_LIMIT = 100_000
 SECONDS = 20.0  # of CPU for each attempt
 TOLERANCE = 1e-9  # what the methods are asked for, in the largest component
-ACCEPTED = 1e-8  # what an answer must meet, relative to its largest component if that is above 1
+# What an answer must meet, relative to its largest component if that is above 1.
+ACCEPTED = 1e-8
 MEMORY = 10
 LARGE = (30, 100, 300, 1000)
 ROUNDS = 5  # of timings
 BRATU_SIZES, BRATU_TOLERANCE = (64, 128), 1e-8
 
-# The tolerance of hybr and lm is one on the step, which has to lie below that on the residual.
+# The tolerance of hybr and lm is one on the step, which has to lie below that on the
+# residual.
 SCIPY_OPTIONS: dict[str, dict[str, Any]] = {
     "hybr": {"xtol": 1e-12, "maxfev": LIMIT},
     "lm": {"xtol": 1e-12, "ftol": 1e-12, "maxiter": LIMIT},
@@ -79,7 +83,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method returns: the value, whether it claims success, and what it says besides."""
+    """What a method returns: the value, whether it claims success, and what it says
+    besides.
+    """
 
     value: Any
     claim: bool
@@ -93,7 +99,8 @@ Method = Callable[[Counted, np.ndarray], Answer]
 class Attempt:
     """A method on a problem.
 
-    `mark` is "solved", "failed", "error" for a method that raised, or "FALSE" for a false claim.
+    `mark` is "solved", "failed", "error" for a method that raised, or "FALSE" for a
+    false claim.
     """
 
     problem: str
@@ -111,7 +118,9 @@ def largest(x: Any) -> float:
 
 
 def attempt(problem: Problem, name: str, method: Method, limit: int = LIMIT) -> Attempt:
-    """Run a method; one that is cut off answers with the best point it has evaluated."""
+    """Run a method; one that is cut off answers with the best point it has
+    evaluated.
+    """
     counted = Counted(problem, limit)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -121,14 +130,18 @@ def attempt(problem: Problem, name: str, method: Method, limit: int = LIMIT) -> 
             lost = Answer(None, False, f"{type(error).__name__}: {error}")
             answer = Answer(counted.best, False, "cut off") if counted.spent else lost
         residual, solved = judged(problem, answer.value)
-    unsolved = "error" if answer.value is None else "FALSE" if answer.claim else "failed"
+    unsolved = (
+        "error" if answer.value is None else "FALSE" if answer.claim else "failed"
+    )
     mark = "solved" if solved else unsolved
     size = int(problem.start.size)
     return Attempt(problem.name, size, name, counted.calls, mark, residual, answer.note)
 
 
 def judged(problem: Problem, value: Any) -> tuple[float | None, bool]:
-    """The residual of an answer, None if it is not finite, and whether it is accepted."""
+    """The residual of an answer, None if it is not finite, and whether it is
+    accepted.
+    """
     if value is None:
         return None, False
     residual = largest(problem.residual(value))
@@ -208,11 +221,13 @@ def our_map(f: Counted, z0: np.ndarray, solver: Any = None) -> Answer:
 def aa_map(f: Counted, z0: np.ndarray, **options: Any) -> Answer:
     """Anderson acceleration of type 2 by cvxgrp's ``aa``.
 
-    Its safeguard is left out: with it, aa takes as many or more evaluations on most of the maps,
-    and fails on one.
+    Its safeguard is left out: with it, aa takes as many or more evaluations on most of
+    the maps, and fails on one.
     """
     memory = min(MEMORY, z0.size)
-    return _iterated(f, z0, aa.AndersonAccelerator(z0.size, memory, type1=False, **options))
+    return _iterated(
+        f, z0, aa.AndersonAccelerator(z0.size, memory, type1=False, **options)
+    )
 
 
 def picard_map(f: Counted, z0: np.ndarray) -> Answer:
@@ -244,27 +259,40 @@ OUR_MAPS: dict[str, Method] = {
 }
 
 # By default aa accelerates once its memory is full.
-AA_MAPS: dict[str, Method] = {"aa": aa_map, "aa (min_len=1)": partial(aa_map, min_len=1)}
+AA_MAPS: dict[str, Method] = {
+    "aa": aa_map,
+    "aa (min_len=1)": partial(aa_map, min_len=1),
+}
 
 
 def maps_table() -> dict[str, Any]:
-    """The maps: ours next to aa's and SciPy's Anderson acceleration, and to plain iteration."""
+    """The maps: ours next to aa's and SciPy's Anderson acceleration, and to plain
+    iteration.
+    """
     methods = {**OUR_MAPS, **AA_MAPS, "SciPy anderson": scipy_map, "Picard": picard_map}
-    _header(list(methods), "".join(f"{name + ' / aa':>18}" for name in OUR_MAPS) + "  solver")
+    _header(
+        list(methods),
+        "".join(f"{name + ' / aa':>18}" for name in OUR_MAPS) + "  solver",
+    )
     rows = []
     for problem in problems.maps():
         row = {
-            name: attempt(problem, name, method, PICARD_LIMIT if name == "Picard" else LIMIT)
+            name: attempt(
+                problem, name, method, PICARD_LIMIT if name == "Picard" else LIMIT
+            )
             for name, method in methods.items()
         }
         shown = "".join(f"{_ratio(row[name], row['aa']):18.2f}" for name in OUR_MAPS)
-        print(_line(list(row.values())), shown, f" {row['fixedpoint'].note}", flush=True)
+        print(
+            _line(list(row.values())), shown, f" {row['fixedpoint'].note}", flush=True
+        )
         rows.append(row)
     attempts = [cell for row in rows for cell in row.values()]
     _totals(attempts, list(methods))
     for ours, theirs in itertools.product(OUR_MAPS, AA_MAPS):
         ratios = [_ratio(row[ours], row[theirs]) for row in rows]
-        wins = f"at most as many on {sum(ratio <= 1.0 for ratio in ratios)} of {len(ratios)}"
+        fewer = sum(ratio <= 1.0 for ratio in ratios)
+        wins = f"at most as many on {fewer} of {len(ratios)}"
         print(f"{ours} / {theirs}: {wins}, largest ratio {max(ratios):.2f}")
     return {"attempts": [asdict(cell) for cell in attempts]}
 
@@ -280,7 +308,10 @@ def _ratio(ours: Attempt, theirs: Attempt) -> float:
 
 
 def _header(methods: list[str], more: str) -> None:
-    print(f"\n{'problem':32}{'n':>5}" + "".join(f"{name:>15}" for name in methods), f" {more}")
+    print(
+        f"\n{'problem':32}{'n':>5}" + "".join(f"{name:>15}" for name in methods),
+        f" {more}",
+    )
 
 
 def _line(row: list[Attempt]) -> str:
@@ -291,12 +322,16 @@ def _line(row: list[Attempt]) -> str:
 def _totals(rows: list[Attempt], methods: list[str]) -> None:
     """How many each method solved, its false claims, and the errors it raised."""
     for title, mark in (("solved", "solved"), ("false claims", "FALSE")):
-        marks = {name: [row.mark for row in rows if row.method == name] for name in methods}
+        marks = {
+            name: [row.mark for row in rows if row.method == name] for name in methods
+        }
         counts = (f"{m.count(mark)} of {len(m)}" for m in marks.values())
         print(f"{title:37}" + "".join(f"{count:>15}" for count in counts))
     for row in rows:
         if row.mark == "error":
-            print(f"  {row.method} on {row.problem}: {' '.join(row.note.split())[:100]}")
+            print(
+                f"  {row.method} on {row.problem}: {' '.join(row.note.split())[:100]}"
+            )
 
 
 # Bratu.
@@ -360,10 +395,14 @@ def our_bratu(problem: Problem, arguments: dict[str, Any]) -> tuple[Any, int, in
 
 
 def their_bratu(problem: Problem) -> tuple[Any, int, int]:
-    """The value by SciPy's ``newton_krylov``, to the same reduction in the same norm."""
+    """The value by SciPy's ``newton_krylov``, to the same reduction in the same
+    norm.
+    """
     function, norm = Tally(problem.function), np.linalg.norm
     tolerance = BRATU_TOLERANCE * norm(problem.function(problem.start))
-    value = newton_krylov(function, problem.start, method="lgmres", f_tol=tolerance, tol_norm=norm)
+    value = newton_krylov(
+        function, problem.start, method="lgmres", f_tol=tolerance, tol_norm=norm
+    )
     return value, function.calls, 0
 
 
@@ -399,9 +438,13 @@ def _timed(name: str, problem: Problem) -> list[Timing]:
     medians = [statistics.median(taken) for taken in seconds.values()]
     first = np.linalg.norm(problem.function(problem.start))
     rows = []
-    for (method, (value, *counts)), median in zip(answers.items(), medians, strict=True):
+    for (method, (value, *counts)), median in zip(
+        answers.items(), medians, strict=True
+    ):
         residual = float(np.linalg.norm(problem.function(value)) / first)
-        rows.append(Timing(name, method, median, medians[0] / median, *counts, residual))
+        rows.append(
+            Timing(name, method, median, medians[0] / median, *counts, residual)
+        )
     return rows
 
 

@@ -1,8 +1,9 @@
 """Overhead of the solvers beside their peers: ``make bench``.
 
-All run interleaved in one process on one thread, to the same tolerance on the residual, and that of
-each answer is evaluated afterwards. Overhead is time / (evaluations × time of one evaluation of f).
-The table goes to the terminal and, as JSON, to ``benchmarks/results.json``.
+All run interleaved in one process on one thread, to the same tolerance on the residual,
+and that of each answer is evaluated afterwards. Overhead is time / (evaluations × time
+of one evaluation of f). The table goes to the terminal and, as JSON, to
+``benchmarks/results.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ ROUNDS = 60
 
 @dataclass(frozen=True)
 class Contender:
-    """A method on a problem: ``solve()`` returns the value and the evaluations of f it took."""
+    """A method on a problem: ``solve()`` returns the value and the evaluations of f it
+    took.
+    """
 
     name: str
     solve: Callable[[], tuple[Any, int]]
@@ -31,7 +34,9 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """A problem: ``evaluate()`` runs f once, ``residual(value)`` is the largest relative one."""
+    """A problem: ``evaluate()`` runs f once, ``residual(value)`` is the largest
+    relative one.
+    """
 
     name: str
     evaluate: Callable[[], Any]
@@ -41,7 +46,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: times in microseconds, `ratio` of time to that of the first method."""
+    """A line of the table: times in microseconds, `ratio` of time to that of the first
+    method.
+    """
 
     case: str
     method: str
@@ -70,7 +77,16 @@ def measure(case: Case) -> list[Row]:
         value, evaluations = answers[name]
         overhead, residual = total / (evaluations * one), case.residual(value)
         rows.append(
-            Row(case.name, name, total, evaluations, one, overhead, residual, total / first)
+            Row(
+                case.name,
+                name,
+                total,
+                evaluations,
+                one,
+                overhead,
+                residual,
+                total / first,
+            )
         )
     return rows
 
@@ -81,8 +97,12 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def _torch_case(name: str, f: Callable[..., Any], z0: Any, probe: Any, rtol: float) -> Case:
-    """Ours and torchdeq's solvers on a cell in Torch, each sample with its own status."""
+def _torch_case(
+    name: str, f: Callable[..., Any], z0: Any, probe: Any, rtol: float
+) -> Case:
+    """Ours and torchdeq's solvers on a cell in Torch, each sample with its own
+    status.
+    """
     from torchdeq.core import get_deq
 
     import fixedpoint as fp
@@ -124,7 +144,9 @@ def _torch_case(name: str, f: Callable[..., Any], z0: Any, probe: Any, rtol: flo
 
 
 def torch_dense() -> Case:
-    """64 problems z = tanh(zW + b), n = 256, W symmetric of spectral radius 0.9, float32."""
+    """64 problems z = tanh(zW + b), n = 256, W symmetric of spectral radius 0.9,
+    float32.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -139,7 +161,9 @@ def torch_dense() -> Case:
 
 
 def torch_conv() -> Case:
-    """16 problems with a residual cell of two 3×3 convolutions, 48 channels of 16×16, float32."""
+    """16 problems with a residual cell of two 3×3 convolutions, 48 channels of 16×16,
+    float32.
+    """
     import torch
     from torch.nn.functional import conv2d, group_norm
 
@@ -151,7 +175,9 @@ def torch_conv() -> Case:
 
     def f(z: torch.Tensor) -> torch.Tensor:
         inner = torch.relu(group_norm(conv2d(z, first, padding=1), 8))
-        return group_norm(torch.relu(z + group_norm(x + conv2d(inner, second, padding=1), 8)), 8)
+        return group_norm(
+            torch.relu(z + group_norm(x + conv2d(inner, second, padding=1), 8)), 8
+        )
 
     return _torch_case("Torch, 16×48×16×16 convolutions", f, z0, x, 1e-3)
 
@@ -180,14 +206,21 @@ def jax_dense() -> Case:
 
     def ours(solver: Any) -> Callable[..., Any]:
         def solve(W: Any, b: Any) -> Any:
-            settings = {"solver": solver, "batch_ndim": 1, "rtol": 1e-4, "test": "residual"}
+            settings = {
+                "solver": solver,
+                "batch_ndim": 1,
+                "rtol": 1e-4,
+                "test": "residual",
+            }
             sol = fp.fixed_point(f, z0, (W, b), **settings)
             return sol.value, sol.work.f
 
         return solve
 
     tol = 1e-4 * float(jnp.linalg.norm(b))
-    accelerated = jaxopt.AndersonAcceleration(f, history_size=5, tol=tol, ridge=1e-5, maxiter=100)
+    accelerated = jaxopt.AndersonAcceleration(
+        f, history_size=5, tol=tol, ridge=1e-5, maxiter=100
+    )
     broyden = jaxopt.Broyden(lambda z, W, b: f(z, W, b) - z, tol=tol, maxiter=100)
 
     def theirs(peer: Any) -> Callable[..., Any]:
@@ -215,7 +248,9 @@ def jax_dense() -> Case:
     contenders = [
         Contender("fixedpoint Anderson(5)", runner(ours(fp.Anderson(memory=5)))),
         Contender("fixedpoint Broyden(20)", runner(ours(fp.Broyden(memory=20)))),
-        Contender("jaxopt AndersonAcceleration(5), whole batch", runner(theirs(accelerated))),
+        Contender(
+            "jaxopt AndersonAcceleration(5), whole batch", runner(theirs(accelerated))
+        ),
         Contender("jaxopt Broyden, whole batch", runner(theirs(broyden))),
     ]
 
@@ -226,7 +261,9 @@ def jax_dense() -> Case:
 
 
 def numpy_chandrasekhar() -> Case:
-    """Chandrasekhar's H equation, n = 1000, c = 0.999, to a residual of 1e-9 (max norm)."""
+    """Chandrasekhar's H equation, n = 1000, c = 0.999, to a residual of 1e-9 (max
+    norm).
+    """
     import numpy as np
     from scipy.optimize import anderson
 
@@ -252,7 +289,12 @@ def numpy_chandrasekhar() -> Case:
     def theirs() -> tuple[Any, int]:
         calls[0] = 0
         value = anderson(
-            lambda h: f(h) - h, np.ones(1000), alpha=1.0, M=10, f_tol=1e-9, line_search=None
+            lambda h: f(h) - h,
+            np.ones(1000),
+            alpha=1.0,
+            M=10,
+            f_tol=1e-9,
+            line_search=None,
         )
         return value, calls[0]
 
@@ -266,7 +308,9 @@ def numpy_chandrasekhar() -> Case:
     def residual(h: Any) -> float:
         return float(np.abs(f(h) - h).max())
 
-    return Case("NumPy, Chandrasekhar H, n = 1000", lambda: f(nodes), residual, contenders)
+    return Case(
+        "NumPy, Chandrasekhar H, n = 1000", lambda: f(nodes), residual, contenders
+    )
 
 
 def main() -> None:
@@ -288,7 +332,9 @@ def main() -> None:
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "rows": [asdict(r) for r in rows],
     }
-    Path(__file__).with_name("results.json").write_text(json.dumps(content, indent=1) + "\n")
+    Path(__file__).with_name("results.json").write_text(
+        json.dumps(content, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""True error against the tolerance asked for: ``python benchmarks/tolerance.py [part ...]``.
+"""True error against the tolerance asked for: ``python benchmarks/tolerance.py [part
+...]``.
 
-The parts are ``maps``, ``systems`` and ``defaults``; without one, all run. The problems are those
-of :mod:`fixedpoint.testing.problems`, and random ones of families whose answers are known, in
-units of 1, 1e-6 and 1e6. An answer is compared with a root that was refined with residuals in
-extended precision. Tolerances that rounding puts out of reach are left out. Peers whose tolerance
-is absolute are given the relative one times the size of the answer, which a caller would not know.
-The tables go to the terminal and, as JSON, to ``benchmarks/tolerance.json``, where parts that were
-not run stay as they are; ``benchmarks/tolerance.png`` is drawn from that.
+The parts are ``maps``, ``systems`` and ``defaults``; without one, all run. The problems
+are those of :mod:`fixedpoint.testing.problems`, and random ones of families whose
+answers are known, in units of 1, 1e-6 and 1e6. An answer is compared with a root that
+was refined with residuals in extended precision. Tolerances that rounding puts out of
+reach are left out. Peers whose tolerance is absolute are given the relative one times
+the size of the answer, which a caller would not know. The tables go to the terminal
+and, as JSON, to ``benchmarks/tolerance.json``, where parts that were not run stay as
+they are; ``benchmarks/tolerance.png`` is drawn from that.
 """
 
 from __future__ import annotations
@@ -38,13 +40,19 @@ SECONDS = 4.0  # of CPU for each attempt
 ABOVE_ROUNDING = 100.0
 OURS = "fixedpoint"
 SOLVERS: dict[str, Any] = {
-    OURS: None, "Picard": fp.Picard(), "Anderson": fp.Anderson(), "SQUAREM": fp.SQUAREM(),
-    "Broyden": fp.Broyden(), "Newton": fp.Newton(), "NewtonKrylov": fp.NewtonKrylov(),
-}  # fmt: skip
+    OURS: None,
+    "Picard": fp.Picard(),
+    "Anderson": fp.Anderson(),
+    "SQUAREM": fp.SQUAREM(),
+    "Broyden": fp.Broyden(),
+    "Newton": fp.Newton(),
+    "NewtonKrylov": fp.NewtonKrylov(),
+}
 OF_ROOTS = (OURS, "Broyden", "Newton", "NewtonKrylov")
 # An estimate counts as right up to this factor, where rounding does not blur the error.
 FACTOR = 10.0
-# An entry of the answer that is so small beside the largest counts as zero, and is not judged.
+# An entry of the answer that is so small beside the largest counts as zero, and is not
+# judged.
 ZERO = 1e-12
 
 
@@ -56,12 +64,18 @@ def _like(values: Any, z: Any) -> Any:
 
 
 def shares_map(products: int = 10, consumers: int = 100, seed: int = 0) -> Problem:
-    """Mean utilities of products that have given market shares: Berry, Levinsohn and Pakes."""
+    """Mean utilities of products that have given market shares: Berry, Levinsohn and
+    Pakes.
+    """
     rng = np.random.default_rng(seed)
     utilities = rng.standard_normal(products) + 1.0
     tastes = 0.7 * rng.standard_normal((consumers, 1)) * rng.standard_normal(products)
-    function = partial(_utilities, tastes=tastes, logarithms=np.log(_shares(utilities, tastes)))
-    return Problem("shares_map", "fixed point", function, np.zeros(products), (utilities,))
+    function = partial(
+        _utilities, tastes=tastes, logarithms=np.log(_shares(utilities, tastes))
+    )
+    return Problem(
+        "shares_map", "fixed point", function, np.zeros(products), (utilities,)
+    )
 
 
 def _shares(utilities: Any, tastes: Any) -> Any:
@@ -99,7 +113,9 @@ def gaussian_mixture_map(apart: float = 2.5, seed: int = 0) -> Problem:
         means = xp.sum(of_one * x) / weight, xp.sum((1.0 - of_one) * x) / rest
         return xp.stack([weight / sample.size, *means])
 
-    return Problem("gaussian_mixture_map", "fixed point", function, np.array([0.5, 0.5, 4.0]))
+    return Problem(
+        "gaussian_mixture_map", "fixed point", function, np.array([0.5, 0.5, 4.0])
+    )
 
 
 def scaled(problem: Problem, unit: float) -> Problem:
@@ -109,7 +125,9 @@ def scaled(problem: Problem, unit: float) -> Problem:
     function = lambda z: unit * problem.function(z / unit)  # noqa: E731
     roots = tuple(unit * known for known in problem.roots)
     name = f"{problem.name} x {unit:g}"
-    return replace(problem, name=name, function=function, start=unit * problem.start, roots=roots)
+    return replace(
+        problem, name=name, function=function, start=unit * problem.start, roots=roots
+    )
 
 
 def random_maps() -> Iterable[Problem]:
@@ -119,7 +137,9 @@ def random_maps() -> Iterable[Problem]:
         lambda seed: problems.bellman_map((0.9, 0.99, 0.999)[seed % 3], seed=seed),
         lambda seed: shares_map(seed=seed),
         lambda seed: problems.tanh_map((0.5, 0.9, 1.5)[seed % 3], seed=seed),
-        lambda seed: problems.sinkhorn_map(entropy=(0.05, 0.02, 0.1)[seed % 3], seed=seed),
+        lambda seed: problems.sinkhorn_map(
+            entropy=(0.05, 0.02, 0.1)[seed % 3], seed=seed
+        ),
         lambda seed: kepler_map((0.3, 0.8, 0.97)[seed % 3], seed=seed),
         lambda seed: gaussian_mixture_map(seed=seed),
         lambda seed: problems.pagerank_map((0.5, 0.85, 0.95)[seed % 3], seed=seed),
@@ -134,7 +154,9 @@ def random_maps() -> Iterable[Problem]:
 
 @dataclass(frozen=True)
 class Reference:
-    """A solution, and how much rounding changes it: relatively, in the Euclidean norm."""
+    """A solution, and how much rounding changes it: relatively, in the Euclidean
+    norm.
+    """
 
     value: np.ndarray
     floor: float
@@ -165,7 +187,9 @@ def jacobian(problem: Problem, x: np.ndarray) -> np.ndarray:
 
 @np.errstate(all="ignore")
 def refined(problem: Problem, x: np.ndarray) -> Reference | None:
-    """The root that Newton's method leads to from x, with residuals in extended precision."""
+    """The root that Newton's method leads to from x, with residuals in extended
+    precision.
+    """
     value, near = np.asarray(x, np.longdouble), False
     for _ in range(40):
         if not near:
@@ -193,7 +217,9 @@ def refined(problem: Problem, x: np.ndarray) -> Reference | None:
 
 @np.errstate(all="ignore")
 def references(problem: Problem) -> list[Reference]:
-    """Its known solutions, or that of a long tight solve, refined; none where zero is one."""
+    """Its known solutions, or that of a long tight solve, refined; none where zero is
+    one.
+    """
     starts = list(problem.roots)
     if any(size(x) == 0.0 for x in starts):
         return []
@@ -209,10 +235,14 @@ def size(x: Any) -> float:
     return float(np.linalg.norm(np.ravel(x).astype(float)))
 
 
-def nearest(problem: Problem, known: list[Reference], x: np.ndarray, asked: float) -> Reference:
+def nearest(
+    problem: Problem, known: list[Reference], x: np.ndarray, asked: float
+) -> Reference:
     """The reference next to an answer: another root that this is close to is added."""
     best = min(known, key=lambda reference: size(x - reference.value))
-    if size(x - best.value) > 10.0 * asked * size(best.value) and np.all(np.isfinite(x)):
+    if size(x - best.value) > 10.0 * asked * size(best.value) and np.all(
+        np.isfinite(x)
+    ):
         other = refined(problem, x)
         if other is not None and size(x - other.value) < 0.5 * size(x - best.value):
             known.append(other)
@@ -258,7 +288,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method returns, whether it claims success, and what it thinks of its error."""
+    """What a method returns, whether it claims success, and what it thinks of its
+    error.
+    """
 
     value: np.ndarray
     claim: bool
@@ -272,7 +304,9 @@ class Answer:
 Method = Callable[[Problem, float | None, Reference], Answer]
 
 
-def ours(problem: Problem, rtol: float | None, known: Reference, solver: Any, test: str) -> Answer:
+def ours(
+    problem: Problem, rtol: float | None, known: Reference, solver: Any, test: str
+) -> Answer:
     """``fp.root`` or ``fp.fixed_point``."""
     counted = Counted(problem, known, rtol or 1e-6)
     solve = fp.root if problem.kind == "root" else fp.fixed_point
@@ -281,23 +315,36 @@ def ours(problem: Problem, rtol: float | None, known: Reference, solver: Any, te
         settings |= {"rtol": rtol, "solver": solver, "test": test, "max_steps": LIMIT}
     sol = solve(counted, problem.start.copy(), **settings)
     return Answer(
-        sol.value, bool(sol.converged), counted.calls, float(sol.error), bool(sol.precise),
+        sol.value,
+        bool(sol.converged),
+        counted.calls,
+        float(sol.error),
+        bool(sol.precise),
         counted.right,
-    )  # fmt: skip
+    )
 
 
-def of_scipy_root(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
-    """``scipy.optimize.root``: its hybr and lm bound the step, the others the residual."""
+def of_scipy_root(
+    problem: Problem, rtol: float | None, known: Reference, method: str
+) -> Answer:
+    """``scipy.optimize.root``: its hybr and lm bound the step, the others the
+    residual.
+    """
     counted, options = Counted(problem), {}
     if rtol is not None:
-        options = {"hybr": {"xtol": rtol, "maxfev": LIMIT}, "lm": {"xtol": rtol, "ftol": rtol}}.get(
-            method, {"fatol": rtol * known.size, "maxiter": LIMIT}
-        )
-    sol = scipy_root(counted.residual, problem.start.copy(), method=method, options=options)
+        options = {
+            "hybr": {"xtol": rtol, "maxfev": LIMIT},
+            "lm": {"xtol": rtol, "ftol": rtol},
+        }.get(method, {"fatol": rtol * known.size, "maxiter": LIMIT})
+    sol = scipy_root(
+        counted.residual, problem.start.copy(), method=method, options=options
+    )
     return Answer(sol.x, bool(sol.success), counted.calls)
 
 
-def of_scipy_map(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
+def of_scipy_map(
+    problem: Problem, rtol: float | None, known: Reference, method: str
+) -> Answer:
     """``scipy.optimize.fixed_point``: each entry's last relative change is bounded."""
     del known
     counted = Counted(problem)
@@ -306,7 +353,9 @@ def of_scipy_map(problem: Problem, rtol: float | None, known: Reference, method:
     return Answer(value, True, counted.calls)
 
 
-def of_torchdeq(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
+def of_torchdeq(
+    problem: Problem, rtol: float | None, known: Reference, method: str
+) -> Answer:
     """The solvers of torchdeq, stopped on the relative residual."""
     import torch
     from torchdeq.core import get_deq
@@ -327,10 +376,14 @@ def of_torchdeq(problem: Problem, rtol: float | None, known: Reference, method: 
     return Answer(value, float(info[key].max()) < tolerance, counted.calls)
 
 
-def of_jaxopt(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
+def of_jaxopt(
+    problem: Problem, rtol: float | None, known: Reference, method: str
+) -> Answer:
     """The solvers of jaxopt, whose tolerance is one on the norm of the residual."""
     bound, steps = JAXOPT_DEFAULTS if rtol is None else (rtol * known.size, LIMIT)
-    value, error, steps = compiled(problem.function, method)(problem.start, bound, steps)
+    value, error, steps = compiled(problem.function, method)(
+        problem.start, bound, steps
+    )
     return Answer(np.asarray(value), float(error) <= bound, int(steps) + 1)
 
 
@@ -348,8 +401,12 @@ def compiled(function: Any, method: str) -> Callable[..., Any]:
     return jax.jit(solve)
 
 
-def of_optimistix(problem: Problem, rtol: float | None, known: Reference, method: str) -> Answer:
-    """Optimistix's solvers, whose tolerance is one on the last step, or on what is to come."""
+def of_optimistix(
+    problem: Problem, rtol: float | None, known: Reference, method: str
+) -> Answer:
+    """Optimistix's solvers, whose tolerance is one on the last step, or on what is to
+    come.
+    """
     value, good, steps = compiled_optimistix(problem.function, problem.kind, method)(
         problem.start, rtol, rtol * known.size * 1e-3
     )
@@ -366,8 +423,14 @@ def compiled_optimistix(function: Any, kind: str, method: str) -> Callable[..., 
 
     def solve(start: Any, rtol: Any, atol: Any) -> Any:
         solver = getattr(optimistix, method)(rtol=rtol, atol=atol)
-        sol = search(lambda z, _: function(z), solver, start, max_steps=LIMIT, throw=False)
-        return sol.value, sol.result == optimistix.RESULTS.successful, sol.stats["num_steps"]
+        sol = search(
+            lambda z, _: function(z), solver, start, max_steps=LIMIT, throw=False
+        )
+        return (
+            sol.value,
+            sol.result == optimistix.RESULTS.successful,
+            sol.stats["num_steps"],
+        )
 
     return jax.jit(solve)
 
@@ -379,7 +442,9 @@ OF_MAPS: dict[str, Method] = {
     "SciPy root(anderson)": partial(of_scipy_root, method="anderson"),
     "jaxopt FixedPointIteration": partial(of_jaxopt, method="FixedPointIteration"),
     "jaxopt AndersonAcceleration": partial(of_jaxopt, method="AndersonAcceleration"),
-    "optimistix FixedPointIteration": partial(of_optimistix, method="FixedPointIteration"),
+    "optimistix FixedPointIteration": partial(
+        of_optimistix, method="FixedPointIteration"
+    ),
     "optimistix Newton": partial(of_optimistix, method="Newton"),
     "torchdeq fixed_point_iter": partial(of_torchdeq, method="fixed_point_iter"),
     "torchdeq anderson": partial(of_torchdeq, method="anderson"),
@@ -400,9 +465,10 @@ WITHOUT_DEFAULTS = ("optimistix FixedPointIteration", "optimistix Newton")
 class Attempt:
     """An answer judged.
 
-    `ratio` is the true error beside the one asked for, in the Euclidean norm, and `worst` the
-    same of the worst entry; `estimate` is the error that the method names, beside the true one;
-    `right` counts evaluations up to the first point that was right.
+    `ratio` is the true error beside the one asked for, in the Euclidean norm, and
+    `worst` the same of the worst entry; `estimate` is the error that the method names,
+    beside the true one; `right` counts evaluations up to the first point that was
+    right.
     """
 
     problem: str
@@ -419,19 +485,33 @@ class Attempt:
 
 
 def attempts(
-    problem: Problem, known: list[Reference], name: str, method: Method, tolerances: list[float]
+    problem: Problem,
+    known: list[Reference],
+    name: str,
+    method: Method,
+    tolerances: list[float],
 ) -> list[Attempt]:
-    """Run a method at ever tighter tolerances; cut off at one, it is not tried at the next."""
+    """Run a method at ever tighter tolerances; cut off at one, it is not tried at the
+    next.
+    """
     rows: list[Attempt] = []
     for rtol in tolerances:
         spent = bool(rows) and rows[-1].evaluations >= LIMIT
-        row = replace(rows[-1], rtol=rtol) if spent else attempt(problem, known, name, method, rtol)
+        row = (
+            replace(rows[-1], rtol=rtol)
+            if spent
+            else attempt(problem, known, name, method, rtol)
+        )
         rows.append(row)
     return rows
 
 
 def attempt(
-    problem: Problem, known: list[Reference], name: str, method: Method, rtol: float | None
+    problem: Problem,
+    known: list[Reference],
+    name: str,
+    method: Method,
+    rtol: float | None,
 ) -> Attempt:
     """Run a method; one that raises, or is cut off, claims nothing."""
     nothing = Answer(np.full_like(problem.start, np.nan), False, LIMIT)
@@ -445,20 +525,38 @@ def attempt(
 
 
 def judged(
-    problem: Problem, known: list[Reference], name: str, answer: Answer, rtol: float | None
+    problem: Problem,
+    known: list[Reference],
+    name: str,
+    answer: Answer,
+    rtol: float | None,
 ) -> Attempt:
     """What an answer is worth."""
     asked = rtol or 1e-6
-    reference = nearest(problem, known, answer.value, asked) if answer.claim else known[0]
+    reference = (
+        nearest(problem, known, answer.value, asked) if answer.claim else known[0]
+    )
     difference = np.abs(answer.value - reference.value)
-    error, worst = size(difference) / reference.size, reference.worst(answer.value, problem.start)
+    error, worst = (
+        size(difference) / reference.size,
+        reference.worst(answer.value, problem.start),
+    )
     estimate = None
     if answer.error is not None and error > FACTOR * reference.floor:
         estimate = answer.error / size(difference)
     return Attempt(
-        problem.name, name, asked, answer.claim, answer.evaluations, error, error / asked,
-        worst / asked, estimate, answer.precise, answer.right,
-    )  # fmt: skip
+        problem=problem.name,
+        method=name,
+        rtol=asked,
+        claim=answer.claim,
+        evaluations=answer.evaluations,
+        error=error,
+        ratio=error / asked,
+        worst=worst / asked,
+        estimate=estimate,
+        precise=answer.precise,
+        right=answer.right,
+    )
 
 
 def measured(
@@ -474,7 +572,9 @@ def measured(
     for problem in listed:
         known = references(problem)
         if not known:
-            print(f"{problem.name}: left out, its Jacobian is singular or its answer zero")
+            print(
+                f"{problem.name}: left out, its Jacobian is singular or its answer zero"
+            )
             continue
         done.append(problem.name)
         floor = max(reference.floor for reference in known)
@@ -551,29 +651,48 @@ def price(rows: list[Attempt], method: str) -> list[float]:
 
 
 def curve(rows: list[Attempt], method: str) -> list[list[float]]:
-    """The tolerance, and the quantiles of the true relative error that claims of it had."""
+    """The tolerance, and the quantiles of the true relative error that claims of it
+    had.
+    """
     points = []
     for rtol in TOLERANCES:
-        chosen = [row for row in rows if row.method == method and row.rtol == rtol and row.claim]
+        chosen = [
+            row
+            for row in rows
+            if row.method == method and row.rtol == rtol and row.claim
+        ]
         errors = [max(row.error, 1e-17) for row in chosen]
         if errors:
-            points.append([rtol, *(float(np.quantile(errors, q)) for q in (0.1, 0.5, 0.9))])
+            points.append(
+                [rtol, *(float(np.quantile(errors, q)) for q in (0.1, 0.5, 0.9))]
+            )
     return points
 
 
 def worst_claims(rows: list[Attempt]) -> list[dict[str, Any]]:
     """Our claims that are wrong by more than a thousand times what was asked."""
     wrong = [
-        row for row in rows
-        if row.claim and not row.precise and row.worst > 1000.0 and row.method in SOLVERS
-    ]  # fmt: skip
+        row
+        for row in rows
+        if row.claim
+        and not row.precise
+        and row.worst > 1000.0
+        and row.method in SOLVERS
+    ]
     return [
-        {"problem": row.problem, "method": row.method, "rtol": row.rtol, "ratio": row.worst}
+        {
+            "problem": row.problem,
+            "method": row.method,
+            "rtol": row.rtol,
+            "ratio": row.worst,
+        }
         for row in wrong
     ]
 
 
-def table(listed: Iterable[Problem], names: Iterable[str], peers: dict[str, Method]) -> Any:
+def table(
+    listed: Iterable[Problem], names: Iterable[str], peers: dict[str, Method]
+) -> Any:
     """A part of the file."""
     done, rows = measured(listed, names, peers)
     methods = list(dict.fromkeys(row.method for row in rows))
@@ -614,18 +733,26 @@ def defaults_table() -> dict[str, Any]:
     lines = []
     for kind, (listed, peers) in kinds.items():
         methods = {OURS: partial(ours, solver=None, test="error")} | {
-            name: method for name, method in peers.items() if name not in WITHOUT_DEFAULTS
+            name: method
+            for name, method in peers.items()
+            if name not in WITHOUT_DEFAULTS
         }
-        pairs = [(problem, known) for problem in listed if (known := references(problem))]
+        pairs = [
+            (problem, known) for problem in listed if (known := references(problem))
+        ]
         for name, method in methods.items():
-            rows = [attempt(problem, known, name, method, None) for problem, known in pairs]
+            rows = [
+                attempt(problem, known, name, method, None) for problem, known in pairs
+            ]
             lines.append({"kind": kind, **of_defaults(name, rows)})
     show([{**line, "method": f"{line['kind']}: {line['method']}"} for line in lines])
     return {"rows": lines}
 
 
 def of_defaults(name: str, rows: list[Attempt]) -> dict[str, Any]:
-    """A line of the table of defaults: `claimed` answers, and their true relative errors."""
+    """A line of the table of defaults: `claimed` answers, and their true relative
+    errors.
+    """
     claims = [row for row in rows if row.claim]
     errors = [row.error for row in claims]
     return {

@@ -1,8 +1,9 @@
 """The directive ``measured``: tables from the files that the benchmarks wrote.
 
-``.. measured:: NAME`` puts the table NAME of `TABLES` where it stands. A file that is missing, that
-is of another form, or that knows other problems than :mod:`fixedpoint.testing.problems` does, ends
-the build with an error which says what to run.
+``.. measured:: NAME`` puts the table NAME of `TABLES` where it stands. A file that is
+missing, that is of another form, or that knows other problems than
+:mod:`fixedpoint.testing.problems` does, ends the build with an error which says what to
+run.
 """
 
 import json
@@ -21,21 +22,28 @@ ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
 GRADIENTS, TOLERANCE = FOLDER / "gradients.json", FOLDER / "tolerance.json"
 INPUTS, ACCELERATOR = FOLDER / "input_optimisation.json", FOLDER / "accelerator.json"
 SCRIPTS = {
-    ROBUSTNESS: "robustness.py", OVERHEAD: "run.py", GRADIENTS: "gradients.py",
-    INPUTS: "input_optimisation.py", ACCELERATOR: "accelerator.py", TOLERANCE: "tolerance.py",
-}  # fmt: skip
+    ROBUSTNESS: "robustness.py",
+    OVERHEAD: "run.py",
+    GRADIENTS: "gradients.py",
+    INPUTS: "input_optimisation.py",
+    ACCELERATOR: "accelerator.py",
+    TOLERANCE: "tolerance.py",
+}
 OURS, SCIPY_BRATU = "fixedpoint", "SciPy newton_krylov(lgmres)"
 
 # The types of what was measured.
 NUMBER = (int, float)
 
-# How a cell of a table is written, by the mark of the attempt; a solved one is its evaluations.
+# How a cell of a table is written, by the mark of the attempt; a solved one is its
+# evaluations.
 MARKS = {"solved": None, "failed": "failed", "FALSE": "false claim", "error": "error"}
 
 
 def wrong(path, what):
     """The error to raise where a file lacks what a table needs."""
-    return ExtensionError(f"benchmarks/{path.name}: {what}; run benchmarks/{SCRIPTS[path]} anew")
+    return ExtensionError(
+        f"benchmarks/{path.name}: {what}; run benchmarks/{SCRIPTS[path]} anew"
+    )
 
 
 def content(path, part=None):
@@ -45,7 +53,10 @@ def content(path, part=None):
     whole = json.loads(path.read_text(encoding="utf-8"))
     found = whole if part is None else whole.get(part)
     if not isinstance(found, dict) or not isinstance(found.get("machine"), str):
-        raise wrong(path, f"no part {part!r} with an entry 'machine'" if part else "no 'machine'")
+        raise wrong(
+            path,
+            f"no part {part!r} with an entry 'machine'" if part else "no 'machine'",
+        )
     return found
 
 
@@ -65,7 +76,8 @@ def records(path, found, name, fields):
 def attempts(part, expected):
     """The machine, the methods, and the attempts by problem and method.
 
-    `expected` are the problems, as pairs of name and size, that have to be there, in order.
+    `expected` are the problems, as pairs of name and size, that have to be there, in
+    order.
     """
     found = content(ROBUSTNESS, part)
     fields = {"problem": str, "n": int, "method": str, "evaluations": int, "mark": str}
@@ -76,15 +88,22 @@ def attempts(part, expected):
         methods[row["method"]] = None
         line = grid.setdefault((row["problem"], row["n"]), {})
         if row["method"] in line:
-            raise wrong(ROBUSTNESS, f"{part}: {row['method']} twice on {row['problem']}")
+            raise wrong(
+                ROBUSTNESS, f"{part}: {row['method']} twice on {row['problem']}"
+            )
         line[row["method"]] = row
     if list(grid) != expected:
         raise wrong(ROBUSTNESS, f"{part}: the problems are not those of the library")
     if next(iter(methods)) != OURS or len(methods) < 2:
-        raise wrong(ROBUSTNESS, f"{part}: {OURS!r} and others must be there, got {list(methods)}")
+        raise wrong(
+            ROBUSTNESS,
+            f"{part}: {OURS!r} and others must be there, got {list(methods)}",
+        )
     for problem, line in grid.items():
         if missing := set(methods) - set(line):
-            raise wrong(ROBUSTNESS, f"{part}: {sorted(missing)} not tried on {problem[0]}")
+            raise wrong(
+                ROBUSTNESS, f"{part}: {sorted(missing)} not tried on {problem[0]}"
+            )
     return found["machine"], list(methods), grid
 
 
@@ -131,10 +150,18 @@ def plain(text):
 
 def table(head, rows):
     """The lines of a table."""
-    lines = [".. list-table::", "    :header-rows: 1", "    :widths: auto", "    :align: left", ""]
+    lines = [
+        ".. list-table::",
+        "    :header-rows: 1",
+        "    :widths: auto",
+        "    :align: left",
+        "",
+    ]
     for row in [head, *rows]:
         if len(row) != len(head):
-            raise ExtensionError(f"a row of {len(row)} cells in a table of {len(head)}: {row}")
+            raise ExtensionError(
+                f"a row of {len(row)} cells in a table of {len(head)}: {row}"
+            )
         lines.append(f"    * - {row[0]}")
         lines += [f"      - {cell}" for cell in row[1:]]
     return [*lines, ""]
@@ -164,7 +191,13 @@ def detail(measure):
 def summary(measure):
     """What each method solved, claimed and cost, over all problems."""
     machine, methods, grid = measure()
-    head = ["method", "solved", "false claims", "errors", f"evaluations / those of {OURS}"]
+    head = [
+        "method",
+        "solved",
+        "false claims",
+        "errors",
+        f"evaluations / those of {OURS}",
+    ]
     rows = []
     for method in methods:
         marks = [line[method]["mark"] for line in grid.values()]
@@ -192,24 +225,49 @@ def bratu():
     """Times on Bratu's problem."""
     found = content(ROBUSTNESS, "bratu")
     fields = {
-        "problem": str, "method": str, "seconds": NUMBER, "ratio": NUMBER, "evaluations": int,
-        "products": int, "residual": NUMBER,
-    }  # fmt: skip
+        "problem": str,
+        "method": str,
+        "seconds": NUMBER,
+        "ratio": NUMBER,
+        "evaluations": int,
+        "products": int,
+        "residual": NUMBER,
+    }
     timings = records(ROBUSTNESS, found, "timings", fields)
     by_problem = {}
     for row in timings:
         by_problem.setdefault(row["problem"], []).append(row["method"])
     for problem, methods in by_problem.items():
-        if methods[0] != SCIPY_BRATU or len(methods) < 2 or len(set(methods)) != len(methods):
-            raise wrong(ROBUSTNESS, f"bratu: {SCIPY_BRATU} and others on {problem}, got {methods}")
-    head = ["problem", "method", "CPU ms", "SciPy's time / its", "evaluations of F", "products",
-            "residual / first"]  # fmt: skip
+        if (
+            methods[0] != SCIPY_BRATU
+            or len(methods) < 2
+            or len(set(methods)) != len(methods)
+        ):
+            raise wrong(
+                ROBUSTNESS,
+                f"bratu: {SCIPY_BRATU} and others on {problem}, got {methods}",
+            )
+    head = [
+        "problem",
+        "method",
+        "CPU ms",
+        "SciPy's time / its",
+        "evaluations of F",
+        "products",
+        "residual / first",
+    ]
     rows = [
-        [literal(row["problem"]), plain(row["method"]), f"{1e3 * row['seconds']:.1f}",
-         f"{row['ratio']:.2f}", str(row["evaluations"]), str(row["products"]),
-         f"{row['residual']:.1e}"]
+        [
+            literal(row["problem"]),
+            plain(row["method"]),
+            f"{1e3 * row['seconds']:.1f}",
+            f"{row['ratio']:.2f}",
+            str(row["evaluations"]),
+            str(row["products"]),
+            f"{row['residual']:.1e}",
+        ]
         for row in timings
-    ]  # fmt: skip
+    ]
     return table(head, rows) + measured_on(found["machine"], ", on one thread")
 
 
@@ -217,22 +275,45 @@ def overhead():
     """Overhead of the solvers beside their peers."""
     found = content(OVERHEAD)
     fields = {
-        "case": str, "method": str, "microseconds": NUMBER, "evaluations": int,
-        "per_evaluation": NUMBER, "overhead": NUMBER, "residual": NUMBER, "ratio": NUMBER,
-    }  # fmt: skip
+        "case": str,
+        "method": str,
+        "microseconds": NUMBER,
+        "evaluations": int,
+        "per_evaluation": NUMBER,
+        "overhead": NUMBER,
+        "residual": NUMBER,
+        "ratio": NUMBER,
+    }
     rows = records(OVERHEAD, found, "rows", fields)
     for case in dict.fromkeys(row["case"] for row in rows):
         methods = [row["method"] for row in rows if row["case"] == case]
         if not methods[0].startswith(OURS) or len(methods) < 2:
-            raise wrong(OVERHEAD, f"{case}: {OURS} and others must be there, got {methods}")
-    head = ["case", "method", "ms", "evaluations", "µs / evaluation", "overhead", "residual",
-            "time / first of the case"]  # fmt: skip
+            raise wrong(
+                OVERHEAD, f"{case}: {OURS} and others must be there, got {methods}"
+            )
+    head = [
+        "case",
+        "method",
+        "ms",
+        "evaluations",
+        "µs / evaluation",
+        "overhead",
+        "residual",
+        "time / first of the case",
+    ]
     lines = [
-        [plain(row["case"]), plain(row["method"]), f"{1e-3 * row['microseconds']:.2f}",
-         str(row["evaluations"]), f"{row['per_evaluation']:.1f}", f"{row['overhead']:.2f}",
-         f"{row['residual']:.1e}", f"{row['ratio']:.2f}"]
+        [
+            plain(row["case"]),
+            plain(row["method"]),
+            f"{1e-3 * row['microseconds']:.2f}",
+            str(row["evaluations"]),
+            f"{row['per_evaluation']:.1f}",
+            f"{row['overhead']:.2f}",
+            f"{row['residual']:.1e}",
+            f"{row['ratio']:.2f}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(found["machine"], ", on one thread")
 
 
@@ -244,18 +325,40 @@ def gradient_rows(section, fields):
 
 def torch_gradients():
     """Solve and gradient in PyTorch, beside torchdeq."""
-    fields = {"case": str, "method": str, "evaluations": int, "products": int} | dict.fromkeys(
+    fields = {
+        "case": str,
+        "method": str,
+        "evaluations": int,
+        "products": int,
+    } | dict.fromkeys(
         ("forward", "backward", "total", "ratio", "residual", "error"), NUMBER
     )
     machine, rows = gradient_rows("torch", fields)
-    head = ["case", "method", "forward ms", "backward ms", "evaluations", "products", "residual",
-            "gradient's error", "time / first of the case"]  # fmt: skip
+    head = [
+        "case",
+        "method",
+        "forward ms",
+        "backward ms",
+        "evaluations",
+        "products",
+        "residual",
+        "gradient's error",
+        "time / first of the case",
+    ]
     lines = [
-        [plain(row["case"]), plain(row["method"]), f"{1e-3 * row['forward']:.2f}",
-         f"{1e-3 * row['backward']:.2f}", str(row["evaluations"]), str(row["products"]),
-         f"{row['residual']:.1e}", f"{row['error']:.1e}", f"{row['ratio']:.2f}"]
+        [
+            plain(row["case"]),
+            plain(row["method"]),
+            f"{1e-3 * row['forward']:.2f}",
+            f"{1e-3 * row['backward']:.2f}",
+            str(row["evaluations"]),
+            str(row["products"]),
+            f"{row['residual']:.1e}",
+            f"{row['error']:.1e}",
+            f"{row['ratio']:.2f}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(machine)
 
 
@@ -264,14 +367,27 @@ def jax_gradients():
     names = ("total", "ratio", "compilation", "compilation_ratio", "residual", "error")
     fields = {"case": str, "method": str} | dict.fromkeys(names, NUMBER)
     machine, rows = gradient_rows("jax", fields)
-    head = ["method", "ms", "time / first", "compilation, s", "compilation / first", "residual",
-            "gradient's error"]  # fmt: skip
+    head = [
+        "method",
+        "ms",
+        "time / first",
+        "compilation, s",
+        "compilation / first",
+        "residual",
+        "gradient's error",
+    ]
     lines = [
-        [plain(row["method"]), f"{1e-3 * row['total']:.2f}", f"{row['ratio']:.2f}",
-         f"{row['compilation']:.2f}", f"{row['compilation_ratio']:.2f}",
-         f"{row['residual']:.1e}", f"{row['error']:.1e}"]
+        [
+            plain(row["method"]),
+            f"{1e-3 * row['total']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['compilation']:.2f}",
+            f"{row['compilation_ratio']:.2f}",
+            f"{row['residual']:.1e}",
+            f"{row['error']:.1e}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(machine, ", on one thread")
 
 
@@ -281,10 +397,15 @@ def memory():
     machine, rows = gradient_rows("memory", fields)
     head = ["framework", "adjoint", "steps", "kept for the gradient, MiB", "peak, MiB"]
     lines = [
-        [row["case"], row["method"], str(row["steps"]),
-         f"{row['kept']:.0f}" if row["case"] == "Torch" else "–", f"{row['peak']:.0f}"]
+        [
+            row["case"],
+            row["method"],
+            str(row["steps"]),
+            f"{row['kept']:.0f}" if row["case"] == "Torch" else "–",
+            f"{row['peak']:.0f}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(machine)
 
 
@@ -294,7 +415,11 @@ def shared_inverse():
     machine, rows = gradient_rows("shine", fields)
     head = ["adjoint", "error without products", "to 1e-1", "to 1e-2", "to 1e-4"]
     lines = [
-        [plain(row["method"]), without_products(row["error_without"]), *map(str, row["median"])]
+        [
+            plain(row["method"]),
+            without_products(row["error_without"]),
+            *map(str, row["median"]),
+        ]
         for row in rows
     ]
     return table(head, lines) + measured_on(machine)
@@ -308,23 +433,47 @@ def without_products(error):
 def input_optimisation():
     """Seconds to each target, by task."""
     found = content(INPUTS)
-    fields = {"task": str, "kkt": NUMBER, "radius": list, "targets": list, "geometric mean": NUMBER}
+    fields = {
+        "task": str,
+        "kkt": NUMBER,
+        "radius": list,
+        "targets": list,
+        "geometric mean": NUMBER,
+    }
     rows = records(INPUTS, found, "tasks", fields)
     head = [
-        "task", "ρ(J)", "KKT", "target", "nested", "tracked", "ratio", "recipe", "best ratio",
+        "task",
+        "ρ(J)",
+        "KKT",
+        "target",
+        "nested",
+        "tracked",
+        "ratio",
+        "recipe",
+        "best ratio",
         "as published",
-    ]  # fmt: skip
+    ]
     lines = []
     for row in rows:
         labels = [row["task"], f"{row['radius'][1]:.2f}", f"{100 * row['kkt']:.0f} %"]
         for target in row["targets"]:
-            tracked, nested, recipe = (target[name] for name in ("tracked", "nested", "recipe"))
-            best = min((time for time in (tracked, recipe) if time is not None), default=None)
-            lines.append([
-                *labels, f"{target['factor']:g} ×", *map(seconds_or_never, (nested, tracked)),
-                ratio_or_never(tracked, nested), seconds_or_never(recipe),
-                ratio_or_never(best, nested), seconds_or_never(target["published"]),
-            ])  # fmt: skip
+            tracked, nested, recipe = (
+                target[name] for name in ("tracked", "nested", "recipe")
+            )
+            best = min(
+                (time for time in (tracked, recipe) if time is not None), default=None
+            )
+            lines.append(
+                [
+                    *labels,
+                    f"{target['factor']:g} ×",
+                    *map(seconds_or_never, (nested, tracked)),
+                    ratio_or_never(tracked, nested),
+                    seconds_or_never(recipe),
+                    ratio_or_never(best, nested),
+                    seconds_or_never(target["published"]),
+                ]
+            )
             labels = ["", "", ""]
         mean, published = row["geometric mean"], row.get("against Adam or PGD")
         against = f", {published:.1f} against Adam or PGD" if published else ""
@@ -350,15 +499,33 @@ def accelerator_layers():
     fields = {"case": str, "method": str, "evaluations": int, "synchronisations": int}
     found = content(ACCELERATOR)
     rows = records(ACCELERATOR, found, "layers", fields | dict.fromkeys(names, NUMBER))
-    head = ["case", "method", "forward ms", "with gradient ms", "evaluations",
-            "ms / evaluation", "overhead", "waits", "residual", "peak MiB"]  # fmt: skip
+    head = [
+        "case",
+        "method",
+        "forward ms",
+        "with gradient ms",
+        "evaluations",
+        "ms / evaluation",
+        "overhead",
+        "waits",
+        "residual",
+        "peak MiB",
+    ]
     lines = [
-        [plain(row["case"]), plain(row["method"]), f"{row['forward']:.1f}",
-         f"{row['gradient']:.1f}", str(row["evaluations"]), f"{row['evaluation']:.2f}",
-         f"{row['overhead']:.1f}", str(row["synchronisations"]), f"{row['residual']:.1e}",
-         f"{row['mebibytes']:.0f}"]
+        [
+            plain(row["case"]),
+            plain(row["method"]),
+            f"{row['forward']:.1f}",
+            f"{row['gradient']:.1f}",
+            str(row["evaluations"]),
+            f"{row['evaluation']:.2f}",
+            f"{row['overhead']:.1f}",
+            str(row["synchronisations"]),
+            f"{row['residual']:.1e}",
+            f"{row['mebibytes']:.0f}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(found["machine"])
 
 
@@ -369,13 +536,25 @@ def accelerator_jax():
     )
     found = content(ACCELERATOR)
     rows = records(ACCELERATOR, found, "jax", fields)
-    head = ["method", "forward ms", "with gradient ms", "compilation, s", "evaluations",
-            "residual"]  # fmt: skip
+    head = [
+        "method",
+        "forward ms",
+        "with gradient ms",
+        "compilation, s",
+        "evaluations",
+        "residual",
+    ]
     lines = [
-        [plain(row["method"]), f"{row['forward']:.2f}", f"{row['gradient']:.2f}",
-         f"{1e-3 * row['compilation']:.1f}", str(row["evaluations"]), f"{row['residual']:.1e}"]
+        [
+            plain(row["method"]),
+            f"{row['forward']:.2f}",
+            f"{row['gradient']:.2f}",
+            f"{1e-3 * row['compilation']:.1f}",
+            str(row["evaluations"]),
+            f"{row['residual']:.1e}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(found["machine"])
 
 
@@ -385,13 +564,27 @@ def accelerator_large():
     found = content(ACCELERATOR)
     fields |= dict.fromkeys(("seconds", "residual", "gibibytes"), NUMBER)
     rows = records(ACCELERATOR, found, "large", fields)
-    head = ["method", "unknowns", "seconds", "evaluations", "products", "residual", "peak GiB"]
+    head = [
+        "method",
+        "unknowns",
+        "seconds",
+        "evaluations",
+        "products",
+        "residual",
+        "peak GiB",
+    ]
     lines = [
-        [plain(row["method"]), f"{row['unknowns']:,}", f"{row['seconds']:.1f}",
-         str(row["evaluations"]), str(row["products"]), f"{row['residual']:.1e}",
-         f"{row['gibibytes']:.1f}"]
+        [
+            plain(row["method"]),
+            f"{row['unknowns']:,}",
+            f"{row['seconds']:.1f}",
+            str(row["evaluations"]),
+            str(row["products"]),
+            f"{row['residual']:.1e}",
+            f"{row['gibibytes']:.1f}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(found["machine"])
 
 
@@ -401,16 +594,36 @@ def tolerances(part):
     fields = {"method": str, "asked": int, "claimed": int, "precise": int}
     rows = records(TOLERANCE, found, "rows", fields)
     if rows[0]["method"] != OURS:
-        raise wrong(TOLERANCE, f"{part}: {OURS!r} must come first, got {rows[0]['method']!r}")
-    head = ["method", "claimed", "median", "90 %", "99 %", "≤ 10", "≤ 1000", "entries ≤ 10",
-            "``sol.error``", "price", "late"]  # fmt: skip
+        raise wrong(
+            TOLERANCE, f"{part}: {OURS!r} must come first, got {rows[0]['method']!r}"
+        )
+    head = [
+        "method",
+        "claimed",
+        "median",
+        "90 %",
+        "99 %",
+        "≤ 10",
+        "≤ 1000",
+        "entries ≤ 10",
+        "``sol.error``",
+        "price",
+        "late",
+    ]
     lines = [
-        [plain(row["method"]), f"{row['claimed'] + row['precise']} of {row['asked']}",
-         *(number(row[name]) for name in ("median", "q90", "q99")),
-         *(share(row[name]) for name in ("within 10", "within 1000", "entries within 10")),
-         share(row["estimates"]), *(quotients(row, name) for name in ("price", "late"))]
+        [
+            plain(row["method"]),
+            f"{row['claimed'] + row['precise']} of {row['asked']}",
+            *(number(row[name]) for name in ("median", "q90", "q99")),
+            *(
+                share(row[name])
+                for name in ("within 10", "within 1000", "entries within 10")
+            ),
+            share(row["estimates"]),
+            *(quotients(row, name) for name in ("price", "late")),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(found["machine"])
 
 
@@ -425,7 +638,9 @@ def share(value):
 
 
 def quotients(row, name):
-    """The median and the 90 % quantile of quotients of evaluations, if there are any."""
+    """The median and the 90 % quantile of quotients of evaluations, if there are
+    any.
+    """
     return "–" if row[name] is None else f"{row[name]:.2f}, {row[name + ' 90']:.2f}"
 
 
@@ -434,14 +649,27 @@ def tolerance_defaults():
     found = content(TOLERANCE, "defaults")
     fields = {"kind": str, "method": str, "asked": int, "claimed": int, "wrong": int}
     rows = records(TOLERANCE, found, "rows", fields)
-    head = ["problems", "method", "claimed", "median error", "90 %", "largest", "above 1e-3",
-            "evaluations, median"]  # fmt: skip
+    head = [
+        "problems",
+        "method",
+        "claimed",
+        "median error",
+        "90 %",
+        "largest",
+        "above 1e-3",
+        "evaluations, median",
+    ]
     lines = [
-        [row["kind"], plain(row["method"]), f"{row['claimed']} of {row['asked']}",
-         *(number(row[name]) for name in ("median", "q90", "largest")), str(row["wrong"]),
-         "–" if row["evaluations"] is None else f"{row['evaluations']:.0f}"]
+        [
+            row["kind"],
+            plain(row["method"]),
+            f"{row['claimed']} of {row['asked']}",
+            *(number(row[name]) for name in ("median", "q90", "largest")),
+            str(row["wrong"]),
+            "–" if row["evaluations"] is None else f"{row['evaluations']:.0f}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return table(head, lines) + measured_on(found["machine"])
 
 
@@ -483,7 +711,9 @@ class Measured(SphinxDirective):
 
 
 def setup(app):
-    """Make the directive known, and every table once, so that a bad file fails the build early."""
+    """Make the directive known, and every table once, so that a bad file fails the
+    build early.
+    """
     app.add_directive("measured", Measured)
     app.connect("builder-inited", lambda _: [make() for make in TABLES.values()])
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

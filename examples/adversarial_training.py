@@ -1,17 +1,19 @@
 """Adversarial training: digits perturbed against a classifier while it learns them.
 
-The attack on an image is the perturbation x in a Euclidean ball that raises the cross-entropy most.
-It is found together with the equilibrium z = f(z, x) and its adjoint as one fixed point: every
-evaluation of f moves all three, the perturbation to the point of the ball farthest along the
-gradient. The same adjoint then gives the gradient in the parameters, without a backward solve.
+The attack on an image is the perturbation x in a Euclidean ball that raises the
+cross-entropy most. It is found together with the equilibrium z = f(z, x) and its
+adjoint as one fixed point: every evaluation of f moves all three, the perturbation to
+the point of the ball farthest along the gradient. The same adjoint then gives the
+gradient in the parameters, without a backward solve.
 
-What to look at, in ``adversarial_training.png``: above, images, what is added to them, and
-the sum; below, how the loss of the test images grows with processor time, by the joint attack and
-by nested ones, which solve for equilibrium and adjoint at each step. The table printed gives
-accuracies on clean and on attacked images, after training by either, and without attacks.
+What to look at, in ``adversarial_training.png``: above, images, what is added to them,
+and the sum; below, how the loss of the test images grows with processor time, by the
+joint attack and by nested ones, which solve for equilibrium and adjoint at each step.
+The table printed gives accuracies on clean and on attacked images, after training by
+either, and without attacks.
 
-Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-networks", NeurIPS 2021, arXiv:2111.13236.
+Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 
 
 def train(attack: Attack, epochs: int) -> tuple[Adversarial, float]:
-    """A classifier trained against an attack, and the seconds of processor time it took."""
+    """A classifier trained against an attack, and the seconds of processor time it
+    took.
+    """
     torch.manual_seed(0)
     task = Adversarial(Settings(attack=attack), torch.device("cpu"))
     optimizer = torch.optim.Adam(task.module.parameters(), lr=3e-3)
@@ -55,12 +59,16 @@ def train(attack: Attack, epochs: int) -> tuple[Adversarial, float]:
 
 
 def strength(task: Adversarial, attack: Attack) -> tuple[float, float]:
-    """Seconds that an attack takes, and the mean loss it leads to, at equilibria solved anew."""
+    """Seconds that an attack takes, and the mean loss it leads to, at equilibria solved
+    anew.
+    """
     begin = time.process_time()
     perturbed = task.perturbed(attack)
     seconds = time.process_time() - begin
     with torch.no_grad():
-        return seconds, float(cross_entropy(task.logits(perturbed), task.test.classes).mean())
+        return seconds, float(
+            cross_entropy(task.logits(perturbed), task.test.classes).mean()
+        )
 
 
 def curves(task: Adversarial) -> dict[str, list[tuple[float, float]]]:
@@ -69,13 +77,18 @@ def curves(task: Adversarial) -> dict[str, list[tuple[float, float]]]:
     found = {"joint": [strength(task, attack) for attack in joint]}
     for rate in RATES:
         nested = [
-            Attack(method="nested", steps=steps, step_size=rate, radius=RADIUS) for steps in STEPS
+            Attack(method="nested", steps=steps, step_size=rate, radius=RADIUS)
+            for steps in STEPS
         ]
-        found[f"nested, steps of {rate:g}"] = [strength(task, attack) for attack in nested]
+        found[f"nested, steps of {rate:g}"] = [
+            strength(task, attack) for attack in nested
+        ]
     return found
 
 
-def draw(task: Adversarial, found: dict[str, list[tuple[float, float]]], file: Path) -> None:
+def draw(
+    task: Adversarial, found: dict[str, list[tuple[float, float]]], file: Path
+) -> None:
     """The picture."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
@@ -101,7 +114,9 @@ def main(
             tasks[name], seconds = train(attack, epochs)
             figures[name] = {"seconds": seconds, **tasks[name].evaluate()}
             print(name, {key: round(value, 3) for key, value in figures[name].items()})
-        draw(tasks["joint"], curves(tasks["joint"]), output / "adversarial_training.png")
+        draw(
+            tasks["joint"], curves(tasks["joint"]), output / "adversarial_training.png"
+        )
     return figures
 
 

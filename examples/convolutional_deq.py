@@ -4,18 +4,20 @@ The layer is that of the tutorial: an image of features z with
 
     z = norm(relu(z + norm(x + conv(norm(relu(conv(z))))))) ,
 
-a residual block whose output is its input, x the features of the picture. A network of one such
-layer is trained on the digits of scikit-learn, with Anderson acceleration forward and backward and
-the tutorial's tolerance of one per cent.
+a residual block whose output is its input, x the features of the picture. A network of
+one such layer is trained on the digits of scikit-learn, with Anderson acceleration
+forward and backward and the tutorial's tolerance of one per cent.
 
-What to look at, in ``convolutional_deq.png``: the loss falls and the accuracy rises as for any
-network, but the depth is not fixed. At the start a handful of evaluations make an equilibrium;
-as the weights grow, so do they, up to the number allowed. The dotted line is how many samples are
-solved by then. Gradients at the others may be far too large, and are clipped: without that
-the loss jumps, and the model reads a tenth of the digits less.
+What to look at, in ``convolutional_deq.png``: the loss falls and the accuracy rises as
+for any network, but the depth is not fixed. At the start a handful of evaluations make
+an equilibrium; as the weights grow, so do they, up to the number allowed. The dotted
+line is how many samples are solved by then. Gradients at the others may be far too
+large, and are clipped: without that the loss jumps, and the model reads a tenth of the
+digits less.
 
-Kolter, Duvenaud and Johnson, "Deep implicit layers: neural ODEs, deep equilibrium models, and
-beyond", tutorial at NeurIPS 2020, chapter 4, http://implicit-layers-tutorial.org.
+Kolter, Duvenaud and Johnson, "Deep implicit layers: neural ODEs, deep equilibrium
+models, and beyond", tutorial at NeurIPS 2020, chapter 4,
+http://implicit-layers-tutorial.org.
 """
 
 from __future__ import annotations
@@ -65,9 +67,12 @@ def classifier(channels: int) -> torch.nn.Sequential:
     """A convolution, the equilibrium, and a linear readout of its averages."""
     layer = DEQ(
         Cell(channels, channels + GROUPS),
-        solver=fp.Anderson(memory=5), rtol=1e-2, max_steps=30, on_failure="return",
+        solver=fp.Anderson(memory=5),
+        rtol=1e-2,
+        max_steps=30,
+        on_failure="return",
         adjoint=fp.ImplicitAdjoint(max_steps=30, on_failure="return"),
-    )  # fmt: skip
+    )
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, channels, 3, padding=1),
         torch.nn.BatchNorm2d(channels),
@@ -87,7 +92,9 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return images[order], torch.as_tensor(data.target)[order]
 
 
-def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(
+    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor
+) -> float:
     """The share of the images that the model reads rightly."""
     model.eval()
     with torch.no_grad():
@@ -103,7 +110,9 @@ def train(
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     layer: Any = next(module for module in model if isinstance(module, DEQ))
-    history: dict[str, list[float]] = {name: [] for name in ("loss", "f", "products", "solved")}
+    history: dict[str, list[float]] = {
+        name: [] for name in ("loss", "f", "products", "solved")
+    }
     for _ in tqdm(range(steps), disable=None):
         rows = torch.randint(len(images), (BATCH,))
         loss = functional.cross_entropy(model(images[rows]), labels[rows])
@@ -113,7 +122,12 @@ def train(
         optimiser.step()
         schedule.step()
         solved = (layer.statistics.status == fp.Status.CONVERGED).float().mean()
-        numbers = loss.detach(), layer.statistics.work.f, layer.statistics.backward.products, solved
+        numbers = (
+            loss.detach(),
+            layer.statistics.work.f,
+            layer.statistics.backward.products,
+            solved,
+        )
         for name, number in zip(history, numbers, strict=True):
             history[name].append(float(number))
     return history
@@ -124,7 +138,11 @@ def draw(history: dict[str, list[float]], reached: float, file: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.semilogy(history["loss"])
-    left.set(xlabel="step", ylabel="loss of the batch", title=f"held-out accuracy {reached:.1%}")
+    left.set(
+        xlabel="step",
+        ylabel="loss of the batch",
+        title=f"held-out accuracy {reached:.1%}",
+    )
     right.plot(history["f"], label="forward: evaluations")
     right.plot(history["products"], label="backward: products")
     right.set(xlabel="step", title="work of a step", ylim=(0.0, None))
@@ -137,11 +155,17 @@ def draw(history: dict[str, list[float]], reached: float, file: Path) -> None:
 
 def main(
     steps: Annotated[int, typer.Option(help="Of training.")] = 200,
-    size: Annotated[int, typer.Option(help="Channels of the state, a multiple of 8.")] = 24,
+    size: Annotated[
+        int, typer.Option(help="Channels of the state, a multiple of 8.")
+    ] = 24,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("examples-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(
+        "examples-output"
+    ),
 ) -> dict[str, float]:
-    """Train the model, print how well it reads the digits held out, and draw its training."""
+    """Train the model, print how well it reads the digits held out, and draw its
+    training.
+    """
     torch.manual_seed(seed)
     images, labels = digits()
     model = classifier(size)
@@ -149,11 +173,15 @@ def main(
     reached = accuracy(model, images[:HELD_OUT], labels[:HELD_OUT])
     output.mkdir(parents=True, exist_ok=True)
     draw(history, reached, output / "convolutional_deq.png")
-    result = {name: sum(numbers[-20:]) / len(numbers[-20:]) for name, numbers in history.items()}
+    result = {
+        name: sum(numbers[-20:]) / len(numbers[-20:])
+        for name, numbers in history.items()
+    }
     print(f"accuracy on {HELD_OUT} digits held out: {reached:.1%}")
     print(
         f"of the last steps: loss {result['loss']:.3f}, {result['f']:.1f} evaluations, "
-        f"{result['products']:.1f} products, {result['solved']:.1%} of the samples solved"
+        f"{result['products']:.1f} products, {result['solved']:.1%} of the samples "
+        "solved"
     )
     return result | {"accuracy": reached, "first_loss": history["loss"][0]}
 

@@ -4,14 +4,14 @@ Each node of a graph has features z, in equilibrium with those of its neighbours
 
     Z = relu(A Z Wᵀ + U Bᵀ) ,
 
-where A is the adjacency matrix and U is what is known of the nodes. With the norm of W held below
-that of 1/A there is one equilibrium, and every node hears of every other. Here the graphs are
-chains, and the class that all nodes of a chain have to be given is written into the first node
-alone, hidden in features that are otherwise noise.
+where A is the adjacency matrix and U is what is known of the nodes. With the norm of W
+held below that of 1/A there is one equilibrium, and every node hears of every other.
+Here the graphs are chains, and the class that all nodes of a chain have to be given is
+written into the first node alone, hidden in features that are otherwise noise.
 
-What to look at, in ``implicit_graph_network.png``: the share of nodes that are right, by their
-distance from the first. A network of four graph convolutions knows nothing beyond the fourth node,
-where it can only guess; the equilibrium reaches the end.
+What to look at, in ``implicit_graph_network.png``: the share of nodes that are right,
+by their distance from the first. A network of four graph convolutions knows nothing
+beyond the fourth node, where it can only guess; the equilibrium reaches the end.
 
 Gu, Chang, Zhu, Sojoudi and El Ghaoui, "Implicit graph neural networks", NeurIPS 2020,
 arXiv:2009.06211.
@@ -46,7 +46,9 @@ class Convolution(torch.nn.Module):
 
     def __init__(self, width: int, adjacency: torch.Tensor) -> None:
         super().__init__()
-        self.free = torch.nn.Parameter(torch.eye(width) + 0.1 * torch.randn(width, width))
+        self.free = torch.nn.Parameter(
+            torch.eye(width) + 0.1 * torch.randn(width, width)
+        )
         self.input = torch.nn.Linear(FEATURES, width, bias=False)
         self.register_buffer("adjacency", adjacency)
 
@@ -58,7 +60,8 @@ class Convolution(torch.nn.Module):
 
 
 class Network(torch.nn.Module):
-    """The convolution in equilibrium, or a few times from zero, and a linear readout of each node.
+    """The convolution in equilibrium, or a few times from zero, and a linear readout of
+    each node.
 
     Parameters
     ----------
@@ -70,7 +73,8 @@ class Network(torch.nn.Module):
 
     def __init__(self, width: int, length: int, layers: int | None) -> None:
         super().__init__()
-        before = torch.diag(torch.ones(length - 1), -1)  # each node hears the one before it
+        # Each node hears the one before it.
+        before = torch.diag(torch.ones(length - 1), -1)
         cell = Convolution(width, before)
         self.width, self.layers = width, layers
         self.layer = DEQ(cell, start=self._zero)
@@ -104,7 +108,9 @@ def train(network: Network, length: int, steps: int) -> list[float]:
     for _ in tqdm(range(steps), disable=None):
         u, labels = chains(length)
         scores = network(u)
-        loss = functional.cross_entropy(scores.transpose(1, 2), labels[:, None].expand(-1, length))
+        loss = functional.cross_entropy(
+            scores.transpose(1, 2), labels[:, None].expand(-1, length)
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -119,14 +125,20 @@ def accuracy(network: Network, length: int) -> torch.Tensor:
         return (network(u).argmax(dim=2) == labels[:, None]).double().mean(dim=0)
 
 
-def draw(shares: dict[str, torch.Tensor], losses: dict[str, list[float]], file: Path) -> None:
+def draw(
+    shares: dict[str, torch.Tensor], losses: dict[str, list[float]], file: Path
+) -> None:
     """Accuracy by distance, and loss by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, share in shares.items():
         left.plot(share, "o-", ms=3, label=name)
         right.plot(losses[name], label=name)
-    left.set(xlabel="distance from the first node", ylabel="share of nodes right", ylim=(0, 1.05))
+    left.set(
+        xlabel="distance from the first node",
+        ylabel="share of nodes right",
+        ylim=(0, 1.05),
+    )
     right.set(xlabel="step", ylabel="loss", yscale="log")
     left.legend()
     figure.savefig(file, dpi=120)
@@ -136,7 +148,9 @@ def main(
     steps: Annotated[int, typer.Option(help="Of training.")] = 120,
     size: Annotated[int, typer.Option(help="Nodes of a chain.")] = 30,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("examples-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(
+        "examples-output"
+    ),
 ) -> dict[str, float]:
     """Train both networks, print how far each sees, and draw it."""
     shares, losses = {}, {}
@@ -148,7 +162,10 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     draw(shares, losses, output / "implicit_graph_network.png")
     for name, share in shares.items():
-        print(f"{name}: {float(share.mean()):.1%} of all nodes, {float(share[-1]):.1%} of the last")
+        print(
+            f"{name}: {float(share.mean()):.1%} of all nodes, {float(share[-1]):.1%} "
+            "of the last"
+        )
     equilibrium, few = shares.values()
     return {"equilibrium": float(equilibrium.mean()), "layers": float(few.mean())}
 

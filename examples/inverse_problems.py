@@ -1,16 +1,17 @@
-"""Inverse problems: digits recovered from a part of them, through an equilibrium decoder.
+"""Inverse problems: digits recovered from a part of them, through an equilibrium
+decoder.
 
-A decoder z = f(z, x), image = D(z), is trained on images together with a latent code x for each.
-Given a part of another image, or a noisy one, the code that explains it best is sought. State,
-adjoint and code are found together as one fixed point.
+A decoder z = f(z, x), image = D(z), is trained on images together with a latent code x
+for each. Given a part of another image, or a noisy one, the code that explains it best
+is sought. State, adjoint and code are found together as one fixed point.
 
 What to look at, in ``inverse_problems.png``: above, images, what is seen of them, and
-what is recovered; below, the objective, re-solved from a cold start at the code, against processor
-time: by the tracked Newton method, by the published recipe and by nested descent at the best
-of a few step sizes.
+what is recovered; below, the objective, re-solved from a cold start at the code,
+against processor time: by the tracked Newton method, by the published recipe and by
+nested descent at the best of a few step sizes.
 
-Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-networks", NeurIPS 2021, arXiv:2111.13236.
+Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 """
 
 from __future__ import annotations
@@ -57,21 +58,31 @@ def quick(name: str) -> bool:
 
 def lowest(traces: list[Trace]) -> list[tuple[float, float]]:
     """The lowest objective of all traces, against time."""
-    points = sorted(p for t in traces for p in zip(t.seconds, t.objectives, strict=True))
+    points = sorted(
+        p for t in traces for p in zip(t.seconds, t.objectives, strict=True)
+    )
     best = [min(o for _, o in points[: i + 1]) for i in range(len(points))]
     return [(s, b) for (s, _), b in zip(points, best, strict=True)]
 
 
-def draw(rows: dict[str, torch.Tensor], found: dict[str, Comparison], file: Path) -> None:
+def draw(
+    rows: dict[str, torch.Tensor], found: dict[str, Comparison], file: Path
+) -> None:
     """The picture."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.3, 1))
-    images = {label: row[:SHOWN].reshape(-1, 8, 8).numpy() for label, row in rows.items()}
+    images = {
+        label: row[:SHOWN].reshape(-1, 8, 8).numpy() for label, row in rows.items()
+    }
     fill_with_images(above, images)
-    for axis, (name, comparison) in zip(below.subplots(1, len(found)), found.items(), strict=True):
+    for axis, (name, comparison) in zip(
+        below.subplots(1, len(found)), found.items(), strict=True
+    ):
         for label, traces in comparison._asdict().items():
             axis.plot(*zip(*lowest(traces), strict=True), label=label)
-        axis.set(xscale="log", yscale="log", title=name, xlabel="seconds", ylabel="objective")
+        axis.set(
+            xscale="log", yscale="log", title=name, xlabel="seconds", ylabel="objective"
+        )
         axis.legend()
     figure.savefig(file, dpi=110)
 
@@ -85,7 +96,9 @@ def main(
     torch.manual_seed(0)
     images = torch.as_tensor(digits().reshape(-1, 64))[torch.randperm(1797)]
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(images[HELD_OUT:], Training(epochs=epochs), Path(folder) / "checkpoint.pt")
+        trained = train(
+            images[HELD_OUT:], Training(epochs=epochs), Path(folder) / "checkpoint.pt"
+        )
     rows, found, figures = {"image": images}, {}, {}
     for name, (seen, mask) in problems(images[:HELD_OUT]).items():
         task = recovery(trained.params(), seen, mask)
@@ -95,7 +108,11 @@ def main(
         rows[f"{name}, recovered"] = recovered
         error = float((recovered - images[:HELD_OUT]).square().mean())
         unrecovered = float((mask * seen - images[:HELD_OUT]).square().mean())
-        figures[name] = {"ratio": found[name].mean_ratio, "error": error, "seen": unrecovered}
+        figures[name] = {
+            "ratio": found[name].mean_ratio,
+            "error": error,
+            "seen": unrecovered,
+        }
         print(name, {key: round(value, 4) for key, value in figures[name].items()})
     draw(rows, found, output / "inverse_problems.png")
     return figures

@@ -1,22 +1,24 @@
-"""Meta-learning: an equilibrium network that learns five new characters from an image of each.
+"""Meta-learning: an equilibrium network that learns five new characters from an image
+of each.
 
-A network is trained on tasks. Each shows an image of five characters, the support, and asks for
-the labels of others, the query. What a task brings is held in one vector v, a code for each class
-and a context that modulates the equilibrium z = f(z, v). It minimises the cross-entropy of the
-support plus λ‖v‖², and is found together with z and the adjoint of z as one fixed point. The
-network is trained through that fixed point, by implicit differentiation, to label the query well.
+A network is trained on tasks. Each shows an image of five characters, the support, and
+asks for the labels of others, the query. What a task brings is held in one vector v, a
+code for each class and a context that modulates the equilibrium z = f(z, v). It
+minimises the cross-entropy of the support plus λ‖v‖², and is found together with z and
+the adjoint of z as one fixed point. The network is trained through that fixed point, by
+implicit differentiation, to label the query well.
 
-What to look at, in ``meta_learning.png``: characters that no training has seen, the image that
-v was adapted to, and the query. At v = 0 all classes are alike, and one in five is right by
-chance; at the adapted v nearly all are. The tables printed, and the curves in
-``meta_learning_time.png``, compare the joint solve with the nested method, which solves for z and
-its adjoint anew at each step on v: seconds to come within a factor of the best inner objective,
-re-solved, and to label as well. The minimum is found faster jointly. For the labels alone it is not
-needed: one step from zero makes the codes tell the characters apart about as well, by either
-method.
+What to look at, in ``meta_learning.png``: characters that no training has seen, the
+image that v was adapted to, and the query. At v = 0 all classes are alike, and one in
+five is right by chance; at the adapted v nearly all are. The tables printed, and the
+curves in ``meta_learning_time.png``, compare the joint solve with the nested method,
+which solves for z and its adjoint anew at each step on v: seconds to come within a
+factor of the best inner objective, re-solved, and to label as well. The minimum is
+found faster jointly. For the labels alone it is not needed: one step from zero makes
+the codes tell the characters apart about as well, by either method.
 
-Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-networks", NeurIPS 2021, arXiv:2111.13236.
+Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import fixedpoint as fp
-from fixedpoint_models.comparison import Task, Trace, one_thread, trace_joint, trace_nested
+from fixedpoint_models.comparison import (
+    Task,
+    Trace,
+    one_thread,
+    trace_joint,
+    trace_nested,
+)
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.tasks.meta import Batch, Meta, MetaSettings
 
@@ -56,7 +64,9 @@ def train(task: Meta, epochs: int) -> list[dict[str, float]]:
 
 
 class Judged(Task):
-    """An inner problem that also writes down what share of the query is labelled wrongly."""
+    """An inner problem that also writes down what share of the query is labelled
+    wrongly.
+    """
 
     def __init__(self, task: Meta, batch: Batch) -> None:
         super().__init__(**vars(task.inner(batch)))
@@ -79,14 +89,20 @@ Pair = tuple[Trace, Trace]
 
 
 def joint_traces(inner: Judged) -> list[Pair]:
-    """Anderson's method on the joint map, over step sizes and memories; the paper's is the last."""
+    """Anderson's method on the joint map, over step sizes and memories; the paper's is
+    the last.
+    """
     grid = [*product((1.0, 2.0, 4.0), (5, 10)), (0.04, 10)]
     pairs = []
     for step, memory in grid:
         trace = trace_joint(
-            inner, f"joint, α={step}, memory {memory}", {"solver": fp.Anderson(memory=memory)},
-            step_size=step, steps=STEPS, repeats=1,
-        )  # fmt: skip
+            inner,
+            f"joint, α={step}, memory {memory}",
+            {"solver": fp.Anderson(memory=memory)},
+            step_size=step,
+            steps=STEPS,
+            repeats=1,
+        )
         pairs.append((trace, inner.by_errors(trace)))
     return pairs
 
@@ -111,7 +127,9 @@ def nested_traces(inner: Judged, seconds: float) -> list[Pair]:
     return pairs
 
 
-def table(groups: dict[str, list[Trace]], targets: dict[str, float]) -> dict[str, list[float]]:
+def table(
+    groups: dict[str, list[Trace]], targets: dict[str, float]
+) -> dict[str, list[float]]:
     """Print the least time of each group to each target."""
     print(" " * 16 + "".join(f"{name:>8}" for name in targets))
     times = {
@@ -124,12 +142,16 @@ def table(groups: dict[str, list[Trace]], targets: dict[str, float]) -> dict[str
 
 
 def draw(figures: dict[str, dict[str, list[Trace]]], file: Path) -> None:
-    """What each group of methods had reached by each time, all settings of its grid together."""
+    """What each group of methods had reached by each time, all settings of its grid
+    together.
+    """
     picture = Figure(figsize=(8, 3.2), layout="constrained")
     axes = picture.subplots(1, len(figures))
     for axis, (label, groups) in zip(axes, figures.items(), strict=True):
         for name, traces in groups.items():
-            points = sorted(p for t in traces for p in zip(t.seconds, t.objectives, strict=True))
+            points = sorted(
+                p for t in traces for p in zip(t.seconds, t.objectives, strict=True)
+            )
             seconds, values = zip(*points, strict=True)
             axis.step(seconds, list(accumulate(values, min)), where="post", label=name)
         axis.set(xscale="log", yscale="log", xlabel="seconds", ylabel=label)
@@ -138,25 +160,43 @@ def draw(figures: dict[str, dict[str, list[Trace]]], file: Path) -> None:
 
 
 def compare(task: Meta, batch: Batch, seconds: float, file: Path) -> dict[str, Any]:
-    """The joint solve against nested methods, on the inner problem of a batch of unseen tasks."""
+    """The joint solve against nested methods, on the inner problem of a batch of unseen
+    tasks.
+    """
     inner = Judged(task, batch)
     with one_thread():
-        trace_joint(inner, "", {"solver": fp.Anderson()}, steps=(2,))  # counts for nobody
+        # Counts for nobody.
+        trace_joint(inner, "", {"solver": fp.Anderson()}, steps=(2,))
         inner.errors.clear()
         joint, nested = joint_traces(inner), nested_traces(inner, seconds)
     first_order = [pair for pair in nested if "L-BFGS" not in pair[0].name]
-    groups = {"joint": joint, "joint, paper's": joint[-1:], "nested, 1st": first_order,
-              "nested, any": nested}  # fmt: skip
-    by_loss, by_errors = ({k: [p[i] for p in g] for k, g in groups.items()} for i in (0, 1))
+    groups = {
+        "joint": joint,
+        "joint, paper's": joint[-1:],
+        "nested, 1st": first_order,
+        "nested, any": nested,
+    }
+    by_loss, by_errors = (
+        {k: [p[i] for p in g] for k, g in groups.items()} for i in (0, 1)
+    )
     draw({"inner objective": by_loss, "share of the query wrong": by_errors}, file)
-    lowest = min(min(trace.objectives) for trace in by_loss["joint"] + by_loss["nested, any"])
-    print(f"seconds to come within a factor of the lowest inner objective, {lowest:.4f}")
+    lowest = min(
+        min(trace.objectives) for trace in by_loss["joint"] + by_loss["nested, any"]
+    )
+    print(
+        f"seconds to come within a factor of the lowest inner objective, {lowest:.4f}"
+    )
     times = table(by_loss, {f"{factor}": factor * lowest for factor in FACTORS})
     ends = {name: _errors_at_rest(group) for name, group in groups.items()}
-    print("query right where each came lowest:", {k: f"{1 - e:.1%}" for k, e in ends.items()})
+    print(
+        "query right where each came lowest:",
+        {k: f"{1 - e:.1%}" for k, e in ends.items()},
+    )
     end = ends["nested, any"]
     print("seconds to label the query as well as the last of them, but for some points")
-    points = table(by_errors, {f"{100 * less:g}": end + less for less in (0.005, 0.01, 0.02)})
+    points = table(
+        by_errors, {f"{100 * less:g}": end + less for less in (0.005, 0.01, 0.02)}
+    )
     return {"times": times, "points": points}
 
 
@@ -168,20 +208,31 @@ def _errors_at_rest(group: list[Pair]) -> float:
 
 def main(
     epochs: Annotated[int, typer.Option(help="Of 320 tasks each.")] = 10,
-    size: Annotated[int, typer.Option(help="Channels of the state, a multiple of 4.")] = 32,
+    size: Annotated[
+        int, typer.Option(help="Channels of the state, a multiple of 4.")
+    ] = 32,
     tests: Annotated[int, typer.Option(help="Tasks of unseen characters.")] = 200,
-    seconds: Annotated[float, typer.Option(help="For each nested method; 0: no table.")] = 3.0,
+    seconds: Annotated[
+        float, typer.Option(help="For each nested method; 0: no table.")
+    ] = 3.0,
     omniglot: Annotated[str | None, typer.Option(help="Folder of Omniglot.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("examples-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(
+        "examples-output"
+    ),
 ) -> dict[str, Any]:
-    """Train, label unseen characters, compare joint with nested adaptation, and draw a task."""
+    """Train, label unseen characters, compare joint with nested adaptation, and draw a
+    task.
+    """
     torch.manual_seed(seed)
-    task = Meta(MetaSettings(omniglot=omniglot, channels=size, test_tasks=tests, seed=seed))
+    task = Meta(
+        MetaSettings(omniglot=omniglot, channels=size, test_tasks=tests, seed=seed)
+    )
     history = train(task, epochs)
     figures = task.evaluate()
     print(
-        f"after {len(history) * task.settings.tasks} tasks: {figures['accuracy']:.1%} of the query "
+        f"after {len(history) * task.settings.tasks} tasks: {figures['accuracy']:.1%} "
+        "of the query "
         f"right on {tests} tasks of {len(task.test)} unseen characters, "
         f"{figures['converged']:.1%} of the tasks solved"
     )
@@ -189,7 +240,12 @@ def main(
     batch, curves = next(task.held_out()), output / "meta_learning_time.png"
     compared = compare(task, batch, seconds, curves) if seconds else {}
     file.replace(output / "meta_learning.png")
-    return {**figures, "first_loss": history[0]["loss"], "loss": history[-1]["loss"], **compared}
+    return {
+        **figures,
+        "first_loss": history[0]["loss"],
+        "loss": history[-1]["loss"],
+        **compared,
+    }
 
 
 if __name__ == "__main__":

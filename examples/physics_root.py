@@ -1,16 +1,18 @@
 """The conductivity of a rod, inferred through the root of its heat equation, in JAX.
 
-A rod with a source of heat q, whose ends are kept cold, has in equilibrium the temperatures u with
+A rod with a source of heat q, whose ends are kept cold, has in equilibrium the
+temperatures u with
 
     −(k(u) u′)′ = q ,    u = 0 at both ends ,    k(u) = κ (1 + βu) ,
 
-on a grid a system of equations F(u, κ, β) = 0. A few thermometers measure u, with noise. The
-temperatures that given κ and β lead to are a root, and its derivatives with respect to both, in
-forward mode, are all that the Gauss-Newton method needs to fit the measurements. All of it is one
-function under ``jit``.
+on a grid a system of equations F(u, κ, β) = 0. A few thermometers measure u, with
+noise. The temperatures that given κ and β lead to are a root, and its derivatives with
+respect to both, in forward mode, are all that the Gauss-Newton method needs to fit the
+measurements. All of it is one function under ``jit``.
 
-What to look at, in ``physics_root.png``: the temperatures before and after the fit, beside the
-measurements; and the parameters by step, which go to the true ones as far as the noise lets them.
+What to look at, in ``physics_root.png``: the temperatures before and after the fit,
+beside the measurements; and the parameters by step, which go to the true ones as far as
+the noise lets them.
 """
 
 from __future__ import annotations
@@ -47,15 +49,24 @@ def temperatures(parameters: Array, source: Array) -> Array:
     """The equilibrium for these parameters."""
     cold = jnp.zeros_like(source)
     sol = fp.root(
-        balance, cold, (parameters, source), solver=fp.Newton(), rtol=0.0, atol=1e-11,
+        balance,
+        cold,
+        (parameters, source),
+        solver=fp.Newton(),
+        rtol=0.0,
+        atol=1e-11,
         adjoint=fp.ImplicitAdjoint(rtol=1e-10),
-    )  # fmt: skip
+    )
     return sol.value
 
 
 @jax.jit
-def gauss_newton(parameters: Array, source: Array, where: Array, measured: Array) -> Any:
-    """A step towards the least squares, at most 1 in each logarithm, and the misfit before it."""
+def gauss_newton(
+    parameters: Array, source: Array, where: Array, measured: Array
+) -> Any:
+    """A step towards the least squares, at most 1 in each logarithm, and the misfit
+    before it.
+    """
 
     def misfit(parameters: Array) -> Array:
         return temperatures(parameters, source)[where] - measured
@@ -71,26 +82,34 @@ def infer(
     """The parameters and the misfit at each step."""
     path, misfits = [GUESS], []
     for _ in range(steps):
-        parameters, misfit = gauss_newton(jnp.asarray(path[-1]), source, where, measured)
+        parameters, misfit = gauss_newton(
+            jnp.asarray(path[-1]), source, where, measured
+        )
         path.append(np.asarray(parameters))
         misfits.append(float(misfit))
     return path, misfits
 
 
 def gradient_error(source: Array, where: Array, measured: Array) -> float:
-    """How far the gradient of the squared misfit is from difference quotients, relative."""
+    """How far the gradient of the squared misfit is from difference quotients,
+    relative.
+    """
 
     @jax.jit
     def loss(parameters: Array) -> Array:
         return jnp.sum((temperatures(parameters, source)[where] - measured) ** 2)
 
     h, unit = 1e-5, np.eye(2)
-    quotients = [float(loss(GUESS + h * e) - loss(GUESS - h * e)) / (2 * h) for e in unit]
+    quotients = [
+        float(loss(GUESS + h * e) - loss(GUESS - h * e)) / (2 * h) for e in unit
+    ]
     gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(GUESS)))
     return float(np.linalg.norm(gradient - quotients) / np.linalg.norm(quotients))
 
 
-def draw(path: list[np.ndarray], source: Array, where: Array, measured: Array, file: Path) -> None:
+def draw(
+    path: list[np.ndarray], source: Array, where: Array, measured: Array, file: Path
+) -> None:
     """The temperatures before and after, and the parameters by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -112,7 +131,9 @@ def main(
     steps: Annotated[int, typer.Option(help="Of Gauss and Newton.")] = 8,
     size: Annotated[int, typer.Option(help="Cells of the rod.")] = 60,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("examples-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(
+        "examples-output"
+    ),
 ) -> dict[str, float]:
     """Infer the conductivity, check the gradient, and draw both."""
     with jax.enable_x64(True):

@@ -1,20 +1,22 @@
 """Tuning a ridge penalty by the derivatives of a root.
 
-Logistic regression with the penalty e^τ‖w‖²/2 has the weights w(τ) at which the gradient of its
-loss vanishes:
+Logistic regression with the penalty e^τ‖w‖²/2 has the weights w(τ) at which the
+gradient of its loss vanishes:
 
     F(w, τ) = Xᵀ(σ(Xw) − y)/n + e^τ w = 0 .
 
-How well they do on other patients, the validation loss ℓ(w(τ)), is a function of τ alone. Its first
-and second derivatives come from the root by implicit differentiation, so that Newton's method in τ
-finds the best penalty in a few fits, where a grid takes dozens. The features are those of the
-diabetes data of scikit-learn and their products; the label is whether the disease progressed more
-than in half of the patients.
+How well they do on other patients, the validation loss ℓ(w(τ)), is a function of τ
+alone. Its first and second derivatives come from the root by implicit differentiation,
+so that Newton's method in τ finds the best penalty in a few fits, where a grid takes
+dozens. The features are those of the diabetes data of scikit-learn and their products;
+the label is whether the disease progressed more than in half of the patients.
 
-What to look at, in ``ridge_tuning.png``: the validation loss over the penalty, with a minimum
-between too little and too much of it, and the steps of the tuning on that curve.
+What to look at, in ``ridge_tuning.png``: the validation loss over the penalty, with a
+minimum between too little and too much of it, and the steps of the tuning on that
+curve.
 
-Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016, arXiv:1602.02355.
+Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016,
+arXiv:1602.02355.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def patients(size: int) -> tuple[torch.Tensor, ...]:
-    """Features and labels of `size` patients to fit, and of the others to validate on."""
+    """Features and labels of `size` patients to fit, and of the others to validate
+    on.
+    """
     data = load_diabetes()
     features = PolynomialFeatures(2, include_bias=False).fit_transform(data.data)
     features = torch.as_tensor(StandardScaler().fit_transform(features))
@@ -89,7 +93,13 @@ def draw(loss: Loss, path: list[tuple[float, float, float]], file: Path) -> None
     taus, values, _ = zip(*path, strict=True)
     grid = torch.linspace(min(taus) - 2, max(taus) + 2, 40, dtype=torch.float64)
     axes.plot(grid, [float(loss(tau)) for tau in grid], "k-", lw=1)
-    axes.plot(taus, values, "o-", color="tab:red", label=f"Newton's method, {len(path)} points")
+    axes.plot(
+        taus,
+        values,
+        "o-",
+        color="tab:red",
+        label=f"Newton's method, {len(path)} points",
+    )
     axes.set(xlabel="logarithm τ of the penalty", ylabel="validation loss")
     axes.legend()
     figure.savefig(file, dpi=120)
@@ -99,7 +109,9 @@ def main(
     steps: Annotated[int, typer.Option(help="Of the tuning, at most.")] = 20,
     size: Annotated[int, typer.Option(help="Patients to fit.")] = 120,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("examples-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(
+        "examples-output"
+    ),
 ) -> dict[str, float]:
     """Tune the penalty, check its derivative, and draw the validation loss."""
     torch.manual_seed(seed)
@@ -112,8 +124,16 @@ def main(
     (_, before, _), (tau, after, slope) = path[0], path[-1]
     print(f"validation loss {before:.4f} at τ = {START}, {after:.4f} at τ = {tau:.4f}")
     print(f"{len(path)} points; derivative {slope:.1e} at the last")
-    print(f"at the first it differs from a difference quotient by {error:.1e}, relative")
-    return {"before": before, "after": after, "slope": slope, "error": error, "points": len(path)}
+    print(
+        f"at the first it differs from a difference quotient by {error:.1e}, relative"
+    )
+    return {
+        "before": before,
+        "after": after,
+        "slope": slope,
+        "error": error,
+        "points": len(path),
+    }
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """A transformer block in equilibrium, which follows pointers as far as they lead.
 
-A sequence stands for a forest: token i names its parent, and a root names itself. What the network
-has to say for each token is the root of its tree, which lies some steps up. The state z of all
-tokens is in equilibrium with a block of attention and a feed-forward network, both with layer norms
-after them,
+A sequence stands for a forest: token i names its parent, and a root names itself. What
+the network has to say for each token is the root of its tree, which lies some steps up.
+The state z of all tokens is in equilibrium with a block of attention and a feed-forward
+network, both with layer norms after them,
 
     z = norm(y + feed(y)) ,   y = norm(z + attention(z + x)) ,
 
-where x is put into queries, keys and values at each evaluation. One attention follows one pointer,
-or, since what it reads has been followed already, doubles the way; an equilibrium goes all the way.
+where x is put into queries, keys and values at each evaluation. One attention follows
+one pointer, or, since what it reads has been followed already, doubles the way; an
+equilibrium goes all the way.
 
-What to look at, in ``transformer_deq.png``: the share of tokens that are right, by the steps to
-their root. The same block, applied once, reads roots and their children, and guesses from there.
-(Applied twice it would nearly do, on sequences as short as these. What the equilibrium spares is
-to know how often.)
+What to look at, in ``transformer_deq.png``: the share of tokens that are right, by the
+steps to their root. The same block, applied once, reads roots and their children, and
+guesses from there. (Applied twice it would nearly do, on sequences as short as these.
+What the equilibrium spares is to know how often.)
 
 Bai, Kolter and Koltun, "Deep equilibrium models", NeurIPS 2019, arXiv:1909.01377.
 """
@@ -57,7 +58,9 @@ class Block(torch.nn.Module):
         self.norm1, self.norm2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
 
     def attention(self, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """What each token reads of the others; x is added to queries, keys and values."""
+        """What each token reads of the others; x is added to queries, keys and
+        values.
+        """
         parts = (self.project(z) + x).unflatten(-1, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         read = functional.scaled_dot_product_attention(query, key, value)
@@ -70,7 +73,8 @@ class Block(torch.nn.Module):
 
 
 class Network(torch.nn.Module):
-    """Embeddings, the block in equilibrium or a number of times from zero, and a linear readout.
+    """Embeddings, the block in equilibrium or a number of times from zero, and a linear
+    readout.
 
     Parameters
     ----------
@@ -87,10 +91,14 @@ class Network(torch.nn.Module):
         self.inject = torch.nn.Linear(WIDTH, 3 * WIDTH)
         self.layers = layers
         self.layer = DEQ(
-            Block(WIDTH, HEADS), start=self._zero,
-            solver=fp.Anderson(memory=5), rtol=1e-2, max_steps=30, on_failure="return",
+            Block(WIDTH, HEADS),
+            start=self._zero,
+            solver=fp.Anderson(memory=5),
+            rtol=1e-2,
+            max_steps=30,
+            on_failure="return",
             adjoint=fp.ImplicitAdjoint(max_steps=30, on_failure="return"),
-        )  # fmt: skip
+        )
         self.readout = torch.nn.Linear(WIDTH, length)
 
     def _zero(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,7 +116,9 @@ class Network(torch.nn.Module):
 
 
 def forests(length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Parents, roots, and steps to the root, each of shape (BATCH, length), in random order."""
+    """Parents, roots, and steps to the root, each of shape (BATCH, length), in random
+    order.
+    """
     place = torch.arange(length).expand(BATCH, length)
     parents = (place - torch.randint(1, 4, place.shape)).clamp(min=0)
     parents = torch.where(torch.rand(place.shape) < ROOTS, place, parents)
@@ -140,21 +150,29 @@ def train(network: Network, length: int, steps: int) -> list[float]:
 
 
 def accuracy(network: Network, length: int) -> tuple[float, list[float]]:
-    """The share of tokens that are right, of all, and for each number of steps to the root."""
+    """The share of tokens that are right, of all, and for each number of steps to the
+    root.
+    """
     parents, roots, steps = forests(length)
     with torch.no_grad():
         right = (network(parents).argmax(dim=2) == roots).double()
-    return float(right.mean()), [float(right[steps == k].mean()) for k in range(FARTHEST)]
+    return float(right.mean()), [
+        float(right[steps == k].mean()) for k in range(FARTHEST)
+    ]
 
 
-def draw(shares: dict[str, list[float]], losses: dict[str, list[float]], file: Path) -> None:
+def draw(
+    shares: dict[str, list[float]], losses: dict[str, list[float]], file: Path
+) -> None:
     """Accuracy by the way to the root, and loss by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, share in shares.items():
         left.plot(share, "o-", label=name)
         right.semilogy(losses[name], label=name)
-    left.set(xlabel="steps to the root", ylabel="share of tokens right", ylim=(0.0, 1.05))
+    left.set(
+        xlabel="steps to the root", ylabel="share of tokens right", ylim=(0.0, 1.05)
+    )
     right.set(xlabel="step of training", ylabel="loss of the batch")
     left.legend()
     figure.savefig(file, dpi=120)
@@ -164,7 +182,9 @@ def main(
     steps: Annotated[int, typer.Option(help="Of training.")] = 400,
     size: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 10,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("examples-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(
+        "examples-output"
+    ),
 ) -> dict[str, float]:
     """Train both networks, print how far each follows, and draw it."""
     result, shares, losses = {}, {}, {}
@@ -173,7 +193,10 @@ def main(
         network = Network(size, layers)
         losses[name] = train(network, size, steps)
         result[name], shares[name] = accuracy(network, size)
-        print(f"{name}: {result[name]:.1%} of all tokens, {shares[name][-1]:.1%} of the farthest")
+        print(
+            f"{name}: {result[name]:.1%} of all tokens, {shares[name][-1]:.1%} of the "
+            "farthest"
+        )
     output.mkdir(parents=True, exist_ok=True)
     draw(shares, losses, output / "transformer_deq.png")
     return result

@@ -1,4 +1,6 @@
-"""Fixed points and roots of differentiable maps, and their derivatives, on any array library."""
+"""Fixed points and roots of differentiable maps, and their derivatives, on any array
+library.
+"""
 
 from fixedpoint import operators
 from fixedpoint.adjoints import (

@@ -56,95 +56,107 @@ def fixed_point(
     Parameters
     ----------
     f : callable
-        The map. It returns what it takes: a container of the structure of `z0`, each leaf with the
-        same shape and dtype. In Torch also an ``nn.Module``, whose parameters are then
-        differentiated too. An operator of :mod:`fixedpoint.operators` brings its own undamped
-        residual, and is tested on that. Where f cannot be evaluated it may return NaN, or raise
-        ArithmeticError or :class:`DomainError`: a solver that can then takes a shorter step.
+        The map. It returns what it takes: a container of the structure of `z0`, each
+        leaf with the same shape and dtype. In Torch also an ``nn.Module``, whose
+        parameters are then differentiated too. An operator of
+        :mod:`fixedpoint.operators` brings its own undamped residual, and is tested on
+        that. Where f cannot be evaluated it may return NaN, or raise ArithmeticError or
+        :class:`DomainError`: a solver that can then takes a shorter step.
     z0 : array or container of arrays
-        Where to start: floating-point or complex arrays of NumPy, PyTorch, JAX or another
-        array-API library, in lists, tuples and dicts nested at will. A Python float counts as a
-        NumPy array without axes.
+        Where to start: floating-point or complex arrays of NumPy, PyTorch, JAX or
+        another array-API library, in lists, tuples and dicts nested at will. A Python
+        float counts as a NumPy array without axes.
     args : tuple
         What else `f` takes: arrays and containers of arrays, with respect to which the
         solution is differentiable, and anything else, which is passed on.
     solver : Solver, optional
         By default a :class:`Fallback`, see :func:`default_solver`.
     rtol, atol : float or array of the batch's shape, optional
-        A sample has converged when the error ``|z − z*|`` is estimated to be ``atol + rtol·|z|`` or
-        less, in each part of the state, see `norm`. `rtol` is by default max(1e-6, 10·eps), with
-        the eps of the coarsest dtype among the leaves and that of autocast, and `atol` zero. A
-        sample whose residual is nothing but rounding has converged whatever was asked, and
-        ``sol.precise`` says so. With both zero a fixed number of steps is taken.
+        A sample has converged when the error ``|z − z*|`` is estimated to be ``atol +
+        rtol·|z|`` or less, in each part of the state, see `norm`. `rtol` is by default
+        max(1e-6, 10·eps), with the eps of the coarsest dtype among the leaves and that
+        of autocast, and `atol` zero. A sample whose residual is nothing but rounding
+        has converged whatever was asked, and ``sol.precise`` says so. With both zero a
+        fixed number of steps is taken.
     norm : {"entries", "leaves", "euclidean", "max"}, optional
-        The parts of the state: its entries; its leaves, in the Euclidean norm; or all of it, in the
-        Euclidean or the largest norm. By default each of up to 200 entries counts by itself, so
-        that pascals may stand beside mole fractions; an entry of a larger state counts with its
-        leaf.
+        The parts of the state: its entries; its leaves, in the Euclidean norm; or all
+        of it, in the Euclidean or the largest norm. By default each of up to 200
+        entries counts by itself, so that pascals may stand beside mole fractions; an
+        entry of a larger state counts with its leaf.
     test : {"error", "residual"}, optional
         What the tolerances bound: the error, or the residual, as other libraries do,
-        ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, in the Euclidean norm where no other is named. Of a
-        slow contraction a small residual is no small error.
+        ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, in the Euclidean norm where no other is named.
+        Of a slow contraction a small residual is no small error.
     max_steps : int, optional
-        Steps at most, not counting the evaluation at `z0`, summed over the solvers of a fallback;
-        by default 1000 for each.
+        Steps at most, not counting the evaluation at `z0`, summed over the solvers of a
+        fallback; by default 1000 for each.
     batch_ndim : int, optional
-        The first `batch_ndim` axes of every leaf index independent problems. Each has its own
-        coefficients, status and number of steps, and its answer does not depend on the others.
+        The first `batch_ndim` axes of every leaf index independent problems. Each has
+        its own coefficients, status and number of steps, and its answer does not depend
+        on the others.
     batched_args : tuple of bool, optional
-        For each entry of `args` whether its arrays have an entry per sample, along their first
-        axis. Outside a trace, samples that have converged then leave the batch.
+        For each entry of `args` whether its arrays have an entry per sample, along
+        their first axis. Outside a trace, samples that have converged then leave the
+        batch.
     adjoint : Adjoint, optional
         How derivatives of the solution are formed, by default :class:`ImplicitAdjoint`.
     on_failure : {"raise", "warn", "return", "nan"}, optional
         What to do when a sample fails: raise :class:`ConvergenceError`, which holds the
-        solution; warn; say so in the status alone; or fill the samples that failed with NaN.
-        Inside a JAX trace, where nothing can be raised, "raise" and "warn" mean "nan".
+        solution; warn; say so in the status alone; or fill the samples that failed with
+        NaN. Inside a JAX trace, where nothing can be raised, "raise" and "warn" mean
+        "nan".
     project : callable, optional
         A projection z ↦ Π(z), applied to every iterate before f is evaluated there.
     jvp : callable, optional
-        The product ``jvp(z, v, *args)`` = f′(z)v, for solvers of Newton's type. By default Torch
-        and JAX differentiate f, and elsewhere difference quotients stand in.
+        The product ``jvp(z, v, *args)`` = f′(z)v, for solvers of Newton's type. By
+        default Torch and JAX differentiate f, and elsewhere difference quotients stand
+        in.
     jacobian : callable or matrix, optional
-        ``jacobian(z, *args)`` is the matrix f′(z), or where f′ is the same everywhere the matrix
-        itself: an array (batch, n, n), or (n, n) for all samples, where n counts the entries of all
-        leaves of a sample, as raveled and one leaf after the other. Of one leaf each axis may be
-        kept, as in ``jax.jacobian``, and of one unknown a number will do. Lists and other
-        libraries' arrays count as arrays. Outside of a trace, and without a batch, also a sparse
-        matrix, of SciPy or of the state's library, which is factored, or a linear operator of
-        SciPy's. A complex state may have the complex matrix f′(z) of a holomorphic f, or the real
-        one of order 2n, in which the real parts of a leaf stand before its imaginary ones.
+        ``jacobian(z, *args)`` is the matrix f′(z), or where f′ is the same everywhere
+        the matrix itself: an array (batch, n, n), or (n, n) for all samples, where n
+        counts the entries of all leaves of a sample, as raveled and one leaf after the
+        other. Of one leaf each axis may be kept, as in ``jax.jacobian``, and of one
+        unknown a number will do. Lists and other libraries' arrays count as arrays.
+        Outside of a trace, and without a batch, also a sparse matrix, of SciPy or of
+        the state's library, which is factored, or a linear operator of SciPy's. A
+        complex state may have the complex matrix f′(z) of a holomorphic f, or the real
+        one of order 2n, in which the real parts of a leaf stand before its imaginary
+        ones.
     preconditioner : callable, optional
-        ``preconditioner(z, *args)`` is an approximate inverse of the derivative of the residual,
-        f′(z) − I: a function v ↦ Pv, in NumPy also a linear operator or an incomplete LU.
+        ``preconditioner(z, *args)`` is an approximate inverse of the derivative of the
+        residual, f′(z) − I: a function v ↦ Pv, in NumPy also a linear operator or an
+        incomplete LU.
     has_aux : bool, optional
-        Whether f returns a pair, the image and something more. ``sol.aux`` is what it returns at
-        the solution, for one evaluation, and is differentiated like it.
+        Whether f returns a pair, the image and something more. ``sol.aux`` is what it
+        returns at the solution, for one evaluation, and is differentiated like it.
     record : bool, optional
         Keep the course of the residual in ``sol.trace``.
     callback : callable, optional
-        ``callback(step, z, residual_norm)`` after each step; a true value ends the solve.
+        ``callback(step, z, residual_norm)`` after each step; a true value ends the
+        solve.
     state : object, optional
-        ``sol.state`` of an earlier call with the same solver and shapes: what it remembered is
-        used again.
+        ``sol.state`` of an earlier call with the same solver and shapes: what it
+        remembered is used again.
     budget : Budget, optional
         Evaluations or seconds that the solve may spend.
     communicator : Communicator, optional
-        Where each of several processes or devices calls this with its own part of the state:
-        what joins them, see :class:`Communicator`.
+        Where each of several processes or devices calls this with its own part of the
+        state: what joins them, see :class:`Communicator`.
 
     Returns
     -------
     Solution
-        The value in the structure of `z0`, and per sample status, residual norm and steps.
+        The value in the structure of `z0`, and per sample status, residual norm and
+        steps.
 
     Raises
     ------
     ConvergenceError
         If a sample fails and `on_failure` is "raise".
     ValueError, TypeError
-        If an argument is not as described, or f changes the structure, shape or dtype of the
-        state: the message names the leaf. Exceptions of f pass through untouched.
+        If an argument is not as described, or f changes the structure, shape or dtype
+        of the state: the message names the leaf. Exceptions of f pass through
+        untouched.
 
     Examples
     --------
@@ -161,10 +173,29 @@ def fixed_point(
     (array([0.739085, 0.450184]), array([1, 1], dtype=int32))
     """
     call = _Call(
-        f, args, solver, rtol, atol, norm, test, max_steps, batch_ndim, batched_args, adjoint,
-        on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
-        budget, communicator,
-    )  # fmt: skip
+        f=f,
+        args=args,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        norm=norm,
+        test=test,
+        max_steps=max_steps,
+        batch_ndim=batch_ndim,
+        batched_args=batched_args,
+        adjoint=adjoint,
+        on_failure=on_failure,
+        project=project,
+        jvp=jvp,
+        jacobian=jacobian,
+        preconditioner=preconditioner,
+        has_aux=has_aux,
+        record=record,
+        callback=callback,
+        state=state,
+        budget=budget,
+        communicator=communicator,
+    )
     return call.solve(z0, is_root=False)
 
 
@@ -199,35 +230,37 @@ def root(
     Parameters
     ----------
     F : callable
-        The residual. It returns a container of the structure of `x0`, each leaf with the same
-        shape and dtype.
+        The residual. It returns a container of the structure of `x0`, each leaf with
+        the same shape and dtype.
     x0 : array or container of arrays
         Where to start.
     args : tuple
         What else `F` takes, with respect to which the root is differentiable.
     solver : Solver, optional
-        By default a :class:`Fallback`, see :func:`default_solver`. Solvers that need a map iterate
-        x − F(x).
+        By default a :class:`Fallback`, see :func:`default_solver`. Solvers that need a
+        map iterate x − F(x).
     rtol, atol : float or array of the batch's shape, optional
-        A sample has converged when the error ``|x − x*|`` is estimated to be ``atol + rtol·|x|`` or
-        less, in each part of the state, as in :func:`fixed_point`.
+        A sample has converged when the error ``|x − x*|`` is estimated to be ``atol +
+        rtol·|x|`` or less, in each part of the state, as in :func:`fixed_point`.
     test : {"error", "residual"}, optional
-        What the tolerances bound: the error, or the residual, ‖F(x)‖ ≤ atol + rtol·‖F(x0)‖.
+        What the tolerances bound: the error, or the residual, ‖F(x)‖ ≤ atol +
+        rtol·‖F(x0)‖.
     jvp : callable, optional
         ``jvp(x, v, *args)`` = F′(x)v.
     jacobian : callable or matrix, optional
-        ``jacobian(x, *args)`` = F′(x), or F′ itself where it is the same everywhere, as in
-        :func:`fixed_point`.
+        ``jacobian(x, *args)`` = F′(x), or F′ itself where it is the same everywhere, as
+        in :func:`fixed_point`.
     preconditioner : callable, optional
         ``preconditioner(x, *args)`` is an approximate inverse of F′(x).
-    norm, max_steps, batch_ndim, batched_args, adjoint, on_failure, project, has_aux, record, \
-    callback, state, budget
+    norm, max_steps, batch_ndim, batched_args, adjoint, on_failure, project, \
+    has_aux, record, callback, state, budget, communicator
         As in :func:`fixed_point`.
 
     Returns
     -------
     Solution
-        The value in the structure of `x0`, and per sample status, residual norm and steps.
+        The value in the structure of `x0`, and per sample status, residual norm and
+        steps.
 
     Raises
     ------
@@ -239,15 +272,35 @@ def root(
     Examples
     --------
     >>> import numpy as np, fixedpoint as fp
-    >>> sol = fp.root(lambda x: np.stack([x[0] ** 2 + x[1] ** 2 - 4.0, x[0] - x[1]]), np.ones(2))
+    >>> sol = fp.root(lambda x: np.stack([x[0] ** 2 + x[1] ** 2 - 4.0, x[0] - x[1]]),
+    ...               np.ones(2))
     >>> np.round(sol.value, 6)
     array([1.414214, 1.414214])
     """
     call = _Call(
-        F, args, solver, rtol, atol, norm, test, max_steps, batch_ndim, batched_args, adjoint,
-        on_failure, project, jvp, jacobian, preconditioner, has_aux, record, callback, state,
-        budget, communicator,
-    )  # fmt: skip
+        f=F,
+        args=args,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        norm=norm,
+        test=test,
+        max_steps=max_steps,
+        batch_ndim=batch_ndim,
+        batched_args=batched_args,
+        adjoint=adjoint,
+        on_failure=on_failure,
+        project=project,
+        jvp=jvp,
+        jacobian=jacobian,
+        preconditioner=preconditioner,
+        has_aux=has_aux,
+        record=record,
+        callback=callback,
+        state=state,
+        budget=budget,
+        communicator=communicator,
+    )
     return call.solve(x0, is_root=True)
 
 
@@ -288,7 +341,9 @@ class _Call:
         value = tuple(backend.leaf(leaf) for leaf in raw)
         _check_state(backend, value, names, self.batch_ndim)
         space = Space.of(backend, value, self.batch_ndim)
-        map_, arrays = self._leaf_map(backend, structure, names, backend.surroundings(value))
+        map_, arrays = self._leaf_map(
+            backend, structure, names, backend.surroundings(value)
+        )
         map_ = replace(map_, name="F") if is_root else map_
         batched = self._batched(backend, map_, arrays, space)
         adjoint = self.adjoint or _IMPLICIT
@@ -297,35 +352,55 @@ class _Call:
         )
         adjoint.check(solver, is_root)
         solve = Solve(
-            map_, _opposite(space, map_.image) if is_root else map_.image, map_.bind, backend,
-            solver, self._tolerance(space, backend.rounding(value), start), self.batch_ndim,
-            adjoint, self._course(structure, bool(batched), len(solver.sequence)), is_root,
-            isinstance(self.f, Operator), map_.project if self.project else None, batched,
-            _warm_start(adjoint, map_, value), _inverse(adjoint, map_), structure.rebuild,
-        )  # fmt: skip
+            map=map_,
+            image=_opposite(space, map_.image) if is_root else map_.image,
+            bind=map_.bind,
+            backend=backend,
+            solver=solver,
+            tolerance=self._tolerance(space, backend.rounding(value), start),
+            batch_ndim=self.batch_ndim,
+            adjoint=adjoint,
+            course=self._course(structure, bool(batched), len(solver.sequence)),
+            is_root=is_root,
+            is_operator=isinstance(self.f, Operator),
+            project=map_.project if self.project else None,
+            batched=batched,
+            start=_warm_start(adjoint, map_, value),
+            inverse=_inverse(adjoint, map_),
+            rebuild=structure.rebuild,
+        )
         outcome = backend.attach(solve, value, arrays)
         return self._packed(solve, outcome, arrays, space, structure)
 
     def _check(self, is_root: bool) -> None:
         if self.solver is not None and not isinstance(self.solver, Solver):
             raise TypeError(
-                f"solver must be a solver object such as Anderson(), got {self.solver!r}"
+                "solver must be a solver object such as Anderson(), got "
+                f"{self.solver!r}"
             )
         if self.adjoint is not None and not isinstance(self.adjoint, Adjoint):
             raise TypeError(
-                f"adjoint must be an adjoint such as ImplicitAdjoint(), got {self.adjoint!r}"
+                "adjoint must be an adjoint such as ImplicitAdjoint(), got "
+                f"{self.adjoint!r}"
             )
         if self.norm is not None and self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+            raise ValueError(
+                f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}"
+            )
         if self.test not in TESTS:
-            raise ValueError(f"test must be one of {', '.join(TESTS)}, got {self.test!r}")
+            raise ValueError(
+                f"test must be one of {', '.join(TESTS)}, got {self.test!r}"
+            )
         if is_root and isinstance(self.f, Operator):
             raise TypeError("an operator has fixed points, not roots: use fixed_point")
         if self.has_aux and isinstance(self.f, Operator):
-            raise TypeError("an operator returns nothing beside its image: has_aux must be False")
+            raise TypeError(
+                "an operator returns nothing beside its image: has_aux must be False"
+            )
         if self.communicator is not None and self.batched_args is not None:
             raise ValueError(
-                "batched_args lets samples leave the batch, which parts joined by a communicator "
+                "batched_args lets samples leave the batch, which parts joined by a "
+                "communicator "
                 "would each do by themselves: give one of the two"
             )
         if self.max_steps is not None:
@@ -334,7 +409,8 @@ class _Call:
         check_policy("on_failure", self.on_failure)
         if not callable(self.f):
             raise TypeError(
-                f"{'F' if is_root else 'f'} must be callable, got {type(self.f).__name__}"
+                f"{'F' if is_root else 'f'} must be callable, got "
+                f"{type(self.f).__name__}"
             )
         args: Any = self.args
         if not isinstance(args, tuple):
@@ -342,10 +418,16 @@ class _Call:
             raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
 
     def _tolerance(self, space: Space, rounding: float, start: Any) -> Tolerance:
-        """The tolerances, the relative one by default what f can reach with its `rounding`."""
-        rtol = max(space.default_rtol, 10 * rounding) if self.rtol is None else self.rtol
+        """The tolerances, the relative one by default what f can reach with its
+        `rounding`.
+        """
+        rtol = (
+            max(space.default_rtol, 10 * rounding) if self.rtol is None else self.rtol
+        )
         atol, blocks = _tolerance("atol", self.atol), _blocks(self.f, start)
-        return Tolerance(_tolerance("rtol", rtol), atol, self._norm(space), self.test, blocks)
+        return Tolerance(
+            _tolerance("rtol", rtol), atol, self._norm(space), self.test, blocks
+        )
 
     def _norm(self, space: Space) -> Norm:
         """The parts to test: small vectors may have entries in different units."""
@@ -357,10 +439,14 @@ class _Call:
 
     def _course(self, structure: Any, compact: bool, solvers: int) -> Course:
         if compact and self.callback is not None:
-            raise ValueError("a callback sees whole batches: give it, or batched_args, not both")
+            raise ValueError(
+                "a callback sees whole batches: give it, or batched_args, not both"
+            )
         callback = self.callback and _on_containers(self.callback, structure)
         budget = self.budget or Budget()
-        steps = DEFAULT_MAX_STEPS * solvers if self.max_steps is None else self.max_steps
+        steps = (
+            DEFAULT_MAX_STEPS * solvers if self.max_steps is None else self.max_steps
+        )
         return Course(steps, budget, callback, self.record, compact, self.state)
 
     def _leaf_map(
@@ -371,10 +457,21 @@ class _Call:
         where = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
         constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
         map_ = LeafMap(
-            self.f, backend, structure, args_structure, tuple(names), where, constants,
-            self.jvp, as_function(backend, self.jacobian), self.preconditioner, self.project,
-            self.has_aux, surroundings, backend.guard(),
-        )  # fmt: skip
+            f=self.f,
+            backend=backend,
+            state=structure,
+            args=args_structure,
+            names=tuple(names),
+            arrays=where,
+            constants=constants,
+            jvp=self.jvp,
+            jacobian=as_function(backend, self.jacobian),
+            preconditioner=self.preconditioner,
+            projection=self.project,
+            has_aux=self.has_aux,
+            surroundings=surroundings,
+            guard=backend.guard(),
+        )
         return map_, (*(leaves[i] for i in where), *backend.lift(self.f))
 
     def _batched(
@@ -386,16 +483,20 @@ class _Call:
         flags = tuple(self.batched_args)
         if self.batch_ndim == 0 or len(flags) != len(self.args):
             raise ValueError(
-                f"batched_args needs batch_ndim > 0 and an entry for each of the {len(self.args)} "
+                "batched_args needs batch_ndim > 0 and an entry for each of the "
+                f"{len(self.args)} "
                 f"args, got batch_ndim = {self.batch_ndim} and {len(flags)} entries"
             )
         if not callable(self.jacobian) and getattr(self.jacobian, "ndim", 0) > 2:
             raise ValueError(
-                "jacobian must be a function where batched_args lets samples leave the batch, "
+                "jacobian must be a function where batched_args lets samples leave the "
+                "batch, "
                 f"got an array of the shape {tuple(self.jacobian.shape)}"
             )
         spread = [
-            f for f, arg in zip(flags, self.args, strict=True) for _ in backend.flatten(arg)[0]
+            f
+            for f, arg in zip(flags, self.args, strict=True)
+            for _ in backend.flatten(arg)[0]
         ]
         batched = tuple(bool(spread[i]) for i in map_.arrays)
         rows = space.batch_shape[0]
@@ -412,13 +513,24 @@ class _Call:
     ) -> Solution:
         """The solution in the user's containers, or what `on_failure` says."""
         solution = Solution(
-            structure.rebuild(outcome.value), outcome.status, outcome.residual_norm,
-            outcome.steps, outcome.work, outcome.error, outcome.precise, outcome.method,
-            tuple(method.name for method in solve.solver.sequence), outcome.trace, outcome.state,
-            outcome.backward, _linearisation(solve, arrays),
-        )  # fmt: skip
+            value=structure.rebuild(outcome.value),
+            status=outcome.status,
+            residual_norm=outcome.residual_norm,
+            steps=outcome.steps,
+            work=outcome.work,
+            error=outcome.error,
+            precise=outcome.precise,
+            method=outcome.method,
+            methods=tuple(method.name for method in solve.solver.sequence),
+            trace=outcome.trace,
+            state=outcome.state,
+            backward=outcome.backward,
+            linearisation=_linearisation(solve, arrays),
+        )
         what = "root failed" if solve.is_root else "fixed_point failed"
-        value = apply_policy(self.on_failure, what, space, outcome.value, solution, depth=5)
+        value = apply_policy(
+            self.on_failure, what, space, outcome.value, solution, depth=5
+        )
         solution.value = structure.rebuild(value)
         if self.has_aux:
             solution.aux = self.f(solution.value, *self.args)[1]
@@ -435,10 +547,14 @@ def _warm_start(adjoint: Adjoint, map_: LeafMap, value: Vec) -> Vec | None:
 def _inverse(adjoint: Adjoint, map_: LeafMap) -> Callable[[Vec, Vec], Any] | None:
     """The adjoint's preconditioner on leaves."""
     given = adjoint.preconditioner
-    return None if given is None else lambda value, args: map_.inverse(given, value, args)
+    return (
+        None if given is None else lambda value, args: map_.inverse(given, value, args)
+    )
 
 
-def _opposite(space: Space, image: Callable[[Vec, Vec], Vec]) -> Callable[[Vec, Vec], Vec]:
+def _opposite(
+    space: Space, image: Callable[[Vec, Vec], Vec]
+) -> Callable[[Vec, Vec], Vec]:
     """The function −F."""
     return lambda value, arrays: space.negative(image(value, arrays))
 
@@ -454,22 +570,31 @@ def _linearisation(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any],
         backend = solve.backend
         leaves, structure = backend.flatten(container)
         product = solve.products(tuple(map(backend.leaf, leaves)), arrays)
-        return lambda v: structure.rebuild(product(tuple(map(backend.leaf, backend.flatten(v)[0]))))
+        return lambda v: structure.rebuild(
+            product(tuple(map(backend.leaf, backend.flatten(v)[0])))
+        )
 
     return linearised
 
 
-def _check_state(backend: Backend, value: Vec, names: Sequence[str], batch_ndim: int) -> None:
-    """Each leaf is a floating-point array with entries, and all share their first axes."""
+def _check_state(
+    backend: Backend, value: Vec, names: Sequence[str], batch_ndim: int
+) -> None:
+    """Each leaf is a floating-point array with entries, and all share their first
+    axes.
+    """
     batch = tuple(value[0].shape[:batch_ndim])
     xp = backend.namespace(value[0])
     for leaf, name in zip(value, names, strict=True):
         if not xp.isdtype(leaf.dtype, ("real floating", "complex floating")):
-            raise TypeError(f"{name} must have a floating-point or complex dtype, got {leaf.dtype}")
+            raise TypeError(
+                f"{name} must have a floating-point or complex dtype, got {leaf.dtype}"
+            )
         shape = tuple(leaf.shape)
         if len(shape) < batch_ndim or shape[:batch_ndim] != batch:
             raise ValueError(
-                f"{name} must begin with the {batch_ndim} batch axes {batch} of {names[0]}, "
+                f"{name} must begin with the {batch_ndim} batch axes {batch} of "
+                f"{names[0]}, "
                 f"got the shape {shape}"
             )
         if 0 in shape[batch_ndim:]:

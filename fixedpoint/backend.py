@@ -1,9 +1,10 @@
 """What the core asks of an array library, and how it finds the adapter for one.
 
-The class :class:`Backend` is complete for every eager namespace of the Python array API (NumPy,
-array-api-strict, CuPy, …). Adapters subclass it; a package announces its adapter by an entry point
-of the group ``fixedpoint.backends`` whose name is the top-level module of the array type
-(``torch``, ``jax``, ``jaxlib``), so that the core imports no framework.
+The class :class:`Backend` is complete for every eager namespace of the Python array API
+(NumPy, array-api-strict, CuPy, …). Adapters subclass it; a package announces its
+adapter by an entry point of the group ``fixedpoint.backends`` whose name is the
+top-level module of the array type (``torch``, ``jax``, ``jaxlib``), so that the core
+imports no framework.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ Pullback = Callable[[Any], tuple[Any, ...]]
 class ReadOnly:
     """Calls functions so that none writes into the state that it is given.
 
-    NumPy's arrays are passed as views that cannot be written to. A function that tries is given
-    copies from then on: it may use its argument up.
+    NumPy's arrays are passed as views that cannot be written to. A function that tries
+    is given copies from then on: it may use its argument up.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,9 @@ class ReadOnly:
                 return function(*map(_locked, leaves))
             except (TypeError, ValueError) as error:
                 words = str(error).replace("-", "").lower()
-                if "readonly" not in words or not all(isinstance(a, np.ndarray) for a in leaves):
+                if "readonly" not in words or not all(
+                    isinstance(a, np.ndarray) for a in leaves
+                ):
                     raise
             self.copies = True
         return function(*[leaf.copy() for leaf in leaves])
@@ -82,7 +85,9 @@ class Backend:
     communicator: Communicator | None = None
 
     def among(self, communicator: Communicator | None) -> Backend:
-        """This backend, for a part of a state that a communicator joins to the others."""
+        """This backend, for a part of a state that a communicator joins to the
+        others.
+        """
         if communicator is None:
             return self
         backend = copy(self)
@@ -106,7 +111,9 @@ class Backend:
 
     def agreed_by_all(self, flag: bool) -> bool:
         """Whether the flag is true for all of those who take part."""
-        return flag if self.communicator is None else not self.communicator.agree(not flag)
+        return (
+            flag if self.communicator is None else not self.communicator.agree(not flag)
+        )
 
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
@@ -119,11 +126,15 @@ class Backend:
         return bool(array_api_compat.is_array_api_obj(leaf))
 
     def device(self, array: Array) -> Any:
-        """Where coefficients that belong to `array` live; none where the library decides."""
+        """Where coefficients that belong to `array` live; none where the library
+        decides.
+        """
         return getattr(array, "device", None)
 
     def leaf(self, value: Any) -> Array:
-        """`value` as an array, if it is a number; NumPy's integers become floats, too."""
+        """`value` as an array, if it is a number; NumPy's integers become floats,
+        too.
+        """
         if isinstance(value, bool):
             return value
         if isinstance(value, (int, float, complex, np.generic)):
@@ -131,7 +142,9 @@ class Backend:
         return value.astype(float) if _is_whole(value) else value
 
     def flatten(self, container: Any) -> tuple[list[Any], Any]:
-        """The leaves of a container, and its structure, which has a method ``rebuild``."""
+        """The leaves of a container, and its structure, which has a method
+        ``rebuild``.
+        """
         return tree.flatten(container)
 
     def paths(self, container: Any, prefix: str) -> list[str]:
@@ -149,29 +162,44 @@ class Backend:
         return f
 
     def is_traced(self, vec: Vec) -> bool:
-        """Whether the entries of `vec` are symbols, whose values no Python code can read."""
+        """Whether the entries of `vec` are symbols, whose values no Python code can
+        read.
+        """
         del vec
         return False
 
     def known_all(self, mask: Array) -> bool:
-        """Whether all of `mask` is true, where that can be told without waiting for a device."""
+        """Whether all of `mask` is true, where that can be told without waiting for a
+        device.
+        """
         return self.agreed_by_all(bool(self.namespace(mask).all(mask)))
 
     def known_none(self, mask: Array) -> bool:
-        """Whether none of `mask` is true, where that can be told without waiting for a device."""
+        """Whether none of `mask` is true, where that can be told without waiting for a
+        device.
+        """
         return not self.any(mask)
 
     def amended(
-        self, arrays: tuple[Array, ...], mask: Array, function: Callable[[], tuple[Array, ...]]
+        self,
+        arrays: tuple[Array, ...],
+        mask: Array,
+        function: Callable[[], tuple[Array, ...]],
     ) -> tuple[Array, ...]:
-        """The arrays, with those of `function` where `mask` holds, if it does anywhere."""
+        """The arrays, with those of `function` where `mask` holds, if it does
+        anywhere.
+        """
         if self.known_none(mask):
             return arrays
         where = self.namespace(mask).where
-        return tuple([where(mask, b, a) for a, b in zip(arrays, function(), strict=True)])
+        return tuple(
+            [where(mask, b, a) for a, b in zip(arrays, function(), strict=True)]
+        )
 
     def any(self, mask: Array) -> Any:
-        """Whether any of `mask` is true, waiting for the device if need be; a symbol in a trace."""
+        """Whether any of `mask` is true, waiting for the device if need be; a symbol in
+        a trace.
+        """
         return self.agreed(bool(self.namespace(mask).any(mask)))
 
     def counted(self, number: int, mask: Array) -> Any:
@@ -183,7 +211,9 @@ class Backend:
         return np.asarray(array)
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
-        """`array` with ``array[index] = value``; `array` is ours, and may be written to."""
+        """`array` with ``array[index] = value``; `array` is ours, and may be written
+        to.
+        """
         array[index] = value
         return array
 
@@ -191,15 +221,21 @@ class Backend:
         """The entries ``array[index]``."""
         return array[index]
 
-    def constant(self, value: float, xp: Any, dtype: Any, place: dict[str, Any]) -> Array:
+    def constant(
+        self, value: float, xp: Any, dtype: Any, place: dict[str, Any]
+    ) -> Array:
         """A number as an array without axes, which may be kept."""
         return xp.asarray(value, dtype=dtype, **place)
 
     def solve(self, matrices: Array, rights: Array) -> Array:
-        """The solutions of small linear systems, one right-hand side each; NaN where singular."""
+        """The solutions of small linear systems, one right-hand side each; NaN where
+        singular.
+        """
         xp = self.namespace(matrices)
         if _is_long(matrices):
-            return self.solve(matrices.astype(float), rights.astype(float)).astype(rights.dtype)
+            return self.solve(matrices.astype(float), rights.astype(float)).astype(
+                rights.dtype
+            )
         try:
             return xp.linalg.solve(matrices, rights[..., None])[..., 0]
         except np.linalg.LinAlgError:
@@ -208,11 +244,15 @@ class Backend:
         size = rights.shape[-1]
         systems = xp.reshape(matrices, (-1, size, size)), xp.reshape(rights, (-1, size))
         count = systems[1].shape[0]
-        solutions = [self.solve(systems[0][k, ...], systems[1][k, ...]) for k in range(count)]
+        solutions = [
+            self.solve(systems[0][k, ...], systems[1][k, ...]) for k in range(count)
+        ]
         return xp.reshape(xp.stack(solutions), rights.shape)
 
     def sparse(self, matrix: Any) -> Any:
-        """`matrix`, or where it is one of this library's sparse ones, that as one of SciPy's."""
+        """`matrix`, or where it is one of this library's sparse ones, that as one of
+        SciPy's.
+        """
         return matrix
 
     def singular(self, matrices: Array) -> tuple[Array, Array, Array]:
@@ -220,11 +260,15 @@ class Backend:
         if _is_long(matrices):
             parts = self.singular(matrices.astype(float))
             return tuple(part.astype(matrices.dtype) for part in parts)
-        left, values, right = self.namespace(matrices).linalg.svd(matrices, full_matrices=False)
+        left, values, right = self.namespace(matrices).linalg.svd(
+            matrices, full_matrices=False
+        )
         return left, values, right
 
     def room(self, xp: Any) -> Callable[..., Array]:
-        """What makes an array of which only those rows are read that were written before."""
+        """What makes an array of which only those rows are read that were written
+        before.
+        """
         make: Callable[..., Array] = xp.empty
         return make
 
@@ -251,28 +295,42 @@ class Backend:
         if kind == "max":
             return xp.max(xp.abs(array), axis=tuple(range(-axes, 0)))
         square = self.inner(array, array, axes)
-        return xp.sqrt(xp.real(square) if xp.isdtype(square.dtype, "complex floating") else square)
+        return xp.sqrt(
+            xp.real(square) if xp.isdtype(square.dtype, "complex floating") else square
+        )
 
     def products(self, rows: Array, vector: Array, axes: int) -> Array:
         """The inner products ⟨v, hⱼ⟩ with each of the rows of a history."""
         xp, row = self.namespace(vector), joined(vector, axes)
         if xp.isdtype(row.dtype, "complex floating"):
             row = xp.conj(row)
-        # A row times a matrix: a matrix times a column is several times slower in Torch.
+        # A row times a matrix: a matrix times a column is several times slower in
+        # Torch.
         columns = xp.matrix_transpose(joined(rows, axes))
         return xp.matmul(row[..., None, :], columns)[..., 0, :]
 
-    def minus_combination(self, onto: Array, weights: Array, rows: Array, axes: int) -> Array:
+    def minus_combination(
+        self, onto: Array, weights: Array, rows: Array, axes: int
+    ) -> Array:
         """The array `onto` − Σⱼ cⱼhⱼ of the rows of a history."""
         row = joined(onto, axes)[..., None, :]
-        total = self.minus_product(row, weights[..., None, :], joined(rows, axes))[..., 0, :]
+        total = self.minus_product(row, weights[..., None, :], joined(rows, axes))[
+            ..., 0, :
+        ]
         return total if axes == 1 else self.namespace(onto).reshape(total, onto.shape)
 
     def write_secant(
-        self, residuals: Array, images: Array, index: Any,
-        z0: Array, g0: Array, z1: Array, g1: Array,
-    ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-        """The arrays with g₁ − g₀, and z₁ − z₀ + (g₁ − g₀), at `index`, and these differences.
+        self,
+        residuals: Array,
+        images: Array,
+        index: Any,
+        z0: Array,
+        g0: Array,
+        z1: Array,
+        g1: Array,
+    ) -> tuple[Array, Array, Array, Array]:
+        """The arrays with g₁ − g₀, and z₁ − z₀ + (g₁ − g₀), at `index`, and these
+        differences.
 
         Both arrays may be written to.
         """
@@ -292,7 +350,9 @@ class Backend:
         return onto - self.namespace(onto).matmul(a, b)
 
     def small(self, function: Callable[..., Vec], *arrays: Array) -> Vec:
-        """``function(backend, *arrays)``, where operations on a few numbers a sample cost least."""
+        """``function(backend, *arrays)``, where operations on a few numbers a sample
+        cost least.
+        """
         return function(self, *arrays)
 
     def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
@@ -300,7 +360,9 @@ class Backend:
         return ReadOnly()
 
     def surroundings(self, value: Vec) -> Callable[..., Any] | None:
-        """A function that calls f with its leaves, where more than these must stay the same."""
+        """A function that calls f with its leaves, where more than these must stay the
+        same.
+        """
         del value
         return None
 
@@ -309,30 +371,43 @@ class Backend:
         function(*arrays)
 
     def rounding(self, value: Vec) -> float:
-        """The unit roundoff of f's own arithmetic, if that is coarser than the state's."""
+        """The unit roundoff of f's own arithmetic, if that is coarser than the
+        state's.
+        """
         del value
         return 0.0
 
     def conform(self, leaf: Array, like: Array) -> Array:
-        """`leaf`, an output of f, in the dtype that the state has, where that is a matter of form.
+        """`leaf`, an output of f, in the dtype that the state has, where that is a
+        matter of form.
 
-        So it is where the framework chose it, or where all that was returned are integers.
+        So it is where the framework chose it, or where all that was returned are
+        integers.
         """
         return leaf.astype(like.dtype) if _is_whole(leaf) else leaf
 
     def while_loop(
-        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        self,
+        condition: Callable[[Carry], Any],
+        body: Callable[[Carry], Carry],
+        carry: Carry,
         at_most: Any,
-    ) -> Carry:  # fmt: skip
-        """Apply `body` to `carry` while `condition` holds, which is `at_most` so many times."""
+    ) -> Carry:
+        """Apply `body` to `carry` while `condition` holds, which is `at_most` so many
+        times.
+        """
         del at_most
         while condition(carry):
             carry = body(carry)
         return carry
 
     def quiet(self) -> AbstractContextManager[Any]:
-        """A context without warnings of overflow: iterations test what is not finite themselves."""
-        loud = {kind: "ignore" for kind, action in np.geterr().items() if action == "warn"}
+        """A context without warnings of overflow: iterations test what is not finite
+        themselves.
+        """
+        loud = {
+            kind: "ignore" for kind, action in np.geterr().items() if action == "warn"
+        }
         return np.errstate(**loud)  # type: ignore[arg-type]
 
     def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
@@ -340,7 +415,9 @@ class Backend:
         raise NotImplementedError
 
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
-        """The value of `f` at `primals`, and the map from a cotangent of it to theirs."""
+        """The value of `f` at `primals`, and the map from a cotangent of it to
+        theirs.
+        """
         del f
         raise TypeError(
             f"{type(primals[0]).__module__} arrays have no automatic differentiation: "
@@ -348,7 +425,9 @@ class Backend:
         )
 
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`, with derivatives of its outcome where the framework records them."""
+        """Run `solve`, with derivatives of its outcome where the framework records
+        them.
+        """
         return solve.run(value, args)
 
     # What adjoints ask of a framework that records derivatives.
@@ -358,7 +437,8 @@ class Backend:
         raise NotImplementedError
 
     def recording(self, checkpoint: int | None) -> Backend:
-        """This backend, but all that a solver does is recorded, for the framework to differentiate.
+        """This backend, but all that a solver does is recorded, for the framework to
+        differentiate.
 
         With `checkpoint`, only the carry of a loop at each so many turns is kept.
         """
@@ -378,12 +458,16 @@ def joined(array: Array, axes: int) -> Array:
     if axes == 1:
         return array
     kept = array.ndim - axes
-    xp = np if isinstance(array, np.generic) else array_api_compat.array_namespace(array)
+    xp = (
+        np if isinstance(array, np.generic) else array_api_compat.array_namespace(array)
+    )
     return xp.reshape(array, (*array.shape[:kept], math.prod(array.shape[kept:])))
 
 
 def _is_long(array: Array) -> bool:
-    """Whether this is of NumPy's extended precision, in which LAPACK does not calculate."""
+    """Whether this is of NumPy's extended precision, in which LAPACK does not
+    calculate.
+    """
     return isinstance(array, np.ndarray) and array.dtype == np.longdouble != np.float64
 
 
@@ -411,7 +495,9 @@ _default = Backend()
 
 @cache
 def _backend_of_type(kind: Any) -> Backend:
-    """The adapter announced for a module that `kind`, or a class it inherits from, comes from."""
+    """The adapter announced for a module that `kind`, or a class it inherits from,
+    comes from.
+    """
     for ancestor in kind.__mro__:
         adapter = _adapter(ancestor.__module__.partition(".")[0])
         if adapter is not None:
@@ -419,8 +505,11 @@ def _backend_of_type(kind: Any) -> Backend:
     return _default
 
 
-def backend_of(leaves: Sequence[Any], names: Sequence[str], whole: str = "z0") -> Backend:
-    """The one backend of all `leaves`, which have these `names` in the container `whole`.
+def backend_of(
+    leaves: Sequence[Any], names: Sequence[str], whole: str = "z0"
+) -> Backend:
+    """The one backend of all `leaves`, which have these `names` in the container
+    `whole`.
 
     Raises
     ------
@@ -434,18 +523,22 @@ def backend_of(leaves: Sequence[Any], names: Sequence[str], whole: str = "z0") -
     for leaf, kind, name in zip(leaves, kinds, names, strict=True):
         if _backend_of_type(kind) is not backend:
             raise TypeError(
-                f"{name} is a {type_name(leaf)}, but {names[0]} is a {type_name(leaves[0])}: "
+                f"{name} is a {type_name(leaf)}, but {names[0]} is a "
+                f"{type_name(leaves[0])}: "
                 "all leaves must come from one array library"
             )
         if not backend.is_array(backend.leaf(leaf)):
-            raise TypeError(f"{name} must be a floating-point array, got {type_name(leaf)}")
+            raise TypeError(
+                f"{name} must be a floating-point array, got {type_name(leaf)}"
+            )
     return backend
 
 
 def backend_of_state(container: Any, name: str) -> Backend:
     """The backend of a container's leaves, `name` what it is called.
 
-    A container that only a framework knows, as a registered pytree, belongs to that framework.
+    A container that only a framework knows, as a registered pytree, belongs to that
+    framework.
     """
     leaves = tree.flatten(container)[0]
     for entry in entry_points(group="fixedpoint.backends"):
@@ -464,7 +557,9 @@ def _is_known(leaf: Any) -> bool:
 
 
 def numbers(container: Any) -> Any:
-    """A list of plain numbers, or of such lists, as a NumPy array; all else as it is."""
+    """A list of plain numbers, or of such lists, as a NumPy array; all else as it
+    is.
+    """
     if not isinstance(container, list):
         return container
     leaves, _ = tree.flatten(container)

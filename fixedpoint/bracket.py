@@ -1,4 +1,6 @@
-"""Scalar roots between two ends where the signs differ, each entry of an array by itself."""
+"""Scalar roots between two ends where the signs differ, each entry of an array by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -39,50 +41,53 @@ def bracketed_root(
     callback: Callable[[int, Any, Array], Any] | None = None,
     budget: Budget | None = None,
 ) -> Solution:
-    """Find x with F(x, \\*args) = 0 between `lower` and `upper`, in every entry by itself.
+    """Find x with F(x, \\*args) = 0 between `lower` and `upper`, in every entry by
+    itself.
 
-    Chandrupatla's method [1]_ [2]_: inverse quadratic interpolation where three points say that
-    it is safe, else bisection. F needs no derivative. A step costs one evaluation of F, on the
-    whole array; two more are spent on the ends.
+    Chandrupatla's method [1]_ [2]_: inverse quadratic interpolation where three points
+    say that it is safe, else bisection. F needs no derivative. A step costs one
+    evaluation of F, on the whole array; two more are spent on the ends.
 
     Parameters
     ----------
     F : callable
-        The function. It takes an array of the shape and dtype of the ends, and returns such an
-        array, each entry of which depends on that entry of x alone. An infinite value counts by
-        its sign. :class:`DomainError`, or another ArithmeticError, counts as NaN in every entry.
+        The function. It takes an array of the shape and dtype of the ends, and returns
+        such an array, each entry of which depends on that entry of x alone. An infinite
+        value counts by its sign. :class:`DomainError`, or another ArithmeticError,
+        counts as NaN in every entry.
     lower, upper : float or array
-        The ends of the brackets, in either order: real arrays that broadcast against each other,
-        and against arrays of `args` where F does so; numbers and lists of numbers count as NumPy
-        arrays. Where an end is infinite, points ever farther on its side are tried until the signs
-        of F differ.
+        The ends of the brackets, in either order: real arrays that broadcast against
+        each other, and against arrays of `args` where F does so; numbers and lists of
+        numbers count as NumPy arrays. Where an end is infinite, points ever farther on
+        its side are tried until the signs of F differ.
     args : tuple
-        What else `F` takes, with respect to which the root is differentiable. No derivative flows
-        to the ends.
+        What else `F` takes, with respect to which the root is differentiable. No
+        derivative flows to the ends.
     rtol, xtol : float or array, optional
-        A bracket is narrow when half its width is at most ``xtol + rtol * abs(x)``, or is at the
-        limit of rounding. `rtol` is by default 4 eps.
+        A bracket is narrow when half its width is at most ``xtol + rtol * abs(x)``, or
+        is at the limit of rounding. `rtol` is by default 4 eps.
     atol : float or array, optional
         An entry has also converged wherever ``abs(F(x)) <= atol``.
     expand : bool, optional
-        Whether to move the ends outwards, in turn, as long as F has the same sign at both: each
-        time four times as far as the time before.
+        Whether to move the ends outwards, in turn, as long as F has the same sign at
+        both: each time four times as far as the time before.
     max_steps : int, optional
         Steps at most.
     adjoint : ImplicitAdjoint, optional
-        Only its ``on_failure`` is heeded: the derivative of a scalar root is a quotient, which
-        takes no iteration. It fails where F′(x) = 0.
+        Only its ``on_failure`` is heeded: the derivative of a scalar root is a
+        quotient, which takes no iteration. It fails where F′(x) = 0.
     on_failure : {"raise", "warn", "return", "nan"}, optional
         As in :func:`fixed_point`.
     has_aux, record, callback, budget
-        As in :func:`fixed_point`. A callback gets the ends where F is smaller in size, and that.
+        As in :func:`fixed_point`. A callback gets the ends where F is smaller in size,
+        and that.
 
     Returns
     -------
     Solution
-        ``value`` is the end of the last bracket where F is smaller in size, ``residual_norm`` its
-        size there, ``bracket`` the pair of ends, and ``error`` their distance. All have the shape
-        of the ends.
+        ``value`` is the end of the last bracket where F is smaller in size,
+        ``residual_norm`` its size there, ``bracket`` the pair of ends, and ``error``
+        their distance. All have the shape of the ends.
 
     Raises
     ------
@@ -93,19 +98,21 @@ def bracketed_root(
 
     Notes
     -----
-    A change of sign is a root, a jump or a pole, and a narrow bracket alone does not tell which.
-    An entry has converged when its bracket is narrow and the size of F fell with it: either its
-    mean at the two ends is less than half of what it was when the width was the geometric mean of
-    the first width and of what counts as narrow; or at x it is at most √eps times the smaller one
-    at the ends given. Where F did not fall, the bracket is narrowed to the limit of rounding; the
-    status is then ``DIVERGED`` if F grew, as at a pole, else ``STALLED``, as at a jump. F with the
-    same sign at both ends is ``NO_BRACKET``; NaN at an end, or at a point tried, ``NON_FINITE``.
+    A change of sign is a root, a jump or a pole, and a narrow bracket alone does not
+    tell which. An entry has converged when its bracket is narrow and the size of F fell
+    with it: either its mean at the two ends is less than half of what it was when the
+    width was the geometric mean of the first width and of what counts as narrow; or at
+    x it is at most √eps times the smaller one at the ends given. Where F did not fall,
+    the bracket is narrowed to the limit of rounding; the status is then ``DIVERGED`` if
+    F grew, as at a pole, else ``STALLED``, as at a jump. F with the same sign at both
+    ends is ``NO_BRACKET``; NaN at an end, or at a point tried, ``NON_FINITE``.
 
     References
     ----------
-    .. [1] T. R. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of
-       a nonlinear function without using derivatives", Advances in Engineering Software 28
-       (1997) 145–149.
+    .. [1] T. R. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding
+        the zero of
+       a nonlinear function without using derivatives", Advances in Engineering Software
+       28 (1997) 145–149.
     .. [2] P. O. J. Scherer, "Computational Physics", 2nd ed., Springer 2013.
 
     Examples
@@ -126,11 +133,19 @@ def bracketed_root(
     tolerance = Tolerance(rtol, _tolerance("atol", atol, x), "entries")
     watched = callback and (lambda step, value, norm: callback(step, value[0], norm))
     solve = BracketSolve(
-        map_, _opposite(map_), map_.bind, backend, Division(), tolerance, x.ndim,
-        Quotient(on_failure="raise" if adjoint is None else adjoint.on_failure),
-        Course(max_steps, budget or Budget(), watched, record),
-        is_root=True, xtol=_tolerance("xtol", xtol, x), expand=bool(expand),
-    )  # fmt: skip
+        map=map_,
+        image=_opposite(map_),
+        bind=map_.bind,
+        backend=backend,
+        solver=Division(),
+        tolerance=tolerance,
+        batch_ndim=x.ndim,
+        adjoint=Quotient(on_failure="raise" if adjoint is None else adjoint.on_failure),
+        course=Course(max_steps, budget or Budget(), watched, record),
+        is_root=True,
+        xtol=_tolerance("xtol", xtol, x),
+        expand=bool(expand),
+    )
     outcome = backend.attach(solve, (x,), (*arrays, other))
     solution = _packed(solve, outcome, (*arrays, other), on_failure)
     if has_aux:
@@ -139,15 +154,21 @@ def bracketed_root(
     return solution
 
 
-def _check_settings(F: Any, args: Any, adjoint: Any, max_steps: Any, on_failure: str) -> None:
+def _check_settings(
+    F: Any, args: Any, adjoint: Any, max_steps: Any, on_failure: str
+) -> None:
     if isinstance(F, Operator):
         raise TypeError("an operator has fixed points, not roots: use fixed_point")
     if not callable(F):
         raise TypeError(f"F must be callable, got {type(F).__name__}")
     if not isinstance(args, tuple):
-        raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(x,)")
+        raise TypeError(
+            f"args must be a tuple, got {type(args).__name__}: write args=(x,)"
+        )
     if adjoint is not None and not isinstance(adjoint, ImplicitAdjoint):
-        raise TypeError(f"adjoint must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}")
+        raise TypeError(
+            f"adjoint must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}"
+        )
     check_count("max_steps", max_steps, 0)
     check_policy("on_failure", on_failure)
 
@@ -156,11 +177,15 @@ def _tolerance(name: str, value: Any, x: Array) -> Any:
     """A tolerance: a number, or an array that goes with the ends."""
     if isinstance(value, (int, float)):
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number, not negative, got {value!r}")
+            raise ValueError(
+                f"{name} must be a finite number, not negative, got {value!r}"
+            )
         return float(value)
     shape = tuple(getattr(value, "shape", ()))
     if not _broadcasts(shape, tuple(x.shape)):
-        raise ValueError(f"{name} must broadcast to the shape {tuple(x.shape)}, got {value!r}")
+        raise ValueError(
+            f"{name} must broadcast to the shape {tuple(x.shape)}, got {value!r}"
+        )
     return value
 
 
@@ -176,7 +201,7 @@ def _ends(lower: Any, upper: Any) -> tuple[Backend, Array, Array]:
     filled = (
         xp.astype(arrays[n], like.dtype) if n in arrays else xp.full_like(like, end)
         for n, end in ends.items()
-    )  # fmt: skip
+    )
     return backend, *_broadcast(xp, *filled)
 
 
@@ -184,7 +209,9 @@ def _common(xp: Any, ends: dict[str, Array]) -> Array:
     """An end of the dtype that both shall have."""
     for name, end in ends.items():
         if not xp.isdtype(end.dtype, "real floating"):
-            raise TypeError(f"{name} must have a real floating-point dtype, got {end.dtype}")
+            raise TypeError(
+                f"{name} must have a real floating-point dtype, got {end.dtype}"
+            )
     return max(ends.values(), key=lambda end: int(xp.finfo(end.dtype).bits))
 
 
@@ -197,9 +224,14 @@ def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
 
 
 def _widened(
-    backend: Backend, x: Array, other: Array, args: tuple[Any, ...], F: Callable[[Array], Any]
+    backend: Backend,
+    x: Array,
+    other: Array,
+    args: tuple[Any, ...],
+    F: Callable[[Array], Any],
 ) -> tuple[Array, Array]:
-    """The ends in the shape and dtype of F, where an array of args could make these larger.
+    """The ends in the shape and dtype of F, where an array of args could make these
+    larger.
 
     F is evaluated once more then.
     """
@@ -214,21 +246,33 @@ def _widened(
     if not backend.is_array(image) or not _is_wider(xp, image, x):
         return x, other
     dtype = image.dtype if _bits(xp, image) > _bits(xp, x) else x.dtype
-    shape = tuple(image.shape) if _broadcasts(tuple(x.shape), tuple(image.shape)) else x.shape
+    shape = (
+        tuple(image.shape)
+        if _broadcasts(tuple(x.shape), tuple(image.shape))
+        else x.shape
+    )
     ends = [xp.astype(end, dtype) for end in (x, other)]
-    one, two = (end if end.shape == shape else 1.0 * xp.broadcast_to(end, shape) for end in ends)
+    one, two = (
+        end if end.shape == shape else 1.0 * xp.broadcast_to(end, shape) for end in ends
+    )
     return one, two
 
 
 def _bits(xp: Any, array: Array) -> int:
     """How wide a real number of the array is; 0 if it holds no such numbers."""
-    return int(xp.finfo(array.dtype).bits) if xp.isdtype(array.dtype, "real floating") else 0
+    return (
+        int(xp.finfo(array.dtype).bits)
+        if xp.isdtype(array.dtype, "real floating")
+        else 0
+    )
 
 
 def _is_wider(xp: Any, array: Array, x: Array) -> bool:
     """Whether x has to be made larger to have the shape, or the dtype, of an array."""
     shape, onto = tuple(x.shape), tuple(array.shape)
-    return (shape != onto and _broadcasts(shape, onto)) or _bits(xp, array) > _bits(xp, x)
+    return (shape != onto and _broadcasts(shape, onto)) or _bits(xp, array) > _bits(
+        xp, x
+    )
 
 
 def _broadcast(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
@@ -239,22 +283,39 @@ def _broadcast(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
             "lower and upper must broadcast against each other, "
             f"got the shapes {tuple(a.shape)} and {tuple(b.shape)}"
         ) from None
-    # A view of a broadcast array cannot be written to, and F may expect an array that can.
-    a, b = (x if tuple(x.shape) == shape else 1.0 * xp.broadcast_to(x, shape) for x in (a, b))
+    # A view of a broadcast array cannot be written to, and F may expect an array that
+    # can.
+    a, b = (
+        x if tuple(x.shape) == shape else 1.0 * xp.broadcast_to(x, shape)
+        for x in (a, b)
+    )
     return a, b
 
 
 def _leaf_map(
-    F: Callable[..., Any], args: tuple[Any, ...], has_aux: bool, backend: Backend, x: Array
+    F: Callable[..., Any],
+    args: tuple[Any, ...],
+    has_aux: bool,
+    backend: Backend,
+    x: Array,
 ) -> tuple[LeafMap, Vec]:
     """The function on leaves, and the arrays among args and inside F."""
     leaves, structure = backend.flatten(args)
     where = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
     constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
     map_ = LeafMap(
-        F, backend, backend.flatten(x)[1], structure, ("lower",), where, constants,
-        has_aux=has_aux, surroundings=backend.surroundings((x,)), guard=backend.guard(), name="F",
-    )  # fmt: skip
+        F,
+        backend,
+        backend.flatten(x)[1],
+        structure,
+        ("lower",),
+        where,
+        constants,
+        has_aux=has_aux,
+        surroundings=backend.surroundings((x,)),
+        guard=backend.guard(),
+        name="F",
+    )
     return map_, (*(leaves[i] for i in where), *backend.lift(F))
 
 
@@ -263,7 +324,9 @@ def _opposite(map_: LeafMap) -> Callable[[Vec, Vec], Vec]:
     return lambda value, args: tuple(-leaf for leaf in map_.image(value, args[:-1]))
 
 
-def _packed(solve: BracketSolve, outcome: Outcome, args: Vec, on_failure: str) -> Solution:
+def _packed(
+    solve: BracketSolve, outcome: Outcome, args: Vec, on_failure: str
+) -> Solution:
     """The solution, or what `on_failure` says."""
 
     def linearised(at: Any) -> Callable[[Any], Any]:
@@ -271,10 +334,20 @@ def _packed(solve: BracketSolve, outcome: Outcome, args: Vec, on_failure: str) -
         return lambda v: product((solve.backend.leaf(v),))[0]
 
     solution = Solution(
-        outcome.value[0], outcome.status, outcome.residual_norm, outcome.steps, outcome.work,
-        outcome.error, outcome.precise, outcome.method, ("Chandrupatla",), outcome.trace,
-        backward=outcome.backward, linearisation=linearised, bracket=outcome.bracket,
-    )  # fmt: skip
+        value=outcome.value[0],
+        status=outcome.status,
+        residual_norm=outcome.residual_norm,
+        steps=outcome.steps,
+        work=outcome.work,
+        error=outcome.error,
+        precise=outcome.precise,
+        method=outcome.method,
+        methods=("Chandrupatla",),
+        trace=outcome.trace,
+        backward=outcome.backward,
+        linearisation=linearised,
+        bracket=outcome.bracket,
+    )
     space = Space.of(solve.backend, outcome.value, solve.batch_ndim)
     what = "bracketed_root failed"
     (solution.value,) = apply_policy(on_failure, what, space, outcome.value, solution)

@@ -15,13 +15,15 @@ from fixedpoint.solve import Outcome, Solve
 from fixedpoint.solvers import Picard
 from fixedpoint.space import Space
 
-# Halving the interval brings a root near zero closer by one binary digit a step, and never there.
-# A bracket that has not become narrow after this many steps is therefore cut at zero, and from then
-# on every other time halved on a logarithmic scale, which takes ten steps from 1 to 1e-300.
+# Halving the interval brings a root near zero closer by one binary digit a step, and
+# never there. A bracket that has not become narrow after this many steps is therefore
+# cut at zero, and from then on every other time halved on a logarithmic scale, which
+# takes ten steps from 1 to 1e-300.
 _PLAIN_STEPS = 8
 
-# An end that is moved outwards goes so many times as far, and the next time so many times farther;
-# where F is not defined the square root of that, until it is hardly any farther.
+# An end that is moved outwards goes so many times as far, and the next time so many
+# times farther; where F is not defined the square root of that, until it is hardly any
+# farther.
 _REACH, _NEAR = 4.0, 1.001
 
 
@@ -46,7 +48,9 @@ class Bracket(NamedTuple):
     f3: Array
 
     def moved(self, xp: Any, x: Array, f: Array) -> Bracket:
-        """The bracket that is left after F was found to be `f` at `x`, between the ends."""
+        """The bracket that is left after F was found to be `f` at `x`, between the
+        ends.
+        """
         same = (f > 0) == (self.f1 > 0)
         leaving = xp.where(same, self.x1, self.x2), xp.where(same, self.f1, self.f2)
         staying = xp.where(same, self.x2, self.x1), xp.where(same, self.f2, self.f1)
@@ -66,7 +70,8 @@ class Bracket(NamedTuple):
         return abs(0.5 * self.x2 - 0.5 * self.x1)
 
     def safe(self, xp: Any) -> Array:
-        """Chandrupatla's inequalities: the inverse parabola is monotonic between the ends.
+        """Chandrupatla's inequalities: the inverse parabola is monotonic between the
+        ends.
 
         Comparisons with NaN, which infinite values of F lead to, do not hold.
         """
@@ -78,7 +83,9 @@ class Bracket(NamedTuple):
         return inside & (1.0 - xp.sqrt(1.0 - xi) < phi) & (phi < xp.sqrt(xi))
 
     def fraction(self, xp: Any) -> Array:
-        """How far from x1 to x2 the parabola through the points, x of F, has its root."""
+        """How far from x1 to x2 the parabola through the points, x of F, has its
+        root.
+        """
         x1, f1, x2, f2, x3, f3 = self
         alpha = _ratio(xp, x3 - x1, x2 - x1)
         linear = _ratio(xp, f1, f1 - f2) * _ratio(xp, f3, f3 - f2)
@@ -134,7 +141,9 @@ class Opening(NamedTuple):
         """That of `bracket`."""
         smaller = xp.abs(bracket.best_first(xp).f1)
         finite = xp.isfinite(smaller)
-        return cls(bracket.half_width, xp.where(finite, smaller, xp.zeros_like(smaller)))
+        return cls(
+            bracket.half_width, xp.where(finite, smaller, xp.zeros_like(smaller))
+        )
 
 
 class Search(NamedTuple):
@@ -147,12 +156,13 @@ class Search(NamedTuple):
     opening : Opening
         Where its bracket began.
     found : array of bool
-        Whether there is a bracket: remembered, since what a compiler computes twice may be zero
-        once and not the other time.
+        Whether there is a bracket: remembered, since what a compiler computes twice may
+        be zero once and not the other time.
     reference : array
         The mean of |F| at the ends of the last bracket that was wide.
     reach : array
-        How many times farther than the last one the next end is tried, where a bracket is sought.
+        How many times farther than the last one the next end is tried, where a bracket
+        is sought.
     status, steps : array of int
         How each entry stands, and how many steps it took.
     step : int
@@ -162,9 +172,10 @@ class Search(NamedTuple):
     trace : Trace or None
         What is recorded.
     latest : pair of array, or None
-        In a trace the latest point and F there, which the rest does not account for yet. What is
-        decided by the sign of F, and kept, has to be decided by the number in memory: a compiler
-        that computes F twice, once to keep it and once for its sign, may round it in two ways.
+        In a trace the latest point and F there, which the rest does not account for
+        yet. What is decided by the sign of F, and kept, has to be decided by the number
+        in memory: a compiler that computes F twice, once to keep it and once for its
+        sign, may round it in two ways.
     """
 
     bracket: Bracket
@@ -205,7 +216,9 @@ class Ends(NamedTuple):
 
 
 def _finite(xp: Any, x: Array, other: Array) -> Array:
-    """The end x, or where it is infinite a point on that side of the other one, or of zero."""
+    """The end x, or where it is infinite a point on that side of the other one, or of
+    zero.
+    """
     base = xp.where(xp.isfinite(other), other, xp.zeros_like(other))
     away = base + xp.sign(x) * xp.maximum(xp.abs(base), xp.ones_like(base))
     return xp.where(xp.isinf(x), away, x)
@@ -215,9 +228,10 @@ def _finite(xp: Any, x: Array, other: Array) -> Array:
 class BracketSolve(Solve):
     """A function and how to find its roots in brackets.
 
-    The state is one end of every bracket, and the last of the arguments the other. `map` is F or
-    −F, which have the same roots; `image` is −F, the derivative of which the adjoint,
-    :class:`Quotient`, inverts: that of x − F(x) would be one, but for rounding, where F is small.
+    The state is one end of every bracket, and the last of the arguments the other.
+    `map` is F or −F, which have the same roots; `image` is −F, the derivative of which
+    the adjoint, :class:`Quotient`, inverts: that of x − F(x) would be one, but for
+    rounding, where F is small.
 
     Parameters
     ----------
@@ -234,7 +248,9 @@ class BracketSolve(Solve):
         """Narrow the brackets, recording no derivatives."""
         space = Space.of(self.backend, value, self.batch_ndim)
         xp = space.xp
-        ends = Ends.of(xp, value[0], xp.broadcast_to(args[-1], value[0].shape), self.expand)
+        ends = Ends.of(
+            xp, value[0], xp.broadcast_to(args[-1], value[0].shape), self.expand
+        )
         deadline = self.course.deadline((*value, *args), self.backend)
         with self.backend.quiet():
             f1, f2 = self.evaluate(ends.x1, args), self.evaluate(ends.x2, args)
@@ -249,11 +265,22 @@ class BracketSolve(Solve):
         status = mark(xp, end.status, late, Status.MAX_STEPS)
         status = mark(xp, status, late & ~end.found, Status.NO_BRACKET)
         none = xp.zeros_like(status)
-        bracket = xp.minimum(end.bracket.x1, end.bracket.x2), xp.maximum(*end.bracket[0:3:2])
+        bracket = (
+            xp.minimum(end.bracket.x1, end.bracket.x2),
+            xp.maximum(*end.bracket[0:3:2]),
+        )
         return Outcome(
-            (x,), status, norm, width, none > 0, end.steps, none, Work(f=2 + end.step), end.trace,
+            value=(x,),
+            status=status,
+            residual_norm=norm,
+            error=width,
+            precise=none > 0,
+            steps=end.steps,
+            method=none,
+            work=Work(f=2 + end.step),
+            trace=end.trace,
             bracket=bracket,
-        )  # fmt: skip
+        )
 
     def evaluate(self, x: Array, args: Vec) -> Array:
         """F(x), up to its sign; NaN where F says that it is not defined."""
@@ -268,7 +295,9 @@ class BracketSolve(Solve):
 
 @dataclass(frozen=True, eq=False)
 class _Loop:
-    """The steps of a solve from the `ends` on, with what NumPy calls the `info` of their dtype."""
+    """The steps of a solve from the `ends` on, with what NumPy calls the `info` of
+    their dtype.
+    """
 
     solve: BracketSolve
     args: Vec
@@ -286,18 +315,26 @@ class _Loop:
         """All steps."""
         loop, stop = self.solve.backend.while_loop, self.solve.course.max_steps
         start = self.opened(first, stop)
-        end: Search = loop(lambda s: s.running & (s.step < stop), self.turn, start, stop)
-        return end if end.latest is None else self.watched(self.advanced(end, *end.latest))
+        end: Search = loop(
+            lambda s: s.running & (s.step < stop), self.turn, start, stop
+        )
+        return (
+            end if end.latest is None else self.watched(self.advanced(end, *end.latest))
+        )
 
     def opened(self, first: Bracket, stop: int) -> Search:
-        """The brackets before the first step: roots among the ends, and ends that do not do."""
+        """The brackets before the first step: roots among the ends, and ends that do
+        not do.
+        """
         xp = self.xp
         opening = Opening.of(xp, first)
         found = first.holds
         status, reference = self.judged(first, opening, found, xp.zeros_like(first.f1))
         movable = (self.ends.free1 | self.ends.free2) & (first.x1 != first.x2)
         status = mark(xp, status, ~(found | movable), Status.NO_BRACKET)
-        status = mark(xp, status, xp.isnan(first.f1) | xp.isnan(first.f2), Status.NON_FINITE)
+        status = mark(
+            xp, status, xp.isnan(first.f1) | xp.isnan(first.f2), Status.NON_FINITE
+        )
         small = xp.abs(first.best_first(xp).f1) <= self.solve.tolerance.atol
         status = mark(xp, status, small, Status.CONVERGED)
         sound = xp.isfinite(first.x1) & xp.isfinite(first.x2)
@@ -305,15 +342,27 @@ class _Loop:
         reach = xp.full_like(first.x1, _REACH)
         blank = [self.space.full(float("nan"), (stop + 1,)) for _ in range(2)]
         search = Search(
-            first, opening, found, reference, reach, status, xp.zeros_like(status), 0, True,
-            Trace(*blank) if self.solve.course.record else None,
-            (first.x1, first.f1) if self.solve.backend.is_traced(first) else None,
-        )  # fmt: skip
+            bracket=first,
+            opening=opening,
+            found=found,
+            reference=reference,
+            reach=reach,
+            status=status,
+            steps=xp.zeros_like(status),
+            step=0,
+            running=True,
+            trace=Trace(*blank) if self.solve.course.record else None,
+            latest=(first.x1, first.f1)
+            if self.solve.backend.is_traced(first)
+            else None,
+        )
         return self.recorded(self.counted(search))
 
     def counted(self, search: Search) -> Search:
         """The search, and whether any entry still runs."""
-        return search._replace(running=self.solve.backend.any(search.status == int(Status.RUNNING)))
+        return search._replace(
+            running=self.solve.backend.any(search.status == int(Status.RUNNING))
+        )
 
     def turn(self, search: Search) -> Search:
         """One step of the entries that are unfinished."""
@@ -339,7 +388,9 @@ class _Loop:
         new = active & sought & bracket.holds
         pairs = zip(Opening.of(xp, bracket), search.opening, strict=True)
         opening = Opening(*(xp.where(new, a, b) for a, b in pairs))
-        status, reference = self.judged(bracket, opening, search.found | new, search.reference)
+        status, reference = self.judged(
+            bracket, opening, search.found | new, search.reference
+        )
         spent = sought & ((x == old.x1) | (x == old.x2))
         status = mark(xp, status, spent, Status.NO_BRACKET)
         retried = sought & (search.reach > _NEAR)
@@ -370,10 +421,14 @@ class _Loop:
         if search.trace is None:
             return search
         write, index = self.solve.backend.write, (..., search.step)
-        size = self.space.as_coefficient(self.xp.abs(search.bracket.best_first(self.xp).f1))
+        size = self.space.as_coefficient(
+            self.xp.abs(search.bracket.best_first(self.xp).f1)
+        )
         norms = write(search.trace.residual_norm, index, size)
         work = self.space.full(0.0) + (2.0 + search.step)
-        return search._replace(trace=Trace(norms, write(search.trace.evaluations, index, work)))
+        return search._replace(
+            trace=Trace(norms, write(search.trace.evaluations, index, work))
+        )
 
     def watched(self, search: Search) -> Search:
         """Heed the callback and the budget."""
@@ -390,22 +445,29 @@ class _Loop:
 
     def moves_first(self, step: Any) -> Array:
         """Whether it is the first end's turn to be moved outwards."""
-        even = (step + self.xp.zeros_like(self.ends.free1, dtype=self.xp.int32)) % 2 == 0
+        even = (
+            step + self.xp.zeros_like(self.ends.free1, dtype=self.xp.int32)
+        ) % 2 == 0
         return self.ends.free1 & (even | ~self.ends.free2)
 
     def beyond(self, search: Search) -> Array:
-        """A point outside the ends, as many times their width from the other one as is due."""
+        """A point outside the ends, as many times their width from the other one as is
+        due.
+        """
         xp, old, most = self.xp, search.bracket, float(self.info.max)
         first = self.moves_first(search.step)
         far = old.x2 + (old.x1 - old.x2) * search.reach
         far = xp.where(first, far, old.x1 + (old.x2 - old.x1) * search.reach)
-        return xp.maximum(xp.minimum(far, xp.full_like(far, most)), xp.full_like(far, -most))
+        return xp.maximum(
+            xp.minimum(far, xp.full_like(far, most)), xp.full_like(far, -most)
+        )
 
     def trial(self, bracket: Bracket, late: Any) -> Array:
-        """The point to try next, no closer to an end than half of what counts as narrow.
+        """The point to try next, no closer to an end than half of what counts as
+        narrow.
 
-        It is reckoned from the end with the smaller |F|: from the other one, which may be far
-        larger, it would be rounded.
+        It is reckoned from the end with the smaller |F|: from the other one, which may
+        be far larger, it would be rounded.
         """
         xp, near = self.xp, bracket.best_first(self.xp)
         least = _ratio(xp, 0.5 * self.narrow(near.x1), near.half_width)
@@ -441,14 +503,19 @@ class _Loop:
         fell = (size < 0.5 * reference) | (residual <= little)
         status = xp.zeros_like(x, dtype=xp.int32)
         status = mark(xp, status, half <= limit, Status.STALLED)
-        status = mark(xp, status, (half <= limit) & (residual > reference), Status.DIVERGED)
+        status = mark(
+            xp, status, (half <= limit) & (residual > reference), Status.DIVERGED
+        )
         status = mark(xp, status, (half <= narrow) & fell, Status.CONVERGED)
         status = mark(xp, status, ~found, Status.RUNNING)
-        return mark(xp, status, residual <= self.solve.tolerance.atol, Status.CONVERGED), reference
+        return mark(
+            xp, status, residual <= self.solve.tolerance.atol, Status.CONVERGED
+        ), reference
 
 
 def _stretched(xp: Any, old: Bracket, x: Array, f: Array, first: Array) -> Bracket:
-    """The ends once one was moved outwards to x, or the bracket on that side if the sign differs.
+    """The ends once one was moved outwards to x, or the bracket on that side if the
+    sign differs.
 
     The third point of a new bracket is one of its ends, as at the beginning.
     """
@@ -475,9 +542,9 @@ class Division(Picard):
 class Quotient(LinearAdjoint):
     """Differentiate a scalar root by a division.
 
-    Where F(x*, θ) = 0, the cotangent v of x* gives that of θ as −(∂F/∂θ)ᵀu with F′(x*) u = v. F′
-    is diagonal, since each entry is a problem by itself: one product with a vector of ones gives
-    it, and no F′ ≠ 0 is too small or too large.
+    Where F(x*, θ) = 0, the cotangent v of x* gives that of θ as −(∂F/∂θ)ᵀu with F′(x*)
+    u = v. F′ is diagonal, since each entry is a problem by itself: one product with a
+    vector of ones gives it, and no F′ ≠ 0 is too small or too large.
 
     Parameters
     ----------
@@ -501,6 +568,20 @@ class Quotient(LinearAdjoint):
         solved = (v == 0) | ((slope != 0) & xp.isfinite(u))
         status = xp.full_like(v, int(Status.LINEAR_SOLVE_FAILED), dtype=xp.int32)
         status = mark(xp, status, solved, Status.CONVERGED)
-        none, norm = xp.zeros_like(status), xp.astype(xp.abs(slope * u + v), space.dtype)
+        none, norm = (
+            xp.zeros_like(status),
+            xp.astype(xp.abs(slope * u + v), space.dtype),
+        )
         memory = Memory(Division(), ())
-        return Iteration((u,), norm, norm, none, status, none > 0, none, Work(vjp=1), None, memory)
+        return Iteration(
+            value=(u,),
+            residual_norm=norm,
+            error=norm,
+            method=none,
+            status=status,
+            precise=none > 0,
+            steps=none,
+            work=Work(vjp=1),
+            trace=None,
+            state=memory,
+        )

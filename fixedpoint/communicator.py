@@ -1,4 +1,6 @@
-"""How processes or devices, each of which holds a part of the problem, solve it as one."""
+"""How processes or devices, each of which holds a part of the problem, solve it as
+one.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ Reduction = Literal["sum", "max"]
 class Communicator(ABC):
     """Joins the parts of a state that is spread over processes or devices.
 
-    Each runs the same call on its own part: of the entries of each sample, of the samples, or of
-    both. What is summed over the entries of a sample is then summed over all who hold some, and
-    all decide together when to stop, so that they evaluate f equally often: f may itself
-    communicate. A subclass for a library of messages needs two methods; adapters bring theirs.
+    Each runs the same call on its own part: of the entries of each sample, of the
+    samples, or of both. What is summed over the entries of a sample is then summed over
+    all who hold some, and all decide together when to stop, so that they evaluate f
+    equally often: f may itself communicate. A subclass for a library of messages needs
+    two methods; adapters bring theirs.
 
     Attributes
     ----------
@@ -39,7 +42,8 @@ class Communicator(ABC):
 
     @abstractmethod
     def reduce(self, array: Array, reduction: Reduction) -> Array:
-        """The sum, or the largest, of the arrays that all who share these samples call this with.
+        """The sum, or the largest, of the arrays that all who share these samples call
+        this with.
 
         Parameters
         ----------

@@ -1,4 +1,6 @@
-"""When an iteration has converged: the error that is left, estimated, and the test of it."""
+"""When an iteration has converged: the error that is left, estimated, and the test of
+it.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,15 @@ class Evidence(NamedTuple):
     Attributes
     ----------
     first, highest : array
-        The first residual norm of each sample, and the largest, or what rounding may make it.
+        The first residual norm of each sample, and the largest, or what rounding may
+        make it.
     scale : tuple of array
         The parts of the first residual; for roots of the first that is not zero.
     largest : tuple of array
         The largest that each part of the state has been.
     sizes : array of shape (batch, 2)
-        The sizes of the last two corrections, the newest first; infinite where there was none.
+        The sizes of the last two corrections, the newest first; infinite where there
+        was none.
     amplification : array of shape (batch, window)
         ‖Δz‖/‖Δg‖ of the last steps.
     count : int
@@ -60,8 +64,8 @@ class Verdict(NamedTuple):
     evidence : Evidence
         What is known now.
     hidden : array of bool
-        Whether the residual tells nothing: one as large as the largest would be lost in the
-        rounding of the state.
+        Whether the residual tells nothing: one as large as the largest would be lost in
+        the rounding of the state.
     """
 
     satisfied: Array
@@ -73,7 +77,8 @@ class Verdict(NamedTuple):
 def opened(problem: Problem, first: Point) -> Evidence:
     """What is known before the first step."""
     space, tolerance = problem.space, problem.tolerance
-    # A residual that is smaller than that at the start is no measure of those that follow.
+    # A residual that is smaller than that at the start is no measure of those that
+    # follow.
     largest = space.xp.maximum(first.residual_norm, 2.0 * problem.rounding(first))
     return Evidence(
         largest,
@@ -89,22 +94,23 @@ def opened(problem: Problem, first: Point) -> Evidence:
 def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdict:
     """Whether the point that a step led to meets the tolerance.
 
-    With the correction d that a method proposes there, undamped and not safeguarded, and
-    m = max(‖d‖, ‖g‖) for maps, m = ‖d‖ for roots, the error is taken to be
+    With the correction d that a method proposes there, undamped and not safeguarded,
+    and m = max(‖d‖, ‖g‖) for maps, m = ‖d‖ for roots, the error is taken to be
 
         ε = max( m / (1 − q), ½ κ ‖g‖ ),    κ = max ‖Δz‖/‖Δg‖ over the last steps.
 
-    q is the rate at which m fell in the last two steps, so that the first term is Aitken's: a
-    correction is followed by others. κ is a lower bound of ‖(I − J)⁻¹‖, by which a residual
-    amounts to an error. A sample passes when every part of its state does, with a share of
-    max(ε, √(m m_old)) that goes with its part of d and g: a correction that is short by chance
-    must not pass. A method that knows its error better says how many times ‖d‖ it is.
+    q is the rate at which m fell in the last two steps, so that the first term is
+    Aitken's: a correction is followed by others. κ is a lower bound of ‖(I − J)⁻¹‖, by
+    which a residual amounts to an error. A sample passes when every part of its state
+    does, with a share of max(ε, √(m m_old)) that goes with its part of d and g: a
+    correction that is short by chance must not pass. A method that knows its error
+    better says how many times ‖d‖ it is.
 
     References
     ----------
-    Deuflhard, "Newton Methods for Nonlinear Problems", Springer 2004: corrections as errors.
-    Hairer and Wanner, "Solving Ordinary Differential Equations II", Springer 1996, section IV.8:
-    the factor 1/(1 − q).
+    Deuflhard, "Newton Methods for Nonlinear Problems", Springer 2004: corrections as
+    errors. Hairer and Wanner, "Solving Ordinary Differential Equations II", Springer
+    1996, section IV.8: the factor 1/(1 − q).
     """
     space, point = problem.space, step.point
     hidden = problem.rounding(point) > _FALL * evidence.highest
@@ -134,13 +140,17 @@ def judge_start(problem: Problem, first: Point) -> Array:
     done = first.residual_norm == 0.0
     if tolerance.test == "residual":
         scale = problem.residual_scale(first, tolerance.parts(space, first.tested))
-        pairs = zip(tolerance.parts(space, first.tested), tolerance.bounds(scale), strict=True)
+        pairs = zip(
+            tolerance.parts(space, first.tested), tolerance.bounds(scale), strict=True
+        )
         return done | space.every([size <= bound for size, bound in pairs])
     return done if tolerance.is_zero else done | problem.is_rounding(first)
 
 
 def vanished_states(problem: Problem, evidence: Evidence, point: Point) -> Array:
-    """Whether nothing is left of any part of the state, in samples of which there was something."""
+    """Whether nothing is left of any part of the state, in samples of which there was
+    something.
+    """
     space = problem.space
     state = problem.tolerance.parts(space, point.value)
     pairs = list(zip(state, evidence.largest, strict=True))
@@ -159,11 +169,20 @@ def _plain(problem: Problem, old: Point, step: Step) -> Array:
     return problem.space.xp.where(known, step.inflation * length, length)
 
 
-def _noted(problem: Problem, evidence: Evidence, point: Point, sizes: Sizes) -> Evidence:
+def _noted(
+    problem: Problem, evidence: Evidence, point: Point, sizes: Sizes
+) -> Evidence:
     """The evidence with what the step itself tells."""
-    space, xp, moved, changed = problem.space, problem.space.xp, sizes.moved, sizes.changed
+    space, xp, moved, changed = (
+        problem.space,
+        problem.space.xp,
+        sizes.moved,
+        sizes.changed,
+    )
     ratio = moved / xp.where(changed > 0.0, changed, space.one)
-    ratio = xp.where(changed > 0.0, ratio, xp.where(moved > 0.0, space.infinity, space.zero))
+    ratio = xp.where(
+        changed > 0.0, ratio, xp.where(moved > 0.0, space.infinity, space.zero)
+    )
     ratio = xp.where(xp.isnan(ratio), space.zero, ratio)
     amplification = space.backend.write(
         evidence.amplification, (..., evidence.count % _WINDOW), ratio
@@ -176,9 +195,12 @@ def _noted(problem: Problem, evidence: Evidence, point: Point, sizes: Sizes) -> 
         pairs = zip(scale, sizes.residual, strict=True)
         scale = tuple([xp.where(old > 0.0, old, new) for old, new in pairs])
     return evidence._replace(
-        highest=highest, scale=scale, largest=largest, amplification=amplification,
+        highest=highest,
+        scale=scale,
+        largest=largest,
+        amplification=amplification,
         count=evidence.count + 1,
-    )  # fmt: skip
+    )
 
 
 def _larger(xp: Any, new: Sequence[Array], old: Sequence[Array]) -> tuple[Array, ...]:
@@ -186,7 +208,9 @@ def _larger(xp: Any, new: Sequence[Array], old: Sequence[Array]) -> tuple[Array,
     return tuple([xp.where(a > b, a, b) for a, b in zip(new, old, strict=True)])
 
 
-def _error(problem: Problem, evidence: Evidence, step: Step, m: Array) -> tuple[Array, Array]:
+def _error(
+    problem: Problem, evidence: Evidence, step: Step, m: Array
+) -> tuple[Array, Array]:
     """The estimate of the error, and the one that has to be within tolerance."""
     xp, space = problem.space.xp, problem.space
     if step.is_direct:
@@ -204,24 +228,37 @@ def _error(problem: Problem, evidence: Evidence, step: Step, m: Array) -> tuple[
     return xp.where(known, given, error), xp.where(known, given, guarded)
 
 
-def _passes(problem: Problem, evidence: Evidence, step: Step, sizes: Sizes, error: Array) -> Array:
+def _passes(
+    problem: Problem, evidence: Evidence, step: Step, sizes: Sizes, error: Array
+) -> Array:
     """Whether every part of the state is within tolerance, or has become zero."""
-    space, tolerance, xp, m = problem.space, problem.tolerance, problem.space.xp, sizes.length
+    space, tolerance, xp, m = (
+        problem.space,
+        problem.tolerance,
+        problem.space.xp,
+        sizes.length,
+    )
     fell = step.point.residual_norm <= _FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
     factor = error / xp.where(m > 0.0, m, space.one)
     masks = []
-    for share, size, most in zip(sizes.shares, sizes.state, evidence.largest, strict=True):
+    for share, size, most in zip(
+        sizes.shares, sizes.state, evidence.largest, strict=True
+    ):
         left = space.spread(factor, share) * share
         masks.append((left <= tolerance.bound(size)) | (size + left <= _ZERO * most))
     return fell & space.every(masks)
 
 
 def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Array:
-    """Whether the residual is within tolerance, and fell or is below the absolute one."""
+    """Whether the residual is within tolerance, and fell or is below the absolute
+    one.
+    """
     space, tolerance, norm = problem.space, problem.tolerance, point.residual_norm
     bounds = tolerance.bounds(problem.residual_scale(point, evidence.scale))
     sizes = tolerance.parts(space, point.tested)
     fell = (norm <= _FALL * evidence.first) | (norm <= tolerance.atol)
-    return fell & space.every([size <= b for size, b in zip(sizes, bounds, strict=True)])
+    return fell & space.every(
+        [size <= b for size, b in zip(sizes, bounds, strict=True)]
+    )

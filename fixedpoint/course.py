@@ -47,7 +47,8 @@ class Course:
     budget : Budget
         What it may spend.
     callback : callable or None
-        Called after each step with the step, the value and the residual norms; true ends it.
+        Called after each step with the step, the value and the residual norms; true
+        ends it.
     record : bool
         Whether to keep the trace.
     compact : bool
@@ -55,8 +56,8 @@ class Course:
     state : Memory or None
         What a solver remembers of an earlier call; it goes first.
     told : dict or None
-        Where steps may be made twice, what was found after each: the callback hears of it once, and
-        the second time ends where the first did.
+        Where steps may be made twice, what was found after each: the callback hears of
+        it once, and the second time ends where the first did.
     """
 
     max_steps: int
@@ -82,11 +83,18 @@ class Course:
         """When time is up, if it ever is."""
         seconds = self.budget.seconds
         if self.is_watched and backend.is_traced(start):
-            raise TypeError("inside a trace there is no clock and no callback: use max_steps")
+            raise TypeError(
+                "inside a trace there is no clock and no callback: use max_steps"
+            )
         return None if seconds is None else time.monotonic() + seconds
 
     def ends(
-        self, deadline: float | None, step: Any, value: Vec, norm: Array, evaluations: Any
+        self,
+        deadline: float | None,
+        step: Any,
+        value: Vec,
+        norm: Array,
+        evaluations: Any,
     ) -> Iterator[tuple[Any, Status]]:
         """Whether to end after a step, for each reason to."""
         found = self._ends(deadline, step, value, norm, evaluations)
@@ -97,7 +105,12 @@ class Course:
         return iter(self.told[step])
 
     def _ends(
-        self, deadline: float | None, step: Any, value: Vec, norm: Array, evaluations: Any
+        self,
+        deadline: float | None,
+        step: Any,
+        value: Vec,
+        norm: Array,
+        evaluations: Any,
     ) -> Iterator[tuple[Any, Status]]:
         if self.callback is not None and self.callback(step, value, norm):
             yield True, Status.STOPPED

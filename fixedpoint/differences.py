@@ -15,31 +15,37 @@ from fixedpoint.space import Space
 if TYPE_CHECKING:
     from fixedpoint.problem import Point, Problem
 
-# How far the product of a compressed Jacobian with a vector may be from its difference quotient.
+# How far the product of a compressed Jacobian with a vector may be from its difference
+# quotient.
 _AGREEMENT = 1e-3
 
-# A change that is less than so many rounding errors tells too little of a derivative: the function
-# is flat there. The step then becomes this part of the entry, and grows by a factor if need be.
+# A change that is less than so many rounding errors tells too little of a derivative:
+# the function is flat there. The step then becomes this part of the entry, and grows by
+# a factor if need be.
 _FELT, _PART, _GROWTH, _GROWTHS = 2.0**10, 2.0**-4, 2.0**13, 4
 
 # A change over half of a step that is this far from half of the change is not linear.
 _BENT = 0.1
 
-# Binary digits by which quantities may differ without being taken to be in different units.
+# Binary digits by which quantities may differ without being taken to be in different
+# units.
 UNITS = 20.0
 
 # A step from zero should be less than the part of what would account for the residual.
 _COARSE = 2.0**10
 
 
-def difference_product(problem: Problem, point: Point, further: list[int]) -> Callable[[Vec], Vec]:
+def difference_product(
+    problem: Problem, point: Point, further: list[int]
+) -> Callable[[Vec], Vec]:
     """The products v ↦ (g(z + hv) − g(z))/h, one evaluation each.
 
-    The step h‖v‖ is ε^(1/2) times ‖z‖, for maps no less than ‖g‖, or where that is zero times 1:
-    it goes with the length of the whole state, and not with the typical size of an entry nor, for
-    roots, with ‖g‖, for g is often a sum of large terms that cancel (a discrete Laplacian), whose
-    rounding errors a shorter step would drown in. Where g does not feel it, it grows, at the cost
-    of evaluations that are added to `further`.
+    The step h‖v‖ is ε^(1/2) times ‖z‖, for maps no less than ‖g‖, or where that is zero
+    times 1: it goes with the length of the whole state, and not with the typical size
+    of an entry nor, for roots, with ‖g‖, for g is often a sum of large terms that
+    cancel (a discrete Laplacian), whose rounding errors a shorter step would drown in.
+    Where g does not feel it, it grows, at the cost of evaluations that are added to
+    `further`.
     """
     space, xp = problem.space, problem.space.xp
     size = problem.length_of_state(point)
@@ -77,19 +83,21 @@ def difference_jacobian(
 ) -> Matrix:
     """The Jacobian of the increment by forward differences.
 
-    The step in each entry is ε^(1/2) times its size, which counts as at least a thousandth of the
-    largest of those in comparable units, by the `sizes` that entries have had: one that happens to
-    vanish must not be moved by less than g can feel. Of an entry that has been zero until now
-    nothing is known. If no equation feels a step above its rounding errors, the step grows; if an
-    entry is not known and its step turns out to be large beside what would account for the
-    residual, it shrinks. The first time one evaluation makes a column. If the entries that are
-    exactly zero let columns share an evaluation, they do so from then on, and one more evaluation
-    checks the product with a random vector: where the pattern has grown all columns are made anew.
+    The step in each entry is ε^(1/2) times its size, which counts as at least a
+    thousandth of the largest of those in comparable units, by the `sizes` that entries
+    have had: one that happens to vanish must not be moved by less than g can feel. Of
+    an entry that has been zero until now nothing is known. If no equation feels a step
+    above its rounding errors, the step grows; if an entry is not known and its step
+    turns out to be large beside what would account for the residual, it shrinks. The
+    first time one evaluation makes a column. If the entries that are exactly zero let
+    columns share an evaluation, they do so from then on, and one more evaluation checks
+    the product with a random vector: where the pattern has grown all columns are made
+    anew.
 
     References
     ----------
-    Curtis, Powell and Reid, "On the estimation of sparse Jacobian matrices", IMA J. Appl. Math.
-    13, 1974.
+    Curtis, Powell and Reid, "On the estimation of sparse Jacobian matrices", IMA J.
+    Appl. Math. 13, 1974.
     """
     quotients = _Quotients(problem, point, sizes)
     evaluations = 0
@@ -104,15 +112,20 @@ def difference_jacobian(
 
 
 def units_of(space: Space, sizes: Array) -> Array:
-    """Powers of two by which quantities of these sizes may be divided, to be comparable.
+    """Powers of two by which quantities of these sizes may be divided, to be
+    comparable.
 
-    Sizes that are less than a million apart are taken to be in the same unit, which is 1 for the
-    largest; zero, of which nothing is known, is as well.
+    Sizes that are less than a million apart are taken to be in the same unit, which is
+    1 for the largest; zero, of which nothing is known, is as well.
     """
     xp = space.xp
-    largest = xp.max(xp.where(sizes < xp.inf, sizes, xp.zeros_like(sizes)), axis=-1, keepdims=True)
+    largest = xp.max(
+        xp.where(sizes < xp.inf, sizes, xp.zeros_like(sizes)), axis=-1, keepdims=True
+    )
     known = (sizes > 0.0) & (sizes < xp.inf)
-    ratio = xp.where(known, sizes / xp.where(largest > 0.0, largest, space.one), space.one)
+    ratio = xp.where(
+        known, sizes / xp.where(largest > 0.0, largest, space.one), space.one
+    )
     return 2.0 ** (UNITS * xp.round(xp.log2(ratio) / UNITS))
 
 
@@ -122,8 +135,15 @@ class _Quotients:
     def __init__(self, problem: Problem, point: Point, sizes: Array) -> None:
         self.problem, self.space = problem, problem.space
         space, xp = self.space, self.space.xp
-        self.entries, self.origin = space.ravel(point.value), space.ravel(point.increment)
-        self.unknown, unit, size = sizes == 0.0, units_of(space, sizes), xp.abs(self.entries)
+        self.entries, self.origin = (
+            space.ravel(point.value),
+            space.ravel(point.increment),
+        )
+        self.unknown, unit, size = (
+            sizes == 0.0,
+            units_of(space, sizes),
+            xp.abs(self.entries),
+        )
         largest = xp.max(size / unit, axis=-1, keepdims=True)
         typical = unit * xp.where(largest > 0.0, largest, space.one)
         self.known = xp.where(self.unknown, typical, sizes)
@@ -169,9 +189,15 @@ class _Quotients:
         return matrix, evaluations
 
     def bent(self, changes: list[Array]) -> tuple[Array, int]:
-        """Whether g is not linear over a step that had to grow, and the evaluations it took."""
+        """Whether g is not linear over a step that had to grow, and the evaluations it
+        took.
+        """
         space, xp = self.space, self.space.xp
-        grown = np.asarray(space.backend.numpy(self.grown)).reshape(-1, space.real_size).any(0)
+        grown = (
+            np.asarray(space.backend.numpy(self.grown))
+            .reshape(-1, space.real_size)
+            .any(0)
+        )
         unit, bent = space.identity(space.real_size), xp.zeros_like(self.grown[..., 0])
         for j in np.nonzero(grown)[0].tolist():
             half = self.change(0.5 * unit[..., j, :])
@@ -181,16 +207,25 @@ class _Quotients:
         return bent, int(grown.sum())
 
     def factors(self, changes: Array, growth: float) -> Array:
-        """What each step has to be multiplied by; one that no equation feels, by `growth`."""
+        """What each step has to be multiplied by; one that no equation feels, by
+        `growth`.
+        """
         space, xp = self.space, self.space.xp
         size, origin = xp.abs(changes), xp.abs(self.origin)[..., :, None]
         known = (size > 0.0) & (size < xp.inf) & (origin > 0.0)
-        # How many of its steps would account for the residual, by the equation that says least.
-        account = xp.where(known, origin / xp.where(known, size, space.one), space.infinity)
+        # How many of its steps would account for the residual, by the equation that
+        # says least.
+        account = xp.where(
+            known, origin / xp.where(known, size, space.one), space.infinity
+        )
         fewest = xp.min(account, axis=-2)
         # An equation that is satisfied tells of no unit, but may feel the step.
         silent = ~xp.any((size > 0.0) & (origin == 0.0), axis=-2)
-        deaf = silent & (fewest > 1.0 / (_FELT * space.rounding)) & xp.any(origin > 0.0, axis=-2)
+        deaf = (
+            silent
+            & (fewest > 1.0 / (_FELT * space.rounding))
+            & xp.any(origin > 0.0, axis=-2)
+        )
         coarse = self.unknown & (fewest < _COARSE)
         shrunk = space.rounding**0.5 * xp.where(coarse, fewest, space.one)
         return xp.where(deaf, growth * space.one, xp.where(coarse, shrunk, space.one))
@@ -202,7 +237,8 @@ class _Quotients:
         for row, group in zip(members, sparsity.groups, strict=True):
             row[group] = 1.0
         changes = [
-            self.change(xp.asarray(row, dtype=space.dtype) + 0.0 * self.entries) for row in members
+            self.change(xp.asarray(row, dtype=space.dtype) + 0.0 * self.entries)
+            for row in members
         ]
         group_of = xp.asarray(members.argmax(axis=0))
         spread = xp.take(xp.stack(changes, axis=-1), group_of, axis=-1)
@@ -217,6 +253,7 @@ class _Quotients:
         moves = (self.steps * direction)[..., None]
         change = self.change(direction)
         wrong = xp.abs(change - xp.matmul(matrix, moves)[..., 0])
-        # Row by row: the equations may differ in scale. What is not finite tells nothing.
+        # Row by row: the equations may differ in scale. What is not finite tells
+        # nothing.
         size = xp.abs(change) + xp.matmul(xp.abs(matrix), xp.abs(moves))[..., 0]
         return bool(xp.all((wrong <= _AGREEMENT * size) | ~xp.isfinite(wrong)))

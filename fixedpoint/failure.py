@@ -21,10 +21,12 @@ def check_policy(name: str, policy: str) -> None:
 def apply_policy(
     policy: str, what: str, space: Space, value: Vec, solution: Solution, depth: int = 4
 ) -> Vec:
-    """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so asked.
+    """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so
+    asked.
 
-    Where the values are symbols of a trace nothing can be raised, and "raise" fills the samples
-    that failed with NaN. A warning points to the call that is `depth` frames away.
+    Where the values are symbols of a trace nothing can be raised, and "raise" fills the
+    samples that failed with NaN. A warning points to the call that is `depth` frames
+    away.
     """
     if policy == "return":
         return value

@@ -24,17 +24,19 @@ def implicit_vjp(
     batch_ndim: int = 0,
     adjoint: LinearAdjoint | None = None,
 ) -> tuple[Any, ...]:
-    """Pull a cotangent of the solution back to the arguments, without automatic differentiation.
+    """Pull a cotangent of the solution back to the arguments, without automatic
+    differentiation.
 
-    At z* = f(z*, \\*args), the cotangent v of z* gives that of each argument θ as (∂f/∂θ)ᵀu, where
-    (I − Jᵀ)u = v. At a root F(z*, \\*args) = 0 it is −(∂F/∂θ)ᵀu, where F′ᵀu = v.
+    At z* = f(z*, \\*args), the cotangent v of z* gives that of each argument θ as
+    (∂f/∂θ)ᵀu, where (I − Jᵀ)u = v. At a root F(z*, \\*args) = 0 it is −(∂F/∂θ)ᵀu, where
+    F′ᵀu = v.
 
     Parameters
     ----------
     vjp : callable
-        ``vjp(z, *args)`` returns the pullback of f, or F, there: it takes a container w like z to
-        the tuple ((∂f/∂z)ᵀw, (∂f/∂θ₁)ᵀw, …), an entry for z and one for each of `args`. It is
-        called once, its pullback once for each product.
+        ``vjp(z, *args)`` returns the pullback of f, or F, there: it takes a container w
+        like z to the tuple ((∂f/∂z)ᵀw, (∂f/∂θ₁)ᵀw, …), an entry for z and one for each
+        of `args`. It is called once, its pullback once for each product.
     value : array or container of arrays
         The solution z*.
     cotangent : array or container of arrays
@@ -46,8 +48,8 @@ def implicit_vjp(
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf of z index independent problems.
     adjoint : LinearAdjoint, optional
-        How to solve for u, by default :class:`ImplicitAdjoint`. Its tolerance is by default
-        max(1e-6, 10·eps).
+        How to solve for u, by default :class:`ImplicitAdjoint`. Its tolerance is by
+        default max(1e-6, 10·eps).
 
     Returns
     -------
@@ -82,7 +84,9 @@ def implicit_vjp(
     right = _leaves(space, backend, structure, cotangent, "cotangent")
     u = _solved(adjoint, space, product, right, is_root, transposed=True)
     pulled = pullback(structure.rebuild(u))[1:]
-    return tuple(_negative(backend, part) for part in pulled) if is_root else tuple(pulled)
+    return (
+        tuple(_negative(backend, part) for part in pulled) if is_root else tuple(pulled)
+    )
 
 
 def implicit_jvp(
@@ -95,15 +99,17 @@ def implicit_jvp(
     batch_ndim: int = 0,
     adjoint: LinearAdjoint | None = None,
 ) -> Any:
-    """Push tangents of the arguments forward to the solution, without automatic differentiation.
+    """Push tangents of the arguments forward to the solution, without automatic
+    differentiation.
 
-    At z* = f(z*, \\*args) the tangent of z* is (I − J)⁻¹ (∂f/∂θ) dθ, at a root −F′⁻¹ (∂F/∂θ) dθ.
+    At z* = f(z*, \\*args) the tangent of z* is (I − J)⁻¹ (∂f/∂θ) dθ, at a root −F′⁻¹
+    (∂F/∂θ) dθ.
 
     Parameters
     ----------
     jvp : callable
-        ``jvp(z, *args)`` returns the derivative of f, or F, there: a function that takes a tangent
-        of z, and one of each of `args`, to that of f.
+        ``jvp(z, *args)`` returns the derivative of f, or F, there: a function that
+        takes a tangent of z, and one of each of `args`, to that of f.
     value : array or container of arrays
         The solution z*.
     tangents : tuple
@@ -142,7 +148,9 @@ def implicit_jvp(
         image = pushed(structure.rebuild(u), *still)
         return _leaves(space, backend, structure, image, "jvp")
 
-    right = _leaves(space, backend, structure, pushed(_zeros(backend, value), *tangents), "jvp")
+    right = _leaves(
+        space, backend, structure, pushed(_zeros(backend, value), *tangents), "jvp"
+    )
     u = _solved(adjoint, space, product, right, is_root, transposed=False)
     tangent = structure.rebuild(u)
     return _negative(backend, tangent) if is_root else tangent
@@ -157,7 +165,9 @@ def _space(value: Any, batch_ndim: int) -> tuple[Space, Backend, Any]:
     return Space.of(backend, arrays, batch_ndim), backend, structure
 
 
-def _leaves(space: Space, backend: Backend, structure: Any, container: Any, name: str) -> Vec:
+def _leaves(
+    space: Space, backend: Backend, structure: Any, container: Any, name: str
+) -> Vec:
     """The leaves of a container that must be like the solution."""
     leaves, found = backend.flatten(container)
     arrays = tuple(backend.leaf(leaf) for leaf in leaves)
@@ -165,22 +175,35 @@ def _leaves(space: Space, backend: Backend, structure: Any, container: Any, name
     shapes = [tuple(leaf.shape) for leaf in arrays]
     if found != structure or shapes != expected:
         raise ValueError(
-            f"{name} must give a container like value, with leaves of the shapes {expected}, "
+            f"{name} must give a container like value, with leaves of the shapes "
+            f"{expected}, "
             f"got {shapes}"
         )
     return arrays
 
 
 def _solved(
-    adjoint: LinearAdjoint | None, space: Space, product: Product, right: Vec, is_root: bool,
-    *, transposed: bool,
-) -> Vec:  # fmt: skip
-    """The solution of (I − A)u = v, or for roots of Au = v, the product with A given."""
+    adjoint: LinearAdjoint | None,
+    space: Space,
+    product: Product,
+    right: Vec,
+    is_root: bool,
+    *,
+    transposed: bool,
+) -> Vec:
+    """The solution of (I − A)u = v, or for roots of Au = v, the product with A
+    given.
+    """
     if adjoint is not None and not isinstance(adjoint, LinearAdjoint):
         raise TypeError(f"adjoint must solve a linear system, got {adjoint!r}")
     opposite = lambda u: space.negative(product(u))  # noqa: E731
     system = AdjointSystem(
-        space, opposite if is_root else product, right, space.default_rtol, is_root, transposed
+        space,
+        opposite if is_root else product,
+        right,
+        space.default_rtol,
+        is_root,
+        transposed,
     )
     return (adjoint or _IMPLICIT).solved(system)[0]
 

@@ -32,13 +32,15 @@ _DIVERGENCE = 1e10
 _RUNNING = int(Status.RUNNING)  # array-API namespaces compare with plain integers alone
 _ENDS = (Status.STOPPED, Status.OUT_OF_BUDGET)  # no other solver is tried after these
 
-# A method that follows the map may be so many times as long without a smallest residual.
+# A method that follows the map may be so many times as long without a smallest
+# residual.
 _PATIENCE = 5
 
 # After so many steps without a smaller residual it is asked whether that is but noise.
 _SUSPICIOUS = (3, 12, 48)
 
-# The rounding errors of a residual are not looked for above this share of the largest one.
+# The rounding errors of a residual are not looked for above this share of the largest
+# one.
 _FALLEN = 1e-3
 
 
@@ -48,7 +50,8 @@ class Best(NamedTuple):
     Attributes
     ----------
     value : Vec
-        The iterate that satisfied the test, or the one of the smallest residual, or the last.
+        The iterate that satisfied the test, or the one of the smallest residual, or the
+        last.
     residual_norm, error : array
         Its residual norm, and the estimate of its error.
     method : array of int
@@ -73,7 +76,8 @@ class Carry(NamedTuple):
     status, steps, improved : array of int of the batch's shape
         How each sample stands, when it stopped, and when its residual last fell.
     lowest, reference : array of the batch's shape
-        The smallest residual norms of the steps that are watched now, and of those before.
+        The smallest residual norms of the steps that are watched now, and of those
+        before.
     precise : array of bool of the batch's shape
         Whether the sample ended because its arithmetic cannot do better.
     evidence : Evidence
@@ -83,7 +87,8 @@ class Carry(NamedTuple):
     running : bool
         Whether any does.
     step, smooth : int
-        Turns so far, and the last one after which every sample stood at its best iterate.
+        Turns so far, and the last one after which every sample stood at its best
+        iterate.
     work : Work
         Evaluations so far.
     trace : Trace or None
@@ -126,11 +131,11 @@ class Iteration(NamedTuple):
 def iterate(solver: Solver, problem: Problem, start: Vec, course: Course) -> Iteration:
     """Run `solver` from `start` until every sample has a status.
 
-    A sample stops as soon as it meets the tolerance; it then keeps its iterate, whatever its
-    neighbours do. What is returned is the iterate that satisfied the test, or else the one of
-    the smallest residual, unless the solver wants the last. The solvers of a fallback run one after
-    the other on the samples that have not converged, each from the start, and share the steps that
-    are left in equal parts.
+    A sample stops as soon as it meets the tolerance; it then keeps its iterate,
+    whatever its neighbours do. What is returned is the iterate that satisfied the test,
+    or else the one of the smallest residual, unless the solver wants the last. The
+    solvers of a fallback run one after the other on the samples that have not
+    converged, each from the start, and share the steps that are left in equal parts.
     """
     space = problem.space
     deadline = course.deadline(start, space.backend)
@@ -141,15 +146,25 @@ def iterate(solver: Solver, problem: Problem, start: Vec, course: Course) -> Ite
         for index, method in enumerate(sequence):
             if index and _final(space, carry, first):
                 break
-            stop = carry.step + -((carry.step - course.max_steps) // (len(sequence) - index))
+            stop = carry.step + -(
+                (carry.step - course.max_steps) // (len(sequence) - index)
+            )
             loop = _Loop(method, index, problem, course, first, stop, deadline)
             carry = _reopened(problem, carry, first) if index else carry
             carry = loop.turns(loop.begun(carry, index == 0))
     best, memory = carry.best, Memory(loop.solver, carry.state)
     return Iteration(
-        _owned(best.value, start), best.residual_norm, best.error, best.method, carry.status,
-        carry.precise, carry.steps, carry.work, carry.trace, memory,
-    )  # fmt: skip
+        value=_owned(best.value, start),
+        residual_norm=best.residual_norm,
+        error=best.error,
+        method=best.method,
+        status=carry.status,
+        precise=carry.precise,
+        steps=carry.steps,
+        work=carry.work,
+        trace=carry.trace,
+        state=memory,
+    )
 
 
 def _sequence(solver: Solver, state: Memory | None) -> tuple[Solver, ...]:
@@ -157,18 +172,27 @@ def _sequence(solver: Solver, state: Memory | None) -> tuple[Solver, ...]:
     if state is None:
         return solver.sequence
     if state.solver not in solver.sequence:
-        raise ValueError(f"state was left by {state.solver}, which is not the solver now: {solver}")
-    return (state.solver, *(other for other in solver.sequence if other != state.solver))
+        raise ValueError(
+            f"state was left by {state.solver}, which is not the solver now: {solver}"
+        )
+    return (
+        state.solver,
+        *(other for other in solver.sequence if other != state.solver),
+    )
 
 
 def _owned(value: Vec, start: Vec) -> Vec:
-    """A copy of `value` where it is the caller's own array: the iteration ended where it began."""
+    """A copy of `value` where it is the caller's own array: the iteration ended where
+    it began.
+    """
     leaves = zip(value, start, strict=True)
     return tuple(1.0 * leaf if leaf is first else leaf for leaf, first in leaves)
 
 
 def _open(problem: Problem, first: Point, course: Course) -> Carry:
-    """The loop before its first turn: samples that need none, or cannot begin, have a status."""
+    """The loop before its first turn: samples that need none, or cannot begin, have a
+    status.
+    """
     space, xp = problem.space, problem.space.xp
     done = judge_start(problem, first)
     zero = xp.zeros_like(done, dtype=xp.int32)
@@ -180,10 +204,23 @@ def _open(problem: Problem, first: Point, course: Course) -> Carry:
     best = Best(first.value, first.residual_norm, error, zero)
     infinite = space.full(float("inf"))
     carry = Carry(
-        first, (), best, status, zero, zero, infinite, infinite,
-        done & (first.residual_norm > 0.0), opened(problem, first), None, True, 0, 0, Work(f=1),
-        None,
-    )  # fmt: skip
+        point=first,
+        state=(),
+        best=best,
+        status=status,
+        steps=zero,
+        improved=zero,
+        lowest=infinite,
+        reference=infinite,
+        precise=done & (first.residual_norm > 0.0),
+        evidence=opened(problem, first),
+        active=None,
+        running=True,
+        step=0,
+        smooth=0,
+        work=Work(f=1),
+        trace=None,
+    )
     if course.record:
         blank = [space.full(float("nan"), (course.max_steps + 1,)) for _ in range(2)]
         carry = _recorded(space, carry._replace(trace=Trace(*blank)))
@@ -192,7 +229,9 @@ def _open(problem: Problem, first: Point, course: Course) -> Carry:
 
 def _failed(space: Space, carry: Carry, first: Point) -> Array:
     """The samples that another solver may yet solve."""
-    failed = (carry.status != int(Status.CONVERGED)) & (first.residual_norm < space.xp.inf)
+    failed = (carry.status != int(Status.CONVERGED)) & (
+        first.residual_norm < space.xp.inf
+    )
     for end in _ENDS:
         failed = failed & (carry.status != int(end))
     return failed
@@ -205,11 +244,16 @@ def _final(space: Space, carry: Carry, first: Point) -> bool:
 
 def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
     """Send the samples that failed back to the start."""
-    space, xp, again = problem.space, problem.space.xp, _failed(problem.space, carry, first)
+    space, xp, again = (
+        problem.space,
+        problem.space.xp,
+        _failed(problem.space, carry, first),
+    )
     status = xp.where(again, xp.zeros_like(carry.status), carry.status)
     now = xp.zeros_like(carry.improved) + carry.step
     infinite = xp.zeros_like(carry.lowest) + float("inf")
-    # The best iterate is another solver's: no turn is smooth until a better one is found.
+    # The best iterate is another solver's: no turn is smooth until a better one is
+    # found.
     return _sifted(
         space,
         carry._replace(
@@ -228,8 +272,8 @@ def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
 class _Loop:
     """One solver's turns.
 
-    ``index`` is its place in the sequence, ``first`` where it starts, and ``stop`` the step that it
-    must not pass.
+    ``index`` is its place in the sequence, ``first`` where it starts, and ``stop`` the
+    step that it must not pass.
     """
 
     solver: Solver
@@ -266,7 +310,9 @@ class _Loop:
     def turn(self, carry: Carry) -> Carry:
         """One step, and what became of each sample by it."""
         space = self.problem.space
-        step = self.solver.step(space, self.problem, carry.point, carry.state, carry.active)
+        step = self.solver.step(
+            space, self.problem, carry.point, carry.state, carry.active
+        )
         verdict = judge(self.problem, carry.evidence, carry.point, step)
         carry = carry._replace(evidence=verdict.evidence)
         if self.smooth(carry, step, verdict):
@@ -276,19 +322,26 @@ class _Loop:
         return carry if self.course.is_plain else self.watched(_recorded(space, carry))
 
     def smooth(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
-        """Whether it is known that every sample has a new best iterate, and none is done."""
+        """Whether it is known that every sample has a new best iterate, and none is
+        done.
+        """
         if carry.active is not None or step.failure is not None:
             return False
-        if carry.smooth != carry.step:  # what is best so far is not where the step came from
+        # What is best so far is not where the step came from.
+        if carry.smooth != carry.step:
             return False
         backend, new = self.problem.space.backend, step.point
-        fell = step.fell or backend.known_all(new.residual_norm < carry.point.residual_norm)
+        fell = step.fell or backend.known_all(
+            new.residual_norm < carry.point.residual_norm
+        )
         return fell and backend.known_none(verdict.satisfied | verdict.hidden)
 
     def improved(self, carry: Carry, step: Step, error: Array) -> Carry:
         """Every sample has a new best iterate."""
         point, now = step.point, carry.step + 1
-        method = carry.best.method if self.index == 0 else carry.best.method * 0 + self.index
+        method = (
+            carry.best.method if self.index == 0 else carry.best.method * 0 + self.index
+        )
         return carry._replace(
             point=point,
             state=step.state,
@@ -303,7 +356,10 @@ class _Loop:
         """Renew each active sample's best iterate and status."""
         space, old, point = self.problem.space, carry.point, step.point
         carry = carry._replace(
-            point=point, state=step.state, step=carry.step + 1, work=carry.work.plus(step.work)
+            point=point,
+            state=step.state,
+            step=carry.step + 1,
+            work=carry.work.plus(step.work),
         )
         xp, active, norm = space.xp, carry.active, point.residual_norm
         converged = verdict.satisfied
@@ -350,8 +406,9 @@ class _Loop:
     def _watched_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
         """The samples whose residual has long stopped falling.
 
-        That of a contraction may rise at first, in another norm than its own. So a method that
-        follows the map has stalled only when no residual is below the last of the window before.
+        That of a contraction may rise at first, in another norm than its own. So a
+        method that follows the map has stalled only when no residual is below the last
+        of the window before.
         """
         xp, patience = self.problem.space.xp, self.solver.patience(self.problem.space)
         age = carry.step - carry.improved
@@ -370,7 +427,9 @@ class _Loop:
     def _precise(
         self, carry: Carry, verdict: Verdict, stalled: Array, failure: Array | None
     ) -> tuple[Carry, Array]:
-        """The samples whose residual is nothing but rounding, among those that do not improve."""
+        """The samples whose residual is nothing but rounding, among those that do not
+        improve.
+        """
         space, evidence = self.problem.space, carry.evidence
         if self.problem.tolerance.is_zero:
             return carry, space.xp.zeros_like(verdict.satisfied)
@@ -381,20 +440,30 @@ class _Loop:
         small = self.problem.is_small(carry.point, evidence.sizes[..., 0], _FALLEN)
         open_ = ~(verdict.satisfied | verdict.hidden)
         stuck = _live(stuck & open_ & (fallen | small), carry.active)
-        return self._asked(carry, stuck, lambda: at_rounding(self.problem, carry.point, self.first))
+        return self._asked(
+            carry, stuck, lambda: at_rounding(self.problem, carry.point, self.first)
+        )
 
     def _collapsed(self, carry: Carry, converged: Array) -> tuple[Carry, Array]:
-        """The samples that became zero where that is no answer; see :func:`irregular_at_zero`."""
+        """The samples that became zero where that is no answer; see
+        :func:`irregular_at_zero`.
+        """
         if self.solver.is_plain:
             return carry, self.problem.space.xp.zeros_like(converged)
-        vanished = converged & vanished_states(self.problem, carry.evidence, carry.point)
+        vanished = converged & vanished_states(
+            self.problem, carry.evidence, carry.point
+        )
         highest, start = carry.evidence.highest, self.first.value
-        return self._asked(carry, vanished, lambda: irregular_at_zero(self.problem, start, highest))
+        return self._asked(
+            carry, vanished, lambda: irregular_at_zero(self.problem, start, highest)
+        )
 
     def _asked(
         self, carry: Carry, mask: Array, question: Callable[[], tuple[Array, Any]]
     ) -> tuple[Carry, Array]:
-        """The samples of `mask` of which the answer holds, evaluated only if there are any."""
+        """The samples of `mask` of which the answer holds, evaluated only if there are
+        any.
+        """
         backend, xp = self.problem.space.backend, self.problem.space.xp
         integer = getattr(carry.work.f, "dtype", xp.int32)
         nothing = xp.zeros_like(mask), xp.zeros_like(mask, dtype=integer)
@@ -411,7 +480,9 @@ class _Loop:
         return carry._replace(work=carry.work.plus(work)), found[0]
 
     def _renewed(self, best: Best, better: Array, point: Point, error: Array) -> Best:
-        """The best iterates, copied only where some samples are better and others are not."""
+        """The best iterates, copied only where some samples are better and others are
+        not.
+        """
         space = self.problem.space
         where, mark = space.xp.where, best.method * 0 + self.index
         if space.backend.known_none(better):
@@ -431,7 +502,9 @@ class _Loop:
         return _sifted(self.problem.space, carry._replace(status=status, steps=steps))
 
     def watched(self, carry: Carry) -> Carry:
-        """Heed the callback and the budget, and let finished samples leave the batch."""
+        """Heed the callback and the budget, and let finished samples leave the
+        batch.
+        """
         course, point = self.course, carry.point
         evaluations = sum(carry.work)
         for over, reason in course.ends(
@@ -448,21 +521,31 @@ class _Loop:
         return self.settle(carry, _mark(xp, carry.status, running & over, status))
 
     def _compacted(self, carry: Carry) -> Carry:
-        """Run the samples that are left by themselves, once half of the batch has stopped."""
+        """Run the samples that are left by themselves, once half of the batch has
+        stopped.
+        """
         space, xp = self.problem.space, self.problem.space.xp
         remaining = xp.reshape(carry.status == _RUNNING, (carry.status.shape[0], -1))
         rows = xp.nonzero(xp.any(remaining, axis=-1))[0]
         if 2 * rows.shape[0] > remaining.shape[0]:
             return carry
-        few = replace(self, problem=self.problem.take(rows), first=_taken(space, self.first, rows))
+        few = replace(
+            self, problem=self.problem.take(rows), first=_taken(space, self.first, rows)
+        )
         end = few.turns(_sifted(few.problem.space, _taken(space, carry, rows)))
         return _sifted(space, _put(space, carry, rows, end))
 
 
 def _check_same(kept: Any, fresh: Any) -> None:
-    """Raise unless an earlier call's memory has the shapes that this one's would have."""
+    """Raise unless an earlier call's memory has the shapes that this one's would
+    have.
+    """
     shapes = [
-        [tuple(leaf.shape) for leaf in tree.flatten(memory)[0] if getattr(leaf, "ndim", 0)]
+        [
+            tuple(leaf.shape)
+            for leaf in tree.flatten(memory)[0]
+            if getattr(leaf, "ndim", 0)
+        ]
         for memory in (kept, fresh)
     ]
     if type(kept) is not type(fresh) or shapes[0][: len(shapes[1])] != shapes[1]:
@@ -487,7 +570,9 @@ def _recorded(space: Space, carry: Carry) -> Carry:
     write, index = space.backend.write, (..., carry.step)
     norms = write(carry.trace.residual_norm, index, carry.point.residual_norm)
     work = space.full(0.0) + sum(carry.work)
-    return carry._replace(trace=Trace(norms, write(carry.trace.evaluations, index, work)))
+    return carry._replace(
+        trace=Trace(norms, write(carry.trace.evaluations, index, work))
+    )
 
 
 def _sifted(space: Space, carry: Carry) -> Carry:
@@ -503,7 +588,10 @@ def _taken(space: Space, carry: Any, rows: Array) -> Any:
     leaves, structure = tree.flatten(carry)
     take = space.xp.take
     return structure.rebuild(
-        [take(leaf, rows, axis=0) if _is_batched(space, leaf) else leaf for leaf in leaves]
+        [
+            take(leaf, rows, axis=0) if _is_batched(space, leaf) else leaf
+            for leaf in leaves
+        ]
     )
 
 

@@ -21,7 +21,8 @@ _NUMBERS = "biufc"
 
 @dataclass(frozen=True, eq=False)
 class Sparsity:
-    """Where a Jacobian has entries, and columns that share no row, to be differenced together.
+    """Where a Jacobian has entries, and columns that share no row, to be differenced
+    together.
 
     Parameters
     ----------
@@ -36,11 +37,15 @@ class Sparsity:
 
     @classmethod
     def of(cls, pattern: Any) -> Sparsity:
-        """Put each column into the first group none of whose columns shares a row with it."""
+        """Put each column into the first group none of whose columns shares a row with
+        it.
+        """
         taken: list[Any] = []
         groups: list[list[int]] = []
         for j, rows in enumerate(pattern.T):
-            group = next((k for k, used in enumerate(taken) if not (used & rows).any()), None)
+            group = next(
+                (k for k, used in enumerate(taken) if not (used & rows).any()), None
+            )
             if group is None:
                 group = len(groups)
                 groups.append([])
@@ -62,9 +67,11 @@ class Matrix(NamedTuple):
     sparsity : Sparsity or None
         Its zeros, if that helps to make the next one.
     reliable : bool or array of bool
-        Whether it is a derivative: where a function is flat, difference quotients are secants.
+        Whether it is a derivative: where a function is flat, difference quotients are
+        secants.
     sizes : array of shape (batch, n), or None
-        The sizes of the entries of the state, as difference quotients found those of zeros.
+        The sizes of the entries of the state, as difference quotients found those of
+        zeros.
     """
 
     entries: Any
@@ -75,7 +82,9 @@ class Matrix(NamedTuple):
 
 
 def as_function(backend: Backend, given: Any) -> Any:
-    """A Jacobian as a function: a matrix is the same everywhere, and no derivative needs it."""
+    """A Jacobian as a function: a matrix is the same everywhere, and no derivative
+    needs it.
+    """
     if given is None or (callable(given) and not is_operator(given)):
         return given
     constant = backend.stop((given,))[0] if backend.is_array(given) else given
@@ -83,19 +92,25 @@ def as_function(backend: Backend, given: Any) -> Any:
 
 
 def matrix_of(space: Space, given: Any) -> Any:
-    """The real Jacobian of every sample: an array (batch, n, n), sparse, or a linear operator.
+    """The real Jacobian of every sample: an array (batch, n, n), sparse, or a linear
+    operator.
 
-    A complex matrix of a complex state becomes the real one of twice the order. Where a state has
-    several axes, its Jacobian may have them twice.
+    A complex matrix of a complex state becomes the real one of twice the order. Where a
+    state has several axes, its Jacobian may have them twice.
 
     Raises
     ------
     ValueError, TypeError
-        If it is none of these, or has not as many rows and columns as there are unknowns.
+        If it is none of these, or has not as many rows and columns as there are
+        unknowns.
     """
     if is_sparse(given) or is_operator(given):
         _check_order(space, given)
-        return _real_sparse(space, given) if is_sparse(given) else _real_operator(space, given)
+        return (
+            _real_sparse(space, given)
+            if is_sparse(given)
+            else _real_operator(space, given)
+        )
     array = given if _is_own(space, given) else _as_array(space, given)
     shape = tuple(array.shape)
     for order, expected in _accepted(space):
@@ -128,7 +143,9 @@ def brought(space: Space, array: Any) -> Array:
 
 
 def columns_of(space: Space, operator: Any) -> Any:
-    """The matrix of a linear operator; where it has too many columns, one that is not finite."""
+    """The matrix of a linear operator; where it has too many columns, one that is not
+    finite.
+    """
     order = operator.shape[-1]
     if order <= _COLUMNS:
         return brought(space, operator @ np.eye(order))
@@ -173,7 +190,8 @@ def _expected(space: Space) -> str:
     n, batch = space.size, space.batch_shape
     if batch:
         return f"the shape {(*batch, n, n)} or {(n, n)}, as an array"
-    return f"the shape {(n, n)}, as an array, a sparse matrix of SciPy's or a linear operator"
+    kinds = "an array, a sparse matrix of SciPy's or a linear operator"
+    return f"the shape {(n, n)}, as {kinds}"
 
 
 def _check_order(space: Space, given: Any) -> None:
@@ -181,7 +199,8 @@ def _check_order(space: Space, given: Any) -> None:
     shape, orders = tuple(given.shape), (space.size, space.real_size)
     if space.batch_shape or shape not in [(order, order) for order in orders]:
         raise ValueError(
-            f"jacobian must have {_expected(space)}, got a {type_name(given)} of the shape {shape}"
+            f"jacobian must have {_expected(space)}, got a {type_name(given)} of the "
+            f"shape {shape}"
         )
     _check_parts(space, given.dtype.kind == "c", shape[-1])
 
@@ -192,18 +211,23 @@ def _check_parts(space: Space, is_complex: bool, order: int) -> None:
         raise TypeError("jacobian must be real for a real state, got a complex matrix")
     if order != space.real_size and len(space.complex_leaves) > 1:
         raise ValueError(
-            "jacobian of a state with several leaves, complex ones among them, must be the real "
+            "jacobian of a state with several leaves, complex ones among them, must be "
+            "the real "
             f"matrix of order {space.real_size}, got the order {order}"
         )
 
 
 def _real_sparse(space: Space, given: Any) -> Any:
-    """A sparse matrix in double precision, which a complex one of a complex state has twice."""
+    """A sparse matrix in double precision, which a complex one of a complex state has
+    twice.
+    """
     from scipy.sparse import block_array, csr_array  # noqa: PLC0415  there, since the matrix is
 
     if given.shape[-1] == space.real_size:
         return csr_array(given.real, dtype=np.float64)
-    real, imaginary = (csr_array(part, dtype=np.float64) for part in (given.real, given.imag))
+    real, imaginary = (
+        csr_array(part, dtype=np.float64) for part in (given.real, given.imag)
+    )
     return block_array([[real, -imaginary], [imaginary, real]], format="csr")
 
 
@@ -223,14 +247,18 @@ def _real_operator(space: Space, given: Any) -> Any:
 
 
 def _real(space: Space, array: Array) -> Array:
-    """A complex matrix as the real one of twice the order: real parts before imaginary ones."""
+    """A complex matrix as the real one of twice the order: real parts before imaginary
+    ones.
+    """
     xp, order = space.xp, array.shape[-1]
     is_complex = bool(xp.isdtype(array.dtype, "complex floating"))
     _check_parts(space, is_complex, order)
     real = space.as_coefficient(xp.real(array) if is_complex else array)
     if order == space.real_size:
         return real
-    imaginary = space.as_coefficient(xp.imag(array)) if is_complex else xp.zeros_like(real)
+    imaginary = (
+        space.as_coefficient(xp.imag(array)) if is_complex else xp.zeros_like(real)
+    )
     upper = xp.concat([real, -imaginary], axis=-1)
     lower = xp.concat([imaginary, real], axis=-1)
     return xp.concat([upper, lower], axis=-2)

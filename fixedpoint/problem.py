@@ -1,4 +1,6 @@
-"""The problems that solvers solve: a residual at a point, its linearisation, and the test."""
+"""The problems that solvers solve: a residual at a point, its linearisation, and the
+test.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from fixedpoint.solution import Work
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance
 
-# The image of a state; and, where it differs from image − state, the residual that is tested.
+# The image of a state; and, where it differs from image − state, the residual that is
+# tested.
 Map = Callable[[Vec], tuple[Vec, Vec | None]]
 Product = Callable[[Vec], Vec]
 
@@ -39,7 +42,8 @@ class Point(NamedTuple):
     increment : Vec
         What solvers drive to zero: f(z) − z, or −F(z).
     residual : Vec or None
-        The residual that is tested, if it is another: that of a damped operator is undamped.
+        The residual that is tested, if it is another: that of a damped operator is
+        undamped.
     residual_norm : array
         The norm, per sample, of the residual that is tested.
     magnitude : array
@@ -99,7 +103,9 @@ class Linearisation(NamedTuple):
 
     def work(self, count: Any) -> Work:
         """What `count` products took, these being all."""
-        return Work(f=count * self.evaluations + self.further[0], jvp=count * self.products)
+        return Work(
+            f=count * self.evaluations + self.further[0], jvp=count * self.products
+        )
 
 
 def choose(space: Space, mask: Array, new: Point, old: Point) -> Point:
@@ -131,14 +137,16 @@ class Problem(ABC):
     jacobian : callable or None
         The user's Jacobian z ↦ f′(z), as ``matrix_of`` takes it.
     preconditioner : callable or None
-        Takes z to v ↦ Pv, P an approximate inverse of the derivative of the user's residual.
+        Takes z to v ↦ Pv, P an approximate inverse of the derivative of the user's
+        residual.
     project : callable or None
         What is applied to every trial point.
     restrict : callable or None
-        Takes indices of samples to those of the functions above that depend on the sample, for
-        these samples alone.
+        Takes indices of samples to those of the functions above that depend on the
+        sample, for these samples alone.
     factors : list
-        Where a linear solve keeps the factors of a sparse matrix, in case it comes again.
+        Where a linear solve keeps the factors of a sparse matrix, in case it comes
+        again.
     """
 
     space: Space
@@ -163,21 +171,29 @@ class Problem(ABC):
     def increments(
         self, value: Vec, image: Vec, residual: Vec | None
     ) -> tuple[Vec, Vec | None, Vec]:
-        """The increment, the residual if it is another, and what its rounding is relative to."""
+        """The increment, the residual if it is another, and what its rounding is
+        relative to.
+        """
 
     # What the test of convergence asks.
 
     def sizes(self, old: Point, point: Point, correction: Vec, moves: Any) -> Sizes:
-        """The sizes that matter at a point, with what a method proposes to add to it."""
+        """The sizes that matter at a point, with what a method proposes to add to
+        it.
+        """
         space, tolerance = self.space, self.tolerance
         lengths = [(correction, tolerance.kind)]
         if moves is None:
             lengths.append((space.subtract(point.value, old.value), "euclidean"))
-            lengths.append((space.subtract(point.increment, old.increment), "euclidean"))
+            lengths.append(
+                (space.subtract(point.increment, old.increment), "euclidean")
+            )
         parts, norms = self._parts((point.value, point.tested, correction), lengths)
         state, residual, shares = parts
         moved, changed = norms[1:] if moves is None else moves
-        return self.shared(point, Sizes(state, residual, shares, norms[0], moved, changed))
+        return self.shared(
+            point, Sizes(state, residual, shares, norms[0], moved, changed)
+        )
 
     def _parts(
         self, vectors: Sequence[Vec], lengths: list[tuple[Vec, str]]
@@ -185,19 +201,27 @@ class Problem(ABC):
         """The parts of some vectors, and the norms of others."""
         space, tolerance = self.space, self.tolerance
         if tolerance.norm == "entries":
-            return [tolerance.parts(space, u) for u in vectors], space.sound_norms(lengths)
-        groups = [(group, tolerance.kind) for u in vectors for group in tolerance.groups(u)]
+            return [tolerance.parts(space, u) for u in vectors], space.sound_norms(
+                lengths
+            )
+        groups = [
+            (group, tolerance.kind) for u in vectors for group in tolerance.groups(u)
+        ]
         norms, each = space.sound_norms(groups + lengths), len(groups) // len(vectors)
         parts = [norms[i : i + each] for i in range(0, len(groups), each)]
         return parts, norms[len(groups) :]
 
     @abstractmethod
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
-        """The sizes, with what each part of the state has of the error, and all of it."""
+        """The sizes, with what each part of the state has of the error, and all of
+        it.
+        """
 
     @abstractmethod
     def is_rounding(self, point: Point) -> Array:
-        """Whether every part of the residual is no more than the last digit of the state."""
+        """Whether every part of the residual is no more than the last digit of the
+        state.
+        """
 
     @abstractmethod
     def length_of_state(self, point: Point) -> Array:
@@ -216,30 +240,42 @@ class Problem(ABC):
         """Whether an error of about `size` would be a small share of the state."""
 
     def share_within(self, point: Point, amplification: Array, merit: Array) -> Array:
-        """What share of the residual may be left, so that the error it amounts to is tolerated."""
+        """What share of the residual may be left, so that the error it amounts to is
+        tolerated.
+        """
         space, tolerance = self.space, self.tolerance
         if tolerance.test == "residual":
             return space.ratio(self.residual_bound(point), point.residual_norm)
-        return space.ratio(tolerance.bound(space.norm(point.value)), amplification * merit)
+        return space.ratio(
+            tolerance.bound(space.norm(point.value)), amplification * merit
+        )
 
     @abstractmethod
     def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
-        """Whether every part of the residual has fallen, where a method may miss one."""
+        """Whether every part of the residual has fallen, where a method may miss
+        one.
+        """
 
     @abstractmethod
     def residual_bound(self, point: Point) -> Array:
         """What the norm of a residual should not exceed, by the test of residuals."""
 
     def is_negligible(self, direction: Vec, point: Point) -> Array:
-        """Whether a step is within the tolerance of errors, so that it may be taken as it is."""
+        """Whether a step is within the tolerance of errors, so that it may be taken as
+        it is.
+        """
         tolerance = self.tolerance
         if tolerance.test == "residual" or tolerance.is_zero:
             return point.residual_norm != point.residual_norm
         return tolerance.covers(self.space, direction, point.value)
 
     @abstractmethod
-    def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
-        """What the parts of a residual are compared with, `first` those of the first one."""
+    def residual_scale(
+        self, point: Point, first: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        """What the parts of a residual are compared with, `first` those of the first
+        one.
+        """
 
     @abstractmethod
     def increment(self, value: Vec) -> Vec:
@@ -247,11 +283,15 @@ class Problem(ABC):
 
     @abstractmethod
     def initial_scale(self, point: Point) -> tuple[Array, int]:
-        """The multiple of the increment to step by where nothing is known, and evaluations."""
+        """The multiple of the increment to step by where nothing is known, and
+        evaluations.
+        """
 
     @abstractmethod
     def of_user(self, product: Product, v: Vec) -> Vec:
-        """The product of the increment's derivative, by the user's product with f′ or F′."""
+        """The product of the increment's derivative, by the user's product with f′ or
+        F′.
+        """
 
     def take(self, rows: Array) -> Problem:
         """The problem of the samples `rows` of the first axis alone."""
@@ -261,11 +301,18 @@ class Problem(ABC):
         def further(again: Array) -> dict[str, Any]:
             return {} if restrict is None else restrict(xp.take(rows, again, axis=0))
 
-        space, tolerance = self.space.of_rows(int(rows.shape[0])), self.tolerance.take(xp, rows)
-        return replace(self, space=space, tolerance=tolerance, restrict=further, **functions)
+        space, tolerance = (
+            self.space.of_rows(int(rows.shape[0])),
+            self.tolerance.take(xp, rows),
+        )
+        return replace(
+            self, space=space, tolerance=tolerance, restrict=further, **functions
+        )
 
     def trial(self, value: Vec) -> Point:
-        """Evaluate at a point that a solver proposes; where f cannot, the point is not finite."""
+        """Evaluate at a point that a solver proposes; where f cannot, the point is not
+        finite.
+        """
         if self.project is not None:
             value = self.project(value)
         try:
@@ -276,7 +323,9 @@ class Problem(ABC):
             return self._undefined(value)
 
     def increment_nearby(self, value: Vec) -> Vec:
-        """The increment at a point of a difference quotient; NaN where f cannot be evaluated."""
+        """The increment at a point of a difference quotient; NaN where f cannot be
+        evaluated.
+        """
         try:
             return self.increment(value)
         except ArithmeticError:
@@ -287,7 +336,9 @@ class Problem(ABC):
     def _undefined(self, value: Vec) -> Point:
         xp, nan = self.space.xp, self.space.full(float("nan"))
         increment = tuple(xp.full_like(leaf, float("nan")) for leaf in value)
-        return Point(value, increment, increment if self.has_residual else None, nan, nan)
+        return Point(
+            value, increment, increment if self.has_residual else None, nan, nan
+        )
 
     @property
     def has_residual(self) -> bool:
@@ -300,7 +351,9 @@ class Problem(ABC):
         return False
 
     def linearise(self, point: Point) -> Linearisation:
-        """The products with the increment's derivative at `point`, exact where they can be."""
+        """The products with the increment's derivative at `point`, exact where they can
+        be.
+        """
         given, space, backend = self.jvp, self.space, self.space.backend
         if given is not None:
             product = lambda v: self.of_user(lambda w: given(point.value, w), v)  # noqa: E731
@@ -310,12 +363,16 @@ class Problem(ABC):
             times = lambda v: space.unravel(product_with(space, matrix, space.ravel(v)))  # noqa: E731
             return Linearisation(lambda v: self.of_user(times, v), 0, 1, [0])
         if backend.differentiates:
-            return Linearisation(backend.linearise(self.increment, point.value), 0, 1, [0])
+            return Linearisation(
+                backend.linearise(self.increment, point.value), 0, 1, [0]
+            )
         further = [0]
         return Linearisation(difference_product(self, point, further), 1, 0, further)
 
     def precondition(self, point: Point) -> Product | None:
-        """The product with the user's approximate inverse of the increment's derivative."""
+        """The product with the user's approximate inverse of the increment's
+        derivative.
+        """
         if self.preconditioner is None:
             return None
         inverse, space = self.preconditioner(point.value), self.space
@@ -332,12 +389,14 @@ class Problem(ABC):
     def matrix(self, point: Point, sparsity: Sparsity | None, sizes: Array) -> Matrix:
         """The increment's derivative (batch, n, n).
 
-        `sparsity` is what an earlier one found, and `sizes` the largest that entries have been.
+        `sparsity` is what an earlier one found, and `sizes` the largest that entries
+        have been.
         """
         space = self.space
         if space.backend.is_partial:
             raise ValueError(
-                "where a communicator joins the entries of a sample there is no matrix of them: "
+                "where a communicator joins the entries of a sample there is no matrix "
+                "of them: "
                 "use a solver without one, as NewtonKrylov"
             )
         if self.jacobian is not None:
@@ -348,7 +407,9 @@ class Problem(ABC):
             return difference_jacobian(self, point, sparsity, sizes)
         product, size = self.linearise(point).product, space.real_size
         unit = space.identity(size)
-        every = [space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(size)]
+        every = [
+            space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(size)
+        ]
         return Matrix(space.xp.stack(every, axis=-1), Work(jvp=size), None)
 
     def _given(self, jacobian: Callable[[Vec], Any], point: Point) -> Any:
@@ -357,7 +418,8 @@ class Problem(ABC):
         matrix = matrix_of(space, given)
         if space.backend.is_traced(point.value) and not space.backend.is_array(matrix):
             raise TypeError(
-                f"jacobian must be an array in a trace such as that of jit, got {type_name(given)}"
+                "jacobian must be an array in a trace such as that of jit, got "
+                f"{type_name(given)}"
             )
         return matrix
 
@@ -394,22 +456,33 @@ class FixedPointProblem(Problem):
         """No error is far below the residual, which is the larger one in some parts."""
         maximum = self.space.xp.maximum
         shares = tuple(map(maximum, sizes.shares, sizes.residual))
-        return sizes._replace(shares=shares, length=maximum(sizes.length, point.residual_norm))
+        return sizes._replace(
+            shares=shares, length=maximum(sizes.length, point.residual_norm)
+        )
 
     def is_rounding(self, point: Point) -> Array:
-        """Whether |f(z) − z| is no more than two units in the last place of z, part by part."""
-        parts, unit = partial(self.tolerance.parts, self.space), 2.0 * self.space.rounding
+        """Whether |f(z) − z| is no more than two units in the last place of z, part by
+        part.
+        """
+        parts, unit = (
+            partial(self.tolerance.parts, self.space),
+            2.0 * self.space.rounding,
+        )
         pairs = zip(parts(point.tested), parts(point.value), strict=True)
         return self.space.every([residual <= unit * size for residual, size in pairs])
 
     def length_of_state(self, point: Point) -> Array:
         """The norm of z, or of f(z) − z, which has the same units."""
-        return self.space.xp.maximum(self.space.norm(point.value), self.space.norm(point.increment))
+        return self.space.xp.maximum(
+            self.space.norm(point.value), self.space.norm(point.increment)
+        )
 
     def least_noise(self, point: Point) -> Vec:
         """Half a unit in the last place of z."""
         xp = self.space.xp
-        return tuple([(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in point.value])
+        return tuple(
+            [(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in point.value]
+        )
 
     def rounding(self, point: Point) -> Array:
         """The last digit of f(z)."""
@@ -429,7 +502,9 @@ class FixedPointProblem(Problem):
         """The bound atol + rtol·‖f(z)‖."""
         return self.tolerance.bound(point.magnitude)
 
-    def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
+    def residual_scale(
+        self, point: Point, first: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
         """The sizes of the parts of f(z)."""
         del first
         target = self.space.add(point.value, point.tested)
@@ -487,7 +562,9 @@ class RootProblem(Problem):
         return sizes
 
     def is_rounding(self, point: Point) -> Array:
-        """Whether F(x) = 0: its residual alone does not tell what rounding made of it."""
+        """Whether F(x) = 0: its residual alone does not tell what rounding made of
+        it.
+        """
         return point.residual_norm == 0.0
 
     def length_of_state(self, point: Point) -> Array:
@@ -509,28 +586,35 @@ class RootProblem(Problem):
     def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
         """Whether each is ten times the relative tolerance of what it was, or less.
 
-        A method that takes the norm of all equations does not see those in small units. Of a single
-        part there is no other, and the error tells enough.
+        A method that takes the norm of all equations does not see those in small units.
+        Of a single part there is no other, and the error tells enough.
         """
         if len(first) == 1 and math.prod(first[0].shape[self.space.batch_ndim :]) == 1:
             return sizes.length == sizes.length
-        parts, share = zip(sizes.residual, first, strict=True), self.tolerance.relative_share
+        parts, share = (
+            zip(sizes.residual, first, strict=True),
+            self.tolerance.relative_share,
+        )
         return self.space.every([part <= share(part) * most for part, most in parts])
 
     def residual_bound(self, point: Point) -> Array:
         """The bound atol, to which rtol adds what is not known here."""
         return self.tolerance.bound(0.0 * point.magnitude)
 
-    def residual_scale(self, point: Point, first: tuple[Array, ...]) -> tuple[Array, ...]:
+    def residual_scale(
+        self, point: Point, first: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
         """Those of F(x₀)."""
         del point
         return first
 
     def initial_scale(self, point: Point) -> tuple[Array, int]:
-        """The σ = ±‖g‖/‖g′g‖ of the sign that lowers ‖g + σg′g‖; 1 where it is not finite.
+        """The σ = ±‖g‖/‖g′g‖ of the sign that lowers ‖g + σg′g‖; 1 where it is not
+        finite.
 
-        The σ that minimises it is shorter by the cosine between g and g′g: where that is small,
-        an estimate begun with it needs ten times the 2n updates of a linear system.
+        The σ that minimises it is shorter by the cosine between g and g′g: where that
+        is small, an estimate begun with it needs ten times the 2n updates of a linear
+        system.
         """
         space, xp = self.space, self.space.xp
         further = [0]

@@ -8,10 +8,11 @@ from fixedpoint.backend import Array
 
 
 class Recorded:
-    """A namespace whose roots and norms have the derivative 0 at 0, and no infinite one.
+    """A namespace whose roots and norms have the derivative 0 at 0, and no infinite
+    one.
 
-    A sample that is solved has corrections of length zero, whose derivatives nothing depends on:
-    but what is not finite stays so, multiplied by zero.
+    A sample that is solved has corrections of length zero, whose derivatives nothing
+    depends on: but what is not finite stays so, multiplied by zero.
 
     Parameters
     ----------

@@ -11,12 +11,17 @@ from fixedpoint.space import Space
 
 
 def jacobian_penalty(
-    f: Callable[..., Any], z: Any, args: tuple[Any, ...], probes: Sequence[Any], batch_ndim: int
+    f: Callable[..., Any],
+    z: Any,
+    args: tuple[Any, ...],
+    probes: Sequence[Any],
+    batch_ndim: int,
 ) -> Array:
     """The mean of ‖εᵀJ‖²/d over the `probes` ε, with J = ∂f/∂z at (z, \\*args).
 
-    For probes of independent entries with mean zero and unit variance its expectation is ‖J‖²/d,
-    in the Frobenius norm, d the entries of a sample. One evaluation of f serves all probes.
+    For probes of independent entries with mean zero and unit variance its expectation
+    is ‖J‖²/d, in the Frobenius norm, d the entries of a sample. One evaluation of f
+    serves all probes.
 
     Parameters
     ----------
@@ -46,13 +51,16 @@ def jacobian_penalty(
 
     _, pullback = backend.vjp(on_leaves, *leaves)
     products = [pullback(tuple(backend.flatten(probe)[0])) for probe in probes]
-    return sum(space.dot(product, product) for product in products) / (len(probes) * space.size)
+    return sum(space.dot(product, product) for product in products) / (
+        len(probes) * space.size
+    )
 
 
 def correction_loss(
     loss: Callable[..., Any], states: Sequence[Any], *targets: Any, gamma: float = 0.8
 ) -> Any:
-    """The loss of a trajectory of states: Σₖ γⁿ⁻ᵏ⁻¹ loss(zₖ, \\*targets), k = 0, …, n − 1.
+    """The loss of a trajectory of states: Σₖ γⁿ⁻ᵏ⁻¹ loss(zₖ, \\*targets), k = 0, …, n −
+    1.
 
     Parameters
     ----------

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.problem import Point, Problem
 
-# A residual of so many times its change under rounding of the state is nothing but noise.
+# A residual of so many times its change under rounding of the state is nothing but
+# noise.
 _NOISE = 4.0
 
-# The share of the first that a residual must fall to, or be within so many times the noise there.
+# The share of the first that a residual must fall to, or be within so many times the
+# noise there.
 _FALLEN, _GROWTH = 1e-3, 1e3
 
-# Units in the last place to move a state by, one after the other, until the residual feels it.
+# Units in the last place to move a state by, one after the other, until the residual
+# feels it.
 _ULPS = (1.0, 2.0**8, 2.0**16)
 
 # Evaluations by which the noise is estimated: at least, and at most.
@@ -23,7 +26,8 @@ _LOOKS = 2, 8
 
 _GOLDEN = 0.5 * 5**0.5 - 0.5
 
-# What counts as tiny beside the start, and how far from additive a function may be there.
+# What counts as tiny beside the start, and how far from additive a function may be
+# there.
 _TINY, _ADDITIVE = 1e-12, 1e-6
 
 
@@ -35,10 +39,11 @@ class _Noise(NamedTuple):
 
 
 def at_rounding(problem: Problem, point: Point, first: Point) -> tuple[Array, Any]:
-    """Whether the residual is noise, in every part of every sample, and the evaluations it took.
+    """Whether the residual is noise, in every part of every sample, and the evaluations
+    it took.
 
-    It must have fallen from that of the first point, or be noise there too, lest a state grows
-    until its rounding covers any residual.
+    It must have fallen from that of the first point, or be noise there too, lest a
+    state grows until its rounding covers any residual.
     """
     space = problem.space
     noise = _noise(problem, point)
@@ -61,10 +66,11 @@ def _covered(problem: Problem, point: Point, noise: Vec) -> list[Array]:
 def _noise(problem: Problem, point: Point) -> _Noise:
     """The rounding errors of g at a point.
 
-    That of an entry is its change when every entry of the state is moved by a unit in the last
-    place, up or down: a residual below that cannot be told from one at the next representable
-    state. Of many entries one or the other changes little by chance: while most are covered, and
-    not all, it is looked again. Where an entry feels nothing, all are moved by more.
+    That of an entry is its change when every entry of the state is moved by a unit in
+    the last place, up or down: a residual below that cannot be told from one at the
+    next representable state. Of many entries one or the other changes little by chance:
+    while most are covered, and not all, it is looked again. Where an entry feels
+    nothing, all are moved by more.
 
     References
     ----------
@@ -100,7 +106,9 @@ def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Nois
     space, xp = problem.space, problem.space.xp
     moved = problem.increment_nearby(_nudged(problem, point.value, ulps, noise.looks))
     pairs = zip(noise.size, space.subtract(moved, point.increment), strict=True)
-    return _Noise(tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs]), noise.looks + 1)
+    return _Noise(
+        tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs]), noise.looks + 1
+    )
 
 
 def _nudged(problem: Problem, value: Vec, ulps: float, look: Any) -> Vec:
@@ -124,12 +132,15 @@ def _felt(problem: Problem, increment: Vec, noise: Vec) -> Array:
     return problem.space.every([(leaf == 0) | (change > 0.0) for leaf, change in pairs])
 
 
-def irregular_at_zero(problem: Problem, start: Vec, highest: Array) -> tuple[Array, int]:
+def irregular_at_zero(
+    problem: Problem, start: Vec, highest: Array
+) -> tuple[Array, int]:
     """Whether g has no derivative at zero, in the samples that do not start there.
 
     A map that is homogeneous, f(tz) = t f(z), as a scaling whose length is free, has a
-    residual that falls with the length of the state, whatever its direction. Zero is no answer
-    then: a function with a derivative there is additive on tiny states, and such a map is not.
+    residual that falls with the length of the state, whatever its direction. Zero is no
+    answer then: a function with a derivative there is additive on tiny states, and such
+    a map is not.
 
     Parameters
     ----------

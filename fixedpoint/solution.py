@@ -37,12 +37,20 @@ _MEANING = {
     Status.NON_FINITE: "f was not finite at the start, or at every iterate tried next",
     Status.STALLED: "stalled: the residual has long stopped falling",
     Status.DIVERGED: "diverged: the residual grew without bound",
-    Status.LINEAR_SOLVE_FAILED: "a linear solve failed: no step reduces the linearised residual",
-    Status.LINE_SEARCH_FAILED: "a line search failed: no step, however short, reduces the residual",
+    Status.LINEAR_SOLVE_FAILED: (
+        "a linear solve failed: no step reduces the linearised residual"
+    ),
+    Status.LINE_SEARCH_FAILED: (
+        "a line search failed: no step, however short, reduces the residual"
+    ),
     Status.STOPPED: "stopped by the callback",
     Status.OUT_OF_BUDGET: "out of budget",
-    Status.SINGULAR: "the derivative is singular: no correction changes the residual as it should",
-    Status.COLLAPSED: "collapsed to zero, where f has no derivative: fix the scale of the state",
+    Status.SINGULAR: (
+        "the derivative is singular: no correction changes the residual as it should"
+    ),
+    Status.COLLAPSED: (
+        "collapsed to zero, where f has no derivative: fix the scale of the state"
+    ),
     Status.NO_BRACKET: "no bracket: F has the same sign at both ends",
 }
 
@@ -53,7 +61,8 @@ class Work(NamedTuple):
     Attributes
     ----------
     f : int
-        Evaluations of the map, for the whole batch, those for difference quotients included.
+        Evaluations of the map, for the whole batch, those for difference quotients
+        included.
     vjp, jvp : int
         Vector-Jacobian and Jacobian-vector products.
     """
@@ -108,7 +117,11 @@ class BackwardReport:
 
     def note(self, value: Any, end: Any) -> None:
         """Fill in how a linear solve ended."""
-        self.value, self.status, self.residual_norm = value, end.status, end.residual_norm
+        self.value, self.status, self.residual_norm = (
+            value,
+            end.status,
+            end.residual_norm,
+        )
         self.steps, self.products = end.steps, sum(end.work)
 
 
@@ -119,8 +132,8 @@ class Solution:
     Attributes
     ----------
     value : array or container of arrays
-        The iterate that satisfied the test, or the one of the smallest residual seen, in the
-        structure of the start.
+        The iterate that satisfied the test, or the one of the smallest residual seen,
+        in the structure of the start.
     status : array of int, of the batch's shape
         A :class:`Status` per sample.
     residual_norm : array of the batch's shape
@@ -128,8 +141,8 @@ class Solution:
     error : array of the batch's shape
         The estimate of ‖z − z*‖ at `value`; infinite where the method has none.
     precise : array of bool of the batch's shape
-        Whether the sample counts as converged because its arithmetic cannot do better, whatever
-        was asked.
+        Whether the sample counts as converged because its arithmetic cannot do better,
+        whatever was asked.
     steps : array of int, of the batch's shape
         Steps that each sample took, summed over the solvers of a fallback.
     work : Work
@@ -143,14 +156,15 @@ class Solution:
     state : object or None
         What the solver remembers, to warm-start another call with.
     backward : BackwardReport or None
-        Where derivatives are recorded outside a trace, the report of the adjoint solve, filled in
-        by it.
+        Where derivatives are recorded outside a trace, the report of the adjoint solve,
+        filled in by it.
     aux : object
         What the map returned beside the value, at `value`, where ``has_aux=True``.
     linearisation : callable or None
         What :meth:`linearise` calls.
     bracket : pair of arrays, or None
-        The lower and the upper ends of the last brackets, of :func:`fixedpoint.bracketed_root`.
+        The lower and the upper ends of the last brackets, of
+        :func:`fixedpoint.bracketed_root`.
     """
 
     value: Any
@@ -181,8 +195,11 @@ class Solution:
         Examples
         --------
         >>> import fixedpoint as fp
-        >>> fp.fixed_point(lambda z: 0.5 * z + 1.0, 0.0, solver=fp.Picard()).message
-        'converged (Picard); largest error 1.9e-06, residual norm 9.5e-07 after 20 steps'
+        >>> sol = fp.fixed_point(lambda z: 0.5 * z + 1.0, 0.0, solver=fp.Picard())
+        >>> for part in sol.message.split("; "):
+        ...     print(part)
+        converged (Picard)
+        largest error 1.9e-06, residual norm 9.5e-07 after 20 steps
         """
         if backend_of([self.status], ["status"]).is_traced((self.status,)):
             return "a symbol of a trace, whose outcome is not known yet"
@@ -190,14 +207,19 @@ class Solution:
         if not outcomes:
             return "no samples"
         one = len(outcomes) == 1
-        counts = [word if one else f"{word}: {number} samples" for word, number in outcomes]
+        counts = [
+            word if one else f"{word}: {number} samples" for word, number in outcomes
+        ]
         norm, steps = _numpy(self.residual_norm).max(), _numpy(self.steps).max()
         error = "" if self.error is None else f"error {_numpy(self.error).max():.2g}, "
-        return f"{'; '.join(counts)}; largest {error}residual norm {norm:.2g} after {steps} steps"
+        size = f"largest {error}residual norm {norm:.2g}"
+        return f"{'; '.join(counts)}; {size} after {steps} steps"
 
     def _outcomes(self) -> Iterator[tuple[str, int]]:
         statuses, methods = _numpy(self.status), _numpy(self.method)
-        precise = np.zeros_like(statuses) if self.precise is None else _numpy(self.precise)
+        precise = (
+            np.zeros_like(statuses) if self.precise is None else _numpy(self.precise)
+        )
         for status, meaning in _MEANING.items():
             for limited, addition in ((0, ""), (1, ", to the limit of the arithmetic")):
                 chosen = (statuses == status) & (precise == limited)
@@ -206,14 +228,17 @@ class Solution:
                     yield f"{meaning}{addition}{self._by(methods[chosen])}", number
 
     def _by(self, methods: Any) -> str:
-        names = dict.fromkeys(self.methods[index] for index in sorted(set(methods.tolist())))
+        names = dict.fromkeys(
+            self.methods[index] for index in sorted(set(methods.tolist()))
+        )
         return f" ({', '.join(names)})" if names else ""
 
     def linearise(self) -> Callable[[Any], Any]:
         """The Jacobian-vector products at the solution, v ↦ f′(z)v or v ↦ F′(x)v.
 
-        Exact where the array library differentiates or the call was given ``jvp``, by difference
-        quotients elsewhere. The vector and its image are containers like `value`.
+        Exact where the array library differentiates or the call was given ``jvp``, by
+        difference quotients elsewhere. The vector and its image are containers like
+        `value`.
 
         Examples
         --------
@@ -242,7 +267,9 @@ class Solution:
 
         if self.trace is None:
             raise ValueError("there is no trace to plot: solve with record=True")
-        return plot_trace(_numpy(self.trace.residual_norm), _numpy(self.trace.evaluations), ax)
+        return plot_trace(
+            _numpy(self.trace.residual_norm), _numpy(self.trace.evaluations), ax
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the map: solutions are pickled, and their maps need not be."""
@@ -266,7 +293,9 @@ class ConvergenceWarning(UserWarning):
 
 
 class DomainError(ArithmeticError):
-    """Raised by a map at a point where it is not defined: a trial point counts as not finite."""
+    """Raised by a map at a point where it is not defined: a trial point counts as not
+    finite.
+    """
 
 
 def _numpy(array: Array) -> Any:

@@ -69,7 +69,8 @@ class LeafMap:
     has_aux : bool
         Whether f returns something beside its image, which is left out here.
     surroundings : callable or None
-        Calls a function of leaves with them, in the surroundings of the first evaluation.
+        Calls a function of leaves with them, in the surroundings of the first
+        evaluation.
     guard : callable or None
         Calls a function of leaves with them, so that it cannot change them.
     """
@@ -109,35 +110,51 @@ class LeafMap:
 
     def _product(self, value: Vec, v: Vec, arrays: Vec) -> Vec:
         assert self.jvp is not None
-        product = self.jvp(self.state.rebuild(value), self.state.rebuild(v), *self.unpack(arrays))
+        product = self.jvp(
+            self.state.rebuild(value), self.state.rebuild(v), *self.unpack(arrays)
+        )
         return self.leaves(product, value, "jvp")
 
     def _matrix(self, value: Vec, arrays: Vec) -> Any:
         assert self.jacobian is not None
-        return self.backend.sparse(self.jacobian(self.state.rebuild(value), *self.unpack(arrays)))
+        return self.backend.sparse(
+            self.jacobian(self.state.rebuild(value), *self.unpack(arrays))
+        )
 
     def inverse(self, given: Callable[..., Any], value: Vec, arrays: Vec) -> Any:
-        """What a preconditioner that is `given` returns: on leaves, if it is on containers."""
+        """What a preconditioner that is `given` returns: on leaves, if it is on
+        containers.
+        """
         inverse = given(self.state.rebuild(value), *self.unpack(arrays))
-        if hasattr(inverse, "solve") or hasattr(inverse, "matvec") or not callable(inverse):
+        if (
+            hasattr(inverse, "solve")
+            or hasattr(inverse, "matvec")
+            or not callable(inverse)
+        ):
             return inverse
-        return lambda v: self.leaves(inverse(self.state.rebuild(v)), value, "preconditioner")
+        return lambda v: self.leaves(
+            inverse(self.state.rebuild(v)), value, "preconditioner"
+        )
 
     def __call__(self, arrays: Vec) -> Map:
         """The map of the state for given arguments.
 
-        It returns the leaves of f(z, *args), and of the residual to test if that is not f(z) − z.
-        `arrays` are those of args, then those that the backend found inside f, which is called
-        as it is and brings them along.
+        It returns the leaves of f(z, *args), and of the residual to test if that is not
+        f(z) − z. `arrays` are those of args, then those that the backend found inside
+        f, which is called as it is and brings them along.
         """
         f, args = self.f, self.unpack(arrays)
         if isinstance(f, Operator):
             mapped = partial(self._of_operator, f, args)
         else:
             mapped = partial(self._mapped, self._guarded(f, args))
-        return mapped if self.surroundings is None else partial(self.surroundings, mapped)
+        return (
+            mapped if self.surroundings is None else partial(self.surroundings, mapped)
+        )
 
-    def _of_operator(self, f: Operator, args: Any, value: Vec) -> tuple[Vec, Vec | None]:
+    def _of_operator(
+        self, f: Operator, args: Any, value: Vec
+    ) -> tuple[Vec, Vec | None]:
         """What an operator returns."""
         image, residual = f.evaluate(self.state.rebuild(value), *args)
         return self.leaves(image, value), self.leaves(residual, value)
@@ -194,7 +211,9 @@ class LeafMap:
         if not self.constants:
             return ()
         leaves = list(self.constants)
-        for position, array in zip(self.arrays, arrays[: len(self.arrays)], strict=True):
+        for position, array in zip(
+            self.arrays, arrays[: len(self.arrays)], strict=True
+        ):
             leaves[position] = array
         return self.args.rebuild(leaves)
 
@@ -214,16 +233,24 @@ class LeafMap:
         leaves = [self.backend.leaf(leaf) for leaf in leaves]
         for name, new, old in zip(self.names, leaves, value, strict=True):
             _check_leaf(what, name, new, old, self.backend)
-        return tuple([self.backend.conform(n, o) for n, o in zip(leaves, value, strict=True)])
+        return tuple(
+            [self.backend.conform(n, o) for n, o in zip(leaves, value, strict=True)]
+        )
 
 
 def _alike(new: Any, old: Array) -> bool:
     """Whether `new` can take the place of `old`."""
-    return type(new) is type(old) and new.shape == old.shape and bool(new.dtype == old.dtype)
+    return (
+        type(new) is type(old)
+        and new.shape == old.shape
+        and bool(new.dtype == old.dtype)
+    )
 
 
 def _check_leaf(what: str, name: str, new: Any, old: Array, backend: Backend) -> None:
-    """Raise unless `new`, an output of `what`, has the type, shape and dtype of the leaf."""
+    """Raise unless `new`, an output of `what`, has the type, shape and dtype of the
+    leaf.
+    """
     if type(new) is not type(old) and not of_one_backend(new, old):
         raise TypeError(
             f"{what} must return an array for {name}, of the same library: expected "
@@ -236,7 +263,8 @@ def _check_leaf(what: str, name: str, new: Any, old: Array, backend: Backend) ->
         )
     if backend.conform(new, old).dtype != old.dtype:
         raise TypeError(
-            f"{what} must keep the dtype of {name}: expected {old.dtype}, got {new.dtype}. "
+            f"{what} must keep the dtype of {name}: expected {old.dtype}, got "
+            f"{new.dtype}. "
             "Give the start the dtype that f computes in"
         )
 
@@ -248,14 +276,15 @@ class Solve:
     Parameters
     ----------
     map : LeafMap or callable
-        Takes the leaves of the arguments to the map of the state, which returns the leaves of the
-        image, and of the residual to test or None.
+        Takes the leaves of the arguments to the map of the state, which returns the
+        leaves of the image, and of the residual to test or None.
     image : callable
-        Takes the leaves of the state and of the arguments to those of the image: a pure function,
-        which derivative rules differentiate. Its fixed point is sought; or where a root of F is,
-        it is −F.
+        Takes the leaves of the state and of the arguments to those of the image: a pure
+        function, which derivative rules differentiate. Its fixed point is sought; or
+        where a root of F is, it is −F.
     bind : callable
-        Takes the leaves of the arguments to the user's other functions on leaves, by name.
+        Takes the leaves of the arguments to the user's other functions on leaves, by
+        name.
     backend, solver, tolerance, batch_ndim, adjoint, project
         As in :func:`fixedpoint.fixed_point` and :mod:`fixedpoint.problem`.
     course : Course
@@ -267,7 +296,8 @@ class Solve:
     start : Vec or None
         Where the adjoint solve starts.
     inverse : callable or None
-        Takes the leaves of the state and of the arguments to the adjoint's preconditioner.
+        Takes the leaves of the state and of the arguments to the adjoint's
+        preconditioner.
     rebuild : callable
         Puts the leaves of the state into the user's container.
     """
@@ -294,18 +324,27 @@ class Solve:
         problem = self.problem(value, args)
         end = iterate(self.solver, problem, value, self.course)
         return Outcome(
-            end.value, end.status, end.residual_norm, end.error, end.precise,
-            end.steps, end.method, end.work, end.trace, end.state,
-        )  # fmt: skip
+            value=end.value,
+            status=end.status,
+            residual_norm=end.residual_norm,
+            error=end.error,
+            precise=end.precise,
+            steps=end.steps,
+            method=end.method,
+            work=end.work,
+            trace=end.trace,
+            state=end.state,
+        )
 
     def problem(self, value: Vec, args: Vec) -> Problem:
         """The problem for given arguments."""
         space = Space.of(self.backend, value, self.batch_ndim)
         common = {
-            "space": space, "tolerance": self.tolerance,
+            "space": space,
+            "tolerance": self.tolerance,
             "restrict": lambda rows: self._restricted(space, args, rows),
             **self._functions(args),
-        }  # fmt: skip
+        }
         return (
             RootProblem(**common)
             if self.is_root
@@ -315,7 +354,11 @@ class Solve:
     def _functions(self, args: Vec) -> dict[str, Any]:
         """The user's functions of the state alone."""
         functions = {"map": self.map(args), **self.bind(args)}
-        return functions if self.project is None else {**functions, "project": self.project}
+        return (
+            functions
+            if self.project is None
+            else {**functions, "project": self.project}
+        )
 
     def _restricted(self, space: Space, args: Vec, rows: Array) -> dict[str, Any]:
         """The functions for the samples `rows` alone."""
@@ -325,35 +368,50 @@ class Solve:
         return self._functions(taken)
 
     def linear_solve(
-        self, product: Product, right: Vec, transposed: bool, at: tuple[Vec, Vec],
+        self,
+        product: Product,
+        right: Vec,
+        transposed: bool,
+        at: tuple[Vec, Vec],
         memory: Memory | None = None,
-    ) -> tuple[Vec, Iteration]:  # fmt: skip
+    ) -> tuple[Vec, Iteration]:
         """The solution of the :class:`AdjointSystem` on leaves, and what became of it.
 
-        ``product`` belongs to the derivative of :attr:`image` at the value and arguments ``at``,
-        and ``memory`` is the forward solver's. Where a sample fails, the adjoint's ``on_failure``
-        is heeded.
+        ``product`` belongs to the derivative of :attr:`image` at the value and
+        arguments ``at``, and ``memory`` is the forward solver's. Where a sample fails,
+        the adjoint's ``on_failure`` is heeded.
         """
         assert isinstance(self.adjoint, LinearAdjoint)
         space = Space.of(self.backend, right, self.batch_ndim)
         start, inverse = (self.start, self.inverse) if transposed else (None, None)
         system = AdjointSystem(
-            space, product, right,
-            _relative(self.tolerance.rtol, space), self.is_root, transposed,
-            start, None if inverse is None else inverse(*at), memory,
-        )  # fmt: skip
+            space=space,
+            product=product,
+            right=right,
+            rtol=_relative(self.tolerance.rtol, space),
+            is_root=self.is_root,
+            transposed=transposed,
+            start=start,
+            precondition=None if inverse is None else inverse(*at),
+            memory=memory,
+        )
         return self.adjoint.solved(system)
 
     def products(self, value: Vec, args: Vec) -> Callable[[Vec], Vec]:
         """The products with the derivative of the user's map at `value`."""
         problem = self.problem(value, args)
-        space, product = problem.space, problem.linearise(problem.evaluate(value)).product
+        space, product = (
+            problem.space,
+            problem.linearise(problem.evaluate(value)).product,
+        )
         if self.is_root:
             return lambda v: space.negative(product(v))
         return lambda v: space.add(product(v), v)
 
 
 def _relative(rtol: Any, space: Space) -> float:
-    """The forward solve's relative tolerance, if it is one number the adjoint can use."""
+    """The forward solve's relative tolerance, if it is one number the adjoint can
+    use.
+    """
     known = isinstance(rtol, (int, float)) and rtol > 0
     return float(rtol) if known else space.default_rtol

@@ -18,12 +18,14 @@ from fixedpoint.communicator import Reduction
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Vectors that are tuples of leaves, a batch of `batch_shape` independent ones at once.
+    """Vectors that are tuples of leaves, a batch of `batch_shape` independent ones at
+    once.
 
-    A leaf keeps the shape that the user gave it: the axes of the batch, then those of its entries.
-    Inner products and norms run over all leaves of a sample; they, and all coefficients, have the
-    shape of the batch and are real, of single precision or better. A complex leaf counts as its
-    real and imaginary parts: the inner product is Re⟨u, v⟩.
+    A leaf keeps the shape that the user gave it: the axes of the batch, then those of
+    its entries. Inner products and norms run over all leaves of a sample; they, and all
+    coefficients, have the shape of the batch and are real, of single precision or
+    better. A complex leaf counts as its real and imaginary parts: the inner product is
+    Re⟨u, v⟩.
 
     Parameters
     ----------
@@ -74,7 +76,8 @@ class Space:
             return self
         if len(weights) != len(self.dtypes):
             raise ValueError(
-                f"weights must have one entry per leaf, {len(self.dtypes)}, got {len(weights)}"
+                f"weights must have one entry per leaf, {len(self.dtypes)}, got "
+                f"{len(weights)}"
             )
         return replace(self, weights=weights)
 
@@ -103,10 +106,16 @@ class Space:
 
     def _all_entries(self, mask: Array) -> Array:
         axes = tuple(range(self.batch_ndim, mask.ndim))
-        return self.xp.all(mask, axis=axes[0] if len(axes) == 1 else axes) if axes else mask
+        return (
+            self.xp.all(mask, axis=axes[0] if len(axes) == 1 else axes)
+            if axes
+            else mask
+        )
 
     def mean_over_entries(self, u: Sequence[Array]) -> Array:
-        """The mean of each sample's coefficients, one leaf weighing as much as another."""
+        """The mean of each sample's coefficients, one leaf weighing as much as
+        another.
+        """
         means = [
             self.xp.mean(a, axis=tuple(range(self.batch_ndim, a.ndim)))
             if a.ndim > self.batch_ndim
@@ -127,7 +136,12 @@ class Space:
     def shaped(self, rows: Vec) -> Vec:
         """The inverse of :meth:`rows`."""
         pairs = zip(rows, self.shapes, strict=True)
-        return tuple([self.xp.reshape(leaf, (*self.batch_shape, *shape)) for leaf, shape in pairs])
+        return tuple(
+            [
+                self.xp.reshape(leaf, (*self.batch_shape, *shape))
+                for leaf, shape in pairs
+            ]
+        )
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -147,7 +161,9 @@ class Space:
 
     @cached_property
     def dimension(self) -> int:
-        """Unknowns of a sample, or where only a part of them is here, more than any number."""
+        """Unknowns of a sample, or where only a part of them is here, more than any
+        number.
+        """
         return sys.maxsize if self.backend.is_partial else self.real_size
 
     # Dtypes.
@@ -165,7 +181,9 @@ class Space:
     @cached_property
     def complex_leaves(self) -> tuple[bool, ...]:
         """Which leaves are complex."""
-        return tuple(self.xp.isdtype(dtype, "complex floating") for dtype in self.dtypes)
+        return tuple(
+            self.xp.isdtype(dtype, "complex floating") for dtype in self.dtypes
+        )
 
     @cached_property
     def _complex(self) -> bool:
@@ -188,7 +206,9 @@ class Space:
         return self._as(array, self.dtype)
 
     def as_leaf(self, row: Array, leaf: Array) -> Array:
-        """A row of coefficients, one for each entry of a leaf, in its dtype and for all samples."""
+        """A row of coefficients, one for each entry of a leaf, in its dtype and for all
+        samples.
+        """
         return self.xp.reshape(self._as(row, leaf.dtype), leaf.shape[self.batch_ndim :])
 
     def _factor(self, coefficient: Array, leaf: Array) -> Array:
@@ -217,8 +237,11 @@ class Space:
 
     def scale(self, coefficient: Array | float, u: Vec) -> Vec:
         """The product of a number, or of one number per sample, with u."""
-        if type(coefficient) is float:  # NumPy's double is one too, but promotes like an array
-            return u if coefficient == 1.0 else tuple([coefficient * leaf for leaf in u])
+        # NumPy's double is one too, but promotes like an array.
+        if type(coefficient) is float:
+            return (
+                u if coefficient == 1.0 else tuple([coefficient * leaf for leaf in u])
+            )
         return tuple([self._factor(coefficient, leaf) * leaf for leaf in u])
 
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
@@ -265,7 +288,9 @@ class Space:
         return self._inner([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
-        return self._real(self.backend.inner(self._wide(a), self._wide(b), self._entry_axes(a)))
+        return self._real(
+            self.backend.inner(self._wide(a), self._wide(b), self._entry_axes(a))
+        )
 
     def norm(self, u: Vec, kind: str = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
@@ -274,17 +299,32 @@ class Space:
         return self._norms([(u, kind)])[0]
 
     def _norms(self, pairs: Sequence[tuple[Vec, str]]) -> tuple[Array, ...]:
-        """The norms of vectors, each of its kind; of all parts of those that are spread."""
+        """The norms of vectors, each of its kind; of all parts of those that are
+        spread.
+        """
         norms = tuple([self._local_norm(u, kind) for u, kind in pairs])
         if not self.backend.is_partial:
             return norms
         kinds = [kind for _, kind in pairs]
-        powers = [n if kind == "max" else n * n for n, kind in zip(norms, kinds, strict=True)]
-        whole = self._reduced(powers, ["max" if kind == "max" else "sum" for kind in kinds])
-        return tuple([n if kind == "max" else n**0.5 for n, kind in zip(whole, kinds, strict=True)])
+        powers = [
+            n if kind == "max" else n * n for n, kind in zip(norms, kinds, strict=True)
+        ]
+        whole = self._reduced(
+            powers, ["max" if kind == "max" else "sum" for kind in kinds]
+        )
+        return tuple(
+            [
+                n if kind == "max" else n**0.5
+                for n, kind in zip(whole, kinds, strict=True)
+            ]
+        )
 
-    def _reduced(self, arrays: Sequence[Array], reductions: Sequence[Reduction]) -> list[Array]:
-        """The arrays, each summed or its largest taken over all parts, in a message per kind."""
+    def _reduced(
+        self, arrays: Sequence[Array], reductions: Sequence[Reduction]
+    ) -> list[Array]:
+        """The arrays, each summed or its largest taken over all parts, in a message per
+        kind.
+        """
         whole = list(arrays)
         for reduction in sorted(set(reductions)):
             places = [k for k, of in enumerate(reductions) if of == reduction]
@@ -295,7 +335,10 @@ class Space:
         return whole
 
     def _local_norm(self, u: Vec, kind: str) -> Array:
-        norms = [self.backend.norm(self._wide(leaf), kind, self._entry_axes(leaf)) for leaf in u]
+        norms = [
+            self.backend.norm(self._wide(leaf), kind, self._entry_axes(leaf))
+            for leaf in u
+        ]
         return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
 
     def magnitudes(self, leaf: Array) -> Array:
@@ -310,11 +353,14 @@ class Space:
         sound = (largest > 0.0) & (largest < self.xp.inf)
         unit = self.xp.where(sound, largest, self.one)
         scaled = self.norm(tuple([leaf / self._factor(unit, leaf) for leaf in u]))
-        # A compiler that computes u twice, rounded in two ways, may find 0 here and not there.
+        # A compiler that computes u twice, rounded in two ways, may find 0 here and not
+        # there.
         return largest * scaled
 
     def sound_norms(self, pairs: Sequence[tuple[Vec, str]]) -> tuple[Array, ...]:
-        """The norms of vectors, each of its kind, none of which has lost its squares."""
+        """The norms of vectors, each of its kind, none of which has lost its
+        squares.
+        """
         norms = self._norms(pairs)
         # Squares that under- or overflow must not pass for a size of zero, or none.
         doubts = [
@@ -341,14 +387,18 @@ class Space:
     def _inner(self, terms: Sequence[Array]) -> Array:
         """The weighted sum of the leaves' parts of an inner product."""
         if self.weights is not None:
-            terms = [weight * term for weight, term in zip(self.weights, terms, strict=True)]
+            terms = [
+                weight * term for weight, term in zip(self.weights, terms, strict=True)
+            ]
         return self.backend.reduced(self._total(terms), "sum")
 
     # Coefficients.
 
     def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
         """An array of coefficients, of the shape of the batch followed by `shape`."""
-        return self.xp.full((*self.batch_shape, *shape), value, dtype=self.dtype, **self.place)
+        return self.xp.full(
+            (*self.batch_shape, *shape), value, dtype=self.dtype, **self.place
+        )
 
     @cached_property
     def zero(self) -> Array:
@@ -379,21 +429,26 @@ class Space:
     def ratio(self, a: Array, b: Array) -> Array:
         """The quotients a/b, zero where b is."""
         divides = b != 0
-        return self.xp.where(divides, a / self.xp.where(divides, b, self.one), self.zero)
+        return self.xp.where(
+            divides, a / self.xp.where(divides, b, self.one), self.zero
+        )
 
     @cached_property
     def place(self) -> dict[str, Any]:
         """Where the coefficients live, as a keyword of what makes arrays."""
         return {} if self.device is None else {"device": self.device}
 
-    # Histories: per leaf an array of the axes of the batch, of the memory and of the entries.
+    # Histories: per leaf an array of the axes of the batch, of the memory and of the
+    # entries.
 
     def history(self, memory: int) -> Vec:
         """Room for `memory` vectors, zero at first."""
         return self._histories(memory, self.xp.zeros)
 
     def room(self, memory: int) -> Vec:
-        """Room for `memory` vectors, with anything in it where :meth:`filled` leaves that out."""
+        """Room for `memory` vectors, with anything in it where :meth:`filled` leaves
+        that out.
+        """
         return self._histories(memory, self.backend.room(self.xp))
 
     def _histories(self, memory: int, make: Any) -> Vec:
@@ -413,35 +468,62 @@ class Space:
 
     def row(self, history: Vec, slot: Any) -> Vec:
         """The row `slot` of `history`."""
-        return tuple([self.backend.read(past, self._row(past, slot)) for past in history])
+        return tuple(
+            [self.backend.read(past, self._row(past, slot)) for past in history]
+        )
 
     def filled(self, history: Vec, count: Any) -> Vec:
-        """The first `count` rows of `history`, where that is known; in a trace all of them."""
+        """The first `count` rows of `history`, where that is known; in a trace all of
+        them.
+        """
         if not isinstance(count, int) or count >= self.rows_of(history):
             return history
         return tuple([past[self._row(past, slice(count))] for past in history])
 
     def push(self, history: Vec, slot: Any, u: Vec, active: Array | None = None) -> Vec:
-        """`history` with u in place of its row `slot`, in the samples that are `active`."""
+        """`history` with u in place of its row `slot`, in the samples that are
+        `active`.
+        """
         if active is not None:
             u = self.where(active, u, self.row(history, slot))
         write, pairs = self.backend.write, zip(history, u, strict=True)
         return tuple([write(past, self._row(past, slot), leaf) for past, leaf in pairs])
 
     def push_secant(
-        self, residuals: Vec, images: Vec, slot: Any, old: Any, new: Any, active: Array | None
+        self,
+        residuals: Vec,
+        images: Vec,
+        slot: Any,
+        old: Any,
+        new: Any,
+        active: Array | None,
     ) -> tuple[Vec, Vec, Vec, Vec]:
-        """The histories of Δg and of Δz + Δg with those from one point to another, and these."""
+        """The histories of Δg and of Δz + Δg with those from one point to another, and
+        these.
+        """
         if active is not None:
             change = self.subtract(new.increment, old.increment)
             image = self.add(self.subtract(new.value, old.value), change)
             change = self.where(active, change, self.row(residuals, slot))
             image = self.where(active, image, self.row(images, slot))
-            return self.push(residuals, slot, change), self.push(images, slot, image), change, image
+            return (
+                self.push(residuals, slot, change),
+                self.push(images, slot, image),
+                change,
+                image,
+            )
         secant = self.backend.write_secant
-        columns = (residuals, images, old.value, old.increment, new.value, new.increment)
+        columns = (
+            residuals,
+            images,
+            old.value,
+            old.increment,
+            new.value,
+            new.increment,
+        )
         written = [
-            secant(g, f, self._row(g, slot), *ends) for g, f, *ends in zip(*columns, strict=True)
+            secant(g, f, self._row(g, slot), *ends)
+            for g, f, *ends in zip(*columns, strict=True)
         ]
         residuals, images, change, image = zip(*written, strict=True)
         return residuals, images, change, image
@@ -451,18 +533,26 @@ class Space:
         return self.where(mask, u, self.zeros(u))
 
     def gram(self, history: Vec, vector: Vec) -> Array:
-        """The inner products of all rows of `history` with `vector`: (batch, memory)."""
+        """The inner products of all rows of `history` with `vector`: (batch,
+        memory).
+        """
         pairs = zip(history, vector, strict=True)
         return self._inner([self._products(past, leaf) for past, leaf in pairs])
 
     def _products(self, past: Array, leaf: Array) -> Array:
         axes = self._entry_axes(leaf)
-        return self._real(self.backend.products(self._wide(past), self._wide(leaf), axes))
+        return self._real(
+            self.backend.products(self._wide(past), self._wide(leaf), axes)
+        )
 
     def minus_combination(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
-        """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of `history`."""
+        """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of
+        `history`.
+        """
         pairs = zip(u, history, strict=True)
-        return tuple([self._minus_weighted(leaf, coefficients, past) for leaf, past in pairs])
+        return tuple(
+            [self._minus_weighted(leaf, coefficients, past) for leaf, past in pairs]
+        )
 
     def _minus_weighted(self, leaf: Array, coefficients: Array, past: Array) -> Array:
         wide, axes = self._wide(past), self._entry_axes(leaf)
@@ -471,7 +561,9 @@ class Space:
         return self._as(total, leaf.dtype)
 
     def orthogonalised(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
-        """The vector u without its part in the basis, by two passes of Gram and Schmidt, and it."""
+        """The vector u without its part in the basis, by two passes of Gram and
+        Schmidt, and it.
+        """
         first = self.gram(basis, u)
         left = self.minus_combination(u, first, basis)
         second = self.gram(basis, left)
@@ -482,7 +574,9 @@ class Space:
     def ravel(self, u: Vec) -> Array:
         """The real entries of u in one axis, as coefficients: (batch, n)."""
         rows = [
-            self._as(part, self.dtype) for leaf in self.rows(u) for part in self._real_parts(leaf)
+            self._as(part, self.dtype)
+            for leaf in self.rows(u)
+            for part in self._real_parts(leaf)
         ]
         return rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=-1)
 
@@ -501,7 +595,9 @@ class Space:
             start += size
             if is_complex:
                 imaginary = self._as(entries[..., start : start + size], dtype)
-                leaf = self._as(leaf, dtype) + self.xp.asarray(1j, dtype=dtype) * imaginary
+                leaf = (
+                    self._as(leaf, dtype) + self.xp.asarray(1j, dtype=dtype) * imaginary
+                )
                 start += size
             leaves.append(self._as(leaf, dtype))
         return self.shaped(tuple(leaves))

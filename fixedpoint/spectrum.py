@@ -15,40 +15,43 @@ from fixedpoint.space import Space
 Product = Callable[[Any], Any]
 
 
-def spectral_radius(product: Product, start: Any, *, steps: int = 30, batch_ndim: int = 0) -> Array:
+def spectral_radius(
+    product: Product, start: Any, *, steps: int = 30, batch_ndim: int = 0
+) -> Array:
     """The largest modulus of an eigenvalue of a linear map J, by Arnoldi's method.
 
     Parameters
     ----------
     product : callable
-        v ↦ Jv, on containers like `start`; ``sol.linearise()`` returns one. The transpose has
-        the same eigenvalues: v ↦ Jᵀv serves as well.
+        v ↦ Jv, on containers like `start`; ``sol.linearise()`` returns one. The
+        transpose has the same eigenvalues: v ↦ Jᵀv serves as well.
     start : array or container of arrays
         A vector with a part in every direction, such as a random one.
     steps : int, optional
-        Products at most, and vectors that are kept. With as many as a sample has entries the result
-        is exact but for rounding.
+        Products at most, and vectors that are kept. With as many as a sample has
+        entries the result is exact but for rounding.
     batch_ndim : int, optional
-        The first `batch_ndim` axes of every leaf index independent maps, each with its own radius.
+        The first `batch_ndim` axes of every leaf index independent maps, each with its
+        own radius.
 
     Returns
     -------
     array of the batch's shape
-        The largest modulus of an eigenvalue of J, compressed to the span of v, Jv, J²v, …; NaN
-        where a product or `start` is not finite, or `start` is zero.
+        The largest modulus of an eigenvalue of J, compressed to the span of v, Jv, J²v,
+        …; NaN where a product or `start` is not finite, or `start` is zero.
 
     Notes
     -----
-    Pairs of complex eigenvalues, and several of one modulus, are told as well as a single one: no
-    limit of ratios is taken. With few steps the estimate is that of J on a subspace: for a normal
-    J never too large. A defective eigenvalue that stands p times in its Jordan block is known
-    to ε^(1/p), ε the unit roundoff, by this as by any method; a nilpotent J, so, to ε^(1/p) of its
-    norm.
+    Pairs of complex eigenvalues, and several of one modulus, are told as well as a
+    single one: no limit of ratios is taken. With few steps the estimate is that of J on
+    a subspace: for a normal J never too large. A defective eigenvalue that stands p
+    times in its Jordan block is known to ε^(1/p), ε the unit roundoff, by this as by
+    any method; a nilpotent J, so, to ε^(1/p) of its norm.
 
     References
     ----------
-    Arnoldi, "The principle of minimized iterations in the solution of the matrix eigenvalue
-    problem", Quart. Appl. Math. 9, 1951.
+    Arnoldi, "The principle of minimized iterations in the solution of the matrix
+    eigenvalue problem", Quart. Appl. Math. 9, 1951.
 
     Examples
     --------
@@ -74,22 +77,30 @@ def spectral_radius(product: Product, start: Any, *, steps: int = 30, batch_ndim
     value = tuple(backend.leaf(leaf) for leaf in leaves)
     space = Space.of(backend, value, batch_ndim)
     with backend.quiet():
-        hessenberg = _arnoldi(space, _on_leaves(product, backend, structure), value, steps)
+        hessenberg = _arnoldi(
+            space, _on_leaves(product, backend, structure), value, steps
+        )
         return _largest_modulus(backend, hessenberg)
 
 
 def spectral_norm(
-    product: Product, transposed: Product, start: Any, *, steps: int = 30, batch_ndim: int = 0
+    product: Product,
+    transposed: Product,
+    start: Any,
+    *,
+    steps: int = 30,
+    batch_ndim: int = 0,
 ) -> Array:
-    """The largest singular value of a linear map J, its norm as a map of Euclidean spaces.
+    """The largest singular value of a linear map J, its norm as a map of Euclidean
+    spaces.
 
     It is the root of the spectral radius of JᵀJ, and never overestimated.
 
     Parameters
     ----------
     product, transposed : callable
-        v ↦ Jv and v ↦ Jᵀv, on containers like `start`. For complex entries the transpose is that
-        with respect to Re⟨u, v⟩.
+        v ↦ Jv and v ↦ Jᵀv, on containers like `start`. For complex entries the
+        transpose is that with respect to Re⟨u, v⟩.
     start, steps, batch_ndim
         As in :func:`spectral_radius`; a step takes one product of each kind.
 
@@ -112,7 +123,9 @@ def spectral_norm(
     return square**0.5
 
 
-def _on_leaves(product: Product, backend: Backend, structure: Any) -> Callable[[Vec], Vec]:
+def _on_leaves(
+    product: Product, backend: Backend, structure: Any
+) -> Callable[[Vec], Vec]:
     """`product` on leaves."""
 
     def on_leaves(v: Vec) -> Vec:
@@ -125,7 +138,9 @@ def _on_leaves(product: Product, backend: Backend, structure: Any) -> Callable[[
 
 
 class _Krylov(NamedTuple):
-    """An orthonormal basis Q of the first Krylov vectors, the next one, and the columns of QᵀJQ."""
+    """An orthonormal basis Q of the first Krylov vectors, the next one, and the columns
+    of QᵀJQ.
+    """
 
     basis: Vec
     next: Vec
@@ -133,7 +148,9 @@ class _Krylov(NamedTuple):
     size: Any
 
 
-def _arnoldi(space: Space, product: Callable[[Vec], Vec], start: Vec, steps: int) -> Array:
+def _arnoldi(
+    space: Space, product: Callable[[Vec], Vec], start: Vec, steps: int
+) -> Array:
     """QᵀJQ, with Q an orthonormal basis of v, Jv, J²v, …: (batch, steps, steps)."""
     steps = min(steps, space.dimension)
     unit = space.scale(1.0 / space.safe_norm(start), start)
@@ -149,13 +166,16 @@ def _arnoldi(space: Space, product: Callable[[Vec], Vec], start: Vec, steps: int
 
 
 def _extended(space: Space, product: Callable[[Vec], Vec], krylov: _Krylov) -> _Krylov:
-    """One more basis vector. A sample whose subspace is invariant gets zeros from then on."""
+    """One more basis vector. A sample whose subspace is invariant gets zeros from then
+    on.
+    """
     slot, write = krylov.size, space.backend.write
     basis = space.push(krylov.basis, slot, krylov.next)
     image = product(krylov.next)
     left, column = space.orthogonalised(basis, image)
     length = space.safe_norm(left)
-    # What is no more than rounding of the image is nothing: its direction means nothing either.
+    # What is no more than rounding of the image is nothing: its direction means nothing
+    # either.
     holds = length > 10.0 * space.rounding * space.safe_norm(image)
     unit = space.mask(holds, space.scale(space.ratio(space.one, length), left))
     hessenberg = write(krylov.hessenberg, (..., slice(column.shape[-1]), slot), column)
@@ -176,7 +196,9 @@ def _largest_modulus(backend: Backend, matrices: Array) -> Array:
 
 
 def _eigenvalues(backend: Backend, matrices: Array) -> Array:
-    """By the library, or by NumPy: the array API has none for matrices that are not symmetric."""
+    """By the library, or by NumPy: the array API has none for matrices that are not
+    symmetric.
+    """
     xp = backend.namespace(matrices)
     eigenvalues = getattr(xp.linalg, "eigvals", None)
     if eigenvalues is not None:

@@ -30,12 +30,13 @@ class Tolerance:
     rtol, atol : float or array of the batch's shape
         The relative and the absolute tolerance.
     norm : {"entries", "leaves", "euclidean", "max"}
-        The parts of a state that are tested, each by itself: its entries; its leaves, in the
-        Euclidean norm; or all of it, in the Euclidean or the largest norm.
+        The parts of a state that are tested, each by itself: its entries; its leaves,
+        in the Euclidean norm; or all of it, in the Euclidean or the largest norm.
     test : {"error", "residual"}
         Whether the error z − z* is bounded, or the residual.
     blocks : tuple of slice
-        The leaves that a norm of all is taken of, where it is taken of several groups apart.
+        The leaves that a norm of all is taken of, where it is taken of several groups
+        apart.
     """
 
     rtol: Any
@@ -46,11 +47,15 @@ class Tolerance:
 
     @property
     def is_zero(self) -> bool:
-        """Whether only an exact solution would do: then a fixed number of steps is taken."""
+        """Whether only an exact solution would do: then a fixed number of steps is
+        taken.
+        """
         return _is_zero(self.rtol) and _is_zero(self.atol)
 
     def relative_share(self, size: Array) -> Any:
-        """What part of its largest a residual should be, once an error is relatively this small."""
+        """What part of its largest a residual should be, once an error is relatively
+        this small.
+        """
         return _SHARE if _is_zero(self.rtol) else 10.0 * _beside(self.rtol, size)
 
     def take(self, xp: Any, rows: Array) -> Tolerance:
@@ -74,7 +79,9 @@ class Tolerance:
         return [u[block] for block in self.blocks]
 
     def parts(self, space: Space, u: Vec) -> tuple[Array, ...]:
-        """The sizes of the parts of u: the axes of the batch, and those of entries if they are."""
+        """The sizes of the parts of u: the axes of the batch, and those of entries if
+        they are.
+        """
         if self.norm == "entries":
             return tuple([space.magnitudes(leaf) for leaf in u])
         return space.sound_norms([(group, self.kind) for group in self.groups(u)])
@@ -91,7 +98,9 @@ class Tolerance:
     def covers(self, space: Space, u: Vec, value: Vec) -> Array:
         """Whether every part of u is within the tolerance that goes with `value`."""
         bounds = self.bounds(self.parts(space, value))
-        return space.every([u <= b for u, b in zip(self.parts(space, u), bounds, strict=True)])
+        return space.every(
+            [u <= b for u, b in zip(self.parts(space, u), bounds, strict=True)]
+        )
 
 
 def _is_zero(tolerance: Any) -> bool:

@@ -1,4 +1,6 @@
-"""Containers of arrays: lists, tuples, named tuples and dictionaries, nested at will."""
+"""Containers of arrays: lists, tuples, named tuples and dictionaries, nested at
+will.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Structure:
-    """The shape of a container: its type, its keys and its children; ``kind=None`` is a leaf.
+    """The shape of a container: its type, its keys and its children; ``kind=None`` is a
+    leaf.
 
     Two containers match if and only if their structures are equal.
     """

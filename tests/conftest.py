@@ -19,15 +19,19 @@ from hypothesis import settings
 import fixedpoint as fp
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # Torch's own, at its first dual number
+    # Torch's own, at its first dual number.
+    warnings.simplefilter("ignore", DeprecationWarning)
     import torch._decomp.decompositions_for_jvp
 
 jax.config.update("jax_enable_x64", True)
-# A test's program runs for milliseconds, and would be optimised for seconds. A release that does
-# not know a flag aborts on it.
+# A test's program runs for milliseconds, and would be optimised for seconds. A release
+# that does not know a flag aborts on it.
 jax.config.update("jax_disable_most_optimizations", True)
 if version("jaxlib").startswith("0.10."):
-    flags = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+    flags = (
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 torch.set_num_threads(1)
 settings.register_profile("local", deadline=None, max_examples=20)
@@ -44,16 +48,27 @@ class Case:
     asarray: Callable[..., Any]
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        return array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+        return (
+            array.detach().numpy()
+            if isinstance(array, torch.Tensor)
+            else np.asarray(array)
+        )
 
     def tree(self, container: Any) -> Any:
         """The NumPy arrays of a container as arrays of this library."""
         return jax.tree.map(self.asarray, container)
 
     def solve(
-        self, f: Any, z0: Any, args: tuple = (), by: Any = fp.fixed_point, **settings: Any
+        self,
+        f: Any,
+        z0: Any,
+        args: tuple = (),
+        by: Any = fp.fixed_point,
+        **settings: Any,
     ) -> fp.Solution:
-        """Solve on NumPy input, under jit if this case says so; failures are returned."""
+        """Solve on NumPy input, under jit if this case says so; failures are
+        returned.
+        """
         settings = {"on_failure": "return"} | settings
 
         def call(z0: Any, args: tuple) -> fp.Solution:
@@ -64,7 +79,9 @@ class Case:
             return run(self.tree(z0), self.tree(args))
 
     def iterates(self, f: Any, z0: Any, args: tuple = (), **settings: Any) -> list[Any]:
-        """All iterates but the start, in NumPy, of a solve that only `max_steps` ends."""
+        """All iterates but the start, in NumPy, of a solve that only `max_steps`
+        ends.
+        """
         values = []
         settings = {"rtol": 0.0, "atol": 0.0, "max_steps": 10} | settings
 
@@ -75,7 +92,9 @@ class Case:
         return values
 
     def exact(self, layer: "Layer") -> dict[str, Any]:
-        """What a call needs for exact products, where the library does not differentiate."""
+        """What a call needs for exact products, where the library does not
+        differentiate.
+        """
         return {"jvp": layer.jvp} if self.name in ("numpy", "strict") else {}
 
 
@@ -96,7 +115,9 @@ def xp_case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="session", params=["numpy", "strict", "torch"])
 def eager_case(request: pytest.FixtureRequest) -> Case:
-    """Each eager array library but JAX, which compiles every operation for every shape."""
+    """Each eager array library but JAX, which compiles every operation for every
+    shape.
+    """
     return CASES[request.param]
 
 
@@ -124,7 +145,9 @@ SOLVERS = {
     "newton-bounded": fp.Newton(line_search=False, step_bound=0.5),
     "levenberg": fp.LevenbergMarquardt(),
     "krylov": fp.NewtonKrylov(),
-    "krylov-bicgstab": fp.NewtonKrylov(linear=fp.BiCGStab(), line_search=False, step_bound=1.0),
+    "krylov-bicgstab": fp.NewtonKrylov(
+        linear=fp.BiCGStab(), line_search=False, step_bound=1.0
+    ),
     "krylov-cg": fp.NewtonKrylov(linear=fp.ConjugateGradient()),
     "pseudo": fp.PseudoTransient(),
     "fallback": fp.Fallback([fp.Picard(damping=0.05), fp.Newton()]),
@@ -141,8 +164,9 @@ def solver(request: pytest.FixtureRequest) -> fp.solvers.Solver:
 class Layer:
     """The map z ↦ b + Aᵀ tanh(A z), or z less that, whose root is the fixed point.
 
-    Its derivative is symmetric, and that of the residual definite if ‖A‖ < 1, so that every solver
-    applies. All sums are taken in one order, whatever else is in the batch.
+    Its derivative is symmetric, and that of the residual definite if ‖A‖ < 1, so that
+    every solver applies. All sums are taken in one order, whatever else is in the
+    batch.
     """
 
     xp: ModuleType

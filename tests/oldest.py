@@ -1,10 +1,12 @@
-"""The tests on the oldest releases that pyproject.toml declares, in an environment of their own.
+"""The tests on the oldest releases that pyproject.toml declares, in an environment of
+their own.
 
 ``python tests/oldest.py ENVIRONMENT [argument of pytest]...``
 
-The lower bounds become exact requirements, except that of Torch: its old releases come with CUDA,
-which is several gigabytes, or for CPUs from an index of their own. The variable TORCH holds what is
-passed to pip for it, by default the pin of constraints.txt.
+The lower bounds become exact requirements, except that of Torch: its old releases come
+with CUDA, which is several gigabytes, or for CPUs from an index of their own. The
+variable TORCH holds what is passed to pip for it, by default the pin of
+constraints.txt.
 """
 
 import os
@@ -17,7 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What the tests are run with is not what is tested.
-TOOLS = ["array-api-strict", "hypothesis", "matplotlib", "mpmath", "pytest", "pytest-xdist"]
+TOOLS = [
+    "array-api-strict",
+    "hypothesis",
+    "matplotlib",
+    "mpmath",
+    "pytest",
+    "pytest-xdist",
+]
 TESTS = ["fixedpoint", "backends", "tests/test_backends.py", "tests/test_deq_jax.py"]
 
 
@@ -28,7 +37,9 @@ def oldest() -> list[str]:
     scipy = [name for name in optional["models"] if name.startswith("scipy")]
     declared = [*project["dependencies"], *optional["jax"], *scipy]
     bounds = [requirement.replace(">=", "==") for requirement in declared]
-    return bounds + [bound.replace("jax", "jaxlib") for bound in bounds if bound.startswith("jax")]
+    return bounds + [
+        bound.replace("jax", "jaxlib") for bound in bounds if bound.startswith("jax")
+    ]
 
 
 def main(folder: str, *arguments: str) -> int:

@@ -1,4 +1,5 @@
-"""Solves of states that are spread over eight devices of the host: a line of JSON for each.
+"""Solves of states that are spread over eight devices of the host: a line of JSON for
+each.
 
 ``XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_eight_devices.py``.
 """
@@ -52,13 +53,19 @@ def spec_of(array: Any) -> list[Any]:
 
 def count(compiled: Any, operation: str) -> int:
     """How often a compiled program has an operation."""
-    return len(re.findall(rf"= \S+ {operation}\(|= \(.*\) {operation}\(", compiled.as_text()))
+    return len(
+        re.findall(rf"= \S+ {operation}\(|= \(.*\) {operation}\(", compiled.as_text())
+    )
 
 
-def compiled(name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int) -> dict[str, Any]:
+def compiled(
+    name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int
+) -> dict[str, Any]:
     """A solve under ``jit``, where the compiler spreads what is computed."""
     place = NamedSharding(mesh, PartitionSpec(*spec))
-    a, z0 = (jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape)))
+    a, z0 = (
+        jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
+    )
 
     def run(z0: Any, a: Any) -> Any:
         f = coupled if batch_ndim == 0 else lambda z, a: a * jnp.cos(z)
@@ -73,7 +80,9 @@ def compiled(name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int) -> d
     gradient = jax.jit(jax.grad(square)).lower(a).compile()
     (value, steps, memory), slope = solve(z0, a), gradient(a)
     alone, alone_steps, _ = run(jnp.zeros(shape), jnp.asarray(numbers(shape)))
-    histories = [x for x in jax.tree.leaves(memory) if getattr(x, "ndim", 0) == len(shape) + 1]
+    histories = [
+        x for x in jax.tree.leaves(memory) if getattr(x, "ndim", 0) == len(shape) + 1
+    ]
     return {
         "gathers": count(solve, "all-gather") + count(gradient, "all-gather"),
         "reductions": count(solve, "all-reduce"),
@@ -85,11 +94,15 @@ def compiled(name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int) -> d
     }
 
 
-def eager(name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int) -> dict[str, Any]:
+def eager(
+    name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int
+) -> dict[str, Any]:
     """A solve outside of ``jit``."""
     del batch_ndim
     place = NamedSharding(mesh, PartitionSpec(*spec))
-    a, z0 = (jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape)))
+    a, z0 = (
+        jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
+    )
     sol = fp.fixed_point(coupled, z0, (a,), solver=SOLVERS[name], rtol=1e-10)
     alone = fp.fixed_point(
         coupled, jnp.zeros(shape), (numbers(shape),), solver=SOLVERS[name], rtol=1e-10
@@ -110,7 +123,11 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
 
     def mapped(z: Any, a: Any) -> Any:
         # Devices that evaluate f more often than others would wait for them for ever.
-        mean = jnp.mean(z, axis=-1, keepdims=True) if batch_ndim else jax.lax.pmean(z.mean(), "x")
+        mean = (
+            jnp.mean(z, axis=-1, keepdims=True)
+            if batch_ndim
+            else jax.lax.pmean(z.mean(), "x")
+        )
         beside = 0.0 * jax.lax.psum(jnp.sum(a), "x")
         return a * jnp.cos(z) + 0.1 * mean + beside
 
@@ -126,7 +143,11 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
         return sol.value, sol.steps
 
     parts = jax.shard_map(
-        run, mesh=GRID, in_specs=(spec, spec), out_specs=(spec, scalars), check_vma=check
+        run,
+        mesh=GRID,
+        in_specs=(spec, spec),
+        out_specs=(spec, scalars),
+        check_vma=check,
     )
     z0, a = jnp.zeros(shape), jnp.asarray(numbers(shape))
     found, known = [
@@ -155,7 +176,10 @@ def _square(solve: Callable[..., Any], z0: Any) -> Callable[[Any], Any]:
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """All of them, each with a name."""
     for place in SPECS:
-        yield f"jit-Anderson-{'-'.join(map(str, place[1]))}", compiled("Anderson", *place, 0)
+        yield (
+            f"jit-Anderson-{'-'.join(map(str, place[1]))}",
+            compiled("Anderson", *place, 0),
+        )
     for name in ("Picard", "Broyden", "NewtonKrylov"):
         yield f"jit-{name}", compiled(name, *SPECS[3], 0)
     yield "jit-Anderson-batch", compiled("Anderson", *SPECS[3], 1)

@@ -1,4 +1,5 @@
-"""A state that is spread over two processes of gloo: ``python -m torch.distributed.run`` runs it.
+"""A state that is spread over two processes of gloo: ``python -m
+torch.distributed.run`` runs it.
 
 The first process prints a line of JSON for each case, with what each of them found.
 """
@@ -26,7 +27,8 @@ SOLVERS = {
 }
 # The first process has the easy part.
 FACTORS = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.1, 0.9, 0.85, 0.8], dtype=torch.float64)
-PART = slice(5) if int(os.environ["RANK"]) == 0 else slice(5, 8)  # and more of the entries
+# And more of the entries.
+PART = slice(5) if int(os.environ["RANK"]) == 0 else slice(5, 8)
 
 
 def mean_of_all(z: torch.Tensor) -> torch.Tensor:
@@ -51,7 +53,9 @@ def entries(solver: Any) -> dict[str, Any]:
     known = fp.fixed_point(whole, torch.zeros_like(FACTORS), (known_a,), **settings)
     known.value.square().sum().backward()
     a = FACTORS[PART].clone().requires_grad_()
-    sol = fp.fixed_point(spread, torch.zeros_like(a), (a,), communicator=Processes(), **settings)
+    sol = fp.fixed_point(
+        spread, torch.zeros_like(a), (a,), communicator=Processes(), **settings
+    )
     sol.value.square().sum().backward()
     return {
         "error": float((sol.value - known.value[PART]).detach().abs().max()),
@@ -69,9 +73,15 @@ def samples(solver: Any) -> dict[str, Any]:
 
     a = FACTORS[PART].reshape(-1, 1)
     sol = fp.fixed_point(
-        f, torch.zeros_like(a), (a,), communicator=Processes(whole_samples=True), **settings
+        f,
+        torch.zeros_like(a),
+        (a,),
+        communicator=Processes(whole_samples=True),
+        **settings,
     )
-    known = fp.fixed_point(lambda z, a: a * torch.cos(z), torch.zeros_like(a), (a,), **settings)
+    known = fp.fixed_point(
+        lambda z, a: a * torch.cos(z), torch.zeros_like(a), (a,), **settings
+    )
     return {
         "error": float((sol.value - known.value).abs().max()),
         "steps": [sol.steps.tolist(), known.steps.tolist()],

@@ -1,4 +1,6 @@
-"""What holds on the CPU holds on a GPU: values, statuses, derivatives; and few waits for it."""
+"""What holds on the CPU holds on a GPU: values, statuses, derivatives; and few waits
+for it.
+"""
 
 import warnings
 
@@ -20,8 +22,14 @@ pytestmark = [
 def problem(contraction, device, n=6, batch=3, dtype=torch.float64):
     """The matrix, the batch of right-hand sides, and the start of `layer`."""
     A = torch.as_tensor(contraction(n, 0.8), dtype=dtype, device=device)
-    b = torch.as_tensor(np.random.default_rng(1).standard_normal((batch, n)), dtype=dtype)
-    return A.expand(batch, n, n), b.to(device), torch.zeros(batch, n, dtype=dtype, device=device)
+    b = torch.as_tensor(
+        np.random.default_rng(1).standard_normal((batch, n)), dtype=dtype
+    )
+    return (
+        A.expand(batch, n, n),
+        b.to(device),
+        torch.zeros(batch, n, dtype=dtype, device=device),
+    )
 
 
 @pytest.mark.parametrize("is_root", [False, True], ids=["fixed_point", "root"])
@@ -31,13 +39,20 @@ def test_every_solver_does_as_on_the_cpu(solver, layer, contraction, is_root, dt
     rtol = 1e-9 if dtype is torch.float64 else 1e-5
     for device in ("cpu", "cuda"):
         A, b, z0 = problem(contraction, device, dtype=dtype)
-        settings = {"solver": solver, "batch_ndim": 1, "rtol": rtol, "on_failure": "return"}
+        settings = {
+            "solver": solver,
+            "batch_ndim": 1,
+            "rtol": rtol,
+            "on_failure": "return",
+        }
         ends.append(find(layer(torch, is_root), z0, (A, b), **settings))
     cpu, gpu = ends
     assert gpu.value.device.type == "cuda"
     assert gpu.status.tolist() == cpu.status.tolist()
     tolerance = 1e-7 if dtype is torch.float64 else 1e-3
-    np.testing.assert_allclose(gpu.value.cpu(), cpu.value, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        gpu.value.cpu(), cpu.value, rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("is_root", [False, True], ids=["fixed_point", "root"])
@@ -54,13 +69,17 @@ def test_first_and_second_derivatives_are_those_of_the_cpu(layer, contraction, i
         np.testing.assert_allclose(gpu, cpu, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("adjoint", [fp.JacobianFree(), fp.PhantomGradient(steps=3), fp.Unrolled()])
+@pytest.mark.parametrize(
+    "adjoint", [fp.JacobianFree(), fp.PhantomGradient(steps=3), fp.Unrolled()]
+)
 def test_other_adjoints(layer, contraction, adjoint):
     found = []
     for device in ("cpu", "cuda"):
         A, b, z0 = problem(contraction, device)
         b.requires_grad_()
-        sol = fp.fixed_point(layer(torch), z0, (A, b), batch_ndim=1, rtol=1e-11, adjoint=adjoint)
+        sol = fp.fixed_point(
+            layer(torch), z0, (A, b), batch_ndim=1, rtol=1e-11, adjoint=adjoint
+        )
         sol.value.sum().backward()
         found.append(b.grad.cpu())
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-9)
@@ -79,13 +98,17 @@ def test_a_neighbour_that_is_not_finite_changes_nothing(layer, contraction):
 
 def test_a_bracket():
     a = torch.tensor([1.0, 8.0, 27.0], device="cuda", requires_grad=True)
-    sol = fp.bracketed_root(lambda x, a: x**3 - a, torch.zeros(3, device="cuda"), 10.0, (a,))
+    sol = fp.bracketed_root(
+        lambda x, a: x**3 - a, torch.zeros(3, device="cuda"), 10.0, (a,)
+    )
     sol.value.sum().backward()
     np.testing.assert_allclose(sol.value.detach().cpu(), [1.0, 2.0, 3.0], rtol=1e-6)
     np.testing.assert_allclose(a.grad.cpu(), [1 / 3, 1 / 12, 1 / 27], rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 def test_a_layer_in_each_arithmetic(dtype, autocast):
     torch.manual_seed(0)
@@ -131,7 +154,9 @@ def test_jax(layer, contraction, jit):
     b = jnp.asarray(np.random.default_rng(1).standard_normal((3, 6)))
 
     def loss(b):
-        sol = fp.fixed_point(layer(jnp), jnp.zeros_like(b), (A, b), batch_ndim=1, rtol=1e-10)
+        sol = fp.fixed_point(
+            layer(jnp), jnp.zeros_like(b), (A, b), batch_ndim=1, rtol=1e-10
+        )
         return (sol.value**2).sum()
 
     gradient = jax.jit(jax.grad(loss)) if jit else jax.grad(loss)

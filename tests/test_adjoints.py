@@ -1,4 +1,6 @@
-"""Every adjoint against closed forms, in Torch, in JAX, and in NumPy from given products."""
+"""Every adjoint against closed forms, in Torch, in JAX, and in NumPy from given
+products.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ W = RHO * _SQUARE / np.abs(np.linalg.eigvals(_SQUARE)).max()
 B = rng.standard_normal((3, 6))
 V = rng.standard_normal((3, 6))
 INVERSE = np.linalg.inv(np.eye(6) - W)
-EXACT = V @ INVERSE  # u of (I − Wᵀ)u = v in each row, which is the gradient with respect to b
+# U of (I − Wᵀ)u = v in each row, which is the gradient with respect to b.
+EXACT = V @ INVERSE
 SERIES = [sum(V @ np.linalg.matrix_power(W, k) for k in range(n)) for n in range(1, 9)]
 TIGHT = {"rtol": 1e-12, "atol": 1e-14, "batch_ndim": 1}
 
@@ -30,9 +33,12 @@ def torch_gradient(adjoint, **settings):
     """The gradient of ⟨V, z*⟩ with respect to b, and the solution."""
     b = torch.tensor(B, requires_grad=True)
     sol = fp.fixed_point(
-        affine, torch.zeros(3, 6, dtype=torch.float64), (b, torch.tensor(W)), adjoint=adjoint,
+        affine,
+        torch.zeros(3, 6, dtype=torch.float64),
+        (b, torch.tensor(W)),
+        adjoint=adjoint,
         **TIGHT | settings,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(sol.value.detach(), B @ INVERSE.T, rtol=1e-9)
     (sol.value * torch.tensor(V)).sum().backward()
     return b.grad.numpy(), sol
@@ -43,7 +49,11 @@ def jax_gradient(adjoint, **settings):
 
     def loss(b):
         sol = fp.fixed_point(
-            affine, jnp.zeros((3, 6)), (b, jnp.asarray(W)), adjoint=adjoint, **TIGHT | settings
+            affine,
+            jnp.zeros((3, 6)),
+            (b, jnp.asarray(W)),
+            adjoint=adjoint,
+            **TIGHT | settings,
         )
         return jnp.sum(sol.value * V)
 
@@ -98,7 +108,9 @@ def test_phantom_keeps_the_value_and_differentiates_steps(gradient):
 
 @pytest.mark.parametrize("checkpoint", [None, 7])
 def test_unrolled_steps_of_picard(gradient, checkpoint):
-    """From zero, n steps of Picard's method give the first n terms; here they have converged."""
+    """From zero, n steps of Picard's method give the first n terms; here they have
+    converged.
+    """
     settings = {"solver": fp.Picard(), "max_steps": 150}
     close(gradient(fp.Unrolled(checkpoint=checkpoint), **settings)[0], EXACT, 1e-8)
 
@@ -118,9 +130,15 @@ def test_unrolled_anderson_in_jax():
 def test_unrolled_differentiates_the_start_too():
     z0 = torch.ones(1, 6, dtype=torch.float64, requires_grad=True)
     sol = fp.fixed_point(
-        affine, z0, (torch.tensor(B[:1]), torch.tensor(W)), adjoint=fp.Unrolled(), max_steps=2,
-        solver=fp.Picard(), on_failure="return", batch_ndim=1,
-    )  # fmt: skip
+        affine,
+        z0,
+        (torch.tensor(B[:1]), torch.tensor(W)),
+        adjoint=fp.Unrolled(),
+        max_steps=2,
+        solver=fp.Picard(),
+        on_failure="return",
+        batch_ndim=1,
+    )
     sol.value.sum().backward()
     close(z0.grad.numpy()[0], np.ones(6) @ W @ W)
 
@@ -130,7 +148,9 @@ def test_unrolled_second_derivative():
     f = lambda z, a: torch.tanh(a * z) + 0.3 * a
     z0 = torch.tensor(0.4, dtype=torch.float64)
     settings = {"rtol": 0.0, "atol": 0.0, "max_steps": 100, "on_failure": "return"}
-    sol = fp.fixed_point(f, z0, (a,), solver=fp.Picard(), adjoint=fp.Unrolled(), **settings)
+    sol = fp.fixed_point(
+        f, z0, (a,), solver=fp.Picard(), adjoint=fp.Unrolled(), **settings
+    )
     (first,) = torch.autograd.grad(sol.value, a, create_graph=True)
     (second,) = torch.autograd.grad(first, a)
     assert float(second) == pytest.approx(3.99655109331, rel=1e-8)
@@ -140,8 +160,13 @@ def test_shared_inverse_is_exact_where_broyden_has_seen_every_direction(gradient
     """A scalar problem has one direction only."""
     b = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
     f = lambda z, b: torch.cos(z) * b
-    sol = fp.fixed_point(f, torch.zeros(1, dtype=torch.float64), (b,), rtol=1e-9,
-                         adjoint=fp.SharedInverse())  # fmt: skip
+    sol = fp.fixed_point(
+        f,
+        torch.zeros(1, dtype=torch.float64),
+        (b,),
+        rtol=1e-9,
+        adjoint=fp.SharedInverse(),
+    )
     sol.value.sum().backward()
     z = float(sol.value.detach())
     assert float(b.grad) == pytest.approx(np.cos(z) / (1 + np.sin(z)), rel=1e-6)
@@ -149,7 +174,9 @@ def test_shared_inverse_is_exact_where_broyden_has_seen_every_direction(gradient
 
 def test_shared_inverse_is_the_product_with_what_broyden_left(gradient):
     start = np.zeros((3, 6))
-    end = fp.fixed_point(affine, start, (B, W), solver=fp.Broyden(), **TIGHT).state.contents
+    end = fp.fixed_point(
+        affine, start, (B, W), solver=fp.Broyden(), **TIGHT
+    ).state.contents
     used, left, right = end.used[..., None], end.left[0], end.right[0]
     count = end.pushed
     estimate = end.scale[:, None, None] * np.eye(6) + np.einsum(
@@ -176,8 +203,14 @@ def test_shared_inverse_refined_from_a_bad_start():
 
 def test_shared_inverse_of_a_root():
     a = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
-    sol = fp.root(lambda x, a: x**2 - a, torch.ones(2, 1, dtype=torch.float64), (a[:, None],),
-                  batch_ndim=1, atol=1e-12, adjoint=fp.SharedInverse(refine=2))  # fmt: skip
+    sol = fp.root(
+        lambda x, a: x**2 - a,
+        torch.ones(2, 1, dtype=torch.float64),
+        (a[:, None],),
+        batch_ndim=1,
+        atol=1e-12,
+        adjoint=fp.SharedInverse(refine=2),
+    )
     sol.value.sum().backward()
     close(a.grad.numpy(), 0.5 / np.sqrt([2.0, 3.0]), 1e-6)
 
@@ -187,7 +220,9 @@ def test_shared_inverse_needs_broyden():
         torch_gradient(fp.SharedInverse(), solver=fp.Anderson())
 
 
-@pytest.mark.parametrize("adjoint", [fp.JacobianFree(), fp.NeumannSeries(), fp.PhantomGradient()])
+@pytest.mark.parametrize(
+    "adjoint", [fp.JacobianFree(), fp.NeumannSeries(), fp.PhantomGradient()]
+)
 def test_roots_have_no_series(adjoint):
     with pytest.raises(TypeError, match="use ImplicitAdjoint"):
         fp.root(lambda x: x, torch.ones(1), adjoint=adjoint)
@@ -217,7 +252,9 @@ def test_the_report_of_the_backward_solve():
     close(report.value.numpy(), EXACT, 1e-8)
     left = V + report.value.numpy() @ W - report.value.numpy()
     norms = np.linalg.norm(left, axis=1)
-    np.testing.assert_allclose(report.residual_norm.numpy(), norms, rtol=1e-3, atol=1e-14)
+    np.testing.assert_allclose(
+        report.residual_norm.numpy(), norms, rtol=1e-3, atol=1e-14
+    )
     assert report.products == int(report.steps.max()) + 1
 
 
@@ -249,19 +286,25 @@ def test_a_warm_start_at_the_solution_takes_no_step():
 
 def test_a_warm_start_in_a_trace():
     with jax.enable_x64(True):
-        adjoint = fp.ImplicitAdjoint(warm_start=jnp.asarray(EXACT), rtol=1e-9, max_steps=0)
+        adjoint = fp.ImplicitAdjoint(
+            warm_start=jnp.asarray(EXACT), rtol=1e-9, max_steps=0
+        )
         close(jax_gradient(adjoint)[0], EXACT, 1e-8)
 
 
 def test_a_warm_start_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match="warm_start must keep the shape of z0"):
-        torch_gradient(fp.ImplicitAdjoint(warm_start=torch.zeros(3, 5, dtype=torch.float64)))
+        torch_gradient(
+            fp.ImplicitAdjoint(warm_start=torch.zeros(3, 5, dtype=torch.float64))
+        )
 
 
 def test_the_exact_preconditioner_takes_one_product(gradient):
     xp = torch if gradient is torch_gradient else jnp
     inverse = xp.asarray(INVERSE)
-    adjoint = fp.ImplicitAdjoint(preconditioner=lambda z, b, w: lambda v: v @ inverse, rtol=1e-9)
+    adjoint = fp.ImplicitAdjoint(
+        preconditioner=lambda z, b, w: lambda v: v @ inverse, rtol=1e-9
+    )
     got, sol = gradient(adjoint)
     close(got, EXACT, 1e-8)
     if sol is not None:
@@ -291,7 +334,9 @@ def test_batched_cotangents_of_a_batched_map():
 
     def solution(b):
         zero = torch.zeros(6, dtype=torch.float64)
-        return fp.fixed_point(lambda z, b: torch.tanh(w @ z + b), zero, (b,), rtol=1e-12).value
+        return fp.fixed_point(
+            lambda z, b: torch.tanh(w @ z + b), zero, (b,), rtol=1e-12
+        ).value
 
     b = torch.tensor(B)
     got = torch.func.vmap(torch.func.jacrev(solution))(b)
@@ -321,7 +366,9 @@ PRODUCTS = {
 def test_numpy_cotangents_from_given_products():
     z = fp.fixed_point(affine, np.zeros((3, 6)), (B, W), **TIGHT).value
     adjoint = fp.ImplicitAdjoint(rtol=1e-12)
-    db, dw = fp.implicit_vjp(PRODUCTS["vjp"], z, V, (B, W), batch_ndim=1, adjoint=adjoint)
+    db, dw = fp.implicit_vjp(
+        PRODUCTS["vjp"], z, V, (B, W), batch_ndim=1, adjoint=adjoint
+    )
     close(db, EXACT)
     close(dw, EXACT.T @ z)
 
@@ -330,7 +377,9 @@ def test_numpy_tangents_from_given_products():
     z = fp.fixed_point(affine, np.zeros((3, 6)), (B, W), **TIGHT).value
     db, dw = rng.standard_normal(B.shape), rng.standard_normal(W.shape)
     adjoint = fp.ImplicitAdjoint(rtol=1e-12)
-    got = fp.implicit_jvp(PRODUCTS["jvp"], z, (db, dw), (B, W), batch_ndim=1, adjoint=adjoint)
+    got = fp.implicit_jvp(
+        PRODUCTS["jvp"], z, (db, dw), (B, W), batch_ndim=1, adjoint=adjoint
+    )
     close(got, (db + z @ dw.T) @ INVERSE.T)
 
 
@@ -338,11 +387,19 @@ def test_numpy_derivatives_of_a_root():
     a = np.array([2.0, 3.0])
     x = fp.root(lambda x, a: x**2 - a, np.ones(2), (a,), atol=1e-13).value
     (gradient,) = fp.implicit_vjp(
-        lambda x, a: lambda u: (2 * x * u, -u), x, np.array([1.0, 2.0]), (a,), is_root=True
+        lambda x, a: lambda u: (2 * x * u, -u),
+        x,
+        np.array([1.0, 2.0]),
+        (a,),
+        is_root=True,
     )
     close(gradient, np.array([1.0, 2.0]) / (2 * x), 1e-6)
     tangent = fp.implicit_jvp(
-        lambda x, a: lambda dx, da: 2 * x * dx - da, x, (np.ones(2),), (a,), is_root=True
+        lambda x, a: lambda dx, da: 2 * x * dx - da,
+        x,
+        (np.ones(2),),
+        (a,),
+        is_root=True,
     )
     close(tangent, 1 / (2 * x), 1e-6)
 
@@ -352,10 +409,15 @@ def test_numpy_products_with_a_sparse_jacobian():
     matrix = scipy.sparse.diags([0.4, 0.4], [-1, 1], shape=(n, n), format="csr")
     v = rng.standard_normal(n)
     (u,) = fp.implicit_vjp(
-        lambda z, b: lambda w: (matrix.T @ w, w), np.zeros(n), v, (np.zeros(n),),
+        lambda z, b: lambda w: (matrix.T @ w, w),
+        np.zeros(n),
+        v,
+        (np.zeros(n),),
         adjoint=fp.ImplicitAdjoint(rtol=1e-12),
-    )  # fmt: skip
-    close(u, scipy.sparse.linalg.spsolve(scipy.sparse.eye(n, format="csc") - matrix.T, v))
+    )
+    close(
+        u, scipy.sparse.linalg.spsolve(scipy.sparse.eye(n, format="csc") - matrix.T, v)
+    )
 
 
 def test_numpy_failure_is_loud():

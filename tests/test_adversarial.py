@@ -48,7 +48,9 @@ def test_an_attack_stays_in_the_ball_and_hurts(method, norm, trained):
     size = x.norm(dim=1) if norm == "l2" else x.abs().amax(1)
     assert float(size.max()) <= radius + 1e-6
     other = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    other = radius * (other / other.norm(dim=1, keepdim=True) if norm == "l2" else other.sign())
+    other = radius * (
+        other / other.norm(dim=1, keepdim=True) if norm == "l2" else other.sign()
+    )
     assert float(losses(trained, x).mean()) > 1.5 * float(losses(trained, other).mean())
 
 
@@ -64,29 +66,40 @@ def test_joint_and_nested_attacks_are_equally_strong(trained):
 
 
 def test_the_gradient_is_that_of_the_loss_at_the_perturbation(trained):
-    """By a reference that solves the equilibrium anew and differentiates it implicitly."""
+    """By a reference that solves the equilibrium anew and differentiates it
+    implicitly.
+    """
     experiment = Adversarial(replace(SMALL, attack=Attack(steps=200, radius=0.5)), CPU)
     experiment.module.load_state_dict(trained.module.state_dict())
     experiment.module.double()
     batch = experiment.test._replace(
-        images=experiment.test.images[:20].double(), classes=experiment.test.classes[:20].double()
+        images=experiment.test.images[:20].double(),
+        classes=experiment.test.classes[:20].double(),
     )
     experiment.step(batch)
     found = [p.grad.clone() for p in experiment.module.parameters()]
     x = experiment.attacked(batch, experiment.settings.attack)[2]
     params, z, _ = experiment.posed(batch.images)
     solution = fp.fixed_point(
-        experiment.model.f, z, (x, params), batch_ndim=1, rtol=1e-10,
+        experiment.model.f,
+        z,
+        (x, params),
+        batch_ndim=1,
+        rtol=1e-10,
         adjoint=fp.ImplicitAdjoint(rtol=1e-10),
-    )  # fmt: skip
-    loss = cross_entropy(experiment.model.output(solution.value, params), batch.classes).mean()
+    )
+    loss = cross_entropy(
+        experiment.model.output(solution.value, params), batch.classes
+    ).mean()
     expected = torch.autograd.grad(loss, list(experiment.module.parameters()))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2 * float(b.abs().max()))
 
 
 def test_multiscale_classifiers_are_attacked_too():
-    experiment = Adversarial(replace(SMALL, kind="mdeq", channels=(8,), held_out=8), CPU)
+    experiment = Adversarial(
+        replace(SMALL, kind="mdeq", channels=(8,), held_out=8), CPU
+    )
     batch = experiment.test
     x = experiment.attacked(batch, Attack(steps=5, radius=0.5))[2]
     assert x.shape == batch.images.shape
@@ -105,11 +118,19 @@ def test_files_have_to_be_named():
 def test_the_command_line_trains_evaluates_and_draws(tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text(
-        "task: adversarial\nwidth: 24\nheld_out: 40\nattack: {steps: 4}\ntraining: {epochs: 3}\n"
+        "task: adversarial\nwidth: 24\nheld_out: 40\nattack: {steps: 4}\ntraining: "
+        "{epochs: 3}\n"
     )
     out = tmp_path / "out"
     for command in ("train", "evaluate", "sample"):
-        arguments = [command, "adversarial", "--config", str(config), "--output", str(out)]
+        arguments = [
+            command,
+            "adversarial",
+            "--config",
+            str(config),
+            "--output",
+            str(out),
+        ]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
     rows = np.genfromtxt(out / "metrics.csv", delimiter=",", names=True)

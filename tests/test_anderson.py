@@ -16,9 +16,14 @@ def affine(contraction, n, norm, seed=0):
 def iterate(f, z0, steps, **settings):
     """The iterate after `steps` steps."""
     return fp.fixed_point(
-        f, z0, solver=fp.Anderson(**settings), rtol=0.0, atol=0.0, max_steps=steps,
+        f,
+        z0,
+        solver=fp.Anderson(**settings),
+        rtol=0.0,
+        atol=0.0,
+        max_steps=steps,
         on_failure="return",
-    ).value  # fmt: skip
+    ).value
 
 
 def krylov_minimiser(M, b, z0, k):
@@ -33,7 +38,9 @@ def krylov_minimiser(M, b, z0, k):
 
 @pytest.mark.parametrize("k", range(1, 9))
 def test_with_full_memory_it_is_gmres(contraction, k):
-    """The iterate k + 1 is f at the k-th iterate of GMRES (Walker and Ni, theorem 2.2)."""
+    """The iterate k + 1 is f at the k-th iterate of GMRES (Walker and Ni, theorem
+    2.2).
+    """
     A, b = affine(contraction, 12, 0.9)
     z0 = np.ones(12)
     expected = A @ krylov_minimiser(np.eye(12) - A, b, z0, k) + b
@@ -47,7 +54,9 @@ def test_with_damping_it_is_gmres_and_a_damped_step(contraction, k, damping):
     A, b = affine(contraction, 12, 0.9)
     z = krylov_minimiser(np.eye(12) - A, b, np.zeros(12), k)
     expected = z + damping * (A @ z + b - z)
-    found = iterate(lambda z: A @ z + b, np.zeros(12), k + 1, memory=12, damping=damping)
+    found = iterate(
+        lambda z: A @ z + b, np.zeros(12), k + 1, memory=12, damping=damping
+    )
     assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected)
 
 
@@ -55,7 +64,13 @@ def test_residuals_are_those_of_scipy_gmres(contraction):
     A, b = affine(contraction, 10, 0.8, 3)
     M, norms = np.eye(10) - A, []
     scipy.sparse.linalg.gmres(
-        M, b, rtol=1e-14, restart=10, maxiter=1, callback=norms.append, callback_type="pr_norm"
+        M,
+        b,
+        rtol=1e-14,
+        restart=10,
+        maxiter=1,
+        callback=norms.append,
+        callback_type="pr_norm",
     )
     for k in range(1, 7):
         found = iterate(lambda z: A @ z + b, np.zeros(10), k + 1, memory=10)
@@ -87,7 +102,8 @@ def test_memory_is_clamped_to_the_dimension(contraction, steps):
     A = contraction(3, 0.9)
     f = lambda z: np.tanh(A @ z + 1.0)
     np.testing.assert_array_equal(
-        iterate(f, np.zeros(3), steps, memory=3), iterate(f, np.zeros(3), steps, memory=50)
+        iterate(f, np.zeros(3), steps, memory=3),
+        iterate(f, np.zeros(3), steps, memory=50),
     )
 
 
@@ -110,7 +126,9 @@ def test_memory_of_one_is_the_secant_formula(contraction, steps, damping):
     W, b = affine(contraction, 4, 0.9)
     f = lambda z: np.tanh(W @ z + b)
     found = iterate(f, np.zeros(4), steps, memory=1, damping=damping)
-    np.testing.assert_allclose(found, secant(f, np.zeros(4), steps, damping), rtol=1e-11)
+    np.testing.assert_allclose(
+        found, secant(f, np.zeros(4), steps, damping), rtol=1e-11
+    )
 
 
 def test_in_one_dimension_it_is_the_secant_method():
@@ -130,9 +148,14 @@ def test_long_after_convergence_iterates_stay_at_the_solution(
 ):
     W, b = affine(contraction, 8, 0.9)
     sol = xp_case.solve(
-        lambda z, W, b: xp_case.xp.tanh(W @ z + b), np.zeros(8), (W, b),
-        solver=fp.Anderson(memory=memory, damping=damping), rtol=0.0, atol=0.0, max_steps=300,
-    )  # fmt: skip
+        lambda z, W, b: xp_case.xp.tanh(W @ z + b),
+        np.zeros(8),
+        (W, b),
+        solver=fp.Anderson(memory=memory, damping=damping),
+        rtol=0.0,
+        atol=0.0,
+        max_steps=300,
+    )
     assert float(sol.residual_norm) <= 1e-10
     ends = fp.Status.MAX_STEPS, fp.Status.CONVERGED, fp.Status.STALLED
     assert int(sol.status) in ends
@@ -145,11 +168,17 @@ def test_convergence_to_ten_digits_at_any_scale(scale):
     A = Q @ np.diag(np.linspace(-0.99, 0.99, 50)) @ Q.T
     b = scale * rng.standard_normal(50)
     sol = fp.fixed_point(
-        lambda z: A @ z + b, np.zeros(50), solver=fp.Anderson(memory=20), rtol=1e-10, atol=0.0,
+        lambda z: A @ z + b,
+        np.zeros(50),
+        solver=fp.Anderson(memory=20),
+        rtol=1e-10,
+        atol=0.0,
         max_steps=100,
-    )  # fmt: skip
+    )
     exact, condition = np.linalg.solve(np.eye(50) - A, b), 100
-    assert np.linalg.norm(sol.value - exact) <= 2 * condition * 1e-10 * np.linalg.norm(exact)
+    assert np.linalg.norm(sol.value - exact) <= 2 * condition * 1e-10 * np.linalg.norm(
+        exact
+    )
 
 
 @pytest.mark.parametrize("regularization", [1e-6, 0.1, 1.0])
@@ -169,9 +198,16 @@ def test_it_is_no_slower_than_scipy(contraction, counted):
     W, b = affine(contraction, 30, 0.97)
     ours, theirs = (counted(lambda z: np.tanh(W @ z + b)) for _ in range(2))
     fp.fixed_point(
-        ours, np.zeros(30), solver=fp.Anderson(memory=5), rtol=0.0, atol=1e-8, norm="max"
+        ours,
+        np.zeros(30),
+        solver=fp.Anderson(memory=5),
+        rtol=0.0,
+        atol=1e-8,
+        norm="max",
     )
-    scipy.optimize.anderson(lambda z: theirs(z) - z, np.zeros(30), M=5, f_tol=1e-8, alpha=1.0)
+    scipy.optimize.anderson(
+        lambda z: theirs(z) - z, np.zeros(30), M=5, f_tol=1e-8, alpha=1.0
+    )
     assert ours.calls <= 1.3 * theirs.calls
 
 
@@ -181,7 +217,11 @@ def test_it_needs_far_fewer_evaluations_than_picard(contraction):
     A *= 0.99 / np.linalg.norm(A, 2)
     settings = {"rtol": 1e-8, "atol": 0.0, "max_steps": 5000}
     steps = [
-        int(fp.fixed_point(lambda z: A @ z + b, np.zeros(40), solver=solver, **settings).steps)
+        int(
+            fp.fixed_point(
+                lambda z: A @ z + b, np.zeros(40), solver=solver, **settings
+            ).steps
+        )
         for solver in (fp.Anderson(memory=10), fp.Picard())
     ]
     assert steps[0] * 5 < steps[1]

@@ -8,7 +8,11 @@ import torch
 
 import fixedpoint as fp
 
-FIRST_ORDER = [fp.Picard(damping=0.8), fp.Anderson(memory=5), fp.Anderson(memory=3, damping=0.5)]
+FIRST_ORDER = [
+    fp.Picard(damping=0.8),
+    fp.Anderson(memory=5),
+    fp.Anderson(memory=3, damping=0.5),
+]
 N = 12
 
 
@@ -36,8 +40,12 @@ def test_first_ten_iterates(xp_case, numpy_case, contraction, solver):
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-def test_first_ten_iterates_of_every_solver(xp_case, numpy_case, contraction, layer, solver, by):
-    """With exact products: NumPy has them from the caller, Torch and JAX differentiate."""
+def test_first_ten_iterates_of_every_solver(
+    xp_case, numpy_case, contraction, layer, solver, by
+):
+    """With exact products: NumPy has them from the caller, Torch and JAX
+    differentiate.
+    """
     A = contraction(4, 0.95, 2)
     b, z0 = np.random.default_rng(2).standard_normal((2, 4))
     here, there = (
@@ -48,11 +56,14 @@ def test_first_ten_iterates_of_every_solver(xp_case, numpy_case, contraction, la
     assert len(here) > 1
     # Broyden's first step to a root is as long as a difference quotient says.
     tolerance = 1e-5 if isinstance(solver, fp.Broyden) and by is fp.root else 1e-10
-    for one, other in zip(here, there, strict=False):  # rounding alone may end one before another
+    # Rounding alone may end one before another.
+    for one, other in zip(here, there, strict=False):
         assert_close(one, other, tolerance)
 
 
-def test_every_solver_in_lanes_of_jax_vmap_under_jit(numpy_case, contraction, layer, solver):
+def test_every_solver_in_lanes_of_jax_vmap_under_jit(
+    numpy_case, contraction, layer, solver
+):
     F, A = layer(jnp, is_root=True), contraction(3, 0.9)
     z0, *bs = np.random.default_rng(3).standard_normal((4, 3))
     settings = {"solver": solver, "rtol": 1e-10, "atol": 0.0, "max_steps": 100}
@@ -64,12 +75,16 @@ def test_every_solver_in_lanes_of_jax_vmap_under_jit(numpy_case, contraction, la
     values, converged = jax.jit(jax.vmap(lane))(np.stack(bs))
     assert bool(converged.all())
     for value, b in zip(values, bs, strict=True):
-        there = numpy_case.solve(layer(np, is_root=True), z0, (A, b), by=fp.root, **settings)
+        there = numpy_case.solve(
+            layer(np, is_root=True), z0, (A, b), by=fp.root, **settings
+        )
         assert_close(np.asarray(value), there.value, 1e-8)
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-def test_every_solver_in_lanes_of_torch_vmap(numpy_case, contraction, layer, solver, by):
+def test_every_solver_in_lanes_of_torch_vmap(
+    numpy_case, contraction, layer, solver, by
+):
     f, A = layer(torch, by is fp.root), contraction(3, 0.9)
     z0, *bs = np.random.default_rng(3).standard_normal((4, 3))
     settings = {"solver": solver, "rtol": 1e-10, "atol": 0.0, "max_steps": 100}
@@ -77,7 +92,9 @@ def test_every_solver_in_lanes_of_torch_vmap(numpy_case, contraction, layer, sol
     lane = lambda b: by(f, start, (matrix, b), **settings).value
     values = torch.func.vmap(lane)(torch.as_tensor(np.stack(bs)))
     for value, b in zip(values, bs, strict=True):
-        there = numpy_case.solve(layer(np, by is fp.root), z0, (A, b), by=by, **settings)
+        there = numpy_case.solve(
+            layer(np, by is fp.root), z0, (A, b), by=by, **settings
+        )
         assert_close(value.numpy(), there.value, 1e-8)
 
 
@@ -102,8 +119,12 @@ def test_iterates_under_jit(numpy_case, contraction, solver):
 @pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_answers(jit_case, numpy_case, contraction, solver):
     z0, args = data(contraction)
-    here = jit_case.solve(tanh_map(jit_case.xp), z0, args, solver=solver, rtol=1e-11, atol=0.0)
-    there = numpy_case.solve(tanh_map(np), z0, args, solver=solver, rtol=1e-11, atol=0.0)
+    here = jit_case.solve(
+        tanh_map(jit_case.xp), z0, args, solver=solver, rtol=1e-11, atol=0.0
+    )
+    there = numpy_case.solve(
+        tanh_map(np), z0, args, solver=solver, rtol=1e-11, atol=0.0
+    )
     assert bool(here.converged)
     assert_close(jit_case.to_numpy(here.value), there.value, 1e-9)
 
@@ -115,7 +136,12 @@ def test_lanes_of_jax_vmap(numpy_case, contraction, solver):
 
     def lane(b):
         sol = fp.fixed_point(
-            tanh_map(jnp), jnp.asarray(z0), (W, b), solver=solver, rtol=1e-10, on_failure="return"
+            tanh_map(jnp),
+            jnp.asarray(z0),
+            (W, b),
+            solver=solver,
+            rtol=1e-10,
+            on_failure="return",
         )
         return sol.value, sol.steps, sol.converged
 
@@ -135,9 +161,12 @@ def test_lanes_of_torch_vmap(numpy_case, contraction, solver):
 
     def lane(b):
         sol = fp.fixed_point(
-            tanh_map(torch), torch.as_tensor(z0), (torch.as_tensor(W), b), solver=solver,
+            tanh_map(torch),
+            torch.as_tensor(z0),
+            (torch.as_tensor(W), b),
+            solver=solver,
             rtol=1e-10,
-        )  # fmt: skip
+        )
         return sol.value, sol.steps
 
     values, steps = torch.func.vmap(lane)(torch.as_tensor(bs))
@@ -150,7 +179,12 @@ def test_lanes_of_torch_vmap(numpy_case, contraction, solver):
 
 def test_one_ten_steps_of_lanes_of_vmap(numpy_case, contraction):
     z0, (W, b) = data(contraction)
-    settings = {"solver": fp.Anderson(memory=5), "rtol": 0.0, "atol": 0.0, "max_steps": 10}
+    settings = {
+        "solver": fp.Anderson(memory=5),
+        "rtol": 0.0,
+        "atol": 0.0,
+        "max_steps": 10,
+    }
     there = numpy_case.solve(tanh_map(np), z0, (W, b), **settings).value
     settings["on_failure"] = "return"
 
@@ -167,7 +201,10 @@ def test_one_ten_steps_of_lanes_of_vmap(numpy_case, contraction):
 @pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_a_map_that_is_not_holomorphic(jit_case, solver):
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((2, 5)) + 1j * rng.standard_normal((2, 5))) * [[0.3], [1.0]]
+    a, b = (rng.standard_normal((2, 5)) + 1j * rng.standard_normal((2, 5))) * [
+        [0.3],
+        [1.0],
+    ]
     f = lambda z, a, b: a * jit_case.xp.conj(z) + b
     sol = jit_case.solve(f, np.zeros(5, complex), (a, b), solver=solver, rtol=1e-11)
     exact = (b + a * np.conj(b)) / (1 - np.abs(a) ** 2)
@@ -180,18 +217,26 @@ def test_a_complex_state_is_the_real_state_of_its_parts(xp_case):
     a, b = 0.6 + 0.5j, np.array([1.0 - 2.0j, 0.5j])
     settings = {"solver": fp.Anderson(memory=3), "rtol": 0.0, "atol": 0.0}
     real = lambda s: (
-        a.real * s[0] + a.imag * s[1] + b.real, a.imag * s[0] - a.real * s[1] + b.imag,
-    )  # fmt: skip
+        a.real * s[0] + a.imag * s[1] + b.real,
+        a.imag * s[0] - a.real * s[1] + b.imag,
+    )
     if xp_case.name != "numpy":
         re, im = xp_case.asarray(b.real), xp_case.asarray(b.imag)
         real = lambda s: (
-            a.real * s[0] + a.imag * s[1] + re, a.imag * s[0] - a.real * s[1] + im,
-        )  # fmt: skip
+            a.real * s[0] + a.imag * s[1] + re,
+            a.imag * s[0] - a.real * s[1] + im,
+        )
     for max_steps in range(1, 4):
         whole = xp_case.solve(
-            lambda z, b: a * xp_case.xp.conj(z) + b, 0 * b, (b,), max_steps=max_steps, **settings
+            lambda z, b: a * xp_case.xp.conj(z) + b,
+            0 * b,
+            (b,),
+            max_steps=max_steps,
+            **settings,
         )
-        parts = xp_case.solve(real, (np.zeros(2), np.zeros(2)), max_steps=max_steps, **settings)
+        parts = xp_case.solve(
+            real, (np.zeros(2), np.zeros(2)), max_steps=max_steps, **settings
+        )
         x, y = (xp_case.to_numpy(part) for part in parts.value)
         assert_close(xp_case.to_numpy(whole.value), x + 1j * y, 1e-10)
 
@@ -204,7 +249,9 @@ def test_torch_keeps_low_precision(solver, dtype):
     eps = torch.finfo(dtype).eps
     assert sol.value.dtype == dtype
     assert sol.residual_norm.dtype == torch.float32
-    np.testing.assert_allclose(sol.value.double().numpy(), 2.0, rtol=max(50 * eps, 1e-5))
+    np.testing.assert_allclose(
+        sol.value.double().numpy(), 2.0, rtol=max(50 * eps, 1e-5)
+    )
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
@@ -218,7 +265,9 @@ def test_jax_keeps_low_precision_with_x64_on(solver, jit, dtype):
     eps = float(jnp.finfo(dtype).eps)
     assert sol.value.dtype == dtype
     assert sol.residual_norm.dtype == jnp.float32
-    np.testing.assert_allclose(np.asarray(sol.value, float), 2.0, rtol=max(50 * eps, 1e-5))
+    np.testing.assert_allclose(
+        np.asarray(sol.value, float), 2.0, rtol=max(50 * eps, 1e-5)
+    )
 
 
 def test_a_module_of_low_precision_sums_in_float32():

@@ -1,4 +1,6 @@
-"""Bad input gets a clear error or a clear status, and a message that names what is wrong."""
+"""Bad input gets a clear error or a clear status, and a message that names what is
+wrong.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ def changed(**entries):
 def test_f_changes_a_shape(jit_case):
     z0 = {"a": np.zeros(2), "b": np.zeros((2, 2))}
     f = lambda z: {"a": z["a"], "b": jit_case.xp.reshape(z["b"], (4,))}
-    with pytest.raises(ValueError, match=r"shape of z0\['b'\]: expected \(2, 2\), got \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"shape of z0\['b'\]: expected \(2, 2\), got \(4,\)"
+    ):
         jit_case.solve(f, z0)
 
 
@@ -61,7 +65,9 @@ def test_f_makes_a_real_state_complex(xp_case):
     ],
 )
 def test_f_changes_the_structure(jit_case, f):
-    with pytest.raises(ValueError, match=r"container like z0.*z0\['a'\], z0\['b'\]\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"container like z0.*z0\['a'\], z0\['b'\]\[0\]"
+    ):
         jit_case.solve(f, Z0)
 
 
@@ -78,7 +84,9 @@ def test_f_is_not_callable(by, name):
 
 def test_messages_about_roots_speak_of_x0(jit_case):
     with pytest.raises(TypeError, match=r"x0\['n'\] must have a floating-point.*bool"):
-        jit_case.solve(lambda x: x, {"a": np.zeros(1), "n": np.ones(3, dtype=bool)}, by=fp.root)
+        jit_case.solve(
+            lambda x: x, {"a": np.zeros(1), "n": np.ones(3, dtype=bool)}, by=fp.root
+        )
     with pytest.raises(ValueError, match=r"shape of x0: expected \(2,\), got \(1,\)"):
         jit_case.solve(lambda x: x[:1], np.zeros(2), by=fp.root)
 
@@ -100,14 +108,23 @@ def test_f_changes_a_shape_later(counted, solver, by, after):
     assert f.counter.calls == after + 1
 
 
-DERIVATIVE = [fp.Newton(), fp.NewtonKrylov(), fp.LevenbergMarquardt(), fp.PseudoTransient()]
+DERIVATIVE = [
+    fp.Newton(),
+    fp.NewtonKrylov(),
+    fp.LevenbergMarquardt(),
+    fp.PseudoTransient(),
+]
 
 
 @pytest.mark.parametrize("solver", DERIVATIVE)
 @pytest.mark.parametrize(
     ("jvp", "error", "message"),
     [
-        (lambda z, v: v[:1], ValueError, r"jvp must keep the shape of z0.*\(3,\), got \(1,\)"),
+        (
+            lambda z, v: v[:1],
+            ValueError,
+            r"jvp must keep the shape of z0.*\(3,\), got \(1,\)",
+        ),
         (lambda z, v: v.astype(np.float32), TypeError, "jvp must keep the dtype of z0"),
         (lambda z, v: [v], ValueError, "jvp must return a container like z0"),
     ],
@@ -119,11 +136,15 @@ def test_a_product_of_another_kind(solver, jvp, error, message):
 
 def test_a_preconditioner_of_another_kind():
     with pytest.raises(ValueError, match=r"preconditioner must keep the shape of z0"):
-        solve(np.cos, solver=fp.NewtonKrylov(), preconditioner=lambda z: lambda v: v[:1])
+        solve(
+            np.cos, solver=fp.NewtonKrylov(), preconditioner=lambda z: lambda v: v[:1]
+        )
 
 
 def test_weights_are_one_per_leaf():
-    with pytest.raises(ValueError, match="weights must have one entry per leaf, 1, got 2"):
+    with pytest.raises(
+        ValueError, match="weights must have one entry per leaf, 1, got 2"
+    ):
         solve(solver=fp.Anderson(weights=(1.0, 2.0)))
 
 
@@ -164,7 +185,9 @@ def test_exceptions_of_f_pass_every_solver_untouched(counted, solver, by, after)
     assert f.counter.calls == after + 1
 
 
-@pytest.mark.parametrize("jit_case", ["strict", "torch", "jax", "jax-jit"], indirect=True)
+@pytest.mark.parametrize(
+    "jit_case", ["strict", "torch", "jax", "jax-jit"], indirect=True
+)
 def test_an_integer_start(jit_case):
     """NumPy's are taken as SciPy takes them."""
     with pytest.raises(TypeError, match=r"z0\['n'\] must have a floating-point.*int"):
@@ -199,8 +222,12 @@ def test_an_empty_sample(jit_case):
 
 
 def test_batch_axes_differ(jit_case):
-    with pytest.raises(ValueError, match=r"z0\['b'\] must begin with the 1 batch axes \(2,\)"):
-        jit_case.solve(lambda z: z, {"a": np.zeros((2, 3)), "b": np.zeros((3, 3))}, batch_ndim=1)
+    with pytest.raises(
+        ValueError, match=r"z0\['b'\] must begin with the 1 batch axes \(2,\)"
+    ):
+        jit_case.solve(
+            lambda z: z, {"a": np.zeros((2, 3)), "b": np.zeros((3, 3))}, batch_ndim=1
+        )
 
 
 def test_batch_axes_are_missing(jit_case):
@@ -215,15 +242,24 @@ def test_batch_ndim_is_no_number_of_axes(batch_ndim):
 
 
 @pytest.mark.parametrize(
-    "z0", [[np.zeros(2), torch.zeros(2)], [torch.zeros(2), jnp.zeros(2)], [jnp.zeros(2), 1.0]]
+    "z0",
+    [
+        [np.zeros(2), torch.zeros(2)],
+        [torch.zeros(2), jnp.zeros(2)],
+        [jnp.zeros(2), 1.0],
+    ],
 )
 def test_mixed_libraries(z0):
-    with pytest.raises(TypeError, match=r"z0\[1\] is a .*, but z0\[0\] is a .*one array library"):
+    with pytest.raises(
+        TypeError, match=r"z0\[1\] is a .*, but z0\[0\] is a .*one array library"
+    ):
         solve(lambda z: z, z0)
 
 
 def test_args_is_no_tuple():
-    with pytest.raises(TypeError, match=r"args must be a tuple, got ndarray: write args=\(x,\)"):
+    with pytest.raises(
+        TypeError, match=r"args must be a tuple, got ndarray: write args=\(x,\)"
+    ):
         solve(lambda z, _: z, args=np.ones(3))
 
 
@@ -254,13 +290,17 @@ def test_adjoint_is_an_adjoint(adjoint):
 
 @pytest.mark.parametrize("norm", ["l2", 2])
 def test_norm_is_known(norm):
-    with pytest.raises(ValueError, match="norm must be one of entries, leaves, euclidean, max"):
+    with pytest.raises(
+        ValueError, match="norm must be one of entries, leaves, euclidean, max"
+    ):
         solve(norm=norm)
 
 
 @pytest.mark.parametrize("policy", ["ignore", None, "RAISE"])
 def test_on_failure_is_known(policy):
-    with pytest.raises(ValueError, match="on_failure must be one of raise, warn, return, nan"):
+    with pytest.raises(
+        ValueError, match="on_failure must be one of raise, warn, return, nan"
+    ):
         solve(on_failure=policy)
 
 
@@ -349,7 +389,9 @@ def test_blocks_and_state_differ():
 
 
 def test_half_of_a_users_derivatives():
-    with pytest.raises(ValueError, match="vjp and loss_gradient must be given together"):
+    with pytest.raises(
+        ValueError, match="vjp and loss_gradient must be given together"
+    ):
         fp.operators.augmented(HALF, HALF, step_size=0.1, vjp=HALF)
 
 
@@ -396,15 +438,21 @@ def test_every_solver_leaves_a_start_that_is_not_a_number(eager_case, solver, by
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_every_solver_survives_where_f_is_undefined(solver, raises):
-    """Beyond 1 it is not a number, or refuses; the root, at 0.9, is reached or a reason given."""
+    """Beyond 1 it is not a number, or refuses; the root, at 0.9, is reached or a reason
+    given.
+    """
 
     def F(x):
         if raises and np.any(x > 1.0):
             raise fp.DomainError("x must not exceed 1")
         return 1.0 - np.sqrt(1.0 - x) / np.sqrt(0.1)
 
-    sol = fp.root(F, np.array([0.0, 0.5]), solver=solver, on_failure="return", max_steps=200)
-    np.testing.assert_allclose(float(sol.residual_norm), np.linalg.norm(F(sol.value)), rtol=1e-12)
+    sol = fp.root(
+        F, np.array([0.0, 0.5]), solver=solver, on_failure="return", max_steps=200
+    )
+    np.testing.assert_allclose(
+        float(sol.residual_norm), np.linalg.norm(F(sol.value)), rtol=1e-12
+    )
     if bool(sol.converged):
         np.testing.assert_allclose(sol.value, 0.9, rtol=1e-4)
 
@@ -438,15 +486,25 @@ def test_f_that_stops_being_finite_keeps_the_last_iterate(jit_case):
 def test_max_steps_of_zero(jit_case):
     z0 = np.array([3.0, 4.0])
     sol = jit_case.solve(lambda z: 0 * z, z0, max_steps=0)
-    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (fp.Status.MAX_STEPS, 0, 1)
+    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (
+        fp.Status.MAX_STEPS,
+        0,
+        1,
+    )
     np.testing.assert_array_equal(jit_case.to_numpy(sol.value), z0)
     assert float(sol.residual_norm) == 5.0
 
 
 def test_no_solver_steps_where_max_steps_is_zero(solver):
     z0 = np.array([3.0, 4.0])
-    sol = fp.fixed_point(lambda z: 0 * z, z0, solver=solver, max_steps=0, on_failure="return")
-    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (fp.Status.MAX_STEPS, 0, 1)
+    sol = fp.fixed_point(
+        lambda z: 0 * z, z0, solver=solver, max_steps=0, on_failure="return"
+    )
+    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (
+        fp.Status.MAX_STEPS,
+        0,
+        1,
+    )
     np.testing.assert_array_equal(sol.value, z0)
     assert float(sol.residual_norm) == 5.0
 
@@ -461,7 +519,13 @@ def solve_mixed(case, policy):
     f = lambda z, a: a * z + 1.0
     z0 = np.zeros((3, 2))
     return case.solve(
-        f, z0, (MIXED,), solver=fp.Picard(), batch_ndim=1, on_failure=policy, max_steps=40
+        f,
+        z0,
+        (MIXED,),
+        solver=fp.Picard(),
+        batch_ndim=1,
+        on_failure=policy,
+        max_steps=40,
     )
 
 

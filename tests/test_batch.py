@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 import fixedpoint as fp
 
 PICARD = fp.Picard()
-FIRST_ORDER = [PICARD, fp.Picard(damping=0.6), fp.Anderson(memory=4), fp.Anderson(damping=0.5)]
+FIRST_ORDER = [
+    PICARD,
+    fp.Picard(damping=0.6),
+    fp.Anderson(memory=4),
+    fp.Anderson(damping=0.5),
+]
 
 GOOD = [0.5, 0.4, 1.0]
 SLOW = [0.5, 0.98, 1.0]
@@ -18,11 +23,19 @@ DIVERGING = [4.0, 2.0, 1.0]
 RUNAWAY = [1.0, 0.0, 1.0]
 SOLVED = [0.0, 0.0, 0.0]
 KINDS = {
-    "good": GOOD, "slow": SLOW, "nan": NAN, "diverging": DIVERGING, "runaway": RUNAWAY,
+    "good": GOOD,
+    "slow": SLOW,
+    "nan": NAN,
+    "diverging": DIVERGING,
+    "runaway": RUNAWAY,
     "solved": SOLVED,
-}  # fmt: skip
+}
 FIELDS = ("value", "status", "steps", "residual_norm", "method")
-EXPECTED = {"good": fp.Status.CONVERGED, "solved": fp.Status.CONVERGED, "nan": fp.Status.NON_FINITE}
+EXPECTED = {
+    "good": fp.Status.CONVERGED,
+    "solved": fp.Status.CONVERGED,
+    "nan": fp.Status.NON_FINITE,
+}
 
 
 def elementwise(xp):
@@ -54,13 +67,17 @@ def assert_same(case, batch, index, alone):
     """Sample `index` of one solution is the only sample of another."""
     for field in FIELDS:
         one = case.to_numpy(getattr(batch, field))[index]
-        np.testing.assert_array_equal(one, case.to_numpy(getattr(alone, field))[0], field)
+        np.testing.assert_array_equal(
+            one, case.to_numpy(getattr(alone, field))[0], field
+        )
 
 
 def test_every_solver_treats_each_sample_as_if_alone(eager_case, solver):
     batch = solve(eager_case, list(KINDS.values()), solver, start=AWAY)
     for index, (name, row) in enumerate(KINDS.items()):
-        assert_same(eager_case, batch, index, solve(eager_case, [row], solver, start=AWAY))
+        assert_same(
+            eager_case, batch, index, solve(eager_case, [row], solver, start=AWAY)
+        )
         if name in EXPECTED:
             assert int(batch.status[index]) == EXPECTED[name]
 
@@ -70,13 +87,20 @@ def test_every_solver_of_roots_treats_each_sample_as_if_alone(eager_case, solver
     options = {"f": lambda z, p: z - f(z, p), "by": fp.root, "start": AWAY}
     batch = solve(eager_case, list(KINDS.values()), solver, **options)
     for index, row in enumerate(KINDS.values()):
-        assert_same(eager_case, batch, index, solve(eager_case, [row], solver, **options))
+        assert_same(
+            eager_case, batch, index, solve(eager_case, [row], solver, **options)
+        )
 
 
 def test_a_neighbour_changes_nothing_under_jit(solver):
     """One compiled call for all, as another shape may be another order of sums."""
     f, z0 = elementwise(jax.numpy), jax.numpy.zeros((3, 3)) + AWAY
-    options = {"solver": solver, "max_steps": 60, "batch_ndim": 1, "on_failure": "return"}
+    options = {
+        "solver": solver,
+        "max_steps": 60,
+        "batch_ndim": 1,
+        "on_failure": "return",
+    }
     call = jax.jit(lambda p: fp.fixed_point(f, z0, (p,), **options))
     alike = jax.tree.map(np.asarray, call(np.array([GOOD] * 3)))
     assert alike.status.tolist() == [fp.Status.CONVERGED] * 3
@@ -89,16 +113,26 @@ def test_a_neighbour_changes_nothing_under_jit(solver):
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
 def test_leaving_the_batch_changes_nothing(eager_case, contraction, layer, solver, by):
-    """Samples that have stopped leave a batch whose arguments are declared to be its own."""
+    """Samples that have stopped leave a batch whose arguments are declared to be its
+    own.
+    """
     f = layer(eager_case.xp, by is fp.root)
     A = np.stack([contraction(3, norm, 5) for norm in (0.1, 0.3, 0.6, 0.95)])
     b, z0 = np.random.default_rng(3).standard_normal((2, 4, 3))
     b[1] = np.nan
-    options = {"by": by, "solver": solver, "batch_ndim": 1, "rtol": 1e-8, "max_steps": 60}
+    options = {
+        "by": by,
+        "solver": solver,
+        "batch_ndim": 1,
+        "rtol": 1e-8,
+        "max_steps": 60,
+    }
     stays = eager_case.solve(f, z0, (A, b), **options)
     leaves = eager_case.solve(f, z0, (A, b), batched_args=(True, True), **options)
     for field in FIELDS:
-        one, other = (eager_case.to_numpy(getattr(sol, field)) for sol in (stays, leaves))
+        one, other = (
+            eager_case.to_numpy(getattr(sol, field)) for sol in (stays, leaves)
+        )
         np.testing.assert_array_equal(one, other, field)
 
 
@@ -124,7 +158,9 @@ def test_every_sample_is_as_if_alone(eager_case, solver, names):
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
 def test_samples_with_their_own_matrix(jit_case, contraction, solver):
-    W = np.stack([contraction(4, norm, seed) for seed, norm in enumerate((0.2, 0.9, 0.99))])
+    W = np.stack(
+        [contraction(4, norm, seed) for seed, norm in enumerate((0.2, 0.9, 0.99))]
+    )
     b = np.random.default_rng(2).standard_normal((3, 4))
     f = matmul(jit_case.xp)
     options = {"solver": solver, "batch_ndim": 1, "rtol": 1e-8, "max_steps": 40}
@@ -134,7 +170,9 @@ def test_samples_with_their_own_matrix(jit_case, contraction, solver):
         assert int(batch.status[i]) == int(alone.status[0])
         assert int(batch.steps[i]) == int(alone.steps[0])
         np.testing.assert_allclose(
-            jit_case.to_numpy(batch.value)[i], jit_case.to_numpy(alone.value)[0], rtol=1e-10
+            jit_case.to_numpy(batch.value)[i],
+            jit_case.to_numpy(alone.value)[0],
+            rtol=1e-10,
         )
 
 
@@ -176,7 +214,8 @@ def test_every_solver_takes_batches_of_any_shape(eager_case, solver):
     alone = solve(eager_case, rows[0, 0], solver, start=AWAY, batch_ndim=0)
     for field in FIELDS:
         flat, square, empty, scalar = (
-            eager_case.to_numpy(getattr(sol, field)) for sol in (line, grid, none, alone)
+            eager_case.to_numpy(getattr(sol, field))
+            for sol in (line, grid, none, alone)
         )
         np.testing.assert_array_equal(square.reshape(flat.shape), flat, field)
         assert empty.shape == (0, *square.shape[1:])
@@ -187,10 +226,16 @@ def test_each_sample_may_have_its_own_tolerance(jit_case):
     atol = np.array([1e-2, 1e-6, 1e-10])
     z0 = np.zeros((3, 1))
     sol = jit_case.solve(
-        lambda z: 0.5 * z + 1.0, z0, solver=PICARD,
-        rtol=0.0, atol=jit_case.asarray(atol), batch_ndim=1,
-    )  # fmt: skip
-    np.testing.assert_array_equal(jit_case.to_numpy(sol.steps), np.ceil(1.0 - np.log2(atol)))
+        lambda z: 0.5 * z + 1.0,
+        z0,
+        solver=PICARD,
+        rtol=0.0,
+        atol=jit_case.asarray(atol),
+        batch_ndim=1,
+    )
+    np.testing.assert_array_equal(
+        jit_case.to_numpy(sol.steps), np.ceil(1.0 - np.log2(atol))
+    )
 
 
 def test_a_finished_sample_is_left_alone(xp_case):

@@ -1,4 +1,6 @@
-"""Bracketed roots against closed forms, on every backend; what is not a root is not called one."""
+"""Bracketed roots against closed forms, on every backend; what is not a root is not
+called one.
+"""
 
 import math
 
@@ -65,7 +67,9 @@ def test_a_number_a_row_and_a_table_of_brackets(jit_case):
         a = 1.0 + np.arange(float(math.prod(shape))).reshape(shape)
         sol = solve(jit_case, cube, 0.0 * a, a + 1.0, (a,), on_failure="raise")
         assert all(getattr(sol, field).shape == shape for field in FIELDS)
-        np.testing.assert_allclose(jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS)
+        np.testing.assert_allclose(
+            jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS
+        )
 
 
 def test_the_residual_is_that_of_the_value(jit_case):
@@ -73,7 +77,9 @@ def test_the_residual_is_that_of_the_value(jit_case):
     sol = solve(jit_case, cube, 0.0 * a, a, (a,), max_steps=4)
     assert statuses(jit_case, sol) == ["MAX_STEPS"] * 3
     expected = np.abs(jit_case.to_numpy(cube(sol.value, jit_case.asarray(a))))
-    np.testing.assert_allclose(jit_case.to_numpy(sol.residual_norm), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        jit_case.to_numpy(sol.residual_norm), expected, rtol=1e-12
+    )
 
 
 def test_ends_in_any_order_are_one_bracket(jit_case):
@@ -81,12 +87,16 @@ def test_ends_in_any_order_are_one_bracket(jit_case):
     one = solve(jit_case, cube, 0.0 * a, a, (a,))
     other = solve(jit_case, cube, a, 0.0 * a, (a,))
     for sol in (one, other):
-        np.testing.assert_allclose(jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS)
+        np.testing.assert_allclose(
+            jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS
+        )
 
 
 def test_an_end_that_is_a_root_takes_no_step(jit_case):
     a = np.array([0.0, 8.0, 0.0])
-    sol = solve(jit_case, cube, np.array([0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.0]), (a,))
+    sol = solve(
+        jit_case, cube, np.array([0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.0]), (a,)
+    )
     assert statuses(jit_case, sol) == ["CONVERGED"] * 3
     assert jit_case.to_numpy(sol.value).tolist() == [0.0, 2.0, 0.0]
     assert jit_case.to_numpy(sol.steps).tolist() == [0, 0, 0]
@@ -94,7 +104,10 @@ def test_an_end_that_is_a_root_takes_no_step(jit_case):
 
 
 def test_ends_broadcast(xp_case):
-    lower, upper = xp_case.asarray(np.zeros((2, 1))), xp_case.asarray(np.array([3.0, 4.0, 5.0]))
+    lower, upper = (
+        xp_case.asarray(np.zeros((2, 1))),
+        xp_case.asarray(np.array([3.0, 4.0, 5.0])),
+    )
     a = xp_case.asarray(np.arange(1.0, 7.0).reshape(2, 3))
     for one, other in [(lower, upper), (upper, lower), (0.0, upper + 0 * lower)]:
         sol = fp.bracketed_root(cube, one, other, (a,))
@@ -116,7 +129,9 @@ def test_the_ends_are_not_written_to(xp_case):
     assert xp_case.to_numpy(upper).tolist() == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize("ends", [(0, 1), ([0], [1]), (np.array([0]), 1.0), (0.0, np.array(1))])
+@pytest.mark.parametrize(
+    "ends", [(0, 1), ([0], [1]), (np.array([0]), 1.0), (0.0, np.array(1))]
+)
 def test_whole_numbers_are_ends(ends):
     sol = fp.bracketed_root(lambda x: x - 0.3, *ends)
     np.testing.assert_allclose(sol.value, 0.3, rtol=8 * EPS)
@@ -127,9 +142,15 @@ def test_ends_take_the_shape_and_precision_of_the_function(jit_case):
     sol = solve(jit_case, lambda x, a: x - a, np.float32(0.0), np.float32(1.0), (a,))
     np.testing.assert_allclose(jit_case.to_numpy(sol.value), a, rtol=8 * EPS)
     counted = solve(
-        jit_case, lambda x, A: x - jit_case.xp.sum(A), np.zeros(2), np.ones(2), (0.1 * np.eye(3),)
+        jit_case,
+        lambda x, A: x - jit_case.xp.sum(A),
+        np.zeros(2),
+        np.ones(2),
+        (0.1 * np.eye(3),),
     )
-    np.testing.assert_allclose(jit_case.to_numpy(counted.value), [0.3, 0.3], rtol=8 * EPS)
+    np.testing.assert_allclose(
+        jit_case.to_numpy(counted.value), [0.3, 0.3], rtol=8 * EPS
+    )
 
 
 # Ends that are not known.
@@ -141,7 +162,12 @@ BEYOND = {
     "both ways": (lambda xp, x: xp.exp(x) - 1e10, -math.inf, math.inf, math.log(1e10)),
     "slow": (lambda xp, x: xp.log(x) - 200.0, 1.0, math.inf, math.exp(200.0)),
     "flat": (lambda xp, x: xp.tanh(x - 3e5), math.inf, 0.0, 3e5),
-    "undefined farther out": (lambda xp, x: xp.sqrt(40.0 - x) - 1.0, 0.0, math.inf, 39.0),
+    "undefined farther out": (
+        lambda xp, x: xp.sqrt(40.0 - x) - 1.0,
+        0.0,
+        math.inf,
+        39.0,
+    ),
 }
 
 
@@ -158,14 +184,22 @@ def test_a_bad_bracket_is_expanded_if_asked(jit_case):
     lower, upper = np.array([1.0, 4.0, -2.0, 5.0]), np.array([2.0, 5.0, 3.0, 6.0])
     a = np.array([27.0, 27.0, 1.0, -1e9])
     plain = solve(jit_case, cube, lower, upper, (a,))
-    assert statuses(jit_case, plain) == ["NO_BRACKET", "NO_BRACKET", "CONVERGED", "NO_BRACKET"]
+    assert statuses(jit_case, plain) == [
+        "NO_BRACKET",
+        "NO_BRACKET",
+        "CONVERGED",
+        "NO_BRACKET",
+    ]
     assert np.isinf(jit_case.to_numpy(plain.error)[0])
     sol = solve(jit_case, cube, lower, upper, (a,), expand=True)
     np.testing.assert_allclose(jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS)
 
 
 def test_no_bracket_is_found_where_there_is_none(jit_case):
-    for sides in ({"upper": np.array(math.inf)}, {"upper": np.array(1.0), "expand": True}):
+    for sides in (
+        {"upper": np.array(math.inf)},
+        {"upper": np.array(1.0), "expand": True},
+    ):
         sol = solve(jit_case, lambda x: x**2 + 1.0, np.array(-3.0), **sides)
         assert statuses(jit_case, sol) == ["NO_BRACKET"]
 
@@ -175,7 +209,15 @@ def test_no_bracket_is_found_where_there_is_none(jit_case):
 
 def test_tolerances_for_each_entry(jit_case):
     a, xtol = np.array([0.2, 0.6, 0.7]), np.array([1e-2, 1e-6, 0.0])
-    sol = solve(jit_case, cube, 0.0 * a, 1.0 + 0.0 * a, (a,), xtol=jit_case.asarray(xtol), rtol=0.0)
+    sol = solve(
+        jit_case,
+        cube,
+        0.0 * a,
+        1.0 + 0.0 * a,
+        (a,),
+        xtol=jit_case.asarray(xtol),
+        rtol=0.0,
+    )
     error, steps = (jit_case.to_numpy(x) for x in (sol.error, sol.steps))
     assert np.all(np.abs(jit_case.to_numpy(sol.value) - np.cbrt(a)) <= error + 4 * EPS)
     assert np.all(error <= 2 * xtol + 4 * EPS)
@@ -197,9 +239,12 @@ def test_the_last_bracket_holds_the_root(jit_case):
 def test_the_trace_and_the_callback_see_every_step(xp_case):
     seen = []
     sol = fp.bracketed_root(
-        lambda x: x**3 - 2.0, xp_case.asarray(np.zeros(2)), 3.0, record=True,
+        lambda x: x**3 - 2.0,
+        xp_case.asarray(np.zeros(2)),
+        3.0,
+        record=True,
         callback=lambda step, x, size: seen.append((step, xp_case.to_numpy(size)[0])),
-    )  # fmt: skip
+    )
     steps = int(sol.steps[0])
     assert [step for step, _ in seen] == list(range(1, steps + 1))
     norms = xp_case.to_numpy(sol.trace.residual_norm)[0]
@@ -211,13 +256,19 @@ def test_the_trace_and_the_callback_see_every_step(xp_case):
 def test_a_search_can_be_ended(xp_case):
     def ended(**settings):
         start = xp_case.asarray(np.zeros(1))
-        sol = fp.bracketed_root(lambda x: x - 0.3, start, 1.0, on_failure="return", **settings)
+        sol = fp.bracketed_root(
+            lambda x: x - 0.3, start, 1.0, on_failure="return", **settings
+        )
         return fp.Status(int(sol.status[0])).name, int(sol.work.f)
 
     assert ended(callback=lambda step, x, size: True, rtol=0.0) == ("STOPPED", 3)
     F = lambda x: x**9 - 0.3
     sol = fp.bracketed_root(
-        F, xp_case.asarray(np.zeros(1)), 1.0, budget=fp.Budget(evaluations=5), on_failure="return"
+        F,
+        xp_case.asarray(np.zeros(1)),
+        1.0,
+        budget=fp.Budget(evaluations=5),
+        on_failure="return",
     )
     assert (fp.Status(int(sol.status[0])).name, int(sol.work.f)) == ("OUT_OF_BUDGET", 5)
 
@@ -227,7 +278,9 @@ def test_what_is_returned_besides_is_that_of_the_root(jit_case):
         return x**3 - a, {"square": x * x}
 
     a = np.array([2.0, 3.0])
-    call = lambda a: fp.bracketed_root(F, 0.0 * a, 3.0, (a,), has_aux=True).aux["square"]
+    call = lambda a: fp.bracketed_root(F, 0.0 * a, 3.0, (a,), has_aux=True).aux[
+        "square"
+    ]
     run = jax.jit(call) if jit_case.name == "jax-jit" else call
     square = jit_case.to_numpy(run(jit_case.asarray(a)))
     np.testing.assert_allclose(square, np.cbrt(a) ** 2, rtol=16 * EPS)
@@ -292,14 +345,34 @@ VERDICTS = {
     "jump on a slope": (lambda x: 1e3 * (x - 0.3) + step(x), -1, 2, "STALLED"),
     "uneven jump": (lambda x: np.where(x < 0.3, -1.0, 0.01), -1, 2, "STALLED"),
     "jump among huge values": (lambda x: step(x) * np.exp(x), -1, 700, "STALLED"),
-    "jump among infinite values": (lambda x: step(x) + np.sinh(x), -900, 800, "STALLED"),
+    "jump among infinite values": (
+        lambda x: step(x) + np.sinh(x),
+        -900,
+        800,
+        "STALLED",
+    ),
     "pole": (lambda x: 1 / (x - 0.3), -1, 2, "DIVERGED"),
     "pole at zero": (lambda x: 1 / x, -1, 2, "DIVERGED"),
     "infinite on both sides": (lambda x: step(x) * np.inf, -1, 2, "DIVERGED"),
-    "pole on one side": (lambda x: np.where(x < 0.3, -1.0, 1 / (x - 0.3)), -1, 2, "STALLED"),
-    "root on one side": (lambda x: np.where(x < 0.3, -1.0, x - 0.3), -1, 2, "CONVERGED"),
+    "pole on one side": (
+        lambda x: np.where(x < 0.3, -1.0, 1 / (x - 0.3)),
+        -1,
+        2,
+        "STALLED",
+    ),
+    "root on one side": (
+        lambda x: np.where(x < 0.3, -1.0, x - 0.3),
+        -1,
+        2,
+        "CONVERGED",
+    ),
     "NaN at an end": (np.log, -1, 2, "NON_FINITE"),
-    "NaN at a trial": (lambda x: x - 0.3 + 0 * np.sqrt(np.abs(x - 0.4) - 0.2), -1, 2, "NON_FINITE"),
+    "NaN at a trial": (
+        lambda x: x - 0.3 + 0 * np.sqrt(np.abs(x - 0.4) - 0.2),
+        -1,
+        2,
+        "NON_FINITE",
+    ),
     "an end is NaN": (lambda x: x, -1, np.nan, "NON_FINITE"),
     "root beside NaN": (np.log, -1, 1, "CONVERGED"),
 }
@@ -318,14 +391,25 @@ def test_verdicts_on_every_backend(jit_case):
     xp = jit_case.xp
 
     def function(x, kind):
-        root, jump, pole = x - 0.3, xp.where(x < 0.3, -1 + 0 * x, 1 + 0 * x), 1 / (x - 0.3)
+        root, jump, pole = (
+            x - 0.3,
+            xp.where(x < 0.3, -1 + 0 * x, 1 + 0 * x),
+            1 / (x - 0.3),
+        )
         value = xp.where(kind == 1, jump, xp.where(kind == 2, pole, root))
         return xp.where(kind == 3, x**2 + 1.0, xp.where(kind == 4, x + math.nan, value))
 
     kind = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
     upper = np.array([2.0, 2.0, 2.0, 2.0, 2.0, math.nan])
     sol = solve(jit_case, function, 0 * kind - 1.0, upper, (kind,))
-    expected = ["CONVERGED", "STALLED", "DIVERGED", "NO_BRACKET", "NON_FINITE", "NON_FINITE"]
+    expected = [
+        "CONVERGED",
+        "STALLED",
+        "DIVERGED",
+        "NO_BRACKET",
+        "NON_FINITE",
+        "NON_FINITE",
+    ]
     assert statuses(jit_case, sol) == expected
 
 
@@ -343,12 +427,14 @@ def test_an_undefined_trial_is_not_finite(xp_case):
 
 knots = st.lists(
     st.floats(-1e3, 1e3, allow_subnormal=False), min_size=3, max_size=6
-).map(np.array)  # fmt: skip
+).map(np.array)
 
 
 @given(y=knots, jumps=knots, ends=st.tuples(*[st.floats(-1e4, 1e4)] * 2))
 def test_convergence_is_certified_by_a_change_of_sign(numpy_case, y, jumps, ends):
-    """Whatever F is, jumps and all: signs differ at the ends, and close to the value or F = 0."""
+    """Whatever F is, jumps and all: signs differ at the ends, and close to the value or
+    F = 0.
+    """
 
     def function(x):
         smooth = np.interp(x, np.linspace(-1e4, 1e4, y.size), y)
@@ -402,10 +488,16 @@ def test_tolerances(jit_case, settings):
 
 
 def test_a_wide_bracket_ends_only_where_the_function_fell(numpy_case):
-    """At the tolerance asked for, a steep root and a jump look the same; further on they do not."""
+    """At the tolerance asked for, a steep root and a jump look the same; further on
+    they do not.
+    """
     settings = {"xtol": 1e-2}
     steep = solve(
-        numpy_case, lambda x: np.tanh(1e5 * (x - 0.3)), np.array(-1.0), np.array(2.0), **settings
+        numpy_case,
+        lambda x: np.tanh(1e5 * (x - 0.3)),
+        np.array(-1.0),
+        np.array(2.0),
+        **settings,
     )
     jump = solve(numpy_case, step, np.array(-1.0), np.array(2.0), **settings)
     assert statuses(numpy_case, steep) == ["CONVERGED"]
@@ -432,7 +524,9 @@ def of_kind(xp):
 def assert_same(case, batch, index, alone):
     for field in FIELDS:
         one = case.to_numpy(getattr(batch, field))[index]
-        np.testing.assert_array_equal(one, case.to_numpy(getattr(alone, field))[0], field)
+        np.testing.assert_array_equal(
+            one, case.to_numpy(getattr(alone, field))[0], field
+        )
 
 
 @settings(max_examples=5)
@@ -443,7 +537,12 @@ def test_every_entry_is_as_if_alone(xp_case, kinds):
     batch = solve(xp_case, F, 0 * kind - 1.0, 0 * kind + 2.0, (kind,))
     for index in range(4):
         one = kind[index : index + 1]
-        assert_same(xp_case, batch, index, solve(xp_case, F, 0 * one - 1.0, 0 * one + 2.0, (one,)))
+        assert_same(
+            xp_case,
+            batch,
+            index,
+            solve(xp_case, F, 0 * one - 1.0, 0 * one + 2.0, (one,)),
+        )
 
 
 def test_backends_agree(jit_case, numpy_case):
@@ -484,7 +583,9 @@ def test_scaling_the_brackets_scales_the_roots(xp_case, exponent):
 def test_policies(xp_case):
     a = xp_case.asarray(np.array([-1.0, 2.0]))
     F = lambda x, a: x**2 - a
-    call = lambda policy: fp.bracketed_root(F, 0.0 * a, 0.0 * a + 3.0, (a,), on_failure=policy)
+    call = lambda policy: fp.bracketed_root(
+        F, 0.0 * a, 0.0 * a + 3.0, (a,), on_failure=policy
+    )
     with pytest.raises(
         fp.ConvergenceError, match=r"bracketed_root failed: .*same sign at both ends"
     ):
@@ -497,7 +598,9 @@ def test_policies(xp_case):
 
 def test_a_trace_fills_what_failed_with_nan():
     a = jnp.asarray([-1.0, 2.0])
-    call = jax.jit(lambda a: fp.bracketed_root(lambda x, a: x**2 - a, 0.0 * a, 3.0, (a,)).value)
+    call = jax.jit(
+        lambda a: fp.bracketed_root(lambda x, a: x**2 - a, 0.0 * a, 3.0, (a,)).value
+    )
     assert np.isnan(call(a)).tolist() == [True, False]
 
 
@@ -519,18 +622,48 @@ ONE = np.array([0.0, 0.0])
 @pytest.mark.parametrize(
     ("error", "match", "lower", "upper", "settings"),
     [
-        (TypeError, "lower must be a floating-point array, got builtins.str", "0", 1, {}),
+        (
+            TypeError,
+            "lower must be a floating-point array, got builtins.str",
+            "0",
+            1,
+            {},
+        ),
         (TypeError, "real floating-point dtype, got complex128", ONE + 0j, 1.0, {}),
-        (TypeError, "all leaves must come from one array library", ONE, torch.ones(2), {}),
-        (ValueError, r"must broadcast .* shapes \(2,\) and \(3,\)", ONE, np.ones(3), {}),
+        (
+            TypeError,
+            "all leaves must come from one array library",
+            ONE,
+            torch.ones(2),
+            {},
+        ),
+        (
+            ValueError,
+            r"must broadcast .* shapes \(2,\) and \(3,\)",
+            ONE,
+            np.ones(3),
+            {},
+        ),
         (ValueError, "rtol must be a finite number", ONE, 1.0, {"rtol": -1.0}),
         (ValueError, "xtol must be a finite number", ONE, 1.0, {"xtol": math.inf}),
         (ValueError, "atol must be a finite number", ONE, 1.0, {"atol": math.nan}),
-        (ValueError, r"xtol must broadcast to the shape \(2,\)", ONE, 1.0, {"xtol": np.ones(3)}),
+        (
+            ValueError,
+            r"xtol must broadcast to the shape \(2,\)",
+            ONE,
+            1.0,
+            {"xtol": np.ones(3)},
+        ),
         (ValueError, "max_steps must be an integer", ONE, 1.0, {"max_steps": -1}),
         (ValueError, "on_failure must be one of", ONE, 1.0, {"on_failure": "stop"}),
         (TypeError, "adjoint must be an adjoint", ONE, 1.0, {"adjoint": fp.Picard()}),
-        (TypeError, r"args must be a tuple, got list: write args=\(x,\)", ONE, 1.0, {"args": []}),
+        (
+            TypeError,
+            r"args must be a tuple, got list: write args=\(x,\)",
+            ONE,
+            1.0,
+            {"args": []},
+        ),
     ],
 )
 def test_bad_input(error, match, lower, upper, settings):
@@ -541,9 +674,17 @@ def test_bad_input(error, match, lower, upper, settings):
 @pytest.mark.parametrize(
     ("F", "error", "match"),
     [
-        (lambda x: x[:1], ValueError, r"keep the shape of lower: expected \(2,\), got \(1,\)"),
+        (
+            lambda x: x[:1],
+            ValueError,
+            r"keep the shape of lower: expected \(2,\), got \(1,\)",
+        ),
         (lambda x: x.astype(np.float32), TypeError, "keep the dtype of lower"),
-        (lambda x: torch.tensor(x.tolist()), TypeError, "must return an array for lower"),
+        (
+            lambda x: torch.tensor(x.tolist()),
+            TypeError,
+            "must return an array for lower",
+        ),
         (lambda x: [x], ValueError, "must return a container like lower"),
         (3.0, TypeError, "F must be callable, got float"),
         (fp.operators.Map(np.cos), TypeError, "an operator has fixed points"),
@@ -555,7 +696,9 @@ def test_a_bad_function(F, error, match):
 
 
 def test_no_steps(jit_case):
-    sol = solve(jit_case, lambda x: x - 0.3, np.array([0.0]), np.array([1.0]), max_steps=0)
+    sol = solve(
+        jit_case, lambda x: x - 0.3, np.array([0.0]), np.array([1.0]), max_steps=0
+    )
     assert statuses(jit_case, sol) == ["MAX_STEPS"]
     assert int(sol.work.f) == 2
 
@@ -620,19 +763,24 @@ def test_no_derivative_flows_to_the_ends():
 
 
 @pytest.mark.parametrize(
-    "in_dims", [(0, 0, 0), (None, 0, None), (0, None, None), (None, None, 0), (None, 1, 0)]
+    "in_dims",
+    [(0, 0, 0), (None, 0, None), (0, None, None), (None, None, 0), (None, 1, 0)],
 )
 def test_vmap_over_any_of_the_inputs(in_dims):
     full = [double(0.0, -1.0, -2.0), double(5.0, 6.0, 7.0), double(1.0, 8.0, 27.0)]
     full = [tensor[:, None] + double(0.0, 0.5) for tensor in full]
     inputs = [
-        t.movedim(0, d) if d is not None else t[0] for t, d in zip(full, in_dims, strict=True)
+        t.movedim(0, d) if d is not None else t[0]
+        for t, d in zip(full, in_dims, strict=True)
     ]
     root = lambda lower, upper, a: fp.bracketed_root(cube, lower, upper, (a,)).value
     mapped = torch.func.vmap(root, in_dims=in_dims)(*inputs)
     single = [
         root(
-            *[t.select(d, i) if d is not None else t for t, d in zip(inputs, in_dims, strict=True)]
+            *[
+                t.select(d, i) if d is not None else t
+                for t, d in zip(inputs, in_dims, strict=True)
+            ]
         )
         for i in range(3)
     ]
@@ -643,7 +791,9 @@ def test_vmap_sees_the_function_itself():
     """Not x − (x − F), in which a small F is rounded to nothing."""
     scales = double(1.0, 1e-20, 1e-200)
     root = lambda s: (
-        fp.bracketed_root(lambda x, s: s * (x**3 - 2), torch.zeros_like(s), 2.0, (s,)).value
+        fp.bracketed_root(
+            lambda x, s: s * (x**3 - 2), torch.zeros_like(s), 2.0, (s,)
+        ).value
     )
     close(torch.func.vmap(root)(scales), torch.full_like(scales, 2 ** (1 / 3)))
 
@@ -664,9 +814,13 @@ def test_a_flat_root_has_no_derivative():
     (a,) = tracked(double(0.0, 0.25))
 
     def value(**settings):
-        return fp.bracketed_root(F, torch.full_like(a, -1.0), 1.0, (a,), **settings).value
+        return fp.bracketed_root(
+            F, torch.full_like(a, -1.0), 1.0, (a,), **settings
+        ).value
 
-    with pytest.raises(fp.ConvergenceError, match=r"a linear solve failed.*\(Division\)"):
+    with pytest.raises(
+        fp.ConvergenceError, match=r"a linear solve failed.*\(Division\)"
+    ):
         value().sum().backward()
     nan = value(adjoint=fp.ImplicitAdjoint(on_failure="nan"))
     assert torch.autograd.grad(nan.sum(), a)[0].isnan().all()
@@ -706,7 +860,9 @@ def test_a_hidden_tensor_is_found():
 
 def test_jax_maps():
     a = jnp.asarray([1.0, 8.0, 27.0])
-    root = lambda a, upper: fp.bracketed_root(cube, jnp.zeros_like(a), upper, (a,)).value
+    root = lambda a, upper: (
+        fp.bracketed_root(cube, jnp.zeros_like(a), upper, (a,)).value
+    )
     for call in (jax.vmap(root), jax.jit(jax.vmap(root))):
         np.testing.assert_allclose(call(a, a + 1.0), [1.0, 2.0, 3.0], rtol=8 * EPS)
     rows = jax.vmap(root, in_axes=(0, None))(a, jnp.asarray(30.0))

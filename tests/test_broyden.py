@@ -1,4 +1,6 @@
-"""Broyden's method against its dense form, the secant equation and finite termination."""
+"""Broyden's method against its dense form, the secant equation and finite
+termination.
+"""
 
 import numpy as np
 import pytest
@@ -26,9 +28,15 @@ def run(f, z0, steps, solve=fp.fixed_point, **settings):
     """The iterates, the start included, and the solution after so many steps."""
     iterates = [z0]
     sol = solve(
-        f, z0, solver=fp.Broyden(**settings), rtol=0.0, atol=0.0, max_steps=steps,
-        on_failure="return", callback=lambda _, z, __: iterates.append(z.copy()),
-    )  # fmt: skip
+        f,
+        z0,
+        solver=fp.Broyden(**settings),
+        rtol=0.0,
+        atol=0.0,
+        max_steps=steps,
+        on_failure="return",
+        callback=lambda _, z, __: iterates.append(z.copy()),
+    )
     return iterates, sol
 
 
@@ -36,11 +44,15 @@ def matrix(estimate):
     """H as an array: σI + Σ uⱼvⱼᵀ."""
     (left,), (right,) = estimate.left, estimate.right
     terms = zip(estimate.used, left, right, strict=True)
-    return estimate.scale * np.eye(left.shape[-1]) + sum(c * np.outer(u, v) for c, u, v in terms)
+    return estimate.scale * np.eye(left.shape[-1]) + sum(
+        c * np.outer(u, v) for c, u, v in terms
+    )
 
 
 def dense(g, z, H, steps, update="good", memory=1000):
-    """Broyden's method with a matrix, which starts anew before each update that memory lacks."""
+    """Broyden's method with a matrix, which starts anew before each update that memory
+    lacks.
+    """
     first, iterates = H, [z]
     for k in range(steps):
         new = z + H @ g(z)
@@ -56,7 +68,9 @@ def dense(g, z, H, steps, update="good", memory=1000):
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("memory", [3, 20])
-def test_iterates_and_estimate_are_those_of_the_dense_method(contraction, update, memory):
+def test_iterates_and_estimate_are_those_of_the_dense_method(
+    contraction, update, memory
+):
     f, z0 = curved(contraction)
     expected, H = dense(lambda z: f(z) - z, z0, np.eye(6), 9, update, memory)
     iterates, sol = run(f, z0, 9, update=update, memory=memory)
@@ -82,8 +96,12 @@ def test_the_direction_is_the_next_step(contraction, steps):
     iterates, sol = run(f, z0, steps)
     (direction,) = sol.state.contents.direction
     z = iterates[-1]
-    np.testing.assert_allclose(direction, matrix(sol.state.contents) @ (f(z) - z), rtol=1e-9)
-    np.testing.assert_allclose(run(f, z0, steps + 1)[0][-1] - z, direction, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(
+        direction, matrix(sol.state.contents) @ (f(z) - z), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        run(f, z0, steps + 1)[0][-1] - z, direction, rtol=1e-6, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -93,9 +111,13 @@ def test_an_affine_map_takes_twice_its_dimension(contraction, update, n, norm):
     """Gay's theorem, with a memory that is enough: 2n updates."""
     A, b = affine(contraction, n, norm)
     sol = fp.fixed_point(
-        lambda z: A @ z + b, np.zeros(n), solver=fp.Broyden(update=update, memory=100),
-        rtol=1e-7, test="residual", max_steps=2 * n + 1,
-    )  # fmt: skip
+        lambda z: A @ z + b,
+        np.zeros(n),
+        solver=fp.Broyden(update=update, memory=100),
+        rtol=1e-7,
+        test="residual",
+        max_steps=2 * n + 1,
+    )
     assert int(sol.steps) <= 2 * n
     np.testing.assert_allclose(sol.value, np.linalg.solve(np.eye(n) - A, b), rtol=1e-5)
 
@@ -114,7 +136,9 @@ def test_a_full_memory_is_emptied(contraction, memory):
 def test_it_converges_superlinearly(contraction, update, n):
     """The last digits take a fraction of the steps that the first took for as many."""
     f, z0 = curved(contraction, n)
-    norms = np.array([np.linalg.norm(f(z) - z) for z in run(f, z0, 30, update=update)[0]])
+    norms = np.array(
+        [np.linalg.norm(f(z) - z) for z in run(f, z0, 30, update=update)[0]]
+    )
     steps = [np.argmax(norms <= bound * norms[0]) for bound in (1e-3, 1e-12)]
     assert 0 < steps[1] < 3 * steps[0]
 
@@ -138,9 +162,15 @@ def test_the_first_step_to_a_root_is_as_long_as_the_residual_is_sensitive(contra
     b = np.arange(1.0, 6.0)
     x0, step = np.ones(5), []
     sol = fp.root(
-        lambda x: A @ x - b, x0, solver=fp.Broyden(), rtol=0.0, atol=0.0, max_steps=1,
-        on_failure="return", callback=lambda _, x, __: step.append(x - x0),
-    )  # fmt: skip
+        lambda x: A @ x - b,
+        x0,
+        solver=fp.Broyden(),
+        rtol=0.0,
+        atol=0.0,
+        max_steps=1,
+        on_failure="return",
+        callback=lambda _, x, __: step.append(x - x0),
+    )
     residual = A @ x0 - b
     image = A @ residual
     sigma = np.sign(image @ residual) * np.linalg.norm(residual) / np.linalg.norm(image)
@@ -153,7 +183,11 @@ def test_the_first_step_to_a_root_is_as_long_as_the_residual_is_sensitive(contra
 def test_roots_are_found_at_any_scale_of_the_function(contraction, scale):
     A, b = np.eye(4) + contraction(4, 0.5), np.arange(1.0, 5.0)
     sol = fp.root(
-        lambda x: scale * (A @ x - b), np.zeros(4), solver=fp.Broyden(), rtol=1e-10, atol=0.0
+        lambda x: scale * (A @ x - b),
+        np.zeros(4),
+        solver=fp.Broyden(),
+        rtol=1e-10,
+        atol=0.0,
     )
     assert int(sol.steps) <= 9
     np.testing.assert_allclose(sol.value, np.linalg.solve(A, b), rtol=1e-8)
@@ -171,7 +205,9 @@ def test_a_residual_that_its_image_is_orthogonal_to_is_stepped_along():
 
 def test_each_sample_has_its_own_estimate(contraction):
     """In a batch, and while its neighbours have long stopped."""
-    A = np.stack([contraction(4, norm, seed) for seed, norm in enumerate((0.01, 0.5, 0.95))])
+    A = np.stack(
+        [contraction(4, norm, seed) for seed, norm in enumerate((0.01, 0.5, 0.95))]
+    )
     b = np.random.default_rng(4).standard_normal((3, 4))
     f = lambda z, A, b: np.tanh(np.sum(A * z[:, None, :], axis=-1) + b)
     settings = {"solver": fp.Broyden(), "batch_ndim": 1, "rtol": 1e-9, "atol": 0.0}
@@ -197,26 +233,46 @@ def test_the_products_are_those_of_a_matrix_and_its_transpose():
     used = np.array([1.0, 0.0, 1.0])
     left, right = rng.standard_normal((2, 3, 7))
     estimate = InverseEstimate(
-        left=(left,), right=(right,), used=used, scale=np.asarray(0.7), direction=(u,),
-        shortened=None, pushed=3, spent=0,
-    )  # fmt: skip
+        left=(left,),
+        right=(right,),
+        used=used,
+        scale=np.asarray(0.7),
+        direction=(u,),
+        shortened=None,
+        pushed=3,
+        spent=0,
+    )
     H = matrix(estimate)
     np.testing.assert_allclose(estimate.times(space, (u,))[0], H @ u, rtol=1e-12)
-    np.testing.assert_allclose(estimate.transposed_times(space, (u,))[0], H.T @ u, rtol=1e-12)
-    forth, back = estimate.times(space, (u,))[0], estimate.transposed_times(space, (v,))[0]
+    np.testing.assert_allclose(
+        estimate.transposed_times(space, (u,))[0], H.T @ u, rtol=1e-12
+    )
+    forth, back = (
+        estimate.times(space, (u,))[0],
+        estimate.transposed_times(space, (v,))[0],
+    )
     np.testing.assert_allclose(v @ forth, back @ u, rtol=1e-12)
 
 
 def test_a_line_search_that_fails_is_a_status():
     """From a minimiser of ‖F‖ that is no root there is no descent."""
     F = lambda x: np.stack([x[0] ** 2 + 1.0, 0.0 * x[1] + x[0]])
-    sol = fp.root(F, np.array([1.0, 1.0]), solver=fp.Broyden(line_search=True), on_failure="return")
+    sol = fp.root(
+        F,
+        np.array([1.0, 1.0]),
+        solver=fp.Broyden(line_search=True),
+        on_failure="return",
+    )
     assert int(sol.status) == fp.Status.LINE_SEARCH_FAILED
-    np.testing.assert_allclose(sol.residual_norm, np.linalg.norm(F(sol.value)), rtol=1e-12)
+    np.testing.assert_allclose(
+        sol.residual_norm, np.linalg.norm(F(sol.value)), rtol=1e-12
+    )
 
 
 def test_with_a_line_search_residuals_fall(contraction):
     f, z0 = curved(contraction)
-    sol = fp.fixed_point(f, z0 + 3.0, solver=fp.Broyden(line_search=True), rtol=1e-10, record=True)
+    sol = fp.fixed_point(
+        f, z0 + 3.0, solver=fp.Broyden(line_search=True), rtol=1e-10, record=True
+    )
     norms = sol.trace.residual_norm[: int(sol.steps) + 1]
     assert np.all(np.diff(norms) < 0.0)

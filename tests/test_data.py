@@ -1,4 +1,6 @@
-"""The loaders, on small files in the published formats, and the few-shot sets and episodes."""
+"""The loaders, on small files in the published formats, and the few-shot sets and
+episodes.
+"""
 
 import gzip
 import pickle
@@ -59,8 +61,13 @@ def test_mnist_is_read_as_it_was_written(mnist_folder):
 
 def test_mnist_is_read_compressed_and_its_splits_are_two(tmp_path):
     for prefix, part in (("train", slice(0, 3)), ("t10k", slice(3, 5))):
-        for name, array in (("images-idx3", PIXELS[part]), ("labels-idx1", LABELS[part])):
-            (tmp_path / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
+        for name, array in (
+            ("images-idx3", PIXELS[part]),
+            ("labels-idx1", LABELS[part]),
+        ):
+            (tmp_path / f"{prefix}-{name}-ubyte.gz").write_bytes(
+                gzip.compress(idx(array))
+            )
     np.testing.assert_array_equal(mnist(str(tmp_path), "train")[1], LABELS[:3])
     np.testing.assert_array_equal(mnist(tmp_path, "test")[1], LABELS[3:])
 
@@ -75,7 +82,11 @@ BAD_MNIST = {
     "no images": (IMAGES_FILE, idx(PIXELS[:0]), "sizes of 1 or more"),
     "fewer labels": (LABELS_FILE, idx(LABELS[:4]), "expected 5 labels.*got 4"),
     "labels of letters": (LABELS_FILE, idx(LABELS + 5), "from 0 to 9, got 14"),
-    "cut gzip": (f"{IMAGES_FILE}.gz", gzip.compress(idx(PIXELS))[:-20], "cannot be read"),
+    "cut gzip": (
+        f"{IMAGES_FILE}.gz",
+        gzip.compress(idx(PIXELS))[:-20],
+        "cannot be read",
+    ),
     "not gzip": (f"{IMAGES_FILE}.gz", idx(PIXELS), "cannot be read"),
 }
 
@@ -117,10 +128,14 @@ def test_cifar_is_read_as_it_was_written(tmp_path, inner):
     images, labels = cifar10(tmp_path, "train")
     expected = np.concatenate(batches)
     np.testing.assert_array_equal(labels, expected[:, 0])
-    np.testing.assert_array_equal(np.rint(images * 255).reshape(len(images), -1), expected[:, 1:])
+    np.testing.assert_array_equal(
+        np.rint(images * 255).reshape(len(images), -1), expected[:, 1:]
+    )
     # Red comes first, and rows before columns.
     np.testing.assert_allclose(images[0, 0, 0, 1] * 255, expected[0, 2], rtol=1e-6)
-    np.testing.assert_allclose(images[0, 1, 2, 0] * 255, expected[0, 1 + 1024 + 64], rtol=1e-6)
+    np.testing.assert_allclose(
+        images[0, 1, 2, 0] * 255, expected[0, 1 + 1024 + 64], rtol=1e-6
+    )
     assert (images.dtype, labels.dtype) == (np.float32, np.int64)
     assert cifar10(tmp_path, "test")[0].shape == (2, 3, 32, 32)
 
@@ -132,8 +147,14 @@ def out_of_range():
 
 
 BAD_CIFAR = {
-    "cut": (cifar_records(2, 0).tobytes()[:-1], "records of 3073 bytes, got 6145 bytes"),
-    "too long": (cifar_records(2, 0).tobytes() + b"x", "records of 3073 bytes, got 6147 bytes"),
+    "cut": (
+        cifar_records(2, 0).tobytes()[:-1],
+        "records of 3073 bytes, got 6145 bytes",
+    ),
+    "too long": (
+        cifar_records(2, 0).tobytes() + b"x",
+        "records of 3073 bytes, got 6147 bytes",
+    ),
     "empty": (b"", "records of 3073 bytes, got 0 bytes"),
     "label": (out_of_range(), "labels from 0 to 9, got 10"),
 }
@@ -158,7 +179,9 @@ def test_pickled_cifar_is_refused_unopened(tmp_path, inner):
     folder = tmp_path / inner
     folder.mkdir(exist_ok=True)
     (folder / "test_batch").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(DataError, match=r"version for Python.*binary version is needed"):
+    with pytest.raises(
+        DataError, match=r"version for Python.*binary version is needed"
+    ):
         cifar10(tmp_path, "test")
 
 
@@ -170,7 +193,9 @@ def save(path, array):
 @pytest.mark.parametrize("inner", ["", "img_align_celeba"])
 def test_celeba_is_cropped_in_the_middle_and_resized(tmp_path, inner):
     photo = np.zeros((218, 178, 3), np.uint8)
-    photo[20:198, :, 1] = 255  # the square in the middle is green, and what is cut is not
+    photo[20:198, :, 1] = (
+        255  # the square in the middle is green, and what is cut is not
+    )
     photo[:20, :, 0] = photo[198:, :, 0] = 255
     for number in range(3):
         save(tmp_path / inner / f"{number:06}.png", photo // (number + 1))
@@ -204,14 +229,21 @@ def test_bad_folders_of_faces_are_named(tmp_path):
 
 
 def write_characters(folder, examples=3):
-    """Black strokes on white: vertical in the first half of the classes, else horizontal."""
+    """Black strokes on white: vertical in the first half of the classes, else
+    horizontal.
+    """
     for alphabet in ("Greek", "Korean"):
         for number in (1, 2):
             for example in range(examples):
                 paper = np.ones((105, 105), bool)
-                paper[(slice(10, 95), slice(40, 60))[:: 1 if alphabet == "Greek" else -1]] = False
+                paper[
+                    (slice(10, 95), slice(40, 60))[:: 1 if alphabet == "Greek" else -1]
+                ] = False
                 paper[:example] = False
-                save(folder / alphabet / f"character{number:02}" / f"{example:04}.png", paper)
+                save(
+                    folder / alphabet / f"character{number:02}" / f"{example:04}.png",
+                    paper,
+                )
 
 
 @pytest.mark.parametrize("inner", ["", "images_background"])
@@ -221,12 +253,16 @@ def test_omniglot_is_read_with_ink_of_one(tmp_path, inner):
     assert few_shot.images.shape == (4, 3, 28, 28)
     assert few_shot.images.dtype == np.float32
     assert few_shot.names == tuple(
-        f"{alphabet}/character0{number}" for alphabet in ("Greek", "Korean") for number in (1, 2)
+        f"{alphabet}/character0{number}"
+        for alphabet in ("Greek", "Korean")
+        for number in (1, 2)
     )
     np.testing.assert_allclose(few_shot.images[0, 0, 14, 12:15], 1.0)
     np.testing.assert_allclose(few_shot.images[:, 0, :, 0], 0.0)
     # Upright, and lying; bytes are rounded between the two passes of the filter.
-    np.testing.assert_allclose(few_shot.images[0, 0], few_shot.images[2, 0].T, atol=0.05)
+    np.testing.assert_allclose(
+        few_shot.images[0, 0], few_shot.images[2, 0].T, atol=0.05
+    )
     assert omniglot(tmp_path, side=20).images.shape == (4, 3, 20, 20)
 
 
@@ -269,14 +305,18 @@ def rows_in(part):
 def test_no_photograph_is_cut_for_training_and_for_testing(monkeypatch):
     assert not set(TRAIN_PHOTOGRAPHS) & set(TEST_PHOTOGRAPHS)
     # Each photograph is painted with a value of its own, which its patches then show.
-    values = {name: i / 100 for i, name in enumerate(TRAIN_PHOTOGRAPHS + TEST_PHOTOGRAPHS)}
+    values = {
+        name: i / 100 for i, name in enumerate(TRAIN_PHOTOGRAPHS + TEST_PHOTOGRAPHS)
+    }
 
     def painted(name):
         return np.tile(np.array([0.5, values[name]], np.float32), (64, 64))
 
     monkeypatch.setattr(patches_module, "_photograph", painted)
     monkeypatch.setattr(patches_module, "SMOOTH", -1.0)
-    for part, names in zip(photographs(32), (TRAIN_PHOTOGRAPHS, TEST_PHOTOGRAPHS), strict=True):
+    for part, names in zip(
+        photographs(32), (TRAIN_PHOTOGRAPHS, TEST_PHOTOGRAPHS), strict=True
+    ):
         shown = {round(100 * float(value)) for value in part[:, 0, 1]}
         assert shown == {round(100 * values[name]) for name in names}
 
@@ -288,7 +328,9 @@ def test_no_patch_is_in_both_parts_nor_twice_in_one(patches):
 
 
 def test_the_order_of_patches_is_of_the_seed_and_the_split_is_not(patches):
-    for part, again, other in zip(patches, photographs(), photographs(seed=1), strict=True):
+    for part, again, other in zip(
+        patches, photographs(), photographs(seed=1), strict=True
+    ):
         np.testing.assert_array_equal(part, again)
         assert not np.array_equal(part, other)
         assert rows_in(part) == rows_in(other)
@@ -336,7 +378,9 @@ def test_glyphs_are_hundreds_of_classes_of_many_alphabets(characters):
 
 
 def test_no_two_classes_of_glyphs_look_alike(characters):
-    means = characters.images.mean(axis=1).reshape(len(characters), -1).astype(np.float64)
+    means = (
+        characters.images.mean(axis=1).reshape(len(characters), -1).astype(np.float64)
+    )
     square = (means**2).sum(axis=1)
     distances = square[:, None] + square - 2.0 * means @ means.T
     np.fill_diagonal(distances, np.inf)
@@ -384,10 +428,13 @@ def test_the_order_of_glyphs_is_of_the_seed(characters):
 
 def numbered(classes=8, examples=6, side=5):
     """Images whose value tells their class and example."""
-    values = np.arange(1, classes * examples + 1, dtype=np.float32) / (classes * examples)
+    values = np.arange(1, classes * examples + 1, dtype=np.float32) / (
+        classes * examples
+    )
     images = np.ones((classes, examples, side, side), np.float32)
     return FewShot(
-        images * values.reshape(classes, examples, 1, 1), tuple(str(i) for i in range(classes))
+        images * values.reshape(classes, examples, 1, 1),
+        tuple(str(i) for i in range(classes)),
     )
 
 
@@ -398,7 +445,9 @@ def test_a_few_shot_set_checks_its_shape():
         FewShot(np.zeros((3, 2, 5, 5), np.float32), ("a", "b"))
 
 
-@pytest.mark.parametrize(("fraction", "train"), [(0.5, 4), (0.75, 6), (0.01, 1), (0.99, 7)])
+@pytest.mark.parametrize(
+    ("fraction", "train"), [(0.5, 4), (0.75, 6), (0.01, 1), (0.99, 7)]
+)
 def test_classes_are_split_without_a_rest_and_without_an_overlap(fraction, train):
     few_shot = numbered()
     parts = split_classes(few_shot, fraction, seed=0)
@@ -407,7 +456,9 @@ def test_classes_are_split_without_a_rest_and_without_an_overlap(fraction, train
     for part in parts:
         for name, images in zip(part.names, part.images, strict=True):
             np.testing.assert_array_equal(images, few_shot.images[int(name)])
-    again, other = (split_classes(few_shot, fraction, seed=seed)[0].names for seed in (0, 4))
+    again, other = (
+        split_classes(few_shot, fraction, seed=seed)[0].names for seed in (0, 4)
+    )
     assert again == parts[0].names != other
 
 
@@ -419,7 +470,9 @@ def test_fractions_that_leave_no_class_are_refused(fraction):
 
 def told(images, few_shot):
     """The class and the example of unwarped images of `numbered`."""
-    numbers = np.rint(images[:, 0, 0] * few_shot.images.shape[0] * few_shot.examples).astype(int)
+    numbers = np.rint(
+        images[:, 0, 0] * few_shot.images.shape[0] * few_shot.examples
+    ).astype(int)
     return np.divmod(numbers - 1, few_shot.examples)
 
 
@@ -455,14 +508,21 @@ def test_with_warps_more_queries_than_examples_are_all_different(characters):
     assert drawn.query.shape == (150, 28, 28)
     assert drawn.query.dtype == drawn.support.dtype == np.float32
     assert len(rows_in(drawn.support) | rows_in(drawn.query)) == 20 + 150
-    assert (drawn.support_labels.dtype, drawn.query_labels.dtype) == (np.int64, np.int64)
+    assert (drawn.support_labels.dtype, drawn.query_labels.dtype) == (
+        np.int64,
+        np.int64,
+    )
 
 
 def test_warped_queries_are_told_by_their_nearest_support(characters):
-    """Of five classes far more than one in five, or warps would leave nothing to learn from."""
+    """Of five classes far more than one in five, or warps would leave nothing to learn
+    from.
+    """
     right = []
     for drawn in islice(Episodes(characters, 5, 5, 5, seed=0), 20):
-        support, query = (part.reshape(len(part), -1) for part in (drawn.support, drawn.query))
+        support, query = (
+            part.reshape(len(part), -1) for part in (drawn.support, drawn.query)
+        )
         nearest = ((query[:, None] - support) ** 2).sum(axis=-1).argmin(axis=1)
         right.append(drawn.support_labels[nearest] == drawn.query_labels)
     assert 0.6 < np.mean(right) < 0.999

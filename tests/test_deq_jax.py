@@ -37,7 +37,10 @@ def function(z, x, params):
 def arrays(n=4):
     rng = np.random.default_rng(0)
     W = rng.standard_normal((n, n))
-    return {"W": jnp.asarray(0.6 * W / np.linalg.norm(W, 2)), "b": jnp.asarray(rng.random(n))}
+    return {
+        "W": jnp.asarray(0.6 * W / np.linalg.norm(W, 2)),
+        "b": jnp.asarray(rng.random(n)),
+    }
 
 
 def data(*shape):
@@ -66,7 +69,9 @@ def assert_close(got, expected, **tolerance):
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     tolerance = {"rtol": 1e-9, "atol": 1e-10} | tolerance
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), **tolerance)
+        np.testing.assert_allclose(
+            np.asarray(a, float), np.asarray(b, float), **tolerance
+        )
 
 
 # The equilibrium and its derivatives.
@@ -75,9 +80,9 @@ def assert_close(got, expected, **tolerance):
 @pytest.mark.parametrize("solver", [fp.Picard(), fp.Anderson()])
 def test_a_module_that_is_a_pytree(cell, solver):
     layer, x = fj.DEQ(cell, **TIGHT | {"solver": solver}), data()
-    value, gradients = jax.jit(jax.value_and_grad(lambda layer, x: squares(layer(x)), (0, 1)))(
-        layer, x
-    )
+    value, gradients = jax.jit(
+        jax.value_and_grad(lambda layer, x: squares(layer(x)), (0, 1))
+    )(layer, x)
     reference = lambda cell, x: squares(scanned(cell, jnp.zeros_like(x), x))
     expected, wanted = jax.jit(jax.value_and_grad(reference, (0, 1)))(cell, x)
     assert_close(value, expected)
@@ -88,17 +93,23 @@ def test_a_module_that_is_a_pytree(cell, solver):
 def test_a_function_of_parameters():
     layer, x, params = fj.DEQ(function, **TIGHT), data(), arrays()
     assert jax.tree.leaves(layer) == []
-    got = jax.jit(jax.grad(lambda layer, params: squares(layer(x, params)), 1))(layer, params)
+    got = jax.jit(jax.grad(lambda layer, params: squares(layer(x, params)), 1))(
+        layer, params
+    )
     reference = lambda params: squares(scanned(function, jnp.zeros_like(x), x, params))
     assert_close(got, jax.jit(jax.grad(reference))(params))
 
 
 def test_a_function_with_arrays_bound_to_it():
     params, x = arrays(), data()
-    layer = fj.DEQ(jax.tree_util.Partial(lambda params, z, x: function(z, x, params), params))
+    layer = fj.DEQ(
+        jax.tree_util.Partial(lambda params, z, x: function(z, x, params), params)
+    )
     assert len(jax.tree.leaves(layer)) == 2
     layer = dataclasses.replace(layer, **TIGHT)
-    assert_close(jax.jit(lambda layer: layer(x))(layer), fj.DEQ(function, **TIGHT)(x, params))
+    assert_close(
+        jax.jit(lambda layer: layer(x))(layer), fj.DEQ(function, **TIGHT)(x, params)
+    )
 
 
 def test_tangents_agree_with_differences(cell):
@@ -116,7 +127,10 @@ def test_vmap(cell):
 
 def test_a_state_of_several_leaves(cell):
     def pair(z, x):
-        return {"a": jnp.tanh(0.5 * z["b"][:, 0] + x), "b": 0.5 * cell(z["a"], x)[:, None]}
+        return {
+            "a": jnp.tanh(0.5 * z["b"][:, 0] + x),
+            "b": 0.5 * cell(z["a"], x)[:, None],
+        }
 
     start = lambda x: {"a": jnp.zeros_like(x), "b": jnp.zeros((3, 1, 4))}
     layer, x = fj.DEQ(pair, start=start, **TIGHT), data()
@@ -136,7 +150,9 @@ def test_two_uses_and_a_layer_inside_a_layer(cell):
     def reference(cell, x):
         solve = lambda x: scanned(cell, jnp.zeros_like(x), x, steps=60)
         return squares(
-            solve(scanned(lambda z, x: outer(z, x, solve), jnp.zeros_like(x), x, steps=60))
+            solve(
+                scanned(lambda z, x: outer(z, x, solve), jnp.zeros_like(x), x, steps=60)
+            )
         )
 
     got = jax.jit(jax.grad(loss))(inner, x)
@@ -148,7 +164,11 @@ def test_where_to_start(cell):
     z = unrolled(cell, jnp.zeros_like(x), x)
     settings = TIGHT | {"rtol": 1e-9}
     assert fj.DEQ(cell, **settings).solve(x, z0=z).steps.tolist() == [0, 0, 0]
-    assert fj.DEQ(cell, start=lambda x: z, **settings).solve(x).steps.tolist() == [0, 0, 0]
+    assert fj.DEQ(cell, start=lambda x: z, **settings).solve(x).steps.tolist() == [
+        0,
+        0,
+        0,
+    ]
     assert int(fj.DEQ(cell, **settings).solve(x).steps.min()) > 3
 
 
@@ -156,7 +176,9 @@ def test_where_to_start(cell):
 def test_other_precisions(cell, dtype):
     narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), fj.DEQ(cell, **PICARD))
     x = data()
-    value, gradient = jax.jit(jax.value_and_grad(lambda x: squares(narrow(x))))(x.astype(dtype))
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: squares(narrow(x))))(
+        x.astype(dtype)
+    )
     reference = lambda x: squares(scanned(cell, jnp.zeros_like(x), x))
     expected, wanted = jax.jit(jax.value_and_grad(reference))(x)
     assert gradient.dtype == dtype
@@ -169,7 +191,9 @@ def test_other_precisions(cell, dtype):
 
 
 def test_a_layer_is_a_pytree(cell):
-    layer = fj.DEQ(cell, max_steps=7, adjoint=fp.ImplicitAdjoint(max_steps=77), start=jnp.sin)
+    layer = fj.DEQ(
+        cell, max_steps=7, adjoint=fp.ImplicitAdjoint(max_steps=77), start=jnp.sin
+    )
     leaves, structure = jax.tree.flatten(layer)
     twin = jax.tree.unflatten(structure, [2.0 * leaf for leaf in leaves])
     assert (twin.max_steps, twin.adjoint.max_steps, twin.start) == (7, 77, jnp.sin)
@@ -188,7 +212,9 @@ def test_a_layer_without_its_arrays(cell):
     assert_close(back.cell, cell)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
 def test_copies(cell, copied):
     layer, x = fj.DEQ(cell, **TIGHT), data()
     twin = copied(layer)
@@ -215,7 +241,9 @@ def test_failures_are_heeded(cell):
 # States on the way.
 
 
-@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function], ids=["jit", "eager"])
+@pytest.mark.parametrize(
+    "wrap", [jax.jit, lambda function: function], ids=["jit", "eager"]
+)
 def test_trajectory(cell, wrap):
     layer, x = fj.DEQ(cell, **TIGHT), data()
     states = wrap(lambda x: layer.trajectory(x, steps=(1, 3)))(x)
@@ -231,7 +259,8 @@ def test_a_trajectory_goes_on_with_what_the_solver_remembers(cell, counted):
     whole = counts.calls
     states = layer.trajectory(x, steps=(4, 100))
     assert_close(states[1:], [layer(x)] * 2)
-    assert counts.calls - 3 * whole <= 2 * 2 + 2  # two pauses, two applications, two to spare
+    # Two pauses, two applications, two to spare.
+    assert counts.calls - 3 * whole <= 2 * 2 + 2
 
 
 def test_derivatives_along_a_trajectory(cell):
@@ -244,14 +273,18 @@ def test_derivatives_along_a_trajectory(cell):
         return jnp.stack([squares(z) for z in states])[which], states
 
     before = unrolled(cell, jnp.zeros_like(x), x, steps=2)
-    assert_close(of_state(cell, 0)[0], jax.grad(lambda cell: squares(cell(before, x)))(cell))
+    assert_close(
+        of_state(cell, 0)[0], jax.grad(lambda cell: squares(cell(before, x)))(cell)
+    )
     reference = lambda cell: squares(scanned(cell, jnp.zeros_like(x), x))
     assert_close(of_state(cell, 1)[0], jax.jit(jax.grad(reference))(cell))
 
 
 def test_correction_loss():
     states = [jnp.full(2, value) for value in (1.0, 2.0, 4.0)]
-    loss = lambda states: fj.correction_loss(lambda z, y: squares(z - y), states, 1.0, gamma=0.5)
+    loss = lambda states: fj.correction_loss(
+        lambda z, y: squares(z - y), states, 1.0, gamma=0.5
+    )
     assert float(loss(states)) == 0.25 * 0.0 + 0.5 * 2.0 + 18.0
     assert jax.grad(loss)(states)[1].tolist() == [1.0, 1.0]
 
@@ -284,20 +317,26 @@ def test_penalty_of_several_leaves():
 
 def test_the_key_decides(cell):
     x, z = data(), data()[::-1]
-    draw = lambda seed: fj.jacobian_penalty(cell, z, (x,), key=jax.random.key(seed), probes=2)
+    draw = lambda seed: fj.jacobian_penalty(
+        cell, z, (x,), key=jax.random.key(seed), probes=2
+    )
     assert bool((draw(0) == draw(0)).all())
     assert not bool((draw(0) == draw(1)).any())
 
 
 def test_derivatives_of_the_penalty(cell):
     x, z = data(), data()[::-1]
-    penalty = lambda cell, z, x: fj.jacobian_penalty(cell, z, (x,), key=jax.random.key(3)).sum()
+    penalty = lambda cell, z, x: fj.jacobian_penalty(
+        cell, z, (x,), key=jax.random.key(3)
+    ).sum()
     check_grads(penalty, (cell, z, x), order=1, modes=["rev"], eps=1e-5)
 
 
 def test_penalty_needs_a_probe():
     with pytest.raises(ValueError, match="probes"):
-        fj.jacobian_penalty(lambda z: z, jnp.ones((1, 1)), key=jax.random.key(0), probes=0)
+        fj.jacobian_penalty(
+            lambda z: z, jnp.ones((1, 1)), key=jax.random.key(0), probes=0
+        )
 
 
 def test_spectral_radius_at_the_equilibrium(cell):

@@ -62,7 +62,9 @@ def unrolled(cell, z, *inputs, steps=150):
 
 
 def derivatives(value, *inputs):
-    """Of the squares of all entries of `value`, which weigh each of them differently."""
+    """Of the squares of all entries of `value`, which weigh each of them
+    differently.
+    """
     leaves = list(value.values()) if isinstance(value, dict) else [value]
     return torch.autograd.grad(sum((leaf**2).sum() for leaf in leaves), inputs)
 
@@ -79,7 +81,9 @@ def data(samples=3, n=4):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("adjoint", [None, fp.ImplicitAdjoint(solver=fp.Picard()), fp.Unrolled()])
+@pytest.mark.parametrize(
+    "adjoint", [None, fp.ImplicitAdjoint(solver=fp.Picard()), fp.Unrolled()]
+)
 def test_value_and_derivatives_are_those_of_the_unrolled_iteration(training, adjoint):
     layer, x = ft.DEQ(Cell(), adjoint=adjoint, **TIGHT).train(training), data()
     inputs = (x, *layer.parameters())
@@ -95,7 +99,9 @@ def test_batch_norm_has_the_derivatives_of_its_mode(training):
     x = data()
     inputs = (x, *layer.parameters())
     got = derivatives(layer(x), *inputs)
-    assert_close(got, derivatives(unrolled(layer.cell, torch.zeros_like(x), x), *inputs))
+    assert_close(
+        got, derivatives(unrolled(layer.cell, torch.zeros_like(x), x), *inputs)
+    )
 
 
 def test_second_derivatives():
@@ -106,7 +112,9 @@ def test_second_derivatives():
 
 
 def test_a_state_of_several_leaves():
-    layer = ft.DEQ(Pair(), start=lambda x: {"a": torch.zeros_like(x), "b": x.new_zeros(3, 1, 3)})
+    layer = ft.DEQ(
+        Pair(), start=lambda x: {"a": torch.zeros_like(x), "b": x.new_zeros(3, 1, 3)}
+    )
     layer.rtol = layer.atol = 1e-13
     x = data()
     z, reference = layer(x), unrolled(layer.cell, layer.start(x), x)
@@ -162,7 +170,9 @@ def test_where_to_start():
     firsts = [z for z in starts if torch.equal(z, z[:1, :1].expand_as(z))]
     assert torch.equal(starts[0], torch.zeros_like(x))
     assert any(torch.equal(z, 3.0 * x) for z in firsts)
-    assert torch.equal(ft.DEQ(cell).solve(x, z0=2.0 * x).steps, torch.zeros(2, dtype=torch.int32))
+    assert torch.equal(
+        ft.DEQ(cell).solve(x, z0=2.0 * x).steps, torch.zeros(2, dtype=torch.int32)
+    )
 
 
 def test_two_uses_in_one_graph():
@@ -290,17 +300,23 @@ def test_statistics_keep_no_graph_alive():
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
 @pytest.mark.parametrize("solver", [None, fp.Broyden(memory=7)])
 def test_copies(copied, solver):
-    layer = ft.DEQ(Cell(), solver=solver, adjoint=fp.ImplicitAdjoint(max_steps=77), **TIGHT)
+    layer = ft.DEQ(
+        Cell(), solver=solver, adjoint=fp.ImplicitAdjoint(max_steps=77), **TIGHT
+    )
     x = data()
     z = layer(x)
     z.sum().backward(retain_graph=True)
     twin = copied(layer)
     assert (twin.solver, twin.adjoint) == (solver, fp.ImplicitAdjoint(max_steps=77))
     assert torch.equal(twin.statistics.status, layer.statistics.status)
-    assert_close(derivatives(twin(x), *twin.parameters()), derivatives(z, *layer.parameters()))
+    assert_close(
+        derivatives(twin(x), *twin.parameters()), derivatives(z, *layer.parameters())
+    )
     with torch.no_grad():
         twin.cell.inner.bias += 1.0
     assert torch.equal(layer(x), z)
@@ -312,7 +328,9 @@ def test_state_dict_round_trip(wrap):
     assert not torch.allclose(layer(x), other(x))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), other(x))
-    assert set(layer.state_dict()) == {f"cell.{name}" for name in layer.cell.state_dict()}
+    assert set(layer.state_dict()) == {
+        f"cell.{name}" for name in layer.cell.state_dict()
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -354,7 +372,9 @@ def test_autocast():
 def test_trajectory():
     layer, x = ft.DEQ(Cell(), solver=fp.Picard(), **TIGHT), data()
     states = layer.trajectory(x, steps=(1, 3, 100_000))
-    iterates = [unrolled(layer.cell, torch.zeros_like(x), x, steps=k) for k in (2, 4, 5)]
+    iterates = [
+        unrolled(layer.cell, torch.zeros_like(x), x, steps=k) for k in (2, 4, 5)
+    ]
     assert len(states) == 4
     assert_close(states[:2], iterates[:2])
     assert_close(states[2], states[3])
@@ -369,7 +389,9 @@ def test_derivatives_along_a_trajectory(adjoint):
     state, unreached, end = layer.trajectory(x, steps=(2, 1000))
     with torch.no_grad():
         before = unrolled(layer.cell, torch.zeros_like(x), x, steps=2)
-    assert_close(derivatives(state, *inputs), derivatives(layer.cell(before, x), *inputs))
+    assert_close(
+        derivatives(state, *inputs), derivatives(layer.cell(before, x), *inputs)
+    )
     last = layer.cell(end.detach(), x)
     assert_close(derivatives(unreached, *inputs), derivatives(last, *inputs))
     assert_close(derivatives(end, *inputs), derivatives(layer(x), *inputs))
@@ -441,7 +463,9 @@ def test_derivatives_of_the_penalty():
     def penalty(z, x, *values):
         named = dict(zip(names, values, strict=True))
         f = lambda z, x: torch.func.functional_call(cell, named, (z, x))
-        return ft.jacobian_penalty(f, z, (x,), generator=torch.Generator().manual_seed(0))
+        return ft.jacobian_penalty(
+            f, z, (x,), generator=torch.Generator().manual_seed(0)
+        )
 
     assert torch.autograd.gradcheck(penalty, (z, x, *cell.parameters()))
 
@@ -504,8 +528,14 @@ def test_parametrised_weights(wrap, training):
     twin = copy.deepcopy(layer)
     inputs, twins = (x, *layer.parameters()), (x, *twin.parameters())
     z = layer(x)
-    weight, bias = twin.cell.inner.weight, twin.cell.inner.bias  # of one step of power iteration
-    reference = unrolled(lambda z: torch.tanh(0.5 * (z @ weight.T + bias) + x), torch.zeros_like(x))
+    # Of one step of power iteration.
+    weight, bias = (
+        twin.cell.inner.weight,
+        twin.cell.inner.bias,
+    )
+    reference = unrolled(
+        lambda z: torch.tanh(0.5 * (z @ weight.T + bias) + x), torch.zeros_like(x)
+    )
     assert_close(z, reference)
     assert_close(derivatives(z, *inputs), derivatives(reference, *twins))
     for ours, theirs in zip(layer.buffers(), twin.buffers(), strict=True):
@@ -546,7 +576,8 @@ def test_the_cache_of_the_caller():
     assert_close(got, expected)
     assert outside.requires_grad
     assert_close(
-        derivatives(outside, *inputs[2:]), derivatives(layer.cell.inner.weight, *inputs[2:])
+        derivatives(outside, *inputs[2:]),
+        derivatives(layer.cell.inner.weight, *inputs[2:]),
     )
 
 
@@ -585,7 +616,10 @@ def test_probabilities(p):
 
 @pytest.mark.parametrize("dropout", [ft.VariationalDropout(0.5), torch.nn.Dropout(0.5)])
 def test_one_mask_for_a_solve_and_its_derivatives(dropout):
-    layer, x = ft.DEQ(Cell(after=dropout), **TIGHT), torch.randn(2, 5, 4, requires_grad=True)
+    layer, x = (
+        ft.DEQ(Cell(after=dropout), **TIGHT),
+        torch.randn(2, 5, 4, requires_grad=True),
+    )
     inputs = (x, *layer.parameters())
     torch.manual_seed(7)
     z = layer(x)
@@ -603,7 +637,10 @@ def test_one_mask_for_a_solve_and_its_derivatives(dropout):
 
 
 def test_a_trajectory_has_one_mask():
-    layer, x = ft.DEQ(Cell(after=ft.VariationalDropout(0.5)), **TIGHT), torch.randn(9, 5, 4)
+    layer, x = (
+        ft.DEQ(Cell(after=ft.VariationalDropout(0.5)), **TIGHT),
+        torch.randn(9, 5, 4),
+    )
     first, last, end = layer.trajectory(x, steps=(1, 1000))
     assert torch.equal(first == 0, end == 0)
     assert_close(last, end)
@@ -630,7 +667,8 @@ def test_on_a_gpu(wrap):
     layer, x = layer.eval(), x.detach()
     expected, radius = layer(x), layer.spectral_radius(x)
     layer.cuda()
-    # Torch's own kernel of weight normalisation agrees with that on the CPU to 4e-8 only.
+    # Torch's own kernel of weight normalisation agrees with that on the CPU to 4e-8
+    # only.
     kernel = {} if wrap is None else {"rtol": 1e-6, "atol": 1e-6}
     assert_close(layer(x.cuda()).cpu(), expected, **kernel)
     assert_close(layer.spectral_radius(x.cuda()).cpu(), radius, **kernel)

@@ -18,7 +18,11 @@ def results(*command, **variables):
     """The lines that a program printed, by their case."""
     environment = {**os.environ, **variables}
     ran = subprocess.run(
-        [sys.executable, *command], check=False, capture_output=True, timeout=600, env=environment
+        [sys.executable, *command],
+        check=False,
+        capture_output=True,
+        timeout=600,
+        env=environment,
     )
     assert ran.returncode == 0, ran.stderr.decode()[-4000:]
     lines = [line for line in ran.stdout.decode().splitlines() if line.startswith("{")]
@@ -35,14 +39,22 @@ SPECS = {
     "jit-Broyden": ["x", None, "y"],
     "jit-NewtonKrylov": ["x", None, "y"],
 }
-# In the whole program, the questions that are seldom asked included; twice that on two axes.
-REDUCTIONS = {"jit-Anderson-d": 22, "jit-Anderson-x-y": 44, "jit-Broyden": 48, "jit-Picard": 38}
+# In the whole program, the questions that are seldom asked included; twice that on two
+# axes.
+REDUCTIONS = {
+    "jit-Anderson-d": 22,
+    "jit-Anderson-x-y": 44,
+    "jit-Broyden": 48,
+    "jit-Picard": 38,
+}
 
 
 @pytest.mark.slow
 def test_states_on_eight_devices():
     """All in one test: the program compiles for a minute."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    flags = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
     found = results(str(HERE / "on_eight_devices.py"), XLA_FLAGS=flags)
     for case, spec in SPECS.items():
         check_compiled(case, found.pop(case), spec)
@@ -83,7 +95,8 @@ def test_states_in_two_processes():
         for result in both["results"]:
             assert result["error"] < 1e-11, case
             assert result.get("slope_error", 0.0) < 1e-11, case
-            # Where the number of all entries is not known, the default sequence is another.
+            # Where the number of all entries is not known, the default sequence is
+            # another.
             assert "default" in case or result["steps"][0] == result["steps"][1], case
 
 
@@ -113,9 +126,14 @@ def test_messages_of_a_step(solver, most):
     for steps in (5, 15):
         alone = Alone()
         fp.fixed_point(
-            lambda z: 0.9 * np.cos(z), np.linspace(0.0, 1.0, 300), solver=solver, rtol=0.0,
-            max_steps=steps, on_failure="return", communicator=alone,
-        )  # fmt: skip
+            lambda z: 0.9 * np.cos(z),
+            np.linspace(0.0, 1.0, 300),
+            solver=solver,
+            rtol=0.0,
+            max_steps=steps,
+            on_failure="return",
+            communicator=alone,
+        )
         counts.append(alone.sums)
     assert (counts[1] - counts[0]) / 10 <= most
 
@@ -128,6 +146,10 @@ def test_matrices_of_a_part_are_refused():
 def test_samples_do_not_leave_a_batch_that_is_spread():
     with pytest.raises(ValueError, match="batched_args"):
         fp.fixed_point(
-            lambda z, a: a * np.cos(z), np.ones((2, 1)), (np.ones((2, 1)),), batch_ndim=1,
-            batched_args=(True,), communicator=Alone(),
-        )  # fmt: skip
+            lambda z, a: a * np.cos(z),
+            np.ones((2, 1)),
+            (np.ones((2, 1)),),
+            batch_ndim=1,
+            batched_args=(True,),
+            communicator=Alone(),
+        )

@@ -1,4 +1,6 @@
-"""The examples, at a small size: they run, learn what they show, and leave a picture."""
+"""The examples, at a small size: they run, learn what they show, and leave a
+picture.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -27,7 +29,9 @@ def run(tmp_path):
 
 def test_every_example_is_run():
     names = {path.stem for path in FOLDER.glob("*.py")}
-    assert names == {name.removeprefix("test_") for name in globals() if name[5:] in names}
+    assert names == {
+        name.removeprefix("test_") for name in globals() if name[5:] in names
+    }
 
 
 @pytest.mark.slow
@@ -66,7 +70,9 @@ def test_physics_root(run):
 
 @pytest.mark.slow
 def test_meta_learning(run):
-    assert run("meta_learning", epochs=1, size=8, tests=4, seconds=0.0)["accuracy"] > 0.5
+    assert (
+        run("meta_learning", epochs=1, size=8, tests=4, seconds=0.0)["accuracy"] > 0.5
+    )
 
 
 # Foolbox imports what SciPy and its own dependencies have deprecated.

@@ -1,4 +1,6 @@
-"""What a call may ask for besides a solution: tolerances, watchers, limits, memory, company."""
+"""What a call may ask for besides a solution: tolerances, watchers, limits, memory,
+company.
+"""
 
 import math
 import time
@@ -14,9 +16,15 @@ import fixedpoint as fp
 
 Status = fp.Status
 SOLVERS = [
-    fp.Picard(), fp.Anderson(memory=4), fp.Broyden(), fp.SQUAREM(), fp.Newton(), fp.NewtonKrylov(),
-    fp.LevenbergMarquardt(), fp.PseudoTransient(),
-]  # fmt: skip
+    fp.Picard(),
+    fp.Anderson(memory=4),
+    fp.Broyden(),
+    fp.SQUAREM(),
+    fp.Newton(),
+    fp.NewtonKrylov(),
+    fp.LevenbergMarquardt(),
+    fp.PseudoTransient(),
+]
 FIRST_ORDER = SOLVERS[:4]
 ONE_EACH = SOLVERS[:3]  # that evaluate once a step
 
@@ -44,7 +52,14 @@ def test_a_root_is_relative_to_the_residual_at_the_start(solver, norm, rtol, ato
     order = 2 if norm == "euclidean" else np.inf
     x0 = np.array([5.0, -4.0])
     sol = fp.root(
-        cubic, x0, solver=solver, norm=norm, rtol=rtol, atol=atol, test="residual", record=True
+        cubic,
+        x0,
+        solver=solver,
+        norm=norm,
+        rtol=rtol,
+        atol=atol,
+        test="residual",
+        record=True,
     )
     tolerance = atol + rtol * np.linalg.norm(cubic(x0), order)
     reached = np.linalg.norm(cubic(sol.value), order)
@@ -55,7 +70,10 @@ def test_a_root_is_relative_to_the_residual_at_the_start(solver, norm, rtol, ato
 
 @pytest.mark.parametrize("scale", [1e-100, 1e-8, 1e100])
 def test_the_scale_of_the_function_does_not_matter_to_a_relative_tolerance(scale):
-    x0, settings = np.array([5.0, -4.0]), {"solver": fp.Newton(), "rtol": 1e-6, "atol": 0.0}
+    x0, settings = (
+        np.array([5.0, -4.0]),
+        {"solver": fp.Newton(), "rtol": 1e-6, "atol": 0.0},
+    )
     sol = fp.root(lambda x: scale * cubic(x), x0, **settings)
     assert int(sol.steps) == int(fp.root(cubic, x0, **settings).steps)
     np.testing.assert_allclose(sol.value, CUBIC_ROOT, rtol=1e-5)
@@ -65,11 +83,19 @@ def test_every_sample_of_a_root_has_its_own_tolerance(xp_case):
     a, rtol = np.array([[2.0], [1e6]]), np.array([1e-2, 1e-9])
     F = lambda x, a: x + 0.1 * xp_case.xp.sin(x) - a
     sol = fp.root(
-        F, xp_case.asarray(np.ones((2, 1))), (xp_case.asarray(a),), solver=fp.Picard(),
-        rtol=xp_case.asarray(rtol), atol=0.0, batch_ndim=1, test="residual",
-    )  # fmt: skip
+        F,
+        xp_case.asarray(np.ones((2, 1))),
+        (xp_case.asarray(a),),
+        solver=fp.Picard(),
+        rtol=xp_case.asarray(rtol),
+        atol=0.0,
+        batch_ndim=1,
+        test="residual",
+    )
     x, norms = xp_case.to_numpy(sol.value), xp_case.to_numpy(sol.residual_norm)
-    np.testing.assert_allclose(norms, np.abs(x + 0.1 * np.sin(x) - a)[:, 0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        norms, np.abs(x + 0.1 * np.sin(x) - a)[:, 0], rtol=1e-5, atol=1e-9
+    )
     assert np.all(norms <= rtol * np.abs(1.0 + 0.1 * np.sin(1.0) - a[:, 0]))
 
 
@@ -86,40 +112,62 @@ def test_a_callback_sees_every_step_in_containers(solver):
     seen = []
     f = lambda z: {"a": 0.5 * np.cos(z["a"]), "b": [0.3 * z["b"][0] + 1.0]}
     fp.fixed_point(
-        f, {"a": np.ones(2), "b": [np.ones((1, 1))]}, solver=solver, rtol=1e-9,
+        f,
+        {"a": np.ones(2), "b": [np.ones((1, 1))]},
+        solver=solver,
+        rtol=1e-9,
         callback=lambda step, z, norm: seen.append((step, z, norm)),
-    )  # fmt: skip
+    )
     assert [step for step, *_ in seen] == list(range(1, len(seen) + 1))
     for _, z, norm in seen:
         image = f(z)
         residual = np.append(image["a"] - z["a"], image["b"][0] - z["b"][0])
-        np.testing.assert_allclose(norm, np.linalg.norm(residual), rtol=1e-6, atol=1e-15)
+        np.testing.assert_allclose(
+            norm, np.linalg.norm(residual), rtol=1e-6, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_callback_that_is_true_stops(contraction, solver):
     sol = fp.fixed_point(
-        layer(contraction), np.zeros(6), solver=solver, rtol=0.0, atol=0.0, on_failure="return",
+        layer(contraction),
+        np.zeros(6),
+        solver=solver,
+        rtol=0.0,
+        atol=0.0,
+        on_failure="return",
         callback=lambda step, *_: step == 2,
-    )  # fmt: skip
+    )
     assert (int(sol.status), int(sol.steps)) == (Status.STOPPED, 2)
 
 
 def test_a_callback_stops_the_samples_that_run_and_no_other():
     a = np.array([[0.0], [0.9], [0.99]])
     sol = fp.fixed_point(
-        lambda z, a: a * z + 1.0, np.zeros((3, 1)), (a,), solver=fp.Picard(), batch_ndim=1,
-        callback=lambda *seen: bool(seen[2][1] < 0.5), on_failure="return",
-    )  # fmt: skip
-    np.testing.assert_array_equal(sol.status, [Status.CONVERGED, Status.STOPPED, Status.STOPPED])
+        lambda z, a: a * z + 1.0,
+        np.zeros((3, 1)),
+        (a,),
+        solver=fp.Picard(),
+        batch_ndim=1,
+        callback=lambda *seen: bool(seen[2][1] < 0.5),
+        on_failure="return",
+    )
+    np.testing.assert_array_equal(
+        sol.status, [Status.CONVERGED, Status.STOPPED, Status.STOPPED]
+    )
     np.testing.assert_array_equal(sol.steps, [1, 7, 7])
 
 
 def test_after_a_callback_stopped_no_other_solver_is_tried():
     sol = fp.root(
-        cubic, np.ones(2), solver=fp.Fallback([fp.Newton(), fp.Broyden()]), rtol=1e-12, atol=0.0,
-        callback=lambda *_: True, on_failure="return",
-    )  # fmt: skip
+        cubic,
+        np.ones(2),
+        solver=fp.Fallback([fp.Newton(), fp.Broyden()]),
+        rtol=1e-12,
+        atol=0.0,
+        callback=lambda *_: True,
+        on_failure="return",
+    )
     assert (int(sol.status), int(sol.steps), int(sol.method)) == (Status.STOPPED, 1, 0)
 
 
@@ -137,14 +185,20 @@ def test_a_trace_has_no_clock_and_no_callback(watcher):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("evaluations", [1, 7, 12])
-def test_a_budget_of_evaluations_ends_the_solve(contraction, counted, solver, evaluations):
+def test_a_budget_of_evaluations_ends_the_solve(
+    contraction, counted, solver, evaluations
+):
     """After the step that reaches it."""
     f = counted(layer(contraction))
     settings = {"solver": solver, "rtol": 0.0, "atol": 0.0, "on_failure": "return"}
     sol = fp.fixed_point(
-        f, np.zeros(6), budget=fp.Budget(evaluations=evaluations), record=True, max_steps=40,
+        f,
+        np.zeros(6),
+        budget=fp.Budget(evaluations=evaluations),
+        record=True,
+        max_steps=40,
         **settings,
-    )  # fmt: skip
+    )
     spent = sol.trace.evaluations[: int(sol.steps) + 1]
     assert int(sol.status) == Status.OUT_OF_BUDGET
     assert spent[-1] == f.calls == sum(sol.work) >= evaluations
@@ -154,9 +208,15 @@ def test_a_budget_of_evaluations_ends_the_solve(contraction, counted, solver, ev
 def test_a_budget_counts_products_too():
     jvp = lambda x, v: (3.0 * x**2 + 2.0) * v
     sol = fp.root(
-        cubic, np.full(2, 9.0), solver=fp.Newton(), jvp=jvp, rtol=0.0, atol=0.0,
-        budget=fp.Budget(evaluations=8), on_failure="return",
-    )  # fmt: skip
+        cubic,
+        np.full(2, 9.0),
+        solver=fp.Newton(),
+        jvp=jvp,
+        rtol=0.0,
+        atol=0.0,
+        budget=fp.Budget(evaluations=8),
+        on_failure="return",
+    )
     assert int(sol.status) == Status.OUT_OF_BUDGET
     assert (sol.work.f, sol.work.jvp) == (4, 6)
 
@@ -169,9 +229,15 @@ def test_a_budget_of_seconds_ends_the_solve(solver):
 
     begin = time.monotonic()
     sol = fp.fixed_point(
-        sleepy, np.ones(1), solver=solver, rtol=0.0, atol=0.0, max_steps=10_000,
-        budget=fp.Budget(seconds=0.05), on_failure="return",
-    )  # fmt: skip
+        sleepy,
+        np.ones(1),
+        solver=solver,
+        rtol=0.0,
+        atol=0.0,
+        max_steps=10_000,
+        budget=fp.Budget(seconds=0.05),
+        on_failure="return",
+    )
     assert int(sol.status) == Status.OUT_OF_BUDGET
     assert 0.05 <= time.monotonic() - begin < 5.0
 
@@ -179,26 +245,40 @@ def test_a_budget_of_seconds_ends_the_solve(solver):
 def test_a_budget_of_evaluations_holds_in_a_trace():
     call = jax.jit(
         lambda z: fp.fixed_point(
-            lambda z: 0.5 * z, z, solver=fp.Picard(), rtol=0.0, atol=0.0, on_failure="return",
+            lambda z: 0.5 * z,
+            z,
+            solver=fp.Picard(),
+            rtol=0.0,
+            atol=0.0,
+            on_failure="return",
             budget=fp.Budget(evaluations=6),
         )
-    )  # fmt: skip
+    )
     sol = call(jnp.ones(2))
-    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (Status.OUT_OF_BUDGET, 5, 6)
+    assert (int(sol.status), int(sol.steps), int(sol.work.f)) == (
+        Status.OUT_OF_BUDGET,
+        5,
+        6,
+    )
 
 
 def test_after_a_spent_budget_no_other_solver_is_tried(counted):
     f = counted(lambda z: 0.999 * z + 1.0)
     sol = fp.fixed_point(
-        f, np.zeros(1), solver=fp.Fallback([fp.Picard(), fp.Anderson()]), rtol=1e-9,
-        budget=fp.Budget(evaluations=9), on_failure="return",
-    )  # fmt: skip
+        f,
+        np.zeros(1),
+        solver=fp.Fallback([fp.Picard(), fp.Anderson()]),
+        rtol=1e-9,
+        budget=fp.Budget(evaluations=9),
+        on_failure="return",
+    )
     assert int(sol.status) == Status.OUT_OF_BUDGET
     assert f.calls == 9
 
 
 @pytest.mark.parametrize(
-    "settings", [{"evaluations": 0}, {"evaluations": 2.5}, {"seconds": 0.0}, {"seconds": -1.0}]
+    "settings",
+    [{"evaluations": 0}, {"evaluations": 2.5}, {"seconds": 0.0}, {"seconds": -1.0}],
 )
 def test_a_budget_must_be_positive(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -218,7 +298,13 @@ def test_the_trace_is_that_of_the_iterates(contraction, counted, solver):
         calls.append(f.calls)
 
     sol = fp.fixed_point(
-        f, np.zeros(6), solver=solver, rtol=1e-8, max_steps=60, record=True, callback=watch
+        f,
+        np.zeros(6),
+        solver=solver,
+        rtol=1e-8,
+        max_steps=60,
+        record=True,
+        callback=watch,
     )
     steps = int(sol.steps)
     norms, evaluations = sol.trace
@@ -235,15 +321,25 @@ def test_traces_agree_on_every_library(jit_case, numpy_case, solver):
     """In a trace as well, where the steps are not known beforehand."""
     a = np.array([[0.3, 0.4], [0.8, 0.7]])
     f = lambda z, a: a * jit_case.xp.cos(z)
-    settings = {"solver": solver, "batch_ndim": 1, "rtol": 1e-6, "max_steps": 25, "record": True}
+    settings = {
+        "solver": solver,
+        "batch_ndim": 1,
+        "rtol": 1e-6,
+        "max_steps": 25,
+        "record": True,
+    }
     here = jit_case.solve(f, np.zeros((2, 2)), (a,), **settings)
-    there = numpy_case.solve(lambda z, a: a * np.cos(z), np.zeros((2, 2)), (a,), **settings)
+    there = numpy_case.solve(
+        lambda z, a: a * np.cos(z), np.zeros((2, 2)), (a,), **settings
+    )
     for one, other in zip(here.trace, there.trace, strict=True):
         rows = jit_case.to_numpy(one)
         assert rows.shape == (2, 26)
         for i, steps in enumerate(there.steps):
             taken = slice(0, steps + 1)
-            np.testing.assert_allclose(rows[i, taken], other[i, taken], rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(
+                rows[i, taken], other[i, taken], rtol=1e-6, atol=1e-12
+            )
         assert np.all(np.isnan(rows[:, there.steps.max() + 1 :]))
 
 
@@ -283,9 +379,13 @@ def test_the_map_is_evaluated_at_projected_points_alone(solver):
         return 2.0 - 1.5 * np.log(z)
 
     sol = fp.fixed_point(
-        f, np.full(2, 4.0), solver=solver, project=lambda z: np.clip(z, 0.5, 4.0),
-        on_failure="return", max_steps=50,
-    )  # fmt: skip
+        f,
+        np.full(2, 4.0),
+        solver=solver,
+        project=lambda z: np.clip(z, 0.5, 4.0),
+        on_failure="return",
+        max_steps=50,
+    )
     assert np.min(seen) >= 0.5
     assert np.max(seen) <= 4.0
     assert np.all((sol.value >= 0.5) & (sol.value <= 4.0))
@@ -299,9 +399,12 @@ def test_projected_steps_reach_a_root_inside(solver):
     """Newton's step from 5 leads below zero, where the projection holds it at 0.1."""
     F = lambda x: {"x": np.log(x["x"])}
     sol = fp.root(
-        F, {"x": np.array([5.0])}, solver=solver, rtol=1e-8,
+        F,
+        {"x": np.array([5.0])},
+        solver=solver,
+        rtol=1e-8,
         project=lambda x: {"x": np.maximum(x["x"], 0.1)},
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(sol.value["x"], 1.0, atol=1e-6)
 
 
@@ -320,9 +423,14 @@ def test_what_a_solver_remembers_saves_evaluations(contraction, solver, xp):
 
     def solve(z0, b, state):
         return fp.fixed_point(
-            lambda z, W, b: xp.tanh(W @ z + b), z0, (W, b), solver=solver, rtol=1e-10, state=state,
+            lambda z, W, b: xp.tanh(W @ z + b),
+            z0,
+            (W, b),
+            solver=solver,
+            rtol=1e-10,
+            state=state,
             on_failure="return",
-        )  # fmt: skip
+        )
 
     solve = jax.jit(solve) if xp is jnp else solve
     first = solve(xp.zeros(8), b, None)
@@ -349,20 +457,26 @@ def test_what_is_remembered_is_left_as_it_was(contraction):
     for solver in (fp.Anderson(memory=4), fp.Broyden(memory=4)):
         state = fp.fixed_point(f, np.zeros(6), solver=solver, rtol=1e-3).state
         one, other = (
-            fp.fixed_point(f, np.ones(6), solver=solver, rtol=1e-10, state=state) for _ in range(2)
+            fp.fixed_point(f, np.ones(6), solver=solver, rtol=1e-10, state=state)
+            for _ in range(2)
         )
         np.testing.assert_array_equal(one.value, other.value)
         assert int(one.steps) == int(other.steps)
 
 
 @pytest.mark.parametrize(
-    "solver", [fp.Anderson(memory=3), fp.Broyden(memory=3), fp.LevenbergMarquardt(), fp.Newton()]
+    "solver",
+    [fp.Anderson(memory=3), fp.Broyden(memory=3), fp.LevenbergMarquardt(), fp.Newton()],
 )
 @pytest.mark.parametrize("shape", [(5,), (2, 6), (3, 6)])
 def test_what_is_remembered_of_other_shapes_is_refused(solver, shape):
-    state = fp.fixed_point(lambda z: 0.5 * z + 1.0, np.zeros((2, 5)), solver=solver).state
+    state = fp.fixed_point(
+        lambda z: 0.5 * z + 1.0, np.zeros((2, 5)), solver=solver
+    ).state
     with pytest.raises(ValueError, match="state"):
-        fp.fixed_point(lambda z: 0.5 * z + 1.0, np.zeros(shape), solver=solver, state=state)
+        fp.fixed_point(
+            lambda z: 0.5 * z + 1.0, np.zeros(shape), solver=solver, state=state
+        )
 
 
 @pytest.mark.parametrize("other", [fp.Anderson(memory=4), fp.Broyden(), fp.Picard()])
@@ -393,7 +507,9 @@ class GivesUp(fp.Picard):
 
 
 def test_solvers_are_tried_in_order():
-    """Plain iteration runs away on 2z − 1, and is not the method that finds the fixed point."""
+    """Plain iteration runs away on 2z − 1, and is not the method that finds the fixed
+    point.
+    """
     solver = fp.Fallback([fp.Picard(), fp.Newton(), fp.Anderson()])
     sol = fp.fixed_point(lambda z: 2.0 * z - 1.0, np.zeros(2), solver=solver)
     assert sol.methods == ("Picard", "Newton", "Anderson")
@@ -402,7 +518,9 @@ def test_solvers_are_tried_in_order():
 
 
 def test_a_solver_that_succeeds_is_the_last():
-    sol = fp.fixed_point(np.cos, np.ones(1), solver=fp.Fallback([fp.Anderson(), fp.Newton()]))
+    sol = fp.fixed_point(
+        np.cos, np.ones(1), solver=fp.Fallback([fp.Anderson(), fp.Newton()])
+    )
     alone = fp.fixed_point(np.cos, np.ones(1), solver=fp.Anderson())
     assert int(sol.method) == 0
     assert sol.work == alone.work
@@ -412,8 +530,10 @@ def test_a_solver_that_succeeds_is_the_last():
 def test_a_fallback_within_a_fallback_is_one_sequence():
     inner = fp.Fallback([fp.Picard(), fp.Newton()])
     assert fp.Fallback([inner, fp.Anderson()]).sequence == (
-        fp.Picard(), fp.Newton(), fp.Anderson(),
-    )  # fmt: skip
+        fp.Picard(),
+        fp.Newton(),
+        fp.Anderson(),
+    )
     with pytest.raises(ValueError, match="solvers"):
         fp.Fallback([])
 
@@ -424,12 +544,18 @@ def test_steps_are_shared_in_equal_parts(max_steps, number):
     """Nothing converges on z + 1; where z falls the next solver has begun."""
     seen = []
     sol = fp.fixed_point(
-        lambda z: z + 1.0, np.zeros(1),
+        lambda z: z + 1.0,
+        np.zeros(1),
         solver=fp.Fallback([fp.Picard(damping=0.01**i) for i in range(number)]),
-        max_steps=max_steps, on_failure="return", rtol=0.0, atol=0.0,
+        max_steps=max_steps,
+        on_failure="return",
+        rtol=0.0,
+        atol=0.0,
         callback=lambda _, z, __: seen.append(z[0]),
-    )  # fmt: skip
-    lengths = [len(part) for part in np.split(seen, np.flatnonzero(np.diff(seen) < 0.0) + 1)]
+    )
+    lengths = [
+        len(part) for part in np.split(seen, np.flatnonzero(np.diff(seen) < 0.0) + 1)
+    ]
     assert int(sol.steps) == sum(lengths) == max_steps
     assert sol.work.f == max_steps + 1
     assert len(lengths) == min(number, max_steps)
@@ -438,19 +564,31 @@ def test_steps_are_shared_in_equal_parts(max_steps, number):
 
 def test_a_solver_that_gives_up_leaves_its_share_to_the_next():
     sol = fp.fixed_point(
-        lambda z: 0.7 * z + 1.0, np.zeros(1), solver=fp.Fallback([GivesUp(), fp.Picard()]),
-        max_steps=40, rtol=0.0, atol=2e-5, on_failure="return",
-    )  # fmt: skip
-    assert (int(sol.status), int(sol.steps), int(sol.method)) == (Status.CONVERGED, 3 + 34, 1)
+        lambda z: 0.7 * z + 1.0,
+        np.zeros(1),
+        solver=fp.Fallback([GivesUp(), fp.Picard()]),
+        max_steps=40,
+        rtol=0.0,
+        atol=2e-5,
+        on_failure="return",
+    )
+    assert (int(sol.status), int(sol.steps), int(sol.method)) == (
+        Status.CONVERGED,
+        3 + 34,
+        1,
+    )
 
 
 def test_each_solver_begins_at_the_start():
     seen = []
     f = lambda z: seen.append(z.copy()) or z + 1.0
     fp.fixed_point(
-        f, np.full(1, 7.0), solver=fp.Fallback([fp.Picard(), fp.Picard(damping=0.5)]), max_steps=4,
+        f,
+        np.full(1, 7.0),
+        solver=fp.Fallback([fp.Picard(), fp.Picard(damping=0.5)]),
+        max_steps=4,
         on_failure="return",
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(np.ravel(seen), [7.0, 8.0, 9.0, 7.5, 8.0])
 
 
@@ -459,9 +597,14 @@ def test_if_all_fail_the_smallest_residual_is_returned(order):
     """Of z ↦ z/2: each damping brings it down by another factor in its three steps."""
     dampings = [0.2, 1.0, 0.5][::order]
     sol = fp.fixed_point(
-        lambda z: 0.5 * z, np.ones(1), solver=fp.Fallback([fp.Picard(damping=d) for d in dampings]),
-        max_steps=9, rtol=0.0, atol=0.0, on_failure="return",
-    )  # fmt: skip
+        lambda z: 0.5 * z,
+        np.ones(1),
+        solver=fp.Fallback([fp.Picard(damping=d) for d in dampings]),
+        max_steps=9,
+        rtol=0.0,
+        atol=0.0,
+        on_failure="return",
+    )
     assert int(sol.status) == Status.MAX_STEPS
     assert int(sol.method) == 1
     np.testing.assert_allclose(sol.value, 0.125)
@@ -505,7 +648,13 @@ def test_what_the_last_solver_remembers_goes_first_the_next_time():
 
 
 def test_the_defaults_are_sequences_by_kind_and_size():
-    for size, is_root in ((10, True), (1000, True), (10_000, True), (10, False), (1000, False)):
+    for size, is_root in (
+        (10, True),
+        (1000, True),
+        (10_000, True),
+        (10, False),
+        (1000, False),
+    ):
         solver = fp.default_solver(size, is_root)
         assert isinstance(solver, fp.Fallback)
         assert len(solver.sequence) >= 2
@@ -535,9 +684,13 @@ def test_finished_samples_leave_the_batch_and_nothing_else_changes(library, solv
 
     args = tuple(map(asarray, (a, b, np.full(3, 0.1))))
     settings = {
-        "solver": solver, "batch_ndim": 1, "rtol": asarray(np.geomspace(1e-2, 1e-8, number)),
-        "atol": 0.0, "max_steps": 300, "on_failure": "return",
-    }  # fmt: skip
+        "solver": solver,
+        "batch_ndim": 1,
+        "rtol": asarray(np.geomspace(1e-2, 1e-8, number)),
+        "atol": 0.0,
+        "max_steps": 300,
+        "on_failure": "return",
+    }
     start = asarray(np.zeros((number, 3)))
     whole = fp.fixed_point(f, start, args, **settings)
     total, rows[:] = sum(rows), []
@@ -550,10 +703,18 @@ def test_finished_samples_leave_the_batch_and_nothing_else_changes(library, solv
 
 
 def test_all_rows_are_put_back_in_their_places():
-    """Rows that stop at any time, in any order, converged or not; the rest is solved anew."""
+    """Rows that stop at any time, in any order, converged or not; the rest is solved
+    anew.
+    """
     rng = np.random.default_rng(0)
-    a = rng.permutation(np.r_[np.linspace(0.0, 1.05, 30), np.nan, 7.0])[:, None] * np.ones(2)
-    settings = {"solver": fp.Anderson(memory=2), "batch_ndim": 1, "on_failure": "return"}
+    a = rng.permutation(np.r_[np.linspace(0.0, 1.05, 30), np.nan, 7.0])[
+        :, None
+    ] * np.ones(2)
+    settings = {
+        "solver": fp.Anderson(memory=2),
+        "batch_ndim": 1,
+        "on_failure": "return",
+    }
     settings |= {"max_steps": 80, "rtol": 1e-9}
     f = lambda z, a: a * np.sin(z) + 1.0
     z0 = rng.standard_normal((32, 2))
@@ -566,7 +727,12 @@ def test_all_rows_are_put_back_in_their_places():
 def test_the_trace_of_a_shrinking_batch_is_that_of_its_samples():
     """Up to the last step of each."""
     a = np.array([[0.1], [0.9], [0.5], [0.2]])
-    settings = {"solver": fp.Picard(), "batch_ndim": 1, "record": True, "max_steps": 200}
+    settings = {
+        "solver": fp.Picard(),
+        "batch_ndim": 1,
+        "record": True,
+        "max_steps": 200,
+    }
     f = lambda z, a: a * z + 1.0
     whole = fp.fixed_point(f, np.zeros((4, 1)), (a,), **settings)
     few = fp.fixed_point(f, np.zeros((4, 1)), (a,), batched_args=(True,), **settings)
@@ -607,9 +773,16 @@ def test_given_derivatives_shrink_with_the_batch():
         return 3.0 * x[..., None] ** 2 + 0.0 * a[..., None]
 
     sol = fp.root(
-        lambda x, a: x**3 - a, np.ones((4, 1)), (a,), solver=fp.Newton(line_search=False),
-        jacobian=jacobian, batch_ndim=1, batched_args=(True,), rtol=1e-12, atol=1e-9,
-    )  # fmt: skip
+        lambda x, a: x**3 - a,
+        np.ones((4, 1)),
+        (a,),
+        solver=fp.Newton(line_search=False),
+        jacobian=jacobian,
+        batch_ndim=1,
+        batched_args=(True,),
+        rtol=1e-12,
+        atol=1e-9,
+    )
     np.testing.assert_allclose(sol.value, np.cbrt(a), rtol=1e-9)
     assert rows[0] == 4
     assert rows[-1] == 1
@@ -628,9 +801,13 @@ def test_solutions_of_a_shrinking_batch_are_differentiated():
     """z = az + 1 has dz/da = 1/(1 − a)²."""
     a = torch.tensor([[0.1], [0.5], [0.9]], dtype=torch.float64, requires_grad=True)
     sol = fp.fixed_point(
-        lambda z, a: a * z + 1.0, torch.zeros(3, 1, dtype=torch.float64), (a,), batch_ndim=1,
-        batched_args=(True,), rtol=1e-10,
-    )  # fmt: skip
+        lambda z, a: a * z + 1.0,
+        torch.zeros(3, 1, dtype=torch.float64),
+        (a,),
+        batch_ndim=1,
+        batched_args=(True,),
+        rtol=1e-10,
+    )
     (gradient,) = torch.autograd.grad(sol.value.sum(), a)
     np.testing.assert_allclose(gradient, 1.0 / (1.0 - a.detach()) ** 2, rtol=1e-7)
 
@@ -645,15 +822,21 @@ def test_solutions_of_a_shrinking_batch_are_differentiated():
 )
 def test_batched_args_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
-        fp.fixed_point(lambda z, b: 0.5 * z + b, np.ones((2, 3)), (np.ones(3),), **settings)
+        fp.fixed_point(
+            lambda z, b: 0.5 * z + b, np.ones((2, 3)), (np.ones(3),), **settings
+        )
 
 
 def test_a_callback_and_a_shrinking_batch_exclude_each_other():
     with pytest.raises(ValueError, match="callback"):
         fp.fixed_point(
-            lambda z, b: 0.5 * z + b, np.ones((2, 3)), (np.ones((2, 3)),), batch_ndim=1,
-            batched_args=(True,), callback=lambda *_: False,
-        )  # fmt: skip
+            lambda z, b: 0.5 * z + b,
+            np.ones((2, 3)),
+            (np.ones((2, 3)),),
+            batch_ndim=1,
+            batched_args=(True,),
+            callback=lambda *_: False,
+        )
 
 
 # What a solution tells.
@@ -663,7 +846,10 @@ def test_a_callback_and_a_shrinking_batch_exclude_each_other():
 def test_the_linearisation_is_the_jacobian(xp_case, is_root):
     """Of sin(x)·w + x² in two leaves, in closed form."""
     xp, w = xp_case.xp, np.array([0.3, -0.2])
-    f = lambda z, w: {"u": xp.sin(z["u"]) * w + 0.25 * z["v"] ** 2, "v": 0.5 * xp.cos(z["u"])}
+    f = lambda z, w: {
+        "u": xp.sin(z["u"]) * w + 0.25 * z["v"] ** 2,
+        "v": 0.5 * xp.cos(z["u"]),
+    }
     start = xp_case.tree({"u": np.array([0.1, 0.2]), "v": np.array([0.5, 0.4])})
     args = (xp_case.asarray(w),)
     solve = fp.root if is_root else fp.fixed_point
@@ -676,15 +862,21 @@ def test_the_linearisation_is_the_jacobian(xp_case, is_root):
     if is_root:
         expected = {"u": p - expected["u"], "v": q - expected["v"]}
     for name, value in expected.items():
-        np.testing.assert_allclose(xp_case.to_numpy(image[name]), value, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            xp_case.to_numpy(image[name]), value, rtol=1e-6, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("given", ["jvp", "jacobian"])
 def test_the_linearisation_uses_what_was_given(given):
     A = np.array([[0.5, 0.1], [0.0, 0.2]])
     functions = {"jvp": lambda _, v: A @ v, "jacobian": lambda _: A}
-    sol = fp.fixed_point(lambda z: A @ z + 1.0, np.zeros(2), **{given: functions[given]})
-    np.testing.assert_allclose(sol.linearise()(np.array([1.0, 2.0])), A @ [1.0, 2.0], rtol=1e-14)
+    sol = fp.fixed_point(
+        lambda z: A @ z + 1.0, np.zeros(2), **{given: functions[given]}
+    )
+    np.testing.assert_allclose(
+        sol.linearise()(np.array([1.0, 2.0])), A @ [1.0, 2.0], rtol=1e-14
+    )
 
 
 def test_a_solution_from_a_trace_is_not_linearised():
@@ -694,9 +886,12 @@ def test_a_solution_from_a_trace_is_not_linearised():
 
 
 def test_a_solution_tells_what_happened():
-    sol = fp.fixed_point(lambda z: 0.5 * z, np.ones(1), solver=fp.Picard(), rtol=0.0, atol=1e-3)
+    sol = fp.fixed_point(
+        lambda z: 0.5 * z, np.ones(1), solver=fp.Picard(), rtol=0.0, atol=1e-3
+    )
     assert sol.message == (
-        "converged (Picard); largest error 0.00098, residual norm 0.00049 after 10 steps"
+        "converged (Picard); largest error 0.00098, residual norm 0.00049 after 10 "
+        "steps"
     )
     assert repr(sol) == f"Solution({sol.message}; 11 evaluations)"
 
@@ -704,11 +899,17 @@ def test_a_solution_tells_what_happened():
 def test_a_batch_tells_how_many():
     a = np.array([[0.0], [0.5], [2.0], [np.nan]])
     sol = fp.fixed_point(
-        lambda z, a: a * z + 1.0, np.zeros((4, 1)), (a,), solver=fp.Picard(), batch_ndim=1,
+        lambda z, a: a * z + 1.0,
+        np.zeros((4, 1)),
+        (a,),
+        solver=fp.Picard(),
+        batch_ndim=1,
         on_failure="return",
-    )  # fmt: skip
+    )
     assert "converged (Picard): 2 samples" in sol.message
-    assert "diverged: the residual grew without bound (Picard): 1 samples" in sol.message
+    assert (
+        "diverged: the residual grew without bound (Picard): 1 samples" in sol.message
+    )
     assert "f was not finite" in sol.message
 
 
@@ -738,12 +939,17 @@ def two_planes(x):
 
 
 def collapse():
-    """Newton's first step on a map that is homogeneous, any multiple of (0.6, 0.8) fixed."""
+    """Newton's first step on a map that is homogeneous, any multiple of (0.6, 0.8)
+    fixed.
+    """
     direction = np.array([0.6, 0.8])
     return fp.fixed_point(
-        lambda z: np.linalg.norm(z) * direction, np.ones(2), solver=fp.Newton(),
-        jacobian=lambda z: np.outer(direction, z / np.linalg.norm(z)), on_failure="return",
-    )  # fmt: skip
+        lambda z: np.linalg.norm(z) * direction,
+        np.ones(2),
+        solver=fp.Newton(),
+        jacobian=lambda z: np.outer(direction, z / np.linalg.norm(z)),
+        on_failure="return",
+    )
 
 
 def chaos(z):
@@ -752,7 +958,9 @@ def chaos(z):
 
 ENDS = {
     Status.CONVERGED: lambda: fp.fixed_point(np.cos, 1.0),
-    Status.MAX_STEPS: lambda: fp.fixed_point(np.cos, 1.0, max_steps=1, on_failure="return"),
+    Status.MAX_STEPS: lambda: fp.fixed_point(
+        np.cos, 1.0, max_steps=1, on_failure="return"
+    ),
     Status.NON_FINITE: lambda: fp.fixed_point(
         lambda z: z * np.nan, np.ones(1), on_failure="return"
     ),
@@ -766,7 +974,10 @@ ENDS = {
         two_planes, np.zeros(2), solver=fp.NewtonKrylov(), on_failure="return"
     ),
     Status.LINE_SEARCH_FAILED: lambda: fp.root(
-        flat_minimum, np.ones(1), solver=fp.NewtonKrylov(), jvp=lambda x, v: -2.0 * x * v,
+        flat_minimum,
+        np.ones(1),
+        solver=fp.NewtonKrylov(),
+        jvp=lambda x, v: -2.0 * x * v,
         on_failure="return",
     ),
     Status.STOPPED: lambda: fp.fixed_point(
@@ -775,16 +986,19 @@ ENDS = {
     Status.OUT_OF_BUDGET: lambda: fp.fixed_point(
         np.cos, 1.0, budget=fp.Budget(evaluations=2), on_failure="return"
     ),
-    Status.NO_BRACKET: lambda: fp.bracketed_root(lambda x: x * x + 1.0, -1.0, 2.0,
-                                                 on_failure="return"),
+    Status.NO_BRACKET: lambda: fp.bracketed_root(
+        lambda x: x * x + 1.0, -1.0, 2.0, on_failure="return"
+    ),
     Status.SINGULAR: lambda: fp.root(
         two_planes, np.zeros(2), solver=fp.Newton(), on_failure="return"
     ),
     Status.COLLAPSED: collapse,
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status != Status.RUNNING])
+@pytest.mark.parametrize(
+    "status", [status for status in Status if status != Status.RUNNING]
+)
 def test_every_status_is_reached_and_has_words(status):
     sol = ENDS[status]()
     assert int(sol.status) == status
@@ -792,15 +1006,21 @@ def test_every_status_is_reached_and_has_words(status):
     assert bool(sol.converged) == (status == Status.CONVERGED)
 
 
-def test_a_residual_that_stays_the_same_ends_the_same_in_any_company(jit_case, numpy_case):
+def test_a_residual_that_stays_the_same_ends_the_same_in_any_company(
+    jit_case, numpy_case
+):
     """As z + 1 does: with a neighbour that has converged, alone, and in a trace."""
     ends = []
     for case, number in ((numpy_case, 1), (jit_case, 1), (jit_case, 2)):
         a = np.array([[1.0], [0.0]])[:number]
         sol = case.solve(
-            lambda z, a: a * z + 1.0, np.zeros_like(a), (a,), solver=fp.Picard(), batch_ndim=1,
+            lambda z, a: a * z + 1.0,
+            np.zeros_like(a),
+            (a,),
+            solver=fp.Picard(),
+            batch_ndim=1,
             max_steps=300,
-        )  # fmt: skip
+        )
         ends.append((int(sol.status[0]), int(sol.steps[0])))
     assert ends[0][0] in (Status.STALLED, Status.MAX_STEPS)
     assert ends[0] == ends[1] == ends[2]
@@ -808,10 +1028,17 @@ def test_a_residual_that_stays_the_same_ends_the_same_in_any_company(jit_case, n
 
 @pytest.mark.parametrize("solver", [fp.Broyden(), fp.Anderson(memory=3)])
 def test_a_stall_is_counted_from_the_last_improvement_in_any_company(solver):
-    """Steps that are not taken are none, alone as well as next to a sample that has ended."""
+    """Steps that are not taken are none, alone as well as next to a sample that has
+    ended.
+    """
     f = lambda z, a: np.where(z > 1.0, np.nan, a[..., :1] * z * z + a[..., 1:])
     a, z0 = np.array([[1.2, 2.0]] * 2), np.array([[-0.1], [np.nan]])
-    settings = {"solver": solver, "batch_ndim": 1, "on_failure": "return", "max_steps": 300}
+    settings = {
+        "solver": solver,
+        "batch_ndim": 1,
+        "on_failure": "return",
+        "max_steps": 300,
+    }
     alone = fp.fixed_point(f, z0[:1], (a[:1],), **settings)
     both = fp.fixed_point(f, z0, (a,), **settings)
     assert alone.status[0] == both.status[0] == Status.STALLED
@@ -827,19 +1054,31 @@ def test_on_failure_the_best_iterate_is_returned(solver, max_steps):
     """Of a map whose residuals rise and fall: the logistic map where it is chaotic."""
     iterates = [np.array([0.3])]
     sol = fp.fixed_point(
-        chaos, iterates[0], solver=solver, rtol=0.0, atol=0.0, max_steps=max_steps,
-        on_failure="return", callback=lambda _, z, __: iterates.append(z.copy()),
-    )  # fmt: skip
+        chaos,
+        iterates[0],
+        solver=solver,
+        rtol=0.0,
+        atol=0.0,
+        max_steps=max_steps,
+        on_failure="return",
+        callback=lambda _, z, __: iterates.append(z.copy()),
+    )
     norms = [abs(chaos(z) - z)[0] for z in iterates]
     np.testing.assert_array_equal(sol.value, iterates[int(np.argmin(norms))])
     np.testing.assert_allclose(sol.residual_norm, min(norms), rtol=1e-12, atol=1e-300)
 
 
 def test_what_satisfied_the_test_is_returned_even_if_another_residual_was_smaller():
-    """The tolerance goes with ‖f(z)‖: 0.6 at z = 1.5 is within it, and 0.5 at z = 1 was not."""
+    """The tolerance goes with ‖f(z)‖: 0.6 at z = 1.5 is within it, and 0.5 at z = 1 was
+    not.
+    """
     steps = {0.0: 1.0, 1.0: 0.5, 1.5: 0.6}
     sol = fp.fixed_point(
-        lambda z: z + steps[z[0]], np.zeros(1), solver=fp.Picard(), rtol=0.3, test="residual"
+        lambda z: z + steps[z[0]],
+        np.zeros(1),
+        solver=fp.Picard(),
+        rtol=0.3,
+        test="residual",
     )
     assert int(sol.status) == Status.CONVERGED
     np.testing.assert_allclose([sol.value[0], sol.residual_norm], [1.5, 0.6])
@@ -855,7 +1094,9 @@ def test_aux_is_that_of_the_solution(xp_case):
     def f(z, b):
         return 0.5 * z + b, {"double": 2.0 * z}
 
-    sol = xp_case.solve(f, np.zeros((2, 3)), (np.ones((2, 3)),), batch_ndim=1, has_aux=True)
+    sol = xp_case.solve(
+        f, np.zeros((2, 3)), (np.ones((2, 3)),), batch_ndim=1, has_aux=True
+    )
     np.testing.assert_allclose(xp_case.to_numpy(sol.value), 2.0, rtol=1e-5)
     aux = xp_case.to_numpy(sol.aux["double"])
     np.testing.assert_array_equal(aux, 2.0 * xp_case.to_numpy(sol.value))

@@ -1,4 +1,6 @@
-"""Random problems, most of them ill-natured: no crash, no hang, and nothing said that is not so."""
+"""Random problems, most of them ill-natured: no crash, no hang, and nothing said that
+is not so.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +53,8 @@ def numpy(array: Any) -> np.ndarray:
     return array.numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
 
 
-# Functions of z, with a matrix A and a vector b of random entries at the problem's scale s. They
-# work on the last axis, so that any axes before it index samples.
+# Functions of z, with a matrix A and a vector b of random entries at the problem's
+# scale s. They work on the last axis, so that any axes before it index samples.
 
 
 def affine(xp, z, A, b, s):
@@ -142,9 +144,27 @@ def noisy(xp, z, A, b, s):
 
 
 FUNCTIONS = [
-    affine, saturating, chaotic, square, cubic, pole, poles, logarithm, root_of_square, explosive,
-    hole, wall, jump, stairs, kink, flat, identity, runaway, undefined, noisy,
-]  # fmt: skip
+    affine,
+    saturating,
+    chaotic,
+    square,
+    cubic,
+    pole,
+    poles,
+    logarithm,
+    root_of_square,
+    explosive,
+    hole,
+    wall,
+    jump,
+    stairs,
+    kink,
+    flat,
+    identity,
+    runaway,
+    undefined,
+    noisy,
+]
 
 
 @dataclass
@@ -180,7 +200,11 @@ def draw(rng, xp):
     single = bool(rng.random() < 0.2)
     dtype = np.float32 if single else np.float64
     scale = min(max(scale, 1e-8), 1e8) if single else scale
-    A = rng.standard_normal((*batch, n, n)) * rng.choice([0.0, 0.3, 0.9, 1.0, 3.0]) / np.sqrt(n)
+    A = (
+        rng.standard_normal((*batch, n, n))
+        * rng.choice([0.0, 0.3, 0.9, 1.0, 3.0])
+        / np.sqrt(n)
+    )
     if rng.random() < 0.2:
         A[..., -1, :] = A[..., 0, :]  # singular
     b, z = rng.standard_normal((2, *batch, n)) * scale
@@ -212,15 +236,20 @@ def check(problem, solver):
     settings, start = problem.settings, numpy(problem.start).copy()
     solve = fp.root if problem.is_root else fp.fixed_point
     try:
-        sol = solve(problem, problem.start, solver=solver, on_failure="return", **settings)
+        sol = solve(
+            problem, problem.start, solver=solver, on_failure="return", **settings
+        )
     except fp.DomainError:  # at the start
         assert problem.function is undefined
         assert problem.calls == 1
         return None
     np.testing.assert_array_equal(numpy(problem.start), start)
-    if problem.xp.xp is np:  # elsewhere the map is also evaluated where it is differentiated
+    # Elsewhere the map is also evaluated where it is differentiated.
+    if problem.xp.xp is np:
         assert problem.calls == sol.work.f
-    status, steps, norms = (numpy(a) for a in (sol.status, sol.steps, sol.residual_norm))
+    status, steps, norms = (
+        numpy(a) for a in (sol.status, sol.steps, sol.residual_norm)
+    )
     assert np.all(status != fp.Status.RUNNING)
     assert np.all((steps >= 0) & (steps <= settings["max_steps"]))
     assert sol.value.dtype == problem.start.dtype
@@ -238,21 +267,30 @@ def compare(problem, sol, status, norms):
     limits = np.finfo(numpy(problem.start).dtype)
     residual, image = (norm_of(a, kind) for a in problem.residual(sol.value))
     first = norm_of(problem.residual(problem.start)[0], kind)
-    # Norms are roots of sums of squares: beyond these numbers they are infinite, or rounding.
+    # Norms are roots of sums of squares: beyond these numbers they are infinite, or
+    # rounding.
     defined = first < 0.1 * float(limits.max) ** 0.5
     underflow = 4.0 * float(limits.smallest_subnormal) ** 0.5
     assert np.all(np.isfinite(value).all(-1) | ~defined)
     assert np.all((status == fp.Status.NON_FINITE) | (first < np.inf))
     slack = 100 * float(limits.eps) * (norm_of(value, kind) + image) + underflow
     assert np.all((abs(norms - residual) <= slack) | ~defined)
-    assert np.all((residual <= first + slack) | (status == fp.Status.CONVERGED) | ~defined)
+    assert np.all(
+        (residual <= first + slack) | (status == fp.Status.CONVERGED) | ~defined
+    )
     fallen = residual <= 0.9 * first + slack
     if settings["test"] == "error" and problem.is_root:
         claimed = fallen | (numpy(sol.precise) & (problem.function is not flat))
     elif settings["test"] == "error":
         # The error of a map is at least about its residual, unless the answer is zero.
-        size, largest = norm_of(value, kind), norm_of(numpy(problem.start).astype(float), kind)
-        claimed = residual <= settings["atol"] + settings["rtol"] * size + 1e-12 * largest + slack
+        size, largest = (
+            norm_of(value, kind),
+            norm_of(numpy(problem.start).astype(float), kind),
+        )
+        claimed = (
+            residual
+            <= settings["atol"] + settings["rtol"] * size + 1e-12 * largest + slack
+        )
     else:
         claimed = residual <= settings["atol"] + settings["rtol"] * image + slack
     assert np.all(claimed | (status != fp.Status.CONVERGED))
@@ -285,9 +323,15 @@ def test_at_no_scale_is_convergence_claimed_falsely(dtype, library, norm):
         b = dtype(10.0**exponent) * np.arange(1.0, 4.0, dtype=dtype)
         b = Namespace(library).asarray(b)
         sol = fp.fixed_point(
-            lambda z, b: 0.5 * z + b, b / 8.0, (b,), solver=fp.Picard(), rtol=1e-3, atol=0.0,
-            norm=norm, on_failure="return",
-        )  # fmt: skip
+            lambda z, b: 0.5 * z + b,
+            b / 8.0,
+            (b,),
+            solver=fp.Picard(),
+            rtol=1e-3,
+            atol=0.0,
+            norm=norm,
+            on_failure="return",
+        )
         if bool(sol.converged):
             np.testing.assert_allclose(numpy(sol.value), numpy(2.0 * b), rtol=1e-2)
 
@@ -298,9 +342,15 @@ def test_the_problems_end_in_many_ways():
     for index, solver in enumerate(SOLVERS):
         for problem in problems(30, index, np):
             sol = check(problem, solver)
-            ends |= set(numpy(sol.status).ravel().tolist()) if sol is not None else set()
+            ends |= (
+                set(numpy(sol.status).ravel().tolist()) if sol is not None else set()
+            )
     S = fp.Status
     assert ends >= {
-        S.CONVERGED, S.MAX_STEPS, S.NON_FINITE, S.DIVERGED, S.LINEAR_SOLVE_FAILED,
+        S.CONVERGED,
+        S.MAX_STEPS,
+        S.NON_FINITE,
+        S.DIVERGED,
+        S.LINEAR_SOLVE_FAILED,
         S.LINE_SEARCH_FAILED,
-    }  # fmt: skip
+    }

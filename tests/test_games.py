@@ -1,4 +1,6 @@
-"""Convex games between patches: their equilibria, derivatives, and what training is good for."""
+"""Convex games between patches: their equilibria, derivatives, and what training is
+good for.
+"""
 
 import copy
 import math
@@ -10,7 +12,13 @@ from sklearn.linear_model import Lasso
 
 import fixedpoint as fp
 from fixedpoint_models.data import photographs
-from fixedpoint_models.games import PatchGame, PatchGrid, cosines, proximal_step, train_denoiser
+from fixedpoint_models.games import (
+    PatchGame,
+    PatchGrid,
+    cosines,
+    proximal_step,
+    train_denoiser,
+)
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-13, "max_steps": 20_000}
 
@@ -42,10 +50,15 @@ def windows(height, width, size, stride):
 
 
 class Costs:
-    """The agents' problems for one image, written out in NumPy from the definition of the game."""
+    """The agents' problems for one image, written out in NumPy from the definition of
+    the game.
+    """
 
     def __init__(self, game, image, codes):
-        self.D, self.w = game.dictionary().detach().numpy(), game.weights().detach().numpy()
+        self.D, self.w = (
+            game.dictionary().detach().numpy(),
+            game.weights().detach().numpy(),
+        )
         self.kappa, self.rho, self.z = game.coupling, game.ridge, codes
         self.image = image.numpy().ravel()
         self.windows = windows(*image.shape, game.grid.size, game.grid.stride)
@@ -61,7 +74,10 @@ class Costs:
         """Of one agent, with the codes of the others as they are."""
         codes, pixels = self.z.copy(), self.windows[agent]
         codes[:, agent] = code
-        gap, apart = self.image[pixels] - self.D @ code, self.D @ code - self.average(codes)[pixels]
+        gap, apart = (
+            self.image[pixels] - self.D @ code,
+            self.D @ code - self.average(codes)[pixels],
+        )
         smooth = gap @ gap + self.rho * code @ code + self.kappa * apart @ apart
         return smooth / 2 + self.w @ np.abs(code)
 
@@ -80,7 +96,9 @@ class Costs:
 
 @pytest.mark.parametrize(("coupling", "stride"), [(0.0, 1), (0.7, 1), (5.0, 2)])
 def test_no_agent_gains_by_itself(coupling, stride):
-    """Zero is in the subdifferential of each agent's cost, the others' codes held fixed."""
+    """Zero is in the subdifferential of each agent's cost, the others' codes held
+    fixed.
+    """
     game, noisy = small_game(coupling=coupling, stride=stride), images((1, 1, 7, 9))
     sol = game.solve(noisy, **TIGHT)
     assert sol.value.shape == (1, 14, len(windows(7, 9, 3, stride)))
@@ -89,7 +107,9 @@ def test_no_agent_gains_by_itself(coupling, stride):
     for agent in range(len(costs.windows)):
         (X, y), z = costs.rows(agent), costs.z[:, agent]
         slope = X.T @ (X @ z - y)
-        np.testing.assert_allclose(slope[z != 0], -(costs.w * np.sign(z))[z != 0], atol=1e-6)
+        np.testing.assert_allclose(
+            slope[z != 0], -(costs.w * np.sign(z))[z != 0], atol=1e-6
+        )
         assert (np.abs(slope) <= costs.w + 1e-6).all()
         on += (z != 0).sum()
     assert 0.1 * costs.z.size < on < 0.9 * costs.z.size
@@ -108,17 +128,25 @@ def test_deviations_cost():
 
 
 def lasso(X, y, w):
-    """The minimiser of ½‖y − Xz‖² + Σ wₖ|zₖ| by scikit-learn, whose penalty has one weight."""
+    """The minimiser of ½‖y − Xz‖² + Σ wₖ|zₖ| by scikit-learn, whose penalty has one
+    weight.
+    """
     model = Lasso(alpha=1 / len(y), fit_intercept=False, tol=1e-14, max_iter=1_000_000)
     return model.fit(X / w, y).coef_ / w
 
 
 @pytest.mark.parametrize(
-    ("coupling", "ridge", "atoms"), [(0.0, 0.0, 7), (0.0, 0.02, 14), (0.7, 0.0, 7), (0.7, 0.02, 14)]
+    ("coupling", "ridge", "atoms"),
+    [(0.0, 0.0, 7), (0.0, 0.02, 14), (0.7, 0.0, 7), (0.7, 0.02, 14)],
 )
 def test_codes_are_those_of_scikit_learn(coupling, ridge, atoms):
-    """Without coupling each patch's own; with it, the best response to those of the others."""
-    game, noisy = small_game(coupling=coupling, ridge=ridge, atoms=atoms), images((1, 1, 5, 6))
+    """Without coupling each patch's own; with it, the best response to those of the
+    others.
+    """
+    game, noisy = (
+        small_game(coupling=coupling, ridge=ridge, atoms=atoms),
+        images((1, 1, 5, 6)),
+    )
     codes = game.solve(noisy, **TIGHT).value[0].detach().numpy()
     costs = Costs(game, noisy[0, 0], codes)
     for agent in range(len(costs.windows)):
@@ -185,7 +213,9 @@ def test_gradients_agree_with_differences():
     game, noisy = small_game(size=2, atoms=5, **TIGHT_GAME), images((2, 1, 4, 3))
     noisy.requires_grad_(True)
     parameters = (game.atoms, game.raw_weights)
-    torch.autograd.gradcheck(layer(game, noisy), parameters, eps=1e-5, atol=1e-5, rtol=1e-5)
+    torch.autograd.gradcheck(
+        layer(game, noisy), parameters, eps=1e-5, atol=1e-5, rtol=1e-5
+    )
     torch.autograd.gradcheck(game, (noisy,), eps=1e-5, atol=1e-5, rtol=1e-5)
 
 
@@ -193,15 +223,21 @@ def test_gradients_agree_with_differences():
 def test_gradients_agree_with_unrolled_steps(coupling):
     game, noisy = small_game(coupling=coupling, **TIGHT_GAME), images((2, 1, 6, 6))
     clean = images(noisy.shape, 2)
-    implicit = torch.autograd.grad((game(noisy) - clean).square().sum(), game.parameters())
+    implicit = torch.autograd.grad(
+        (game(noisy) - clean).square().sum(), game.parameters()
+    )
     params = game.params()
     codes = torch.zeros_like(params["dictionary"].T @ game.grid.cut(noisy))
     for _ in range(1500):
         codes = proximal_step(codes, noisy, params)
     loss = (game.reconstruct(codes, noisy.shape) - clean).square().sum()
-    for here, there in zip(implicit, torch.autograd.grad(loss, game.parameters()), strict=True):
+    for here, there in zip(
+        implicit, torch.autograd.grad(loss, game.parameters()), strict=True
+    ):
         assert there.abs().max() > 1e-3
-        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5 * float(there.abs().max()))
+        torch.testing.assert_close(
+            here, there, rtol=1e-5, atol=1e-5 * float(there.abs().max())
+        )
 
 
 # The denoiser
@@ -215,7 +251,9 @@ def test_images_do_not_depend_on_their_batch():
     together = game.solve(noisy, **TIGHT)
     for k in range(3):
         alone = game.solve(noisy[k : k + 1], **TIGHT)
-        torch.testing.assert_close(together.value[k], alone.value[0], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            together.value[k], alone.value[0], rtol=1e-9, atol=1e-10
+        )
         assert abs(int(together.steps[k]) - int(alone.steps[0])) <= 2
 
 
@@ -224,7 +262,9 @@ def test_patches_of_any_grid_average_to_the_image():
         grid, image = PatchGrid(size, stride), images((2, 1, *shape))
         patches = grid.cut(image)
         for column, pixels in enumerate(windows(*shape, size, stride)):
-            torch.testing.assert_close(patches[1, :, column], image[1].flatten()[pixels])
+            torch.testing.assert_close(
+                patches[1, :, column], image[1].flatten()[pixels]
+            )
         torch.testing.assert_close(grid.average(patches, image.shape), image)
 
 
@@ -238,12 +278,16 @@ def test_the_cosines_are_complete():
 
 
 def psnr(found, clean):
-    return float((-10 * torch.log10((found - clean).square().mean(dim=(1, 2, 3)))).mean())
+    return float(
+        (-10 * torch.log10((found - clean).square().mean(dim=(1, 2, 3)))).mean()
+    )
 
 
 def test_training_improves_on_the_cosines_and_on_the_noise():
     train, test = (torch.as_tensor(p)[:, None] for p in photographs(size=24, limit=40))
-    noisy = test + 0.1 * torch.randn(test.shape, generator=torch.Generator().manual_seed(5))
+    noisy = test + 0.1 * torch.randn(
+        test.shape, generator=torch.Generator().manual_seed(5)
+    )
     game = PatchGame(5, 36, rtol=1e-3)
     untrained, first = game.denoise(noisy), copy.deepcopy(game)
     assert not untrained.requires_grad
@@ -252,7 +296,10 @@ def test_training_improves_on_the_cosines_and_on_the_noise():
     assert psnr(untrained, test) > psnr(noisy, test) + 3.0
     assert psnr(game.denoise(noisy), test) > psnr(untrained, test) + 0.3
     torch.testing.assert_close(first.denoise(noisy), untrained)
-    assert train_denoiser(first, train, 0.1, 2, batch_size=4, learning_rate=2e-2)[0] == losses[0]
+    assert (
+        train_denoiser(first, train, 0.1, 2, batch_size=4, learning_rate=2e-2)[0]
+        == losses[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,14 +321,17 @@ def test_bad_settings_are_named(settings, message):
         PatchGame(**settings)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (2, 3, 8, 8), (1, 1, 2, 8), (1, 1, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (1, 8, 8), (2, 3, 8, 8), (1, 1, 2, 8), (1, 1, 8, 8)]
+)
 def test_bad_images_are_named(shape):
     with pytest.raises(ValueError, match="image must be"):
         PatchGame(3, 9, stride=2).denoise(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
-    "settings", [{"sigma": 0.0}, {"steps": -1}, {"batch_size": 0}, {"learning_rate": 0.0}]
+    "settings",
+    [{"sigma": 0.0}, {"steps": -1}, {"batch_size": 0}, {"learning_rate": 0.0}],
 )
 def test_bad_settings_of_the_training_are_named(settings):
     given = {"sigma": 0.1, "steps": 1} | settings

@@ -46,7 +46,9 @@ def arguments(radius=0.6):
 
 
 def xp_of(array):
-    return torch if torch.is_tensor(array) else jnp if isinstance(array, jax.Array) else np
+    return (
+        torch if torch.is_tensor(array) else jnp if isinstance(array, jax.Array) else np
+    )
 
 
 def f(z, x, params):
@@ -65,7 +67,9 @@ MODEL = AugmentedDEQ(f, loss, output)
 
 
 def to(container):
-    """From NumPy's arrays to Torch's; JAX compiles the same sources, and is compared below."""
+    """From NumPy's arrays to Torch's; JAX compiles the same sources, and is compared
+    below.
+    """
     return jax.tree.map(torch.tensor, container)
 
 
@@ -96,7 +100,9 @@ METHODS = {
     "newton, few directions": TrackedNewton(blocks=1),
     "momentum": TrackedDescent(rule=Momentum(step_size=0.03, momentum=0.3), sweeps=3),
     "recipe": Recipe(step_size=0.05, later=0.02, memory=5, drop=0.2, type=2),
-    "Barzilai and Borwein": TrackedDescent(rule=BarzilaiBorwein(step_size=0.02), sweeps=6),
+    "Barzilai and Borwein": TrackedDescent(
+        rule=BarzilaiBorwein(step_size=0.02), sweeps=6
+    ),
 }
 
 
@@ -112,7 +118,9 @@ def test_the_solution_is_the_minimum_that_scipy_finds(name):
 def test_newton_is_fast_where_equilibria_are_hard():
     """Spectral radius 0.9 at the start."""
     sol = solved(TrackedNewton(), radius=0.9, scale=0.2, max_steps=200, rtol=1e-5)
-    np.testing.assert_allclose(sol.objective, [r.fun for r in minima(0.9, 0.2)], rtol=1e-5)
+    np.testing.assert_allclose(
+        sol.objective, [r.fun for r in minima(0.9, 0.2)], rtol=1e-5
+    )
 
 
 def test_newton_takes_one_evaluation_a_step():
@@ -123,13 +131,23 @@ def test_newton_takes_one_evaluation_a_step():
         calls.append(len(z))
         return f(z, x, params)
 
-    zeros = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+    zeros = (
+        torch.zeros(B, N, dtype=torch.float64),
+        torch.zeros(B, M, dtype=torch.float64),
+    )
     model = AugmentedDEQ(counted, loss, output)
     sol = model.iterate(
-        *zeros, params=params, y=y, method=TrackedNewton(), max_steps=7, rtol=0.0, atol=0.0,
+        *zeros,
+        params=params,
+        y=y,
+        method=TrackedNewton(),
+        max_steps=7,
+        rtol=0.0,
+        atol=0.0,
         on_failure="return",
-    )  # fmt: skip
-    assert calls.count(B) == 8  # and one row, or as many as x has entries, for the start
+    )
+    # And one row, or as many as x has entries, for the start.
+    assert calls.count(B) == 8
     assert sol.work.f == 8 + calls.count(1)
     assert sol.work.vjp == 8
 
@@ -143,7 +161,10 @@ def test_descent_takes_as_many_evaluations_as_sweeps(sweeps):
         calls.append(1)
         return f(z, x, params)
 
-    zeros = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+    zeros = (
+        torch.zeros(B, N, dtype=torch.float64),
+        torch.zeros(B, M, dtype=torch.float64),
+    )
     method = TrackedDescent(rule=Momentum(step_size=0.01), sweeps=sweeps)
     sol = AugmentedDEQ(counted, loss, output).iterate(
         *zeros, params=params, y=y, method=method, max_steps=5, on_failure="return"
@@ -157,14 +178,19 @@ def test_a_sample_does_not_depend_on_its_neighbours(name):
     run = lambda rows: MODEL.iterate(
         torch.zeros(len(rows), N, dtype=torch.float64),
         torch.zeros(len(rows), M, dtype=torch.float64),
-        params=params, y=rows, method=METHODS[name], max_steps=12, on_failure="return",
-    ).value["x"]  # fmt: skip
+        params=params,
+        y=rows,
+        method=METHODS[name],
+        max_steps=12,
+        on_failure="return",
+    ).value["x"]
     torch.testing.assert_close(run(y)[1:2], run(y[1:2]), rtol=1e-9, atol=1e-12)
 
 
 def test_samples_that_have_converged_leave_the_batch():
     params, y = to(arguments())
-    y = torch.cat([torch.zeros_like(y[:3]), 0.3 * y[3:]])  # three are at the minimum from the start
+    # Three are at the minimum from the start.
+    y = torch.cat([torch.zeros_like(y[:3]), 0.3 * y[3:]])
     calls = []
 
     def counted(z, x, params):
@@ -177,16 +203,26 @@ def test_samples_that_have_converged_leave_the_batch():
     alone = MODEL.iterate(start[0][3:], start[1][3:], y=y[3:], **kw)
     assert calls.count(B) <= 2
     assert calls[-int(found.steps[3]) + 1 :] == [1] * (int(found.steps[3]) - 1)
-    torch.testing.assert_close(found.value["x"][3:], alone.value["x"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        found.value["x"][3:], alone.value["x"], rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_nan_neighbour_is_left_alone():
     params, y = jax.tree.map(torch.tensor, arguments())
     poisoned = y.clone()
     poisoned[2] = torch.nan
-    zeros = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+    zeros = (
+        torch.zeros(B, N, dtype=torch.float64),
+        torch.zeros(B, M, dtype=torch.float64),
+    )
     run = lambda y: MODEL.iterate(
-        *zeros, params=params, y=y, method=TrackedNewton(), max_steps=30, on_failure="return"
+        *zeros,
+        params=params,
+        y=y,
+        method=TrackedNewton(),
+        max_steps=30,
+        on_failure="return",
     )
     clean, spoilt = run(y), run(poisoned)
     others = [0, 1, 3]
@@ -204,31 +240,46 @@ def test_leaves_do_not_matter():
         lambda o, x, y, p: loss(o, join(x), y, p),
         lambda z, p: output(join(z), p),
     )
-    zeros = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+    zeros = (
+        torch.zeros(B, N, dtype=torch.float64),
+        torch.zeros(B, M, dtype=torch.float64),
+    )
     kw = {"params": params, "y": y, "method": TrackedNewton(), "max_steps": 8}
     whole = MODEL.iterate(*zeros, on_failure="return", **kw).value
-    two = parts.iterate(split(zeros[0], 2), split(zeros[1], 1), on_failure="return", **kw).value
+    two = parts.iterate(
+        split(zeros[0], 2), split(zeros[1], 1), on_failure="return", **kw
+    ).value
     torch.testing.assert_close(join(two["x"]), whole["x"], rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(join(two["z"]), whole["z"], rtol=1e-9, atol=1e-11)
 
 
 def test_jax_agrees_with_torch():
-    """Compiled; in a trace it cannot be seen that tangents are good enough, so both take two."""
+    """Compiled; in a trace it cannot be seen that tangents are good enough, so both
+    take two.
+    """
     params, y = arguments()
     zeros = np.zeros((B, N)), np.zeros((B, M))
     method = TrackedNewton(tangent_rtol=0.0, blocks=2)
     run = lambda zeros, params, y: MODEL.iterate(
         *zeros, params=params, y=y, method=method, max_steps=6, on_failure="return"
-    ).value["x"]  # fmt: skip
+    ).value["x"]
     there = jax.jit(run)(*jax.tree.map(jnp.asarray, (zeros, params, y)))
-    np.testing.assert_allclose(there, run(*to((zeros, params, y))), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        there, run(*to((zeros, params, y))), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_starts_that_differ_lead_to_the_minimum_too():
     params, y = to(arguments())
     start = to((np.zeros((B, N)), RNG.standard_normal((B, M))))
     sol = MODEL.solve(
-        *start, params=params, y=y, method=TrackedNewton(), max_steps=300, rtol=1e-8, atol=1e-9
+        *start,
+        params=params,
+        y=y,
+        method=TrackedNewton(),
+        max_steps=300,
+        rtol=1e-8,
+        atol=1e-9,
     )
     np.testing.assert_allclose(sol.objective, [r.fun for r in minima()], rtol=1e-6)
 
@@ -237,31 +288,46 @@ def test_tangents_are_those_of_dense_algebra():
     params, _ = to(arguments())
     zero, x = to((np.zeros((1, N)), 0.3 * np.ones((1, M))))
     z = fp.fixed_point(f, zero, (x, params), batch_ndim=1, rtol=1e-13).value
-    found = tangents(Lagrangian(f, loss, output=output), z, x, params, blocks=9, rtol=0.0)
+    found = tangents(
+        Lagrangian(f, loss, output=output), z, x, params, blocks=9, rtol=0.0
+    )
     p, state = arguments()[0], np.asarray(z)[0]
     slope = (1 - state**2)[:, None]
     inverse = np.linalg.inv(np.eye(N) - slope * p["W"])
     np.testing.assert_allclose(found.state[0].T, inverse @ (slope * p["U"]), atol=1e-10)
-    np.testing.assert_allclose(found.output[0].T, p["C"] @ inverse @ (slope * p["U"]), atol=1e-10)
+    np.testing.assert_allclose(
+        found.output[0].T, p["C"] @ inverse @ (slope * p["U"]), atol=1e-10
+    )
     left, right = (np.asarray(part[0]) for part in (found.left, found.right))
-    span = right.T @ right  # where the approximate inverse is exact: on the images of directions
-    np.testing.assert_allclose((np.eye(N) + left.T @ right) @ span, inverse @ span, atol=1e-9)
+    # Where the approximate inverse is exact: on the images of directions.
+    span = right.T @ right
+    np.testing.assert_allclose(
+        (np.eye(N) + left.T @ right) @ span, inverse @ span, atol=1e-9
+    )
 
 
 def test_tangents_along_directions_that_do_nothing():
     """A column of ∂f/∂x that is zero, and one that is another's double."""
     params, _ = jax.tree.map(torch.tensor, arguments())
     params["U"][:, 1], params["U"][:, 2] = 0.0, 2 * params["U"][:, 0]
-    z, x = torch.zeros(1, N, dtype=torch.float64), torch.zeros(1, M, dtype=torch.float64)
+    z, x = (
+        torch.zeros(1, N, dtype=torch.float64),
+        torch.zeros(1, M, dtype=torch.float64),
+    )
     found = tangents(Lagrangian(f, loss, output=output), z, x, params)
-    expected = torch.linalg.solve(torch.eye(N, dtype=z.dtype) - params["W"], params["U"])
+    expected = torch.linalg.solve(
+        torch.eye(N, dtype=z.dtype) - params["W"], params["U"]
+    )
     torch.testing.assert_close(found.state[0].T, expected, rtol=0.05, atol=1e-9)
 
 
 def test_data_in_params_is_refused():
     params, y = jax.tree.map(torch.tensor, arguments())
     model = AugmentedDEQ(lambda z, x, p: f(z, x, p) + p["shift"], loss, output)
-    zeros = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+    zeros = (
+        torch.zeros(B, N, dtype=torch.float64),
+        torch.zeros(B, M, dtype=torch.float64),
+    )
     params["shift"] = torch.zeros(B, N, dtype=torch.float64)
     with pytest.raises(ValueError, match="shape"):
         model.solve(*zeros, params=params, y=y, method=TrackedNewton())
@@ -276,18 +342,29 @@ def test_implicit_derivatives_hold_after_any_method():
     """The derivative of the minimum is the envelope's, however it was found."""
     params, y = jax.tree.map(torch.tensor, arguments())
     params = {name: leaf.requires_grad_() for name, leaf in params.items()}
-    zeros = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+    zeros = (
+        torch.zeros(B, N, dtype=torch.float64),
+        torch.zeros(B, M, dtype=torch.float64),
+    )
     sol = MODEL.iterate(
-        *zeros, params=params, y=y, method=TrackedNewton(), max_steps=2000, rtol=1e-9, atol=1e-10,
+        *zeros,
+        params=params,
+        y=y,
+        method=TrackedNewton(),
+        max_steps=2000,
+        rtol=1e-9,
+        atol=1e-10,
         adjoint=fp.ImplicitAdjoint(rtol=1e-12),
-    )  # fmt: skip
+    )
     z, x = sol.value["z"], sol.value["x"]
     through = torch.autograd.grad(
         loss(output(z, params), x, y, params).sum(), list(params.values())
     )
     constants = {name: leaf.detach() for name, leaf in sol.value.items()}
     lagrangian = MODEL.lagrangian(**constants, params=params, y=y).sum()
-    for a, b in zip(through, torch.autograd.grad(lagrangian, list(params.values())), strict=True):
+    for a, b in zip(
+        through, torch.autograd.grad(lagrangian, list(params.values())), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
@@ -299,7 +376,12 @@ def test_an_iterate_is_better_by_its_residual_or_its_loss():
         (0, 11, 0.9, 9.0): True,  # a lower residual
         (0, 11, 1.2, 0.9): True,  # a lower loss, and a residual that may be borne
         (0, 11, 1.4, 0.9): False,
-        (40, 5, 9.0, 9.0): False,  # the first ten are free once, not again after the drop
+        (
+            40,
+            5,
+            9.0,
+            9.0,
+        ): False,  # the first ten are free once, not again after the drop
     }
     for (before, step, residual, cost), kept in cases.items():
         best = _Best(lambda state: state["x"][:, 0])
@@ -329,9 +411,14 @@ def test_a_linear_loss_is_least_on_the_boundary(norm, rule):
     }
     zeros = to((np.zeros((B, N)), np.zeros((B, M))))
     sol = linear.solve(
-        *zeros, params=params, y=direction, method=TrackedDescent(rule=rules[rule]), max_steps=900,
-        rtol=1e-6, atol=1e-8,
-    )  # fmt: skip
+        *zeros,
+        params=params,
+        y=direction,
+        method=TrackedDescent(rule=rules[rule]),
+        max_steps=900,
+        rtol=1e-6,
+        atol=1e-8,
+    )
     slope = 2 * np.asarray(direction) @ arguments()[0]["U"]
     dual = np.linalg.norm(slope, axis=1) if norm == "l2" else np.abs(slope).sum(1)
     np.testing.assert_allclose(sol.objective, -0.7 * dual, rtol=1e-4)
@@ -360,20 +447,33 @@ def test_the_last_iterate_is_kept_where_asked(keep):
     """On a map whose residual rises before it falls."""
     matrix, z0 = to((np.array([[0.0, -3.0], [0.9, 0.0]]), np.array([0.0, 1.0])))
     sol = fp.fixed_point(
-        lambda z, A: A @ z, z0, (matrix,), solver=fp.Picard(keep_last=keep), max_steps=1,
+        lambda z, A: A @ z,
+        z0,
+        (matrix,),
+        solver=fp.Picard(keep_last=keep),
+        max_steps=1,
         on_failure="return",
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(sol.value, [-3.0, 0.0] if keep else [0.0, 1.0])
 
 
 def test_the_recipe_keeps_the_best_iterate_by_residual_and_loss():
     params, y = to(arguments())
-    zeros = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, M, dtype=torch.float64)
+    zeros = (
+        torch.zeros(B, N, dtype=torch.float64),
+        torch.zeros(B, M, dtype=torch.float64),
+    )
     method = Recipe(step_size=0.1, later=0.05, memory=3)
     sol = MODEL.iterate(
-        *zeros, params=params, y=y, method=method, max_steps=60, rtol=0.0, atol=0.0,
+        *zeros,
+        params=params,
+        y=y,
+        method=method,
+        max_steps=60,
+        rtol=0.0,
+        atol=0.0,
         on_failure="return",
-    )  # fmt: skip
+    )
     kkt = MODEL.kkt(*(sol.value[name] for name in ("z", "mu", "x")), params=params, y=y)
     norm = torch.stack(list(kkt.values())).norm(dim=0)
     torch.testing.assert_close(sol.residual_norm, norm)  # that of the value returned

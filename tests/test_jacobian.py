@@ -1,4 +1,6 @@
-"""A `jacobian` is used whatever form it has, or the message says what is wrong with it."""
+"""A `jacobian` is used whatever form it has, or the message says what is wrong with
+it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +32,12 @@ FORMS = {
     "operator": linalg.aslinearoperator,
     "sparse-integers": lambda J: sparse.csr_array(J.astype(int)),
     "sparse-single": lambda J: sparse.csr_array(J.astype(np.float32)),
-    **{f"{name}-{kind}": getattr(sparse, f"{name}_{kind}")
-       for name in FORMATS for kind in ("array", "matrix")},
-}  # fmt: skip
+    **{
+        f"{name}-{kind}": getattr(sparse, f"{name}_{kind}")
+        for name in FORMATS
+        for kind in ("array", "matrix")
+    },
+}
 
 
 def root(case, J, matrix=A, right=B, **settings):
@@ -41,8 +46,10 @@ def root(case, J, matrix=A, right=B, **settings):
     F = lambda x, A, b: A @ x - b
     sol = case.solve(
         F, np.zeros_like(right), (matrix, right), by=fp.root, jacobian=J, **settings
-    )  # fmt: skip
-    np.testing.assert_allclose(case.to_numpy(sol.value), np.linalg.solve(matrix, right), atol=1e-12)
+    )
+    np.testing.assert_allclose(
+        case.to_numpy(sol.value), np.linalg.solve(matrix, right), atol=1e-12
+    )
     return sol
 
 
@@ -63,10 +70,16 @@ def test_every_solver_takes_it(eager_case, solver, form):
 def test_a_constant_in_a_trace():
     solution = lambda b: (
         fp.root(
-            lambda x, b: A @ x - b, jnp.zeros(2), (b,), jacobian=A.tolist(), solver=fp.Newton()
+            lambda x, b: A @ x - b,
+            jnp.zeros(2),
+            (b,),
+            jacobian=A.tolist(),
+            solver=fp.Newton(),
         ).value
     )
-    np.testing.assert_allclose(jax.jit(solution)(jnp.asarray(B)), np.linalg.solve(A, B), atol=1e-12)
+    np.testing.assert_allclose(
+        jax.jit(solution)(jnp.asarray(B)), np.linalg.solve(A, B), atol=1e-12
+    )
 
 
 def test_a_constant_that_is_traced_is_not_differentiated():
@@ -77,10 +90,14 @@ def test_a_constant_that_is_traced_is_not_differentiated():
     np.testing.assert_allclose(jax.grad(solution)(jnp.asarray(A)), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("given", [FORMS["csr-array"](A), FORMS["operator"](A), BCOO.fromdense(A)])
+@pytest.mark.parametrize(
+    "given", [FORMS["csr-array"](A), FORMS["operator"](A), BCOO.fromdense(A)]
+)
 def test_only_arrays_enter_a_trace(given):
     solution = lambda x: fp.root(lambda x: A @ x - B, x, jacobian=given).value
-    np.testing.assert_allclose(solution(jnp.zeros(2)), np.linalg.solve(A, B), atol=1e-12)
+    np.testing.assert_allclose(
+        solution(jnp.zeros(2)), np.linalg.solve(A, B), atol=1e-12
+    )
     with pytest.raises(TypeError, match=r"^jacobian must be an array in a trace.*got "):
         jax.jit(solution)(jnp.zeros(2))
 
@@ -94,7 +111,14 @@ def test_sparse_tensors():
 
 
 @pytest.mark.parametrize(
-    "given", [C, PARTS, C.tolist(), *map(sparse.csr_array, (C, PARTS)), linalg.aslinearoperator(C)]
+    "given",
+    [
+        C,
+        PARTS,
+        C.tolist(),
+        *map(sparse.csr_array, (C, PARTS)),
+        linalg.aslinearoperator(C),
+    ],
 )
 def test_a_complex_state_has_a_complex_matrix_or_that_of_its_parts(eager_case, given):
     root(eager_case, lambda *_: given, C, B + 0j)
@@ -109,15 +133,21 @@ def test_a_complex_state_has_a_real_matrix(eager_case, given):
 @pytest.mark.parametrize("form", [(), (1,), (1, 1)])
 def test_one_unknown(eager_case, shape, form):
     sol = eager_case.solve(
-        lambda x: x**2 - 2.0, np.full(shape, 3.0), by=fp.root,
+        lambda x: x**2 - 2.0,
+        np.full(shape, 3.0),
+        by=fp.root,
         jacobian=lambda x: eager_case.xp.reshape(2.0 * x, form),
-    )  # fmt: skip
-    np.testing.assert_allclose(eager_case.to_numpy(sol.value), np.full(shape, 2.0**0.5), rtol=1e-6)
+    )
+    np.testing.assert_allclose(
+        eager_case.to_numpy(sol.value), np.full(shape, 2.0**0.5), rtol=1e-6
+    )
     for number in (4, 4.0, np.float32(4.0), lambda _: 4.0):
         sol = eager_case.solve(
             lambda x: 4.0 * x - 1.0, np.full(shape, 3.0), by=fp.root, jacobian=number
         )
-        np.testing.assert_allclose(eager_case.to_numpy(sol.value), np.full(shape, 0.25), rtol=1e-15)
+        np.testing.assert_allclose(
+            eager_case.to_numpy(sol.value), np.full(shape, 0.25), rtol=1e-15
+        )
 
 
 @pytest.mark.parametrize("form", ["array", "csr-array", "operator"])
@@ -137,28 +167,43 @@ def test_a_batch_has_one_for_all_or_one_for_each(eager_case, shared):
     J = A if shared else A * scale
     for given in (J, lambda *_: J):
         sol = eager_case.solve(
-            lambda x, J: eager_case.xp.sum(J * x[..., None, :], axis=-1) - 1.0, np.zeros((3, 2)),
-            (A * scale,), by=fp.root, jacobian=given, batch_ndim=1, solver=fp.Newton(),
-        )  # fmt: skip
+            lambda x, J: eager_case.xp.sum(J * x[..., None, :], axis=-1) - 1.0,
+            np.zeros((3, 2)),
+            (A * scale,),
+            by=fp.root,
+            jacobian=given,
+            batch_ndim=1,
+            solver=fp.Newton(),
+        )
         expected = np.linalg.solve(A * scale, np.ones((3, 2, 1)))[..., 0]
         np.testing.assert_allclose(eager_case.to_numpy(sol.value), expected, rtol=1e-12)
 
 
 def test_a_constant_for_each_sample_does_not_leave_the_batch():
-    with pytest.raises(ValueError, match=r"^jacobian must be a function where batched_args"):
+    with pytest.raises(
+        ValueError, match=r"^jacobian must be a function where batched_args"
+    ):
         fp.root(
-            lambda x, a: x - a, np.zeros((3, 2)), (np.ones((3, 2)),), batch_ndim=1,
-            batched_args=(True,), jacobian=np.stack([np.eye(2)] * 3),
-        )  # fmt: skip
+            lambda x, a: x - a,
+            np.zeros((3, 2)),
+            (np.ones((3, 2)),),
+            batch_ndim=1,
+            batched_args=(True,),
+            jacobian=np.stack([np.eye(2)] * 3),
+        )
 
 
 @pytest.mark.parametrize("form", ["array", "csr-array", "operator"])
 @pytest.mark.parametrize("solver", [None, *SOLVERS])
 def test_that_of_a_map_is_not_that_of_its_residual(eager_case, form, solver):
     sol = eager_case.solve(
-        lambda z, A, b: 0.2 * (A @ z) + b, np.zeros(2), (A, B),
-        jacobian=FORMS[form](0.2 * A), solver=solver, rtol=1e-10,
-    )  # fmt: skip
+        lambda z, A, b: 0.2 * (A @ z) + b,
+        np.zeros(2),
+        (A, B),
+        jacobian=FORMS[form](0.2 * A),
+        solver=solver,
+        rtol=1e-10,
+    )
     expected = np.linalg.solve(np.eye(2) - 0.2 * A, B)
     np.testing.assert_allclose(eager_case.to_numpy(sol.value), expected, rtol=1e-9)
 
@@ -167,14 +212,30 @@ WRONG = {
     "vector": (np.ones(2), ValueError, r"shape \(2, 2\).*got the shape \(2,\)"),
     "number": (2.0, ValueError, r"shape \(2, 2\).*got the shape \(\)"),
     "oblong": (np.ones((2, 3)), ValueError, r"shape \(2, 2\).*got the shape \(2, 3\)"),
-    "sparse": (sparse.csr_array((3, 3)), ValueError, r"\(2, 2\).*csr_array of the shape \(3, 3\)"),
-    "operator": (linalg.aslinearoperator(np.ones((2, 3))), ValueError, r"of the shape \(2, 3\)"),
+    "sparse": (
+        sparse.csr_array((3, 3)),
+        ValueError,
+        r"\(2, 2\).*csr_array of the shape \(3, 3\)",
+    ),
+    "operator": (
+        linalg.aslinearoperator(np.ones((2, 3))),
+        ValueError,
+        r"of the shape \(2, 3\)",
+    ),
     "complex": (A + 0j, TypeError, "real for a real state, got a complex"),
-    "complex-sparse": (sparse.csr_array(A + 0j), TypeError, "real for a real state, got a complex"),
+    "complex-sparse": (
+        sparse.csr_array(A + 0j),
+        TypeError,
+        "real for a real state, got a complex",
+    ),
     "text": ("text", TypeError, r"shape \(2, 2\).*got builtins.str"),
     "dict": ({"a": A}, TypeError, r"shape \(2, 2\).*got builtins.dict"),
     "ragged": ([[1.0, 2.0], [3.0]], TypeError, r"shape \(2, 2\).*got builtins.list"),
-    "objects": (np.array([[1.0, None], [2.0, 3.0]]), TypeError, r"shape \(2, 2\).*ndarray"),
+    "objects": (
+        np.array([[1.0, None], [2.0, 3.0]]),
+        TypeError,
+        r"shape \(2, 2\).*ndarray",
+    ),
     "nothing": (None, TypeError, r"shape \(2, 2\).*got builtins.NoneType"),
 }
 
@@ -188,11 +249,19 @@ def test_what_is_no_jacobian_is_named(jit_case, solver, wrong):
             root(jit_case, J, solver=solver)
 
 
-@pytest.mark.parametrize("given", [np.ones((2, 2, 3)), np.ones((2, 3, 2)), sparse.csr_array(A)])
+@pytest.mark.parametrize(
+    "given", [np.ones((2, 2, 3)), np.ones((2, 3, 2)), sparse.csr_array(A)]
+)
 def test_a_batch_comes_first(jit_case, given):
-    with pytest.raises(ValueError, match=r"^jacobian must have the shape \(3, 2, 2\) or \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"^jacobian must have the shape \(3, 2, 2\) or \(2, 2\)"
+    ):
         jit_case.solve(
-            lambda x: x - 1.0, np.zeros((3, 2)), by=fp.root, jacobian=given, batch_ndim=1
+            lambda x: x - 1.0,
+            np.zeros((3, 2)),
+            by=fp.root,
+            jacobian=given,
+            batch_ndim=1,
         )
 
 
@@ -200,7 +269,9 @@ def test_parts_of_several_leaves_are_not_guessed(eager_case):
     x0 = (np.zeros(1), np.zeros(1, complex))
     for given in (np.eye(2), sparse.eye_array(2)):
         with pytest.raises(ValueError, match="real matrix of order 3, got the order 2"):
-            eager_case.solve(lambda x: (x[0] - 1.0, x[1]), x0, by=fp.root, jacobian=given)
+            eager_case.solve(
+                lambda x: (x[0] - 1.0, x[1]), x0, by=fp.root, jacobian=given
+            )
 
 
 # Large sparse systems, by the default solver.
@@ -224,7 +295,9 @@ def reaction(L, source, slope):
 
 def ladder(n=2500):
     """Resistors in series to 5 V, and a diode from each node to ground, in amperes."""
-    L = chain(n, -1.0, 2.0, -1.0) - sparse.coo_array(([1.0], ([n - 1], [n - 1])), shape=(n, n))
+    L = chain(n, -1.0, 2.0, -1.0) - sparse.coo_array(
+        ([1.0], ([n - 1], [n - 1])), shape=(n, n)
+    )
     fed = 5.0 * (np.arange(n) == 0)
     diode = lambda v: 1e-12 * np.expm1(v / 0.025)
     return reaction(L, lambda v: diode(v) - fed, lambda v: (diode(v) + 1e-12) / 0.025)
@@ -237,21 +310,32 @@ def bratu(m=60):
 
 
 def advection(m, along):
-    """−Δu/100 + ∂u + 10u³ − 5u = 3, upwind, along a line of m² points or on a square of m × m."""
+    """−Δu/100 + ∂u + 10u³ − 5u = 3, upwind, along a line of m² points or on a square of
+    m × m.
+    """
     n = m if along is plane else m * m
-    L = 0.01 * (n + 1) ** 2 * chain(n, -1.0, 2.0, -1.0) + (n + 1) * chain(n, -1.0, 1.0, 0.0)
+    L = 0.01 * (n + 1) ** 2 * chain(n, -1.0, 2.0, -1.0) + (n + 1) * chain(
+        n, -1.0, 1.0, 0.0
+    )
     L = plane(m, L) if along is plane else L
-    return reaction(L, lambda u: 10.0 * u**3 - 5.0 * u - 3.0, lambda u: 30.0 * u**2 - 5.0)
+    return reaction(
+        L, lambda u: 10.0 * u**3 - 5.0 * u - 3.0, lambda u: 30.0 * u**2 - 5.0
+    )
 
 
 def grid(n=1800):
-    """Power flow in a mesh with chords, a fifth of whose buses hold their voltage; and its state.
+    """Power flow in a mesh with chords, a fifth of whose buses hold their voltage; and
+    its state.
 
     Unknown are the angles of all buses but the first, and the other voltages.
     """
     rng, k, row = np.random.default_rng(0), np.arange(n), int(n**0.5)
     far = rng.integers(0, n, n // 4)
-    ends = [(k, (k + 1) % n), (k[:-row], k[row:]), (far, (far + row * rng.integers(1, 3)) % n)]
+    ends = [
+        (k, (k + 1) % n),
+        (k[:-row], k[row:]),
+        (far, (far + row * rng.integers(1, 3)) % n),
+    ]
     start, end = (np.concatenate(side) for side in zip(*ends, strict=True))
     y = 1.0 / ((0.2 + 1.0j) * rng.uniform(0.02, 0.1, len(start)))
     links = sparse.coo_array((y, (start, end)), shape=(n, n))
@@ -275,8 +359,12 @@ def grid(n=1800):
         sizes, unit = phases(x)
         current, voltage = np.conj(Y @ (sizes * unit)), sparse.diags_array(sizes * unit)
         back = voltage @ (Y @ sparse.diags_array(unit)).conj()
-        angles = 1j * (voltage @ sparse.diags_array(current) - back @ sparse.diags_array(sizes))
-        both = sparse.hstack([angles, back + sparse.diags_array(unit * current)], format="csr")
+        angles = 1j * (
+            voltage @ sparse.diags_array(current) - back @ sparse.diags_array(sizes)
+        )
+        both = sparse.hstack(
+            [angles, back + sparse.diags_array(unit * current)], format="csr"
+        )
         both = both[:, np.concatenate([k[1:], n + load])]
         return sparse.vstack([both.real[1:], both.imag[load]], format="csr")
 
@@ -330,15 +418,19 @@ def test_other_libraries_factor_it_too():
     x = fp.root(F, np.zeros(2500), jacobian=J, rtol=1e-10).value
     L = torch.tensor((J(np.zeros(2500)) + 6.0 * sparse.eye_array(2500)).toarray())
     sol = fp.root(
-        lambda u: L @ u - 6.0 * torch.exp(u), torch.zeros(2500, dtype=torch.float64), rtol=1e-10,
+        lambda u: L @ u - 6.0 * torch.exp(u),
+        torch.zeros(2500, dtype=torch.float64),
+        rtol=1e-10,
         jacobian=lambda u: J(u.numpy()),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(sol.value.numpy(), x, rtol=1e-9)
     L = jnp.asarray(L.numpy())
     sol = fp.root(
-        lambda u: L @ u - 6.0 * jnp.exp(u), jnp.zeros(2500), rtol=1e-10,
+        lambda u: L @ u - 6.0 * jnp.exp(u),
+        jnp.zeros(2500),
+        rtol=1e-10,
         jacobian=lambda u: J(np.asarray(u)),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(np.asarray(sol.value), x, rtol=1e-9)
 
 
@@ -361,8 +453,10 @@ def test_a_large_operator_is_left_to_krylov_methods():
 def test_a_map_with_a_large_sparse_jacobian():
     F, J = bratu(50)
     sol = fp.fixed_point(
-        lambda u: u - 1e-4 * F(u), np.zeros(2500), rtol=1e-10,
+        lambda u: u - 1e-4 * F(u),
+        np.zeros(2500),
+        rtol=1e-10,
         jacobian=lambda u: sparse.eye_array(2500) - 1e-4 * J(u),
-    )  # fmt: skip
+    )
     assert int(sol.steps) <= 6
     assert error(F, J, sol.value) <= 1e-9

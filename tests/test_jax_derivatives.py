@@ -1,4 +1,6 @@
-"""Derivatives on JAX inside jit, loops and lanes, through what f closes over, and of failures."""
+"""Derivatives on JAX inside jit, loops and lanes, through what f closes over, and of
+failures.
+"""
 
 import functools
 
@@ -81,7 +83,9 @@ def test_derivatives_through_loops(total):
     """Of a sum over the loop, in which the terms do not mix."""
     gradient = np.stack([exact(1, t) for t in TS])
     assert_close(jax.jit(jax.grad(total))(jnp.asarray(TS)), gradient)
-    pushed = jax.jit(lambda ts: jax.jvp(total, (ts,), (2.0 * ts + 1.0,))[1])(jnp.asarray(TS))
+    pushed = jax.jit(lambda ts: jax.jvp(total, (ts,), (2.0 * ts + 1.0,))[1])(
+        jnp.asarray(TS)
+    )
     assert_close(pushed, np.sum(gradient * (2.0 * TS + 1.0)))
 
 
@@ -118,7 +122,9 @@ def test_a_warm_start_carried_by_a_scan():
 
         return jax.lax.scan(turn, KNOWN.start(ts[0]), ts)[1].sum()
 
-    assert_close(jax.jit(jax.grad(total))(jnp.asarray(TS)), np.stack([exact(1, t) for t in TS]))
+    assert_close(
+        jax.jit(jax.grad(total))(jnp.asarray(TS)), np.stack([exact(1, t) for t in TS])
+    )
 
 
 def test_a_solution_leaves_jit_with_its_derivatives():
@@ -183,7 +189,9 @@ def picked(gain, index):
 @pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
 def test_a_tracer_captured_by_one_leaf_alone(transform, place):
     def solution(b):
-        f = lambda z: tuple(square_root(u, b if k == place else 4.0) for k, u in enumerate(z))
+        f = lambda z: tuple(
+            square_root(u, b if k == place else 4.0) for k, u in enumerate(z)
+        )
         return fp.fixed_point(f, (jnp.asarray(1.0),) * 2, **TIGHT).value[place]
 
     assert_close(transform(solution)(jnp.asarray(2.5)), roots(2.5, 1))
@@ -246,7 +254,9 @@ def test_flags_and_keys_that_are_captured():
 
 @pytest.mark.parametrize("solver", [None, fp.Picard(), fp.Newton(), fp.NewtonKrylov()])
 @pytest.mark.parametrize(
-    "transform", [lambda g: g, jax.grad, jax.jacfwd, jax.hessian], ids=["value", "r", "f", "fr"]
+    "transform",
+    [lambda g: g, jax.grad, jax.jacfwd, jax.hessian],
+    ids=["value", "r", "f", "fr"],
 )
 def test_f_is_traced_once(counted, solver, transform):
     f = counted(lambda z, b: jnp.tanh(0.5 * z) + b)
@@ -267,8 +277,15 @@ def scratch(max_steps, adjoint):
 
     def function(b):
         f = lambda z, b: jnp.cos(z) + b
-        fixed = {"solver": fp.Picard(), "rtol": 0.0, "atol": 0.0, "on_failure": "return"}
-        sol = fp.fixed_point(f, jnp.zeros(n), (b,), max_steps=max_steps, adjoint=adjoint, **fixed)
+        fixed = {
+            "solver": fp.Picard(),
+            "rtol": 0.0,
+            "atol": 0.0,
+            "on_failure": "return",
+        }
+        sol = fp.fixed_point(
+            f, jnp.zeros(n), (b,), max_steps=max_steps, adjoint=adjoint, **fixed
+        )
         return sol.value.sum()
 
     compiled = jax.jit(jax.grad(function)).lower(jnp.zeros(n)).compile()
@@ -305,9 +322,14 @@ def starved(t, **settings):
     settings = {"max_steps": 3, "rtol": 1e-12, **settings}
     adjoint = fp.ImplicitAdjoint(**settings)
     sol = fp.fixed_point(
-        STIFF, STIFF.start(t), STIFF.args(t), adjoint=adjoint, solver=NEWTON["solver"],
-        rtol=1e-15, max_steps=10,
-    )  # fmt: skip
+        STIFF,
+        STIFF.start(t),
+        STIFF.args(t),
+        adjoint=adjoint,
+        solver=NEWTON["solver"],
+        rtol=1e-15,
+        max_steps=10,
+    )
     return sol.value.sum()
 
 
@@ -355,7 +377,9 @@ def test_only_the_lanes_that_fail_are_not_numbers():
 
     def solution(b, a):
         f = lambda z, b, a: a * z + b
-        return fp.fixed_point(f, b, (b, a), rtol=1e-12, max_steps=5000, adjoint=adjoint).value
+        return fp.fixed_point(
+            f, b, (b, a), rtol=1e-12, max_steps=5000, adjoint=adjoint
+        ).value
 
     gradients = np.asarray(jax.jit(jax.vmap(jax.grad(solution)))(jnp.ones(3), a))
     assert np.isnan(gradients).tolist() == [False, True, False]

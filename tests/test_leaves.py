@@ -58,7 +58,9 @@ def solve_both(case, layout, contraction, **settings):
     f = lambda z, W, b: xp.tanh(W @ z + b)
     start = split(xp, case.asarray(z0))
     whole = case.solve(f, z0, (W, b), **settings)
-    parts = case.solve(lambda s, W, b: split(xp, f(join(xp, s), W, b)), start, (W, b), **settings)
+    parts = case.solve(
+        lambda s, W, b: split(xp, f(join(xp, s), W, b)), start, (W, b), **settings
+    )
     return whole, parts, case.to_numpy(join(xp, parts.value))
 
 
@@ -66,7 +68,13 @@ def solve_both(case, layout, contraction, **settings):
 def test_the_first_ten_iterates_agree(xp_case, layout, contraction, solver):
     for max_steps in range(1, 11):
         whole, _, joined = solve_both(
-            xp_case, layout, contraction, solver=solver, rtol=0.0, atol=0.0, max_steps=max_steps
+            xp_case,
+            layout,
+            contraction,
+            solver=solver,
+            rtol=0.0,
+            atol=0.0,
+            max_steps=max_steps,
         )
         reference = xp_case.to_numpy(whole.value)
         assert np.linalg.norm(joined - reference) <= 1e-10 * np.linalg.norm(reference)
@@ -88,17 +96,23 @@ def test_the_answers_agree(xp_case, layout, contraction, solver):
 
 @pytest.mark.parametrize("jit_case", ["jax-jit"], indirect=True)
 def test_the_answers_agree_under_jit(jit_case, layout, contraction):
-    assert_the_answers_agree(jit_case, layout, contraction, fp.Anderson(memory=3, damping=0.5))
+    assert_the_answers_agree(
+        jit_case, layout, contraction, fp.Anderson(memory=3, damping=0.5)
+    )
 
 
 def in_parts(layout, xp, function):
     """`function` on split states, its last two arguments left as they are."""
     split, join = layout
-    return lambda *args: split(xp, function(*(join(xp, s) for s in args[:-2]), *args[-2:]))
+    return lambda *args: split(
+        xp, function(*(join(xp, s) for s in args[:-2]), *args[-2:])
+    )
 
 
 @pytest.mark.parametrize(
-    ("by", "layout"), [(fp.fixed_point, "nested"), (fp.root, "named")], indirect=["layout"]
+    ("by", "layout"),
+    [(fp.fixed_point, "nested"), (fp.root, "named")],
+    indirect=["layout"],
 )
 def test_the_first_ten_iterates_of_every_solver_agree(
     eager_case, contraction, layer, solver, by, layout
@@ -111,10 +125,16 @@ def test_the_first_ten_iterates_of_every_solver_agree(
     split, join = layout
     exact = {name: in_parts(layout, xp, jvp) for name, jvp in exact.items()}
     parts = case.iterates(
-        in_parts(layout, xp, f), split(xp, case.asarray(z0)), (A, b), by=by, solver=solver, **exact
+        in_parts(layout, xp, f),
+        split(xp, case.asarray(z0)),
+        (A, b),
+        by=by,
+        solver=solver,
+        **exact,
     )
     assert len(whole) > 1
-    for one, many in zip(whole, parts, strict=False):  # rounding alone may end one before another
+    # Rounding alone may end one before another.
+    for one, many in zip(whole, parts, strict=False):
         assert np.linalg.norm(join(np, many) - one) <= 1e-10 * np.linalg.norm(one)
 
 
@@ -129,8 +149,12 @@ def test_the_container_comes_back_as_it_was(jit_case):
     assert value["a"] is None
     assert isinstance(value["b"], Pair)
     assert value["b"].right[1] == []
-    np.testing.assert_allclose(jit_case.to_numpy(value["b"].left), [2.0, 2.0], rtol=1e-5)
-    np.testing.assert_allclose(jit_case.to_numpy(value["b"].right[0]), [[4.0] * 3], rtol=1e-5)
+    np.testing.assert_allclose(
+        jit_case.to_numpy(value["b"].left), [2.0, 2.0], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        jit_case.to_numpy(value["b"].right[0]), [[4.0] * 3], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
@@ -143,7 +167,9 @@ def test_each_leaf_keeps_its_dtype_and_shape(jit_case, solver):
     }
 
     wide = (
-        (lambda b: b.double()) if jit_case.name == "torch" else lambda b: xp.astype(b, xp.float64)
+        (lambda b: b.double())
+        if jit_case.name == "torch"
+        else lambda b: xp.astype(b, xp.float64)
     )
     f = lambda z: {
         "a": 0.5 * z["a"] + 1.0 + 0.1 * xp.sum(wide(z["b"])),
@@ -156,13 +182,19 @@ def test_each_leaf_keeps_its_dtype_and_shape(jit_case, solver):
         array = jit_case.to_numpy(sol.value[name])
         assert (array.dtype, array.shape) == (leaf.dtype, leaf.shape)
     np.testing.assert_allclose(jit_case.to_numpy(sol.value["b"]), [4.0, 4.0], rtol=1e-4)
-    np.testing.assert_allclose(jit_case.to_numpy(sol.value["a"]), np.full((2, 1, 3), 3.6), 1e-4)
+    np.testing.assert_allclose(
+        jit_case.to_numpy(sol.value["a"]), np.full((2, 1, 3), 3.6), 1e-4
+    )
     np.testing.assert_allclose(complex(sol.value["c"]), 1 / (1 + 0.5j), rtol=1e-4)
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
 def test_every_solver_keeps_dtypes_and_shapes(xp_case, solver, by):
-    z0 = {"a": np.zeros((2, 1, 3)), "b": np.ones(2, np.float32), "c": np.zeros((), complex)}
+    z0 = {
+        "a": np.zeros((2, 1, 3)),
+        "b": np.ones(2, np.float32),
+        "c": np.zeros((), complex),
+    }
     answer = {"a": 2.0, "b": 4.0, "c": 2.0 + 2.0j}
     image = lambda z: {
         "a": 0.5 * z["a"] + 1.0,
@@ -180,15 +212,22 @@ def test_every_solver_keeps_dtypes_and_shapes(xp_case, solver, by):
 
 
 def test_inner_products_are_global(xp_case, contraction):
-    """Steps of a solver that mixed leaf by leaf would differ on a map that couples the leaves."""
+    """Steps of a solver that mixed leaf by leaf would differ on a map that couples the
+    leaves.
+    """
     A = contraction(6, 0.95, 3)
     f = lambda s, A: tuple(
-        A[3 * i : 3 * i + 3, :3] @ s[0] + A[3 * i : 3 * i + 3, 3:] @ s[1] + 1.0 for i in (0, 1)
+        A[3 * i : 3 * i + 3, :3] @ s[0] + A[3 * i : 3 * i + 3, 3:] @ s[1] + 1.0
+        for i in (0, 1)
     )
     sol = xp_case.solve(
-        f, (np.zeros(3), np.zeros(3)), (A,), solver=fp.Anderson(memory=6), rtol=1e-9,
+        f,
+        (np.zeros(3), np.zeros(3)),
+        (A,),
+        solver=fp.Anderson(memory=6),
+        rtol=1e-9,
         test="residual",
-    )  # fmt: skip
+    )
     exact = np.linalg.solve(np.eye(6) - A, np.ones(6))
     assert int(sol.steps) <= 7
     joined = np.concatenate([xp_case.to_numpy(leaf) for leaf in sol.value])

@@ -1,4 +1,6 @@
-"""With no solver named the published problems are solved, and no method claims what is not so."""
+"""With no solver named the published problems are solved, and no method claims what is
+not so.
+"""
 
 import numpy as np
 import pytest
@@ -6,13 +8,19 @@ import pytest
 import fixedpoint as fp
 from fixedpoint.testing import problems
 
-# The generalised Rosenbrock system is a chain, of which Newton's method solves one equation a step:
-# in 1000 unknowns that is more steps than any of the solvers that are tried has for itself.
+# The generalised Rosenbrock system is a chain, of which Newton's method solves one
+# equation a step: in 1000 unknowns that is more steps than any of the solvers that are
+# tried has for itself.
 OUT_OF_REACH = {("rosenbrock", 1000)}
-LARGEST = [p for p in problems.large_systems(1000) if (p.name, p.start.size) not in OUT_OF_REACH]
+LARGEST = [
+    p
+    for p in problems.large_systems(1000)
+    if (p.name, p.start.size) not in OUT_OF_REACH
+]
 
-# Evaluations that Anderson acceleration of type II takes in the implementation of cvxgrp
-# (package anderson-acceleration 0.0.3), with a memory of 10 and without its safeguard.
+# Evaluations that Anderson acceleration of type II takes in the implementation of
+# cvxgrp (package anderson-acceleration 0.0.3), with a memory of 10 and without its
+# safeguard.
 REFERENCE = {
     "chandrasekhar_map_0.9": 17,
     "chandrasekhar_map_0.999": 27,
@@ -34,16 +42,25 @@ REFERENCE = {
 
 
 def by_name(group):
-    return pytest.mark.parametrize("problem", group, ids=lambda p: f"{p.name}-{p.start.size}")
+    return pytest.mark.parametrize(
+        "problem", group, ids=lambda p: f"{p.name}-{p.start.size}"
+    )
 
 
 def solve(problem, **settings):
     """As a user would, to a residual of 1e-9 in every component."""
     call = fp.root if problem.kind == "root" else fp.fixed_point
     return call(
-        problem.function, problem.start, rtol=0.0, atol=1e-9, norm="max", test="residual",
-        on_failure="return", budget=fp.Budget(evaluations=10_000), **settings,
-    )  # fmt: skip
+        problem.function,
+        problem.start,
+        rtol=0.0,
+        atol=1e-9,
+        norm="max",
+        test="residual",
+        on_failure="return",
+        budget=fp.Budget(evaluations=10_000),
+        **settings,
+    )
 
 
 def largest(x):
@@ -52,7 +69,9 @@ def largest(x):
 
 def assert_solved(problem, sol):
     """By the residual, whatever is claimed."""
-    assert largest(problem.residual(sol.value)) <= 1e-8 * max(1.0, largest(sol.value)), sol
+    assert largest(problem.residual(sol.value)) <= 1e-8 * max(
+        1.0, largest(sol.value)
+    ), sol
 
 
 def assert_true(problem, sol):
@@ -137,4 +156,6 @@ def test_anderson_needs_no_more_evaluations_than_cvxgrps():
 @by_name([p for p in problems.maps() if p.roots])
 def test_maps_converge_to_their_known_fixed_points(problem):
     sol = solve(problem)
-    assert largest(sol.value - problem.roots[0]) <= 1e-5 * max(1.0, largest(problem.roots[0]))
+    assert largest(sol.value - problem.roots[0]) <= 1e-5 * max(
+        1.0, largest(problem.roots[0])
+    )

@@ -27,7 +27,9 @@ class Matrix:
 def system(A, b, target, **more):
     """A x = b on NumPy; all axes of b but the last index samples."""
     space = Space.of(backend_of([b], ["b"]), (b,), b.ndim - 1)
-    return LinearSystem(space, Matrix(A), (b,), np.broadcast_to(target, b.shape[:-1]), **more)
+    return LinearSystem(
+        space, Matrix(A), (b,), np.broadcast_to(target, b.shape[:-1]), **more
+    )
 
 
 def solve(method, A, b, target=1e-10, **more):
@@ -54,7 +56,9 @@ def matrices(method, batch, n, seed=0):
 
 
 def least(A, b, k):
-    """The least residual over the Krylov space of k dimensions, its basis kept orthonormal."""
+    """The least residual over the Krylov space of k dimensions, its basis kept
+    orthonormal.
+    """
     directions = [b]
     for _ in range(k - 1):
         directions.append(A @ np.linalg.qr(np.stack(directions, 1))[0][:, -1])
@@ -66,7 +70,10 @@ def least(A, b, k):
 @pytest.mark.parametrize("n", [1, 2, 7, 20, 60])
 @pytest.mark.parametrize("seed", range(3))
 def test_solutions_are_those_of_a_dense_solver(method, n, seed):
-    A, b = matrices(method, (), n, seed), np.random.default_rng(seed + 50).standard_normal(n)
+    A, b = (
+        matrices(method, (), n, seed),
+        np.random.default_rng(seed + 50).standard_normal(n),
+    )
     x, norm, _ = solve(method, A, b)
     assert norm <= 1e-10
     np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8, atol=1e-8)
@@ -98,10 +105,15 @@ def test_every_sample_meets_its_own_target_and_no_more(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_batch_axes(method):
-    A, b = matrices(method, (2, 3), 6), np.random.default_rng(2).standard_normal((2, 3, 6))
+    A, b = (
+        matrices(method, (2, 3), 6),
+        np.random.default_rng(2).standard_normal((2, 3, 6)),
+    )
     x, norm, _ = solve(method, A, b)
     assert norm.shape == (2, 3)
-    np.testing.assert_allclose(x, np.linalg.solve(A, b[..., None])[..., 0], rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(
+        x, np.linalg.solve(A, b[..., None])[..., 0], rtol=1e-8, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -158,7 +170,9 @@ def test_an_exact_preconditioner_leaves_one_step(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_preconditioner_saves_products_and_keeps_the_residual(method):
-    """It is applied from the right, or symmetrically: what is tested is b − Ax all the same."""
+    """It is applied from the right, or symmetrically: what is tested is b − Ax all the
+    same.
+    """
     n = 60
     A = matrices(method, (), n)
     scales = np.geomspace(1.0, 1e3, n)
@@ -199,7 +213,9 @@ def test_gmres_allows_a_preconditioner_that_changes():
 # What GMRES minimises, and where it is robust.
 
 
-@pytest.mark.parametrize("kind", ["general", "skew", "indefinite", "nilpotent", "tiny", "huge"])
+@pytest.mark.parametrize(
+    "kind", ["general", "skew", "indefinite", "nilpotent", "tiny", "huge"]
+)
 @pytest.mark.parametrize("k", range(1, 9))
 def test_gmres_residuals_are_least_over_the_krylov_space(kind, k):
     A, b = special(kind)
@@ -277,7 +293,9 @@ def test_conjugate_gradients_minimise_the_energy_over_the_krylov_space():
     A, b = matrices(method, (), 12), np.random.default_rng(10).standard_normal(12)
     for k in range(1, 6):
         x = solve(fp.ConjugateGradient(max_steps=k), A, b, 0.0)[0]
-        K = np.linalg.qr(np.stack([np.linalg.matrix_power(A, j) @ b for j in range(k)], 1))[0]
+        K = np.linalg.qr(
+            np.stack([np.linalg.matrix_power(A, j) @ b for j in range(k)], 1)
+        )[0]
         expected = K @ np.linalg.solve(K.T @ A @ K, K.T @ b)
         np.testing.assert_allclose(x, expected, rtol=1e-8, atol=1e-10)
 
@@ -292,7 +310,9 @@ def graded(seed=0, n=40):
 
 
 def solve_in_turn(method, A, rights, target=1e-8):
-    """The solutions of systems with one matrix, each with what is remembered of those before."""
+    """The solutions of systems with one matrix, each with what is remembered of those
+    before.
+    """
     memory, ends = method.init(system(A, rights[0], target).space), []
     for b in rights:
         end, memory = method.solve(system(A, b, target), memory)
@@ -312,20 +332,26 @@ def test_a_recycled_spectrum_saves_products_and_keeps_the_residual(batch, sign):
     for b, end, other in zip(rights[1:], kept[1:], plain[1:], strict=True):
         assert 3 * end.products < 2 * other.products
         assert np.all(end.residual_norm <= 1e-8)
-        np.testing.assert_allclose(left(A, b, end.value[0]), end.residual_norm, atol=1e-10)
+        np.testing.assert_allclose(
+            left(A, b, end.value[0]), end.residual_norm, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("recycle", [1, 8, 100])
 @pytest.mark.parametrize("n", [1, 2, 5, 30])
 def test_whatever_is_remembered_systems_are_solved(recycle, n):
-    """More vectors than there are, right-hand sides of zero, and solves that end early."""
+    """More vectors than there are, right-hand sides of zero, and solves that end
+    early.
+    """
     A = matrices(fp.ConjugateGradient(), (), n)
     rights = np.random.default_rng(15).standard_normal((4, n))
     rights[1] = 0.0
     rights[2] = np.linalg.eigh(A)[1][:, 0]
     ends = solve_in_turn(fp.ConjugateGradient(recycle=recycle), A, rights)
     for b, end in zip(rights, ends, strict=True):
-        np.testing.assert_allclose(end.value[0], np.linalg.solve(A, b), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            end.value[0], np.linalg.solve(A, b), rtol=1e-6, atol=1e-7
+        )
 
 
 def test_of_a_solve_without_a_step_nothing_is_remembered():
@@ -334,7 +360,9 @@ def test_of_a_solve_without_a_step_nothing_is_remembered():
     A = matrices(fp.ConjugateGradient(), (), 6)
     ends = solve_in_turn(fp.ConjugateGradient(recycle=2), A, rights)
     assert ends[0].products == 0
-    np.testing.assert_allclose(ends[1].value[0], np.linalg.solve(A, rights[1]), rtol=1e-6)
+    np.testing.assert_allclose(
+        ends[1].value[0], np.linalg.solve(A, rights[1]), rtol=1e-6
+    )
 
 
 def test_what_is_remembered_of_another_matrix_does_no_harm_to_the_truth():
@@ -342,9 +370,13 @@ def test_what_is_remembered_of_another_matrix_does_no_harm_to_the_truth():
     method, rng = fp.ConjugateGradient(recycle=5), np.random.default_rng(16)
     first, other = graded(0), graded(1)
     b = rng.standard_normal((2, 40))
-    _, memory = method.solve(system(first, b[0], 1e-8), method.init(system(first, b[0], 0.0).space))
+    _, memory = method.solve(
+        system(first, b[0], 1e-8), method.init(system(first, b[0], 0.0).space)
+    )
     end, _ = method.solve(system(other, b[1], 1e-8), memory)
-    np.testing.assert_allclose(left(other, b[1], end.value[0]), end.residual_norm, atol=1e-9)
+    np.testing.assert_allclose(
+        left(other, b[1], end.value[0]), end.residual_norm, atol=1e-9
+    )
     assert end.residual_norm <= 1e-8
 
 
@@ -381,7 +413,10 @@ def test_singular_systems_are_reported_as_they_are(method, seed, consistent):
 def test_gmres_reports_no_residual_below_the_least_one():
     """A direction that is rounding, and leads far away for nothing, is not taken."""
     for seed in range(100):
-        A, b = singular(GENERAL[0], seed=seed), np.random.default_rng(seed + 20).standard_normal(8)
+        A, b = (
+            singular(GENERAL[0], seed=seed),
+            np.random.default_rng(seed + 20).standard_normal(8),
+        )
         x, norm, _ = solve(fp.GMRES(), A, b)
         best = np.linalg.norm(b - A @ np.linalg.lstsq(A, b, rcond=None)[0])
         np.testing.assert_allclose(norm, left(A, b, x), rtol=0.01)
@@ -434,7 +469,11 @@ def test_methods_for_other_matrices_make_no_false_claims(seed):
 def test_complex_systems(method):
     rng = np.random.default_rng(11)
     A = rng.standard_normal((9, 9)) + 1j * rng.standard_normal((9, 9))
-    A = A @ A.conj().T / 9 + np.eye(9) if method is METHODS[2] else A / 3 + 3.0 * np.eye(9)
+    A = (
+        A @ A.conj().T / 9 + np.eye(9)
+        if method is METHODS[2]
+        else A / 3 + 3.0 * np.eye(9)
+    )
     b = rng.standard_normal(9) + 1j * rng.standard_normal(9)
     x, norm, _ = solve(method, A, b)
     assert x.dtype == b.dtype
@@ -448,7 +487,9 @@ def test_complex_entries_count_as_two_real_ones(k):
     rng = np.random.default_rng(12)
     parts, sides = rng.standard_normal((2, 4, 4)), rng.standard_normal((2, 4))
     real = np.block([[parts[0], -parts[1]], [parts[1], parts[0]]])
-    _, norm, _ = solve(fp.GMRES(max_steps=k), parts[0] + 1j * parts[1], sides[0] + 1j * sides[1], 0)
+    _, norm, _ = solve(
+        fp.GMRES(max_steps=k), parts[0] + 1j * parts[1], sides[0] + 1j * sides[1], 0
+    )
     expected = least(real, sides.reshape(-1), 2 * k)
     np.testing.assert_allclose(norm, expected, rtol=1e-8, atol=1e-12)
 
@@ -477,7 +518,10 @@ def test_leaves_may_differ_in_shape_and_dtype(method):
 @pytest.mark.parametrize("method", [*METHODS, fp.ConjugateGradient(recycle=2)])
 def test_every_library_takes_the_same_products(xp_case, method):
     """In JAX in a trace."""
-    A, b = matrices(fp.ConjugateGradient(), (2,), 6), np.random.default_rng(13).random((2, 6))
+    A, b = (
+        matrices(fp.ConjugateGradient(), (2,), 6),
+        np.random.default_rng(13).random((2, 6)),
+    )
 
     def solved(matrix, right):
         space = Space.of(backend_of([right], ["b"]), (right,), 1)

@@ -42,7 +42,9 @@ def latent_cell(branches, **settings):
 
 def image_cell(branches, **settings):
     channels = (4,) * branches
-    return MDEQCell(channels, SIDE, ImageInjection(2, channels), **({"groups": 2} | settings))
+    return MDEQCell(
+        channels, SIDE, ImageInjection(2, channels), **({"groups": 2} | settings)
+    )
 
 
 def radius(cell, x, batch):
@@ -79,7 +81,12 @@ def assert_close(got, expected, tolerance=1e-10):
 def test_a_step_keeps_the_shapes(branches, upsampling):
     channels = (8, 4, 6, 4)[:branches]
     cell = MDEQCell(
-        channels, SIDE, ImageInjection(2, channels), groups=2, upsampling=upsampling, expansion=3
+        channels,
+        SIDE,
+        ImageInjection(2, channels),
+        groups=2,
+        upsampling=upsampling,
+        expansion=3,
     )
     z = cell.zero_state(5)
     assert shapes(z) == [(5, c, SIDE >> i, SIDE >> i) for i, c in enumerate(channels)]
@@ -94,7 +101,9 @@ def test_a_state_has_the_dtype_of_the_parameters(dtype):
     z = cell.zero_state(2, 3)
     assert z[1].shape == (2, 3, 4, 4, 4)
     assert {leaf.dtype for leaf in z} == {dtype}
-    assert cell(cell.zero_state(2), torch.zeros(2, LATENT, dtype=dtype))[0].dtype == dtype
+    assert (
+        cell(cell.zero_state(2), torch.zeros(2, LATENT, dtype=dtype))[0].dtype == dtype
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +213,9 @@ def test_gradients_by_the_functions_reach_the_original_parameters():
     sol = fp.fixed_point(model.f, model.zero_state(2), (x, params), **TIGHT)
     model.head(sol.value, params).square().sum().backward()
     by_functions = [x.grad, *(p.grad for p in model.parameters())]
-    layer = ft.DEQ(model.cell, start=lambda x: model.zero_state(2), rtol=1e-12, atol=1e-13)
+    layer = ft.DEQ(
+        model.cell, start=lambda x: model.zero_state(2), rtol=1e-12, atol=1e-13
+    )
     output = model.readout(layer(x)).square().sum()
     by_layer = torch.autograd.grad(output, [x, *model.parameters()])
     for got, expected in zip(by_functions, by_layer, strict=True):
@@ -230,7 +241,10 @@ def test_transforms_of_a_step():
 
 def test_forward_derivatives_along_the_parameters():
     model = decoder(weight_norm=False)  # which Torch differentiates in reverse alone
-    x, z = torch.randn(2, LATENT), tuple(torch.randn_like(leaf) for leaf in model.zero_state(2))
+    x, z = (
+        torch.randn(2, LATENT),
+        tuple(torch.randn_like(leaf) for leaf in model.zero_state(2)),
+    )
     weights = {name: w.detach() for name, w in model.named_parameters()}
     along = {name: torch.randn_like(w) for name, w in weights.items()}
 
@@ -309,7 +323,9 @@ def test_an_augmented_system_of_a_decoder():
     model, truth = decoder(), torch.randn(3, LATENT)
     params = model.params()
     with torch.no_grad():
-        made = fp.fixed_point(model.f, model.zero_state(3), (truth, params), batch_ndim=1)
+        made = fp.fixed_point(
+            model.f, model.zero_state(3), (truth, params), batch_ndim=1
+        )
         y = model.head(made.value, params)
     loss, z0, x0 = decoder_loss(model), model.zero_state(3), torch.zeros(3, LATENT)
     joint = AugmentedDEQ(model.f, loss, step_size=0.5)
@@ -321,7 +337,9 @@ def test_an_augmented_system_of_a_decoder():
     value = joint.lagrangian(sol.z, sol.mu, sol.x, params=params, y=y).sum()
     by_envelope = torch.autograd.grad(value, list(model.parameters()))
     reduced = fp.fixed_point(model.f, z0, (sol.x, params), **TIGHT).value
-    by_solution = torch.autograd.grad(loss(reduced, sol.x, y, params).sum(), model.parameters())
+    by_solution = torch.autograd.grad(
+        loss(reduced, sol.x, y, params).sum(), model.parameters()
+    )
     for got, expected in zip(by_envelope, by_solution, strict=True):
         assert_close(got, expected, 1e-5)
         assert got.abs().max() > 0.0
@@ -329,7 +347,10 @@ def test_an_augmented_system_of_a_decoder():
 
 def test_a_perturbation_that_misleads():
     model = MDEQClassifier(1, SIDE, (4, 4), 3, groups=2, activation="softplus")
-    params, labels = model.params(torch.randn(4, 1, SIDE, SIDE)), torch.tensor([0, 1, 2, 0])
+    params, labels = (
+        model.params(torch.randn(4, 1, SIDE, SIDE)),
+        torch.tensor([0, 1, 2, 0]),
+    )
 
     def loss(z, x, y, params):
         misfit = functional.cross_entropy(model.head(z, params), y, reduction="none")
@@ -345,7 +366,9 @@ def test_a_perturbation_that_misleads():
 def test_a_vector_for_all_images_of_a_task():
     model = MDEQClassifier(1, SIDE, (4, 4), 3, task=2, groups=2)
     image, v = torch.randn(2, 3, 1, SIDE, SIDE), torch.randn(2, 2)
-    together = fp.fixed_point(model.f, model.zero_state(2, 3), (v, model.params(image)), **TIGHT)
+    together = fp.fixed_point(
+        model.f, model.zero_state(2, 3), (v, model.params(image)), **TIGHT
+    )
     assert together.status.shape == (2,)
     each = v[:, None].expand(2, 3, 2).reshape(6, 2)
     params = model.params(image.flatten(0, 1))
@@ -355,14 +378,18 @@ def test_a_vector_for_all_images_of_a_task():
 
 
 def test_what_is_learnt_from_another_loss_reaches_the_weights():
-    """As in meta-learning: the vector fits the support, the outer loss is that of the query."""
+    """As in meta-learning: the vector fits the support, the outer loss is that of the
+    query.
+    """
     model = MDEQClassifier(1, 4, (4,), 2, task=2, groups=2, activation="softplus")
     support, query = torch.randn(2, 1, 3, 1, 4, 4)
     y = torch.tensor([[0, 1, 1]])
 
     def loss(z, v, y, params):
         scores = model.head(z, params).transpose(1, 2)
-        return functional.cross_entropy(scores, y, reduction="none").mean(1) + 0.5 * (v**2).sum(-1)
+        return functional.cross_entropy(scores, y, reduction="none").mean(1) + 0.5 * (
+            v**2
+        ).sum(-1)
 
     joint = AugmentedDEQ(model.f, loss, step_size=0.5)
     z0, v0 = model.zero_state(1, 3), torch.zeros(1, 2)
@@ -390,9 +417,16 @@ def test_what_is_learnt_from_another_loss_reaches_the_weights():
 
 def test_a_penalty_on_the_jacobian_lowers_the_radius():
     cell = latent_cell(2, gain=0.8)
-    x, target = torch.randn(2, LATENT), [torch.randn_like(leaf) for leaf in cell.zero_state(2)]
+    x, target = (
+        torch.randn(2, LATENT),
+        [torch.randn_like(leaf) for leaf in cell.zero_state(2)],
+    )
     layer = ft.DEQ(
-        cell, start=lambda x: cell.zero_state(2), max_steps=40, rtol=1e-4, on_failure="return"
+        cell,
+        start=lambda x: cell.zero_state(2),
+        max_steps=40,
+        rtol=1e-4,
+        on_failure="return",
     )
     generator = torch.Generator().manual_seed(0)
 
@@ -405,7 +439,9 @@ def test_a_penalty_on_the_jacobian_lowers_the_radius():
             loss = sum(((a - b) ** 2).mean() for a, b in zip(end, target, strict=True))
             for state in (middle, end):
                 at = tuple(leaf.detach() for leaf in state)
-                penalty = ft.jacobian_penalty(trained.cell, at, (x,), probes=2, generator=generator)
+                penalty = ft.jacobian_penalty(
+                    trained.cell, at, (x,), probes=2, generator=generator
+                )
                 loss = loss + weight * penalty.mean()
             optimiser.zero_grad()
             loss.backward()

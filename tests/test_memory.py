@@ -15,9 +15,17 @@ STATE = 8 * N
 SMALL = 0.1  # for all that is not a state
 DENSE = ["newton", "newton-bounded", "levenberg", "fallback"]
 SPARSE = [
-    "picard", "anderson", "anderson-1", "broyden", "broyden-bad", "squarem", "krylov",
-    "krylov-bicgstab", "krylov-cg", "pseudo",
-]  # fmt: skip
+    "picard",
+    "anderson",
+    "anderson-1",
+    "broyden",
+    "broyden-bad",
+    "squarem",
+    "krylov",
+    "krylov-bicgstab",
+    "krylov-cg",
+    "pseudo",
+]
 
 
 def peak_states(solver, max_steps):
@@ -34,7 +42,13 @@ def peak_states(solver, max_steps):
     tracemalloc.start()
     try:
         fp.fixed_point(
-            f, z0, solver=solver, rtol=0.0, atol=0.0, max_steps=max_steps, on_failure="return"
+            f,
+            z0,
+            solver=solver,
+            rtol=0.0,
+            atol=0.0,
+            max_steps=max_steps,
+            on_failure="return",
         )
         return tracemalloc.get_traced_memory()[1] / STATE
     finally:
@@ -48,9 +62,14 @@ def peak_bytes(solver, n, max_steps):
     tracemalloc.start()
     try:
         fp.root(
-            cube, np.linspace(0.5, 1.0, n), solver=solver, rtol=0.0, atol=0.0,
-            max_steps=max_steps, on_failure="return",
-        )  # fmt: skip
+            cube,
+            np.linspace(0.5, 1.0, n),
+            solver=solver,
+            rtol=0.0,
+            atol=0.0,
+            max_steps=max_steps,
+            on_failure="return",
+        )
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -113,7 +132,9 @@ class Saved:
 
     def __init__(self):
         self.references = []
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(
+            self.pack, lambda tensor: tensor
+        )
 
     def pack(self, tensor):
         kept = tensor.detach()  # an output that is kept as it is would keep its graph
@@ -134,14 +155,22 @@ def solved(max_steps, solver=None):
     saved = Saved()
     with saved.hooks:
         sol = fp.fixed_point(
-            lambda z, W: torch.tanh(z @ W + 1.0), torch.zeros(8, 50, dtype=torch.float64), (W,),
-            batch_ndim=1, rtol=0.0, atol=0.0, max_steps=max_steps, on_failure="return",
+            lambda z, W: torch.tanh(z @ W + 1.0),
+            torch.zeros(8, 50, dtype=torch.float64),
+            (W,),
+            batch_ndim=1,
+            rtol=0.0,
+            atol=0.0,
+            max_steps=max_steps,
+            on_failure="return",
             solver=solver,
-        )  # fmt: skip
+        )
     return sol, saved.bytes
 
 
-@pytest.mark.parametrize("solver", [None, fp.Anderson(), fp.NewtonKrylov(), fp.Newton()])
+@pytest.mark.parametrize(
+    "solver", [None, fp.Anderson(), fp.NewtonKrylov(), fp.Newton()]
+)
 def test_torch_saves_the_solution_and_the_arguments_alone(solver):
     kept = [solved(max_steps, solver) for max_steps in (2, 20)]
     assert [saved for _, saved in kept] == [8 * (8 * 50 + 50 * 50)] * 2

@@ -1,4 +1,6 @@
-"""Meta-learning: the network, adaptation, the derivative through it, and what the task does."""
+"""Meta-learning: the network, adaptation, the derivative through it, and what the task
+does.
+"""
 
 import importlib.util
 from dataclasses import replace
@@ -19,9 +21,16 @@ from fixedpoint_models.nested import Nested
 from fixedpoint_models.tasks.meta import Meta, MetaSettings, TaskNetwork, cross_entropy
 
 SMALL = MetaSettings(
-    side=12, channels=8, features=8, context=2, tasks=4, batches=2, queries=2, test_tasks=6,
+    side=12,
+    channels=8,
+    features=8,
+    context=2,
+    tasks=4,
+    batches=2,
+    queries=2,
+    test_tasks=6,
     test_queries=2,
-)  # fmt: skip
+)
 EXAMPLE = Path(__file__).parents[1] / "examples" / "meta_learning.py"
 TIGHT = {"rtol": 1e-12, "atol": 1e-13, "max_steps": 2000}
 TASKS, WAYS, IMAGES, PENALTY = 2, 2, 2, 0.1
@@ -46,7 +55,9 @@ def tiny():
 
 def equilibrium(network, v, params, **kw):
     start = network.zero_state(*params["drive"].shape[:2])
-    return fp.fixed_point(network.f, start, (v, params), batch_ndim=1, **TIGHT, **kw).value
+    return fp.fixed_point(
+        network.f, start, (v, params), batch_ndim=1, **TIGHT, **kw
+    ).value
 
 
 # The network
@@ -75,7 +86,9 @@ def test_the_vector_moves_the_equilibrium_and_no_task_sees_another(doubles):
     (plain,), (moved,) = (equilibrium(network, u, params) for u in (0.0 * v, v))
     assert (moved - plain).norm() > 0.05 * plain.norm()
     one = {**params, "drive": params["drive"][1:]}
-    torch.testing.assert_close(equilibrium(network, v[1:], one)[0], moved[1:], rtol=0.0, atol=1e-10)
+    torch.testing.assert_close(
+        equilibrium(network, v[1:], one)[0], moved[1:], rtol=0.0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), [("ways", 0), ("side", 10), ("context", 0)])
@@ -98,31 +111,48 @@ def outer_by_the_library(network, images, labels):
     model = AugmentedDEQ(network.f, loss, step_size=0.5)
     z, v = network.zero_state(TASKS, IMAGES), torch.zeros(TASKS, network.entries)
     v = model.iterate(
-        z, v, params=network.params(images[0]), y=labels[0], adjoint=adjoint,
-        solver=fp.Picard(), **TIGHT,
-    ).value["x"]  # fmt: skip
+        z,
+        v,
+        params=network.params(images[0]),
+        y=labels[0],
+        adjoint=adjoint,
+        solver=fp.Picard(),
+        **TIGHT,
+    ).value["x"]
     params = network.params(images[1])
     z = equilibrium(network, v, params, adjoint=adjoint)
     return cross_entropy(network.scores(z, v, params), labels[1]).sum()
 
 
 class OneTask(torch.nn.Module):
-    """f and the cross-entropy of one task, of flat vectors, as functions of flat parameters."""
+    """f and the cross-entropy of one task, of flat vectors, as functions of flat
+    parameters.
+    """
 
     def __init__(self, network, images, labels):
         super().__init__()
-        self.network, self.images, self.labels = network, images[:, None], labels[:, None]
+        self.network, self.images, self.labels = (
+            network,
+            images[:, None],
+            labels[:, None],
+        )
         self.shape = network.zero_state(1, IMAGES)[0].shape
         self.size = self.shape.numel()
 
     def forward(self, z, v, which):
-        z, v, params = (z.view(self.shape),), v[None], self.network.params(self.images[which])
+        z, v, params = (
+            (z.view(self.shape),),
+            v[None],
+            self.network.params(self.images[which]),
+        )
         scores = self.network.scores(z, v, params)
         fit = cross_entropy(scores, self.labels[which])[0]
         return self.network.f(z, v, params)[0].flatten(), fit
 
     def at(self, theta):
-        names, shapes = zip(*((k, p.shape) for k, p in self.named_parameters()), strict=True)
+        names, shapes = zip(
+            *((k, p.shape) for k, p in self.named_parameters()), strict=True
+        )
         pieces = theta.split([shape.numel() for shape in shapes])
         weights = {k: p.view(s) for k, p, s in zip(names, pieces, shapes, strict=True)}
         return lambda *args: functional_call(self, weights, args)
@@ -131,8 +161,8 @@ class OneTask(torch.nn.Module):
 def gradient_by_dense_algebra(task):
     """That of the outer loss, by a dense solve for all unknowns of support and query.
 
-    The unknowns are z, μ and v of the support and the state of the query, w with R(w, θ) = 0, and
-    the gradient is ∂ℓ/∂θ − (∂R/∂θ)ᵀ(∂R/∂w)⁻ᵀ ∂ℓ/∂w.
+    The unknowns are z, μ and v of the support and the state of the query, w with R(w,
+    θ) = 0, and the gradient is ∂ℓ/∂θ − (∂R/∂θ)ᵀ(∂R/∂w)⁻ᵀ ∂ℓ/∂w.
     """
     theta = parameters_to_vector(task.parameters()).detach()
     split = [task.size, task.size, task.network.entries, task.size]
@@ -223,13 +253,19 @@ def test_a_step_adds_a_gradient_for_every_parameter():
     task.step(batch)
     names = [name for name, _ in task.module.named_parameters()]
     for name, p, first in zip(names, task.module.parameters(), once, strict=True):
-        assert (p.grad - 2 * first).norm() <= 0.1 * first.norm(), name  # the penalty is random
+        # The penalty is random.
+        assert (p.grad - 2 * first).norm() <= 0.1 * first.norm(), name
 
 
 def test_epochs_repeat_and_differ():
     task, again = Meta(SMALL), Meta(SMALL)
-    assert all(map(torch.equal, task.module.state_dict().values(),
-                   again.module.state_dict().values()))  # fmt: skip
+    assert all(
+        map(
+            torch.equal,
+            task.module.state_dict().values(),
+            again.module.state_dict().values(),
+        )
+    )
     first = [batch.support for batch in task.batches(0)]
     assert len(first) == SMALL.batches
     assert first[0].shape == (4, 5, 1, 12, 12)
@@ -260,14 +296,20 @@ def test_characters_from_folders(tmp_path):
         folder = tmp_path / "images_background" / "Runes" / f"character{number:02}"
         folder.mkdir(parents=True)
         for example in range(3):
-            pixels = torch.randint(0, 2, (20, 20), generator=generator).to(torch.uint8).numpy()
+            pixels = (
+                torch.randint(0, 2, (20, 20), generator=generator)
+                .to(torch.uint8)
+                .numpy()
+            )
             Image.fromarray(255 * pixels).save(folder / f"{example}.png")
     task = Meta(replace(SMALL, omniglot=str(tmp_path), ways=2))
     assert (len(task.train), len(task.test)) == (10, 2)
     assert next(task.batches(0)).query.shape == (4, 4, 1, 12, 12)
 
 
-@pytest.mark.parametrize("content", [{"ways": 1}, {"method": "guess"}, {"penalty": 0.0}])
+@pytest.mark.parametrize(
+    "content", [{"ways": 1}, {"method": "guess"}, {"penalty": 0.0}]
+)
 def test_settings_that_cannot_be(content):
     with pytest.raises(ConfigError, match=next(iter(content))):
         build(MetaSettings, content)
@@ -279,7 +321,9 @@ def test_a_nested_adaptation_has_about_the_same_derivative():
     for method in ("recipe", "nested"):
         task = Meta(replace(settings, method=method))
         task.outer_loss(next(task.batches(0)))[0].sum().backward()
-        gradients.append(parameters_to_vector([p.grad for p in task.module.parameters()]))
+        gradients.append(
+            parameters_to_vector([p.grad for p in task.module.parameters()])
+        )
     assert torch.cosine_similarity(*gradients, dim=0) > 0.98
     assert (gradients[0] - gradients[1]).norm() < 0.2 * gradients[0].norm()
 
@@ -303,9 +347,15 @@ def test_the_example(tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["recipe", "descent"])
 def test_what_is_learnt_carries_over_to_unseen_classes(method):
     settings = replace(
-        SMALL, side=16, channels=16, tasks=8, batches=12, test_tasks=30, method=method,
+        SMALL,
+        side=16,
+        channels=16,
+        tasks=8,
+        batches=12,
+        test_tasks=30,
+        method=method,
         step_size=0.5,
-    )  # fmt: skip
+    )
     task = Meta(settings)
     before = task.evaluate()["accuracy"]
     optimizer = torch.optim.Adam(task.module.parameters(), lr=5e-3)

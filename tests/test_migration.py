@@ -1,4 +1,6 @@
-"""The pages that show other libraries: their code runs, and agrees with ours beside it."""
+"""The pages that show other libraries: their code runs, and agrees with ours beside
+it.
+"""
 
 import doctest
 import importlib.util
@@ -14,7 +16,9 @@ import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEADING = re.compile(r"^(.+)\n-+\n", re.MULTILINE)
-BLOCK = re.compile(r"\.\. code-block:: python\n    :caption: (\w+)\n\n((?:    .*\n|\n)+)")
+BLOCK = re.compile(
+    r"\.\. code-block:: python\n    :caption: (\w+)\n\n((?:    .*\n|\n)+)"
+)
 
 
 def sections(page):
@@ -36,7 +40,9 @@ def theirs(text, library):
 
 
 def ours(text):
-    """What is defined by the examples, their output aside: that the documentation compares."""
+    """What is defined by the examples, their output aside: that the documentation
+    compares.
+    """
     namespace = {"__name__": "ours"}
     examples = doctest.DocTestParser().get_examples(text)
     for example in examples:
@@ -45,7 +51,9 @@ def ours(text):
 
 
 def numbers(array):
-    return array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+    return (
+        array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+    )
 
 
 @pytest.mark.parametrize("title", ["SciPy", "torchdeq", "jaxopt", "Optimistix"])
@@ -70,5 +78,9 @@ def test_layers_inside_modules_of_others_are_trained(library):
     found = theirs(sections("layers.rst")["JAX"], library)
     assert found["losses"][-1] < 0.7 * found["losses"][0]
     layer = found["model"].layer
-    solution = layer.solve(found["x"]) if library == "flax" else jax.vmap(layer.solve)(found["x"])
+    solution = (
+        layer.solve(found["x"])
+        if library == "flax"
+        else jax.vmap(layer.solve)(found["x"])
+    )
     assert solution.converged.all()

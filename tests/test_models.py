@@ -39,18 +39,31 @@ def problem():
     """A small decoder and images for it."""
     torch.manual_seed(0)
     decoder = DenseDecoder(PIXELS, WIDTH, LATENT, prior=0.1)
-    y = (torch.rand(B, PIXELS, dtype=torch.float64), torch.ones(B, PIXELS, dtype=torch.float64))
-    zeros = torch.zeros(B, WIDTH, dtype=torch.float64), torch.zeros(B, LATENT, dtype=torch.float64)
+    y = (
+        torch.rand(B, PIXELS, dtype=torch.float64),
+        torch.ones(B, PIXELS, dtype=torch.float64),
+    )
+    zeros = (
+        torch.zeros(B, WIDTH, dtype=torch.float64),
+        torch.zeros(B, LATENT, dtype=torch.float64),
+    )
     return decoder, y, zeros
 
 
 def frozen(decoder):
-    return {k: p.detach() if torch.is_tensor(p) else p for k, p in decoder.params().items()}
+    return {
+        k: p.detach() if torch.is_tensor(p) else p for k, p in decoder.params().items()
+    }
 
 
 def solved(model, problem, **kw):
     decoder, y, (z, x) = problem
-    settings = {"max_steps": 500, "rtol": 1e-10, "atol": 1e-10, "solver": fp.Anderson(memory=15)}
+    settings = {
+        "max_steps": 500,
+        "rtol": 1e-10,
+        "atol": 1e-10,
+        "solver": fp.Anderson(memory=15),
+    }
     return model.solve(z, x, params=frozen(decoder), y=y, **settings, **kw)
 
 
@@ -59,14 +72,18 @@ MODEL = AugmentedDEQ(equilibrium_map, masked_loss, decode, step_size=0.01)
 
 def test_the_solution_is_a_minimum_that_scipy_finds_too(problem):
     decoder, (image, _), _ = problem
-    params = {k: v.numpy() if torch.is_tensor(v) else v for k, v in frozen(decoder).items()}
+    params = {
+        k: v.numpy() if torch.is_tensor(v) else v for k, v in frozen(decoder).items()
+    }
     sol = solved(MODEL, problem)
 
     def objective(x, target):
         z = np.zeros((1, WIDTH))
         for _ in range(400):
             z = equilibrium_map(z, x[None], params)
-        return float(masked_loss(decode(z, params), x[None], (target[None], 1.0), params)[0])
+        return float(
+            masked_loss(decode(z, params), x[None], (target[None], 1.0), params)[0]
+        )
 
     for i in range(B):
         start = sol.x[i].numpy() + 0.05
@@ -81,11 +98,15 @@ def test_the_kkt_residuals_are_those_of_autograd(problem):
     sol = MODEL.solve(*problem[2], params=params, y=y, max_steps=7, on_failure="return")
     z, x = sol.z.clone().requires_grad_(), sol.x.clone().requires_grad_()
     image = equilibrium_map(z, x, params)
-    lagrangian = masked_loss(decode(z, params), x, y, params).sum() + (sol.mu * image).sum()
+    lagrangian = (
+        masked_loss(decode(z, params), x, y, params).sum() + (sol.mu * image).sum()
+    )
     state, step = torch.autograd.grad(lagrangian, (z, x))
     expected = {"z": image.detach() - sol.z, "mu": state - sol.mu, "x": step}
     for name, residual in expected.items():
-        torch.testing.assert_close(sol.kkt[name], residual.norm(dim=1), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            sol.kkt[name], residual.norm(dim=1), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_the_objective_is_that_of_a_fresh_equilibrium(problem):
@@ -94,7 +115,9 @@ def test_the_objective_is_that_of_a_fresh_equilibrium(problem):
     sol = MODEL.solve(z, x, params=params, y=y, max_steps=6, on_failure="return")
     for _ in range(500):
         z = equilibrium_map(z, sol.x, params)
-    expected, apparent = (masked_loss(decode(s, params), sol.x, y, params) for s in (z, sol.z))
+    expected, apparent = (
+        masked_loss(decode(s, params), sol.x, y, params) for s in (z, sol.z)
+    )
     torch.testing.assert_close(sol.objective, expected, rtol=1e-5, atol=0.0)
     assert (sol.objective - apparent).abs().max() > 1e-3
 
@@ -112,7 +135,9 @@ def test_the_envelope_gradient_is_that_of_the_optimal_objective(problem):
             values.append(float(solved(MODEL, problem).objective.sum()))
         parameter.data.add_(direction, alpha=1e-5)
         difference = (values[0] - values[1]) / 2e-5
-        assert float((parameter.grad * direction).sum()) == pytest.approx(difference, rel=2e-3)
+        assert float((parameter.grad * direction).sum()) == pytest.approx(
+            difference, rel=2e-3
+        )
 
 
 def test_steps_cost_one_evaluation_each(problem):
@@ -124,14 +149,21 @@ def test_steps_cost_one_evaluation_each(problem):
         return equilibrium_map(*args)
 
     model = AugmentedDEQ(f, masked_loss, decode)
-    sol = model.iterate(z, x, params=frozen(decoder), y=y, max_steps=9, on_failure="return")
+    sol = model.iterate(
+        z, x, params=frozen(decoder), y=y, max_steps=9, on_failure="return"
+    )
     assert len(calls) == sol.work.f == 10
 
 
 def test_a_projected_input_stays_in_its_set(problem):
-    ball = lambda x: x / torch.clamp(torch.linalg.norm(x, dim=1, keepdim=True) / 0.1, min=1.0)
+    ball = lambda x: (
+        x / torch.clamp(torch.linalg.norm(x, dim=1, keepdim=True) / 0.1, min=1.0)
+    )
     sol = solved(
-        AugmentedDEQ(equilibrium_map, masked_loss, decode, project=ball, step_size=0.01), problem
+        AugmentedDEQ(
+            equilibrium_map, masked_loss, decode, project=ball, step_size=0.01
+        ),
+        problem,
     )
     assert (sol.x.norm(dim=1) <= 0.1 + 1e-10).all()  # the tolerance of the solve
     assert float(sol.kkt["x"].max()) < 1e-8
@@ -144,9 +176,15 @@ def test_jax_agrees_with_torch(problem):
     )
     (z, x), params, data = (to_jax(part) for part in (start, frozen(decoder), y))
     there = MODEL.solve(
-        z, x, params=params, y=data, max_steps=500, rtol=1e-10, atol=1e-10,
+        z,
+        x,
+        params=params,
+        y=data,
+        max_steps=500,
+        rtol=1e-10,
+        atol=1e-10,
         solver=fp.Anderson(memory=15),
-    )  # fmt: skip
+    )
     here = solved(MODEL, problem)
     np.testing.assert_allclose(there.x, here.x, atol=1e-8)
     np.testing.assert_allclose(there.objective, here.objective, rtol=1e-6)
@@ -184,16 +222,24 @@ def differentiated(xp, params, y):
     model = AugmentedDEQ(small_map(xp), small_loss, step_size=0.1)
     zeros = (xp.zeros(shape, dtype=xp.float64) for shape in ((2, 5), (2, 3)))
     sol = model.iterate(
-        *zeros, params=params, y=y, rtol=1e-12, atol=1e-13, max_steps=1000,
-        solver=fp.Anderson(memory=10), adjoint=fp.ImplicitAdjoint(rtol=1e-12),
-    )  # fmt: skip
+        *zeros,
+        params=params,
+        y=y,
+        rtol=1e-12,
+        atol=1e-13,
+        max_steps=1000,
+        solver=fp.Anderson(memory=10),
+        adjoint=fp.ImplicitAdjoint(rtol=1e-12),
+    )
     return outer_loss(sol.value)
 
 
 def by_dense_algebra(params, y):
-    """The same by Newton's method on the stationarity conditions, with their dense Jacobian.
+    """The same by Newton's method on the stationarity conditions, with their dense
+    Jacobian.
 
-    Three steps are differentiated, from a solution that is held constant: enough for two orders.
+    Three steps are differentiated, from a solution that is held constant: enough for
+    two orders.
     """
 
     def conditions(w, y):
@@ -203,8 +249,12 @@ def by_dense_algebra(params, y):
         return jnp.concatenate(jax.grad(lagrangian, (0, 1, 2))(w[:5], w[5:10], w[10:]))
 
     def solution(y):
-        newton = lambda w: w - jnp.linalg.solve(jax.jacfwd(conditions)(w, y), conditions(w, y))
-        w = jax.lax.fori_loop(0, 30, lambda _, w: jax.lax.stop_gradient(newton(w)), jnp.zeros(13))
+        newton = lambda w: (
+            w - jnp.linalg.solve(jax.jacfwd(conditions)(w, y), conditions(w, y))
+        )
+        w = jax.lax.fori_loop(
+            0, 30, lambda _, w: jax.lax.stop_gradient(newton(w)), jnp.zeros(13)
+        )
         return newton(newton(newton(jax.lax.stop_gradient(w))))
 
     w = jax.vmap(solution)(y)
@@ -220,7 +270,9 @@ def test_implicit_derivatives_are_those_of_dense_algebra(name):
     expected = jax.tree.leaves(jax.jit(jax.grad(reference))(as_jax))
     rng = np.random.default_rng(2)
     direction = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), arguments)
-    push = lambda f: lambda at: jax.jvp(jax.grad(f), (at,), (jax.tree.map(jnp.asarray, direction),))
+    push = lambda f: (
+        lambda at: jax.jvp(jax.grad(f), (at,), (jax.tree.map(jnp.asarray, direction),))
+    )
     curved = jax.tree.leaves(jax.jit(push(reference))(as_jax)[1])
     if name == "jax":
         loss = lambda arguments: differentiated(jnp, *arguments)
@@ -240,7 +292,8 @@ def test_implicit_derivatives_are_those_of_dense_algebra(name):
         assert gap <= 1e-8 * np.linalg.norm(exact)
 
 
-# The losses of the tasks: latent codes; adapted vectors; and attacks, on the boundary of a ball.
+# The losses of the tasks: latent codes; adapted vectors; and attacks, on the boundary
+# of a ball.
 
 RADIUS = 0.4
 
@@ -254,9 +307,12 @@ def task_losses(xp):
     """Losses of z, x, y and the parameters, by task."""
     return {
         "inverse": lambda z, x, y, p: (
-            (y[..., :4] * (z[..., :4] - y[..., 1:]) ** 2).sum(-1) + p["prior"] * (x**2).sum(-1)
+            (y[..., :4] * (z[..., :4] - y[..., 1:]) ** 2).sum(-1)
+            + p["prior"] * (x**2).sum(-1)
         ),
-        "meta": lambda z, x, y, p: entropy(xp, 3 * z, abs(y)) + p["prior"] * (x**2).sum(-1),
+        "meta": lambda z, x, y, p: (
+            entropy(xp, 3 * z, abs(y)) + p["prior"] * (x**2).sum(-1)
+        ),
         "attack": lambda z, x, y, p: -entropy(xp, 3 * z, abs(y)),
     }
 
@@ -266,7 +322,9 @@ def in_ball(x):
 
 
 def dense_task(name, params, y, start):
-    """The outer loss by Newton's method on the conditions; for an attack, ‖x‖ = RADIUS is one."""
+    """The outer loss by Newton's method on the conditions; for an attack, ‖x‖ = RADIUS
+    is one.
+    """
     loss = task_losses(jnp)[name]
 
     def conditions(w, y):
@@ -280,7 +338,9 @@ def dense_task(name, params, y, start):
         return jnp.concatenate([*parts, bound[None]])
 
     def solution(w, y):
-        newton = lambda w: w - jnp.linalg.solve(jax.jacfwd(conditions)(w, y), conditions(w, y))
+        newton = lambda w: (
+            w - jnp.linalg.solve(jax.jacfwd(conditions)(w, y), conditions(w, y))
+        )
         w = jax.lax.fori_loop(0, 8, lambda _, w: jax.lax.stop_gradient(newton(w)), w)
         return newton(jax.lax.stop_gradient(w))
 
@@ -295,20 +355,32 @@ def test_implicit_derivatives_for_the_losses_of_the_tasks(name):
     leaves = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
     params, y = jax.tree.unflatten(structure, leaves)
     project = in_ball if name == "attack" else None
-    model = AugmentedDEQ(small_map(torch), task_losses(torch)[name], step_size=0.2, project=project)
+    model = AugmentedDEQ(
+        small_map(torch), task_losses(torch)[name], step_size=0.2, project=project
+    )
     zeros = (torch.zeros(shape, dtype=torch.float64) for shape in ((2, 5), (2, 3)))
     sol = model.iterate(
-        *zeros, params=params, y=y, rtol=1e-12, atol=1e-13, max_steps=3000,
-        solver=fp.Anderson(memory=5), adjoint=fp.ImplicitAdjoint(rtol=1e-12),
-    )  # fmt: skip
+        *zeros,
+        params=params,
+        y=y,
+        rtol=1e-12,
+        atol=1e-13,
+        max_steps=3000,
+        solver=fp.Anderson(memory=5),
+        adjoint=fp.ImplicitAdjoint(rtol=1e-12),
+    )
     found = torch.autograd.grad(outer_loss(sol.value), leaves, allow_unused=True)
     parts = [sol.value[key].detach() for key in ("z", "mu", "x")]
-    force = model.problem({**sol.value}, params, y).input_gradient.norm(dim=-1, keepdim=True)
+    force = model.problem({**sol.value}, params, y).input_gradient.norm(
+        dim=-1, keepdim=True
+    )
     start = torch.cat([*parts, force.detach() / RADIUS], -1).numpy()
     if name == "attack":
         assert np.allclose(np.linalg.norm(parts[2], axis=1), RADIUS)
     as_jax = jax.tree.map(jnp.asarray, arguments)
-    reference = jax.jit(jax.grad(lambda arguments: dense_task(name, *arguments, start)))(as_jax)
+    reference = jax.jit(
+        jax.grad(lambda arguments: dense_task(name, *arguments, start))
+    )(as_jax)
     for got, exact in zip(found, jax.tree.leaves(reference), strict=True):
         gap = exact if got is None else got.numpy() - exact
         assert np.linalg.norm(gap) <= 1e-7 * max(np.linalg.norm(exact), 1e-3)
@@ -316,7 +388,9 @@ def test_implicit_derivatives_for_the_losses_of_the_tasks(name):
 
 def test_without_an_adjoint_the_iterate_is_constant(problem):
     decoder, y, (z, x) = problem
-    sol = MODEL.iterate(z, x, params=decoder.params(), y=y, max_steps=3, on_failure="return")
+    sol = MODEL.iterate(
+        z, x, params=decoder.params(), y=y, max_steps=3, on_failure="return"
+    )
     assert not any(leaf.requires_grad for leaf in sol.value.values())
 
 
@@ -324,7 +398,10 @@ def test_the_decoder_contracts_whatever_its_weights():
     decoder = DenseDecoder(PIXELS, WIDTH, LATENT, bound=0.8)
     with torch.no_grad():
         decoder.V.mul_(1e3)
-    assert float(torch.linalg.matrix_norm(decoder.params()["W"].detach(), ord=2)) <= 0.8 + 1e-12
+    assert (
+        float(torch.linalg.matrix_norm(decoder.params()["W"].detach(), ord=2))
+        <= 0.8 + 1e-12
+    )
     with pytest.raises(ValueError, match="bound"):
         DenseDecoder(PIXELS, bound=1.0)
 
@@ -346,9 +423,15 @@ def test_training_lowers_the_objective(images, tmp_path):
 
     def objective(trained):
         z = torch.zeros(len(images), 24, dtype=torch.float64)
-        return float(MODEL.objective(z, trained.codes, params=frozen(trained.decoder), y=y).mean())
+        return float(
+            MODEL.objective(
+                z, trained.codes, params=frozen(trained.decoder), y=y
+            ).mean()
+        )
 
-    first = train(images, Training(epochs=1, batch_size=20, width=24, latent=4), tmp_path / "a")
+    first = train(
+        images, Training(epochs=1, batch_size=20, width=24, latent=4), tmp_path / "a"
+    )
     assert objective(train(images, settings, tmp_path / "b")) < 0.5 * objective(first)
 
 
@@ -366,14 +449,19 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(images, tmp_path, monkeyp
         train(images, SHORT, tmp_path / "part.pt", progress=False)
     monkeypatch.setattr(training_module, "_epoch", epoch)
     resumed = train(images, SHORT, tmp_path / "part.pt", progress=False)
-    for ours, theirs in zip(resumed.decoder.parameters(), whole.decoder.parameters(), strict=True):
+    for ours, theirs in zip(
+        resumed.decoder.parameters(), whole.decoder.parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs)
     assert torch.equal(resumed.codes, whole.codes)
 
 
 def test_a_checkpoint_is_taken_up_by_any_number_of_threads():
     """Sums of as many numbers depend on it."""
-    images, found = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0)), set()
+    images, found = (
+        torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        set(),
+    )
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         found.add(training_module.fingerprint(images))
@@ -398,9 +486,11 @@ def test_whitened_codes_have_unit_second_moment(images, tmp_path):
     root = torch.linalg.lstsq(trained.decoder.U, trained.params()["U"]).solution
     codes = torch.linalg.solve(root, trained.codes.T)
     torch.testing.assert_close(
-        (codes @ codes.T / len(images)).detach(), torch.eye(3, dtype=torch.float64),
-        rtol=0.0, atol=1e-8,
-    )  # fmt: skip
+        (codes @ codes.T / len(images)).detach(),
+        torch.eye(3, dtype=torch.float64),
+        rtol=0.0,
+        atol=1e-8,
+    )
 
 
 # Data
@@ -410,7 +500,9 @@ def write_images(folder, number=40, size=(6, 5)):
     folder.mkdir()
     generator = np.random.default_rng(0)
     for i in range(number):
-        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
     return folder
 
 
@@ -532,7 +624,9 @@ def test_the_demo_on_a_folder_of_images(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "compare", fewer)
     folder = write_images(tmp_path / "images", number=60, size=(8, 8))
     output = tmp_path / "out"
-    result = invoke("--data", folder, "--output", output, "--epochs", 2, "--backend", "jax")
+    result = invoke(
+        "--data", folder, "--output", output, "--epochs", 2, "--backend", "jax"
+    )
     assert result.exit_code == 0, result.output
     assert "worst ratio" in result.output
     assert "JAX and Torch" in result.output

@@ -1,4 +1,6 @@
-"""Monotone equilibria: unique, found by splitting, differentiated by the same splitting."""
+"""Monotone equilibria: unique, found by splitting, differentiated by the same
+splitting.
+"""
 
 import copy
 import itertools
@@ -52,7 +54,9 @@ def split(name, W, prox=rectify, step=None):
     if name == "forward_backward":
         return ForwardBackward(affine, prox, step or 0.75 * largest_step(W)), ()
     alpha = step or 2.0 / np.linalg.norm(np.eye(len(W)) - W, 2)
-    return PeacemanRachford(affine, prox, resolvent, alpha), (resolvent_matrix(W, alpha),)
+    return PeacemanRachford(affine, prox, resolvent, alpha), (
+        resolvent_matrix(W, alpha),
+    )
 
 
 @pytest.fixture(params=SPLITTINGS)
@@ -62,7 +66,9 @@ def name(request):
 
 
 def equilibrium(W, c):
-    """The z = max(Wz + c, 0), found among all 2ⁿ sets of entries that may be positive."""
+    """The z = max(Wz + c, 0), found among all 2ⁿ sets of entries that may be
+    positive.
+    """
     n, found = len(c), []
     for pattern in itertools.product([False, True], repeat=n):
         on = np.array(pattern)
@@ -109,7 +115,9 @@ def test_soft_threshold_minimises(xp_case, alpha):
 
 
 def textbook(name, W, c, u, step, count):
-    """The iterates of z by the formulas of the literature, Peaceman-Rachford by its u."""
+    """The iterates of z by the formulas of the literature, Peaceman-Rachford by its
+    u.
+    """
     n, iterates = len(c), []
     forward, inverse = np.eye(n) - W, np.linalg.inv(np.eye(n) + step * (np.eye(n) - W))
     for _ in range(count):
@@ -168,7 +176,11 @@ def test_containers(xp_case, name):
     parted = lambda v: {"a": v[:2], "b": v[2:]}
     leaves = type(operator)(
         *(lambda z, *args: parted(affine(joined(z), *args)), rectify),
-        *((lambda v, alpha, *args: parted(resolvent(joined(v), alpha, *args)),) if inverse else ()),
+        *(
+            (lambda v, alpha, *args: parted(resolvent(joined(v), alpha, *args)),)
+            if inverse
+            else ()
+        ),
         step_size=operator.step_size,
     )
     image = leaves(xp_case.tree(parted(c)), *xp_case.tree((W, c, *inverse)))
@@ -241,7 +253,9 @@ def test_the_solution_on_every_library(jit_case, name, skew):
     operator, inverse = split(name, W)
     sol = jit_case.solve(operator, 0 * c, (W, c, *inverse), solver=fp.Picard(), **TIGHT)
     assert bool(sol.converged)
-    np.testing.assert_allclose(jit_case.to_numpy(sol.value), equilibrium(W, c), atol=1e-10)
+    np.testing.assert_allclose(
+        jit_case.to_numpy(sol.value), equilibrium(W, c), atol=1e-10
+    )
 
 
 SOLVERS = [fp.Picard(), fp.Anderson(memory=4), fp.Broyden(), None]
@@ -268,13 +282,18 @@ def test_every_way_leads_to_the_one_equilibrium(seed, n, m, scale, skew, start):
 def test_a_batch_of_equilibria(name):
     """Each with its own c: its answer and steps are those that it has alone."""
     W, _ = monotone(6)
-    c = np.random.default_rng(0).standard_normal((4, WIDTH)) * np.logspace(-1, 1, 4)[:, None]
+    c = (
+        np.random.default_rng(0).standard_normal((4, WIDTH))
+        * np.logspace(-1, 1, 4)[:, None]
+    )
     operator, inverse = split(name, W)
     settings = TIGHT | {"solver": fp.Picard(), "batch_ndim": 1}
     sol = fp.fixed_point(operator, 0 * c, (W, c, *inverse), **settings)
     for row, steps, z in zip(c, sol.steps, sol.value, strict=True):
         np.testing.assert_allclose(z, equilibrium(W, row), atol=1e-9)
-        alone = fp.fixed_point(operator, 0 * row[None], (W, row[None], *inverse), **settings)
+        alone = fp.fixed_point(
+            operator, 0 * row[None], (W, row[None], *inverse), **settings
+        )
         assert abs(int(alone.steps[0]) - int(steps)) <= 1
 
 
@@ -283,9 +302,12 @@ def test_the_plain_iteration_diverges_where_splittings_converge(name):
     B = 2.0 * np.roll(np.eye(3), 1, axis=0)
     W, c = 0.5 * np.eye(3) + B - B.T, np.array([1.0, 0.2, 0.1])
     plain = fp.fixed_point(
-        lambda z, W, c: np.maximum(W @ z + c, 0.0), 0 * c, (W, c), solver=fp.Picard(),
+        lambda z, W, c: np.maximum(W @ z + c, 0.0),
+        0 * c,
+        (W, c),
+        solver=fp.Picard(),
         on_failure="return",
-    )  # fmt: skip
+    )
     assert fp.Status(int(plain.status)) in (fp.Status.DIVERGED, fp.Status.NON_FINITE)
     operator, inverse = split(name, W)
     sol = fp.fixed_point(operator, 0 * c, (W, c, *inverse), solver=fp.Picard(), **TIGHT)
@@ -293,12 +315,16 @@ def test_the_plain_iteration_diverges_where_splittings_converge(name):
 
 
 def test_douglas_rachford():
-    """The damped operator converges even where I − W is only monotone: here it is skew."""
+    """The damped operator converges even where I − W is only monotone: here it is
+    skew.
+    """
     W = np.array([[1.0, 2.0], [-2.0, 1.0]])
     c = np.array([-1.0, 3.0])  # z = (3, 1)/2 makes Wz + c = z
     operator, inverse = split("peaceman_rachford", W, step=0.5)
     settings = TIGHT | {"solver": fp.Picard()}
-    sol = fp.fixed_point(operator.damped(0.5), np.zeros(2), (W, c, *inverse), **settings)
+    sol = fp.fixed_point(
+        operator.damped(0.5), np.zeros(2), (W, c, *inverse), **settings
+    )
     np.testing.assert_allclose(sol.value, [1.5, 0.5], rtol=1e-9)
 
 
@@ -325,7 +351,10 @@ def tanh_prox(v, alpha):
 
 PITFALLS = {
     "tanh": (tanh_prox, lambda v, alpha: np.tanh(v)),
-    "soft": (SoftThreshold(0.4), lambda v, alpha: np.sign(v) * np.maximum(np.abs(v) - 0.4, 0.0)),
+    "soft": (
+        SoftThreshold(0.4),
+        lambda v, alpha: np.sign(v) * np.maximum(np.abs(v) - 0.4, 0.0),
+    ),
 }
 
 
@@ -334,19 +363,25 @@ PITFALLS = {
 def test_the_step_belongs_into_the_proximal_operator(name, kind, step):
     right, wrong = PITFALLS[kind]
     W, c = np.array([[-0.5]]), np.array([1.0])
-    exact = scipy.optimize.brentq(lambda z: wrong(-0.5 * z + 1.0, 1.0) - z, 0, 1, xtol=1e-15)
+    exact = scipy.optimize.brentq(
+        lambda z: wrong(-0.5 * z + 1.0, 1.0) - z, 0, 1, xtol=1e-15
+    )
     operator, inverse = split(name, W, right, step)
     settings = TIGHT | {"solver": fp.Picard(), "on_failure": "return"}
     sol = fp.fixed_point(operator, np.zeros(1), (W, c, *inverse), **settings)
     assert bool(sol.converged)
     np.testing.assert_allclose(sol.value, exact, rtol=1e-10)
     mistaken, _ = split(name, W, wrong, step)
-    sol = fp.fixed_point(mistaken, np.zeros(1), (W, c, *inverse), **settings | {"max_steps": 500})
+    sol = fp.fixed_point(
+        mistaken, np.zeros(1), (W, c, *inverse), **settings | {"max_steps": 500}
+    )
     assert bool(sol.converged) == (step == 1.0)
 
 
 def test_an_activation_that_ignores_the_step_solves_another_equation():
-    """The values that its own test, on the change of z, would have passed off as solutions."""
+    """The values that its own test, on the change of z, would have passed off as
+    solutions.
+    """
     W, c = np.array([[-0.5]]), np.array([1.0])
     for step, value in ((1.0, 0.603), (0.5, 0.566), (0.1, 0.445)):
         operator, _ = split("forward_backward", W, PITFALLS["tanh"][1], step)
@@ -364,7 +399,9 @@ def gradients_of(operator, W, c, extra, weights, adjoint):
     tensors = [torch.tensor(a, requires_grad=True) for a in (W, c)]
     args = (*tensors, *map(torch.as_tensor, extra))
     start = torch.zeros(c.shape, dtype=torch.float64)
-    sol = fp.fixed_point(operator, start, args, adjoint=adjoint, solver=fp.Picard(), **TIGHT)
+    sol = fp.fixed_point(
+        operator, start, args, adjoint=adjoint, solver=fp.Picard(), **TIGHT
+    )
     (torch.as_tensor(weights) @ sol.value).backward()
     return [t.grad.numpy() for t in tensors], sol
 
@@ -397,7 +434,9 @@ PICARD = fp.ImplicitAdjoint(solver=fp.Picard(), rtol=1e-12, max_steps=50_000)
     skew=st.floats(0.0, 1.5),
 )
 def test_the_adjoint_is_the_splitting_of_the_transposed_system(seed, n, m, scale, skew):
-    """Picard iteration converges backward, as fast as the bound of the forward one says."""
+    """Picard iteration converges backward, as fast as the bound of the forward one
+    says.
+    """
     W, c = monotone(seed, n, m, scale, skew)
     gap, eye = np.eye(n) - W, np.eye(n)
     for name in SPLITTINGS:
@@ -405,10 +444,14 @@ def test_the_adjoint_is_the_splitting_of_the_transposed_system(seed, n, m, scale
         alpha = operator.step_size
         rate = np.linalg.norm(eye - alpha * gap, 2)
         if inverse:
-            rate = np.linalg.norm((eye - alpha * gap) @ np.linalg.inv(eye + alpha * gap), 2)
+            rate = np.linalg.norm(
+                (eye - alpha * gap) @ np.linalg.inv(eye + alpha * gap), 2
+            )
         sol = check_gradients(operator, W, c, inverse, PICARD)
         slack = np.linalg.cond(eye + alpha * gap) * math.sqrt(n)
-        assert int(sol.backward.steps) <= 2 + math.log(1e-12 / slack) / math.log(min(rate, 0.9999))
+        assert int(sol.backward.steps) <= 2 + math.log(1e-12 / slack) / math.log(
+            min(rate, 0.9999)
+        )
 
 
 @pytest.mark.parametrize("adjoint", [fp.ImplicitAdjoint(rtol=1e-12), PICARD])
@@ -426,17 +469,23 @@ def test_gradients_in_jax(name):
 
     def objective(W, c):
         args = (W, c, *inverse)
-        sol = fp.fixed_point(operator, 0 * c, args, adjoint=PICARD, solver=fp.Picard(), **TIGHT)
+        sol = fp.fixed_point(
+            operator, 0 * c, args, adjoint=PICARD, solver=fp.Picard(), **TIGHT
+        )
         return weights @ sol.value
 
     inverse = tuple(map(jnp.asarray, inverse))
     found = jax.jit(jax.grad(objective, argnums=(0, 1)))(jnp.asarray(W), jnp.asarray(c))
-    for here, there in zip(found, dense_gradients(W, c, np.asarray(weights)), strict=True):
+    for here, there in zip(
+        found, dense_gradients(W, c, np.asarray(weights)), strict=True
+    ):
         np.testing.assert_allclose(here, there, rtol=1e-8, atol=1e-9)
 
 
 def test_nothing_flows_through_a_kink(name):
-    """With c = 0 the solution is 0, and every unit at its kink, where the derivative is 0."""
+    """With c = 0 the solution is 0, and every unit at its kink, where the derivative is
+    0.
+    """
     W, c = monotone(0)
     operator, inverse = split(name, W)
     (by_matrix, by_vector), sol = gradients_of(operator, W, 0 * c, inverse, c, PICARD)
@@ -453,9 +502,13 @@ def test_second_derivatives(name):
     def smooth(W, c):
         args = (W, c, *inverse)
         sol = fp.fixed_point(
-            operator, torch.zeros(3, dtype=W.dtype), args, adjoint=PICARD, solver=fp.Picard(),
+            operator,
+            torch.zeros(3, dtype=W.dtype),
+            args,
+            adjoint=PICARD,
+            solver=fp.Picard(),
             **TIGHT,
-        )  # fmt: skip
+        )
         return (sol.value**3).sum()
 
     inputs = [torch.tensor(a, requires_grad=True) for a in (W, c)]
@@ -467,7 +520,9 @@ def test_second_derivatives(name):
 
 
 def smallest_gap(layer):
-    """The least eigenvalue of the symmetric part of I − W, and of I − W itself what m promises."""
+    """The least eigenvalue of the symmetric part of I − W, and of I − W itself what m
+    promises.
+    """
     W = layer.state.weight().detach().double()
     return float(torch.linalg.eigvalsh(torch.eye(len(W)).double() - (W + W.T) / 2)[0])
 
@@ -478,7 +533,9 @@ def small_layer(name="peaceman_rachford", **settings):
     return MonotoneDEQ(3, WIDTH, **settings).double()
 
 
-@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.0, 100.0), m=st.floats(0.01, 10.0))
+@given(
+    seed=st.integers(0, 2**32 - 1), scale=st.floats(0.0, 100.0), m=st.floats(0.01, 10.0)
+)
 def test_the_parametrisation_is_strongly_monotone(seed, scale, m):
     torch.manual_seed(seed)
     linear = MonotoneLinear(4, m).double()
@@ -494,7 +551,9 @@ def test_the_layer_solves_its_equation(name):
     layer = small_layer(name)
     x = torch.randn(7, 3, dtype=torch.float64)
     z = layer.solve(x, atol=1e-13).value
-    z, W, drive = (t.detach().numpy() for t in (z, layer.state.weight(), layer.input(x)))
+    z, W, drive = (
+        t.detach().numpy() for t in (z, layer.state.weight(), layer.input(x))
+    )
     for row, c in zip(z, drive, strict=True):
         np.testing.assert_allclose(row, equilibrium(W, c), atol=1e-10)
 
@@ -503,15 +562,21 @@ def test_the_layer_with_another_proximal_operator(name):
     layer = small_layer(name, prox=SoftThreshold(0.2))
     x = torch.randn(7, 3, dtype=torch.float64)
     z = layer.solve(x, atol=1e-13).value
-    z, W, drive = (t.detach().numpy() for t in (z, layer.state.weight(), layer.input(x)))
+    z, W, drive = (
+        t.detach().numpy() for t in (z, layer.state.weight(), layer.input(x))
+    )
     v = z @ W.T + drive
-    np.testing.assert_allclose(np.sign(v) * np.maximum(np.abs(v) - 0.2, 0.0), z, atol=1e-10)
+    np.testing.assert_allclose(
+        np.sign(v) * np.maximum(np.abs(v) - 0.2, 0.0), z, atol=1e-10
+    )
     assert (z < -0.1).any()
 
 
 def test_a_smaller_step_takes_more_of_them(name):
     x = torch.randn(7, 3, dtype=torch.float64)
-    steps = [small_layer(name, step=step).solve(x).steps.max() for step in (0.2, 0.1, 0.05)]
+    steps = [
+        small_layer(name, step=step).solve(x).steps.max() for step in (0.2, 0.1, 0.05)
+    ]
     assert steps[0] < steps[1] < steps[2]
 
 

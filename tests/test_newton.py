@@ -1,4 +1,6 @@
-"""Methods of Newton's type: order, damping, domains, derivatives given, and what they cost."""
+"""Methods of Newton's type: order, damping, domains, derivatives given, and what they
+cost.
+"""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +20,9 @@ Status = fp.Status
 
 
 def returned(F, x0, solver, **settings):
-    return fp.root(F, np.asarray(x0, float), solver=solver, on_failure="return", **settings)
+    return fp.root(
+        F, np.asarray(x0, float), solver=solver, on_failure="return", **settings
+    )
 
 
 def circle(x):
@@ -48,16 +52,23 @@ def test_roots(xp_case, solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_fixed_points_of_a_map_that_expands(contraction, solver):
     A, b = contraction(5, 3.0), np.arange(1.0, 6.0)
-    sol = fp.fixed_point(lambda z: A @ z + b, np.zeros(5), solver=solver, rtol=1e-9, atol=0.0)
+    sol = fp.fixed_point(
+        lambda z: A @ z + b, np.zeros(5), solver=solver, rtol=1e-9, atol=0.0
+    )
     np.testing.assert_allclose(sol.value, np.linalg.solve(np.eye(5) - A, b), rtol=1e-6)
 
 
 @pytest.mark.parametrize("solver", [*DENSE[:2], fp.LevenbergMarquardt()])
 def test_convergence_is_quadratic(solver):
     sol = fp.root(
-        circle, CIRCLE_START, solver=solver, jacobian=circle_jacobian, rtol=0.0, atol=1e-12,
+        circle,
+        CIRCLE_START,
+        solver=solver,
+        jacobian=circle_jacobian,
+        rtol=0.0,
+        atol=1e-12,
         record=True,
-    )  # fmt: skip
+    )
     logarithms = np.log(sol.trace.residual_norm[: int(sol.steps) + 1])
     logarithms = logarithms[logarithms > np.log(1e-14)]
     orders = np.diff(logarithms)[1:] / np.diff(logarithms)[:-1]
@@ -71,7 +82,12 @@ def test_newton_takes_the_textbook_steps(steps):
         x = x - np.linalg.solve(circle_jacobian(x), circle(x))
     for solver in (fp.Newton(), fp.LevenbergMarquardt()):
         sol = returned(
-            circle, CIRCLE_START, solver, jacobian=circle_jacobian, max_steps=steps, rtol=0.0
+            circle,
+            CIRCLE_START,
+            solver,
+            jacobian=circle_jacobian,
+            max_steps=steps,
+            rtol=0.0,
         )
         np.testing.assert_allclose(sol.value, x, rtol=1e-12)
 
@@ -79,9 +95,18 @@ def test_newton_takes_the_textbook_steps(steps):
 @pytest.mark.parametrize("solver", SOLVERS[:5])
 def test_an_affine_system_takes_one_step(contraction, solver):
     A, b = np.eye(6) + contraction(6, 0.8), np.arange(1.0, 7.0)
-    exact = solver if solver in DENSE else fp.NewtonKrylov(linear=solver.linear, forcing=1e-10)
+    exact = (
+        solver
+        if solver in DENSE
+        else fp.NewtonKrylov(linear=solver.linear, forcing=1e-10)
+    )
     sol = fp.root(
-        lambda x: A @ x - b, np.zeros(6), solver=exact, jacobian=lambda _: A, rtol=1e-3, atol=0.0
+        lambda x: A @ x - b,
+        np.zeros(6),
+        solver=exact,
+        jacobian=lambda _: A,
+        rtol=1e-3,
+        atol=0.0,
     )
     assert int(sol.steps) == 1
 
@@ -94,9 +119,15 @@ MINIMISER, MINIMUM = [11.4127790, -0.8968053], 48.9842537**0.5
 
 @pytest.mark.parametrize("solver", DAMPED)
 def test_descent_ends_near_a_minimiser_and_says_so(solver):
-    """In a valley where the Jacobian is singular; of the three, a trust region goes on along it."""
+    """In a valley where the Jacobian is singular; of the three, a trust region goes on
+    along it.
+    """
     sol = returned(FREUDENSTEIN.function, FREUDENSTEIN.start, solver, max_steps=300)
-    assert int(sol.status) in (Status.LINE_SEARCH_FAILED, Status.STALLED, Status.MAX_STEPS)
+    assert int(sol.status) in (
+        Status.LINE_SEARCH_FAILED,
+        Status.STALLED,
+        Status.MAX_STEPS,
+    )
     assert MINIMUM * (1 - 1e-6) <= sol.residual_norm <= 1.1 * MINIMUM
     np.testing.assert_allclose(sol.value[1], MINIMISER[1], atol=1e-3)
     if isinstance(solver, fp.LevenbergMarquardt):
@@ -131,7 +162,9 @@ def test_steps_are_bounded_entry_by_entry():
     """Newton's step from (1, 8) is (9, −4.5): its first entry is cut at half of 8."""
     F = lambda x: np.stack([x[0] - 10.0, x[1] - 3.5])
     solver = fp.Newton(line_search=False, step_bound=0.5)
-    sol = returned(F, [1.0, 8.0], solver, jacobian=lambda _: np.eye(2), max_steps=1, rtol=0.0)
+    sol = returned(
+        F, [1.0, 8.0], solver, jacobian=lambda _: np.eye(2), max_steps=1, rtol=0.0
+    )
     np.testing.assert_allclose(sol.value, [5.0, 4.0])
 
 
@@ -181,7 +214,9 @@ def test_a_square_root_at_the_edge_of_its_domain(solver):
     np.testing.assert_allclose(sol.value, 1.0 / 16.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, fp.Broyden(), fp.Anderson(), fp.SQUAREM()])
+@pytest.mark.parametrize(
+    "solver", [*SOLVERS, fp.Broyden(), fp.Anderson(), fp.SQUAREM()]
+)
 @pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError])
 def test_other_exceptions_pass_through(solver, error):
     """Raised at the first trial point, and not where differences are taken."""
@@ -226,7 +261,9 @@ def test_a_neighbour_outside_its_domain_changes_nothing(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
-    "given", [{}, {"jvp": circle_jvp}, {"jacobian": circle_jacobian}], ids=["none", "jvp", "matrix"]
+    "given",
+    [{}, {"jvp": circle_jvp}, {"jacobian": circle_jacobian}],
+    ids=["none", "jvp", "matrix"],
 )
 def test_derivatives_given_are_used_and_counted(counted, solver, given):
     F = counted(circle)
@@ -270,7 +307,9 @@ def test_a_matrix_costs_a_column_each(contraction, counted, solver):
 
 @pytest.mark.parametrize("solver", DENSE)
 def test_a_sparse_matrix_costs_its_groups_of_columns(counted, solver):
-    """Three of a tridiagonal one, and an evaluation that confirms them, after the first step."""
+    """Three of a tridiagonal one, and an evaluation that confirms them, after the first
+    step.
+    """
     problem, n, steps = problems.broyden_tridiagonal(30), 30, 3
     F = counted(problem.function)
     sol = returned(F, problem.start, solver, rtol=0.0, atol=0.0, max_steps=steps)
@@ -280,10 +319,14 @@ def test_a_sparse_matrix_costs_its_groups_of_columns(counted, solver):
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("solver", DENSE)
 def test_entries_that_were_zero_at_the_start_are_found(solver, scale):
-    """As the derivative of xy by x where y = 0, whatever the scale of its equation is."""
+    """As the derivative of xy by x where y = 0, whatever the scale of its equation
+    is.
+    """
 
     def product(x):
-        return np.concatenate([[scale * (x[0] * x[1] - 6.0), x[1] - x[0] + 1.0], x[2:] - 7.0])
+        return np.concatenate(
+            [[scale * (x[0] * x[1] - 6.0), x[1] - x[0] + 1.0], x[2:] - 7.0]
+        )
 
     def jacobian(x):
         J = np.eye(6)
@@ -292,21 +335,28 @@ def test_entries_that_were_zero_at_the_start_are_found(solver, scale):
 
     x0 = np.array([1.0, 0.0, 1.0, 2.0, 3.0, 4.0])
     sol = fp.root(product, x0, solver=solver, rtol=1e-13, atol=1e-9 * scale)
-    exact = fp.root(product, x0, solver=solver, rtol=1e-13, atol=1e-9 * scale, jacobian=jacobian)
+    exact = fp.root(
+        product, x0, solver=solver, rtol=1e-13, atol=1e-9 * scale, jacobian=jacobian
+    )
     np.testing.assert_allclose(sol.value, exact.value, rtol=1e-5)
     assert int(sol.steps) <= int(exact.steps) + 2
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("library", ["torch", "jax"])
-def test_where_the_library_differentiates_products_are_counted_apart(library, counted, solver):
+def test_where_the_library_differentiates_products_are_counted_apart(
+    library, counted, solver
+):
     xp = pytest.importorskip({"torch": "torch", "jax": "jax.numpy"}[library])
     F = lambda x: xp.stack([x[0] ** 2 + x[1] ** 2 - 4.0, x[1] - x[0] ** 2])
     start = xp.asarray(CIRCLE_START)
     sol = fp.root(F, start, solver=solver, rtol=1e-10)
     reference = fp.root(circle, CIRCLE_START, solver=solver, rtol=1e-10, jvp=circle_jvp)
     assert int(sol.steps) == int(reference.steps)
-    assert (int(sol.work.f), int(sol.work.jvp)) == (reference.work.f, reference.work.jvp)
+    assert (int(sol.work.f), int(sol.work.jvp)) == (
+        reference.work.f,
+        reference.work.jvp,
+    )
 
 
 def test_a_batch_has_a_jacobian_for_each_sample():
@@ -314,9 +364,14 @@ def test_a_batch_has_a_jacobian_for_each_sample():
     jacobian = lambda x, _: 3.0 * x[..., None] ** 2 * np.eye(2)
     for solver in SOLVERS:
         sol = fp.root(
-            lambda x, a: x**3 - a, np.ones((3, 2)), (a,), solver=solver, jacobian=jacobian,
-            batch_ndim=1, rtol=1e-10,
-        )  # fmt: skip
+            lambda x, a: x**3 - a,
+            np.ones((3, 2)),
+            (a,),
+            solver=solver,
+            jacobian=jacobian,
+            batch_ndim=1,
+            rtol=1e-10,
+        )
         np.testing.assert_allclose(sol.value, np.cbrt(a), rtol=1e-8)
 
 
@@ -332,11 +387,17 @@ def test_a_jacobian_may_be_sparse_or_an_operator(solver, kind):
     sparse = pytest.importorskip("scipy.sparse")
     linalg = pytest.importorskip("scipy.sparse.linalg")
     kinds = {
-        "csr": sparse.csr_matrix, "csc": sparse.csc_array, "operator": linalg.aslinearoperator,
-    }  # fmt: skip
+        "csr": sparse.csr_matrix,
+        "csc": sparse.csc_array,
+        "operator": linalg.aslinearoperator,
+    }
     F, jacobian, _ = diffusion(20)
     sol = fp.root(
-        F, np.zeros(20), solver=solver, jacobian=lambda u: kinds[kind](jacobian(u)), rtol=1e-9
+        F,
+        np.zeros(20),
+        solver=solver,
+        jacobian=lambda u: kinds[kind](jacobian(u)),
+        rtol=1e-9,
     )
     dense = fp.root(F, np.zeros(20), solver=solver, jacobian=jacobian, rtol=1e-9)
     np.testing.assert_allclose(sol.value, dense.value, rtol=1e-7)
@@ -370,9 +431,11 @@ def test_a_preconditioner_of_a_map_is_that_of_its_residual():
     a = np.linspace(0.0, 0.999, 30)
     settings = {"solver": fp.NewtonKrylov(), "rtol": 1e-9, "jvp": lambda _, v: a * v}
     sol = fp.fixed_point(
-        lambda z: a * z + 1.0, np.zeros(30), preconditioner=lambda _: lambda v: v / (a - 1.0),
+        lambda z: a * z + 1.0,
+        np.zeros(30),
+        preconditioner=lambda _: lambda v: v / (a - 1.0),
         **settings,
-    )  # fmt: skip
+    )
     assert sol.work.jvp == int(sol.steps)
     np.testing.assert_allclose(sol.value, 1.0 / (1.0 - a), rtol=1e-5)
 
@@ -382,7 +445,9 @@ def test_a_preconditioner_takes_containers():
     inverse = lambda _, a: lambda v: {"u": v["u"] / a, "v": v["v"] / 1e4}
     x0 = {"u": np.zeros(3), "v": np.zeros((2, 2))}
     a = np.array([1.0, 10.0, 100.0])
-    sol = fp.root(F, x0, (a,), solver=fp.NewtonKrylov(), preconditioner=inverse, rtol=1e-6)
+    sol = fp.root(
+        F, x0, (a,), solver=fp.NewtonKrylov(), preconditioner=inverse, rtol=1e-6
+    )
     np.testing.assert_allclose(sol.value["u"], 1.0 / a, rtol=1e-4)
     np.testing.assert_allclose(sol.value["v"], 1e-4, rtol=1e-4)
 
@@ -392,7 +457,9 @@ def test_a_preconditioner_takes_containers():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_double_root_is_reached_slowly(solver):
-    sol = fp.root(lambda x: (x - 1.0) ** 2, np.array([3.0]), solver=solver, rtol=1e-8, atol=0.0)
+    sol = fp.root(
+        lambda x: (x - 1.0) ** 2, np.array([3.0]), solver=solver, rtol=1e-8, atol=0.0
+    )
     assert abs(sol.value[0] - 1.0) <= 2.1e-4
 
 
@@ -401,7 +468,11 @@ def test_a_singular_jacobian_is_solved_in_the_least_squares_sense(solver):
     """x + y = 2 twice: the nearest point of the line of roots."""
     F = lambda x: np.stack([x[0] + x[1] - 2.0, x[0] + x[1] - 2.0])
     sol = fp.root(
-        F, np.array([3.0, 1.0]), solver=solver, jacobian=lambda _: np.ones((2, 2)), rtol=1e-9
+        F,
+        np.array([3.0, 1.0]),
+        solver=solver,
+        jacobian=lambda _: np.ones((2, 2)),
+        rtol=1e-9,
     )
     np.testing.assert_allclose(sol.value, [2.0, 0.0], atol=1e-6)
 
@@ -409,9 +480,13 @@ def test_a_singular_jacobian_is_solved_in_the_least_squares_sense(solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_where_the_jacobian_is_zero_no_step_is_claimed(solver):
     """x² + 1 at its minimum."""
-    sol = returned(lambda x: x**2 + 1.0, [0.0, 0.0], solver, jacobian=lambda x: 2.0 * np.diag(x))
+    sol = returned(
+        lambda x: x**2 + 1.0, [0.0, 0.0], solver, jacobian=lambda x: 2.0 * np.diag(x)
+    )
     assert not bool(sol.converged)
-    np.testing.assert_allclose(sol.residual_norm, np.linalg.norm(sol.value**2 + 1.0), rtol=1e-14)
+    np.testing.assert_allclose(
+        sol.residual_norm, np.linalg.norm(sol.value**2 + 1.0), rtol=1e-14
+    )
 
 
 @pytest.mark.parametrize("linear", [fp.GMRES(), fp.BiCGStab(), fp.ConjugateGradient()])
@@ -443,7 +518,9 @@ def test_a_direction_without_descent_is_a_line_search_that_failed(solver):
 
 @dataclass(frozen=True, kw_only=True)
 class Inexact(LinearSolver):
-    """Solves a diagonal system to a given part of what is asked, and keeps what was asked."""
+    """Solves a diagonal system to a given part of what is asked, and keeps what was
+    asked.
+    """
 
     asked: list = field(default_factory=list, compare=False)
 
@@ -461,14 +538,22 @@ def forced(rtol=0.0, **settings):
     solver = fp.NewtonKrylov(linear=Inexact(), **settings)
     F = lambda x: np.exp(x) - np.array([1.0, 2.0, 5.0])
     sol = fp.root(
-        F, np.full(3, 2.0), solver=solver, jvp=lambda x, v: np.exp(x) * v, rtol=rtol,
-        max_steps=10, record=True, on_failure="return",
-    )  # fmt: skip
+        F,
+        np.full(3, 2.0),
+        solver=solver,
+        jvp=lambda x, v: np.exp(x) * v,
+        rtol=rtol,
+        max_steps=10,
+        record=True,
+        on_failure="return",
+    )
     norms = sol.trace.residual_norm[: int(sol.steps) + 1]
     return np.array(solver.linear.asked) / norms[:-1], norms
 
 
-@pytest.mark.parametrize("settings", [{}, {"forcing": 0.9, "gamma": 0.5}, {"forcing_max": 0.3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"forcing": 0.9, "gamma": 0.5}, {"forcing_max": 0.3}]
+)
 def test_forcing_terms_are_eisenstat_and_walkers(settings):
     eta, norms = forced(**settings)
     gamma, largest = settings.get("gamma", 0.9), settings.get("forcing_max", 0.9)
@@ -493,11 +578,13 @@ def test_inexact_steps_save_products():
     settings = {"jvp": problem.jvp, "rtol": 1e-8, "atol": 0.0}
     work = [
         fp.root(
-            problem.function, problem.start,
-            solver=fp.NewtonKrylov(forcing=forcing, forcing_max=forcing), **settings,
+            problem.function,
+            problem.start,
+            solver=fp.NewtonKrylov(forcing=forcing, forcing_max=forcing),
+            **settings,
         ).work.jvp
         for forcing in (0.5, 1e-10)
-    ]  # fmt: skip
+    ]
     assert work[0] < work[1]
 
 
@@ -508,9 +595,13 @@ def test_a_trust_region_bounds_the_first_step():
     """‖Dd‖ ≤ Δ, with D the norms of the columns and Δ a multiple of ‖Dx₀‖."""
     x0, radius = CIRCLE_START, 0.01
     sol = returned(
-        circle, x0, fp.LevenbergMarquardt(radius=radius), jacobian=circle_jacobian, max_steps=1,
+        circle,
+        x0,
+        fp.LevenbergMarquardt(radius=radius),
+        jacobian=circle_jacobian,
+        max_steps=1,
         rtol=0.0,
-    )  # fmt: skip
+    )
     D = np.linalg.norm(circle_jacobian(x0), axis=0)
     length = np.linalg.norm(D * (sol.value - x0))
     bound = radius * np.linalg.norm(D * x0)
@@ -521,9 +612,13 @@ def test_a_step_within_the_region_is_that_of_the_damped_normal_equations():
     x0 = CIRCLE_START
     J, F = circle_jacobian(x0), circle(x0)
     sol = returned(
-        circle, x0, fp.LevenbergMarquardt(radius=0.01), jacobian=circle_jacobian, max_steps=1,
+        circle,
+        x0,
+        fp.LevenbergMarquardt(radius=0.01),
+        jacobian=circle_jacobian,
+        max_steps=1,
         rtol=0.0,
-    )  # fmt: skip
+    )
     d, squares = sol.value - x0, np.sum(J * J, axis=0)
     multipliers = -(J.T @ (J @ d + F)) / (squares * d)
     assert multipliers[0] > 0.0
@@ -534,11 +629,16 @@ def test_a_step_within_the_region_is_that_of_the_damped_normal_equations():
 def test_the_trust_region_does_not_depend_on_the_scale_of_an_unknown(scale):
     """Scaled unknowns take scaled steps (Moré)."""
     units = np.array([1.0, scale])
-    plain = returned(circle, CIRCLE_START, fp.LevenbergMarquardt(), max_steps=3, rtol=0.0)
+    plain = returned(
+        circle, CIRCLE_START, fp.LevenbergMarquardt(), max_steps=3, rtol=0.0
+    )
     scaled = returned(
-        lambda y: circle(y / units), CIRCLE_START * units, fp.LevenbergMarquardt(), max_steps=3,
+        lambda y: circle(y / units),
+        CIRCLE_START * units,
+        fp.LevenbergMarquardt(),
+        max_steps=3,
         rtol=0.0,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(scaled.value / units, plain.value, rtol=1e-5)
 
 
@@ -546,7 +646,10 @@ def test_the_trust_region_does_not_depend_on_the_scale_of_an_unknown(scale):
 def test_pseudo_transient_steps_are_those_of_linearly_implicit_euler(steps):
     """(I/δ + F′) d = −F, and δ goes with the inverse of ‖F‖."""
     A = np.array([[2.0, 1.0], [0.0, 3.0]])
-    F, jacobian = (lambda x: A @ x + 0.1 * x**3 - 1.0), (lambda x: A + np.diag(0.3 * x**2))
+    F, jacobian = (
+        (lambda x: A @ x + 0.1 * x**3 - 1.0),
+        (lambda x: A + np.diag(0.3 * x**2)),
+    )
     x = np.array([1.0, 2.0])
     delta = 0.5 * np.linalg.norm(x) / np.linalg.norm(F(x))
     solver = fp.PseudoTransient(time_step=0.5, rtol=1e-12)
@@ -574,11 +677,18 @@ def test_pseudo_transient_continuation_stays_in_the_basin_of_its_flow():
 def test_complex_roots(solver):
     """In the complex numbers as a plane, z² = c."""
     c = np.array([3.0 + 4.0j, -2.0 + 0.5j])
-    sol = fp.root(lambda z: z**2 - c, np.array([1.0 + 0.5j, 0.5 + 1.0j]), solver=solver, rtol=1e-10)
+    sol = fp.root(
+        lambda z: z**2 - c,
+        np.array([1.0 + 0.5j, 0.5 + 1.0j]),
+        solver=solver,
+        rtol=1e-10,
+    )
     np.testing.assert_allclose(sol.value, np.sqrt(c), rtol=1e-8)
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, fp.NewtonKrylov(linear=fp.ConjugateGradient())])
+@pytest.mark.parametrize(
+    "solver", [*SOLVERS, fp.NewtonKrylov(linear=fp.ConjugateGradient())]
+)
 def test_containers_of_mixed_precision(solver):
     """The function sees each leaf in its own precision."""
 

@@ -1,4 +1,6 @@
-"""Operators: closed forms, the residual that is tested, and what an evaluation costs."""
+"""Operators: closed forms, the residual that is tested, and what an evaluation
+costs.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,9 @@ def test_map_takes_arguments():
 
 @pytest.mark.parametrize("damping", [0.1, 1.0, 1.9])
 def test_damp(damping):
-    check(Map(half).damped(damping).evaluate(Z), Z + damping * (half(Z) - Z), half(Z) - Z)
+    check(
+        Map(half).damped(damping).evaluate(Z), Z + damping * (half(Z) - Z), half(Z) - Z
+    )
 
 
 def test_damping_twice_multiplies():
@@ -62,7 +66,9 @@ def test_compose_is_associative():
 
 def test_an_operator_is_callable(xp_case):
     z = xp_case.asarray(Z)
-    np.testing.assert_array_equal(xp_case.to_numpy(Map(half).damped(0.5)(z)), 0.75 * Z + 0.5)
+    np.testing.assert_array_equal(
+        xp_case.to_numpy(Map(half).damped(0.5)(z)), 0.75 * Z + 0.5
+    )
 
 
 def test_containers(xp_case):
@@ -70,7 +76,9 @@ def test_containers(xp_case):
     evaluation = operator.evaluate(xp_case.tree({"a": Z, "b": [Z]}))
     np.testing.assert_array_equal(xp_case.to_numpy(evaluation.image["a"]), 0.75 * Z)
     np.testing.assert_array_equal(xp_case.to_numpy(evaluation.image["b"][0]), Z + 0.5)
-    np.testing.assert_array_equal(xp_case.to_numpy(evaluation.residual["b"][0]), np.ones(3))
+    np.testing.assert_array_equal(
+        xp_case.to_numpy(evaluation.residual["b"][0]), np.ones(3)
+    )
 
 
 @pytest.mark.parametrize("damping", [0.0, -1.0, 2.1])
@@ -93,7 +101,9 @@ def test_operators_evaluate_their_map_once(counted):
 
 def test_joint_shares_its_work(counted):
     shared = counted(lambda state: state["u"] + state["v"])
-    joint = Joint(shared, {"u": Map(lambda _, s: s / 4), "v": Map(lambda _, s: s / 2 + 1)})
+    joint = Joint(
+        shared, {"u": Map(lambda _, s: s / 4), "v": Map(lambda _, s: s / 2 + 1)}
+    )
     evaluation = joint.evaluate({"u": Z, "v": 2 * Z})
     assert shared.calls == 1
     np.testing.assert_array_equal(evaluation.image["u"], 0.75 * Z)
@@ -147,7 +157,9 @@ USER = {"vjp": affine_vjp, "loss_gradient": loss_gradient}
 
 
 def exact():
-    """The solution by elimination: z = Sx with S = (I − A)⁻¹B, μ = (I − Aᵀ)⁻¹(z − y)."""
+    """The solution by elimination: z = Sx with S = (I − A)⁻¹B, μ = (I − Aᵀ)⁻¹(z −
+    y).
+    """
     S = np.linalg.solve(np.eye(2) - A, B)
     x = np.linalg.solve(S.T @ S + C * np.eye(3), S.T @ Y)
     z = S @ x
@@ -161,7 +173,11 @@ def start():
 def solve_augmented(case, project=None, **settings):
     user = USER if case.name in ("numpy", "strict") else {}
     joint = augmented(affine, loss, step_size=0.15, project=project, **user)
-    settings = {"solver": fp.Anderson(memory=7), "rtol": 1e-11, "max_steps": 300} | settings
+    settings = {
+        "solver": fp.Anderson(memory=7),
+        "rtol": 1e-11,
+        "max_steps": 300,
+    } | settings
     return case.solve(joint, start(), ((A, B), Y), **settings)
 
 
@@ -177,15 +193,23 @@ def test_augmented_iterates_agree(jit_case, numpy_case):
     here, there = (solve_augmented(case, **settings) for case in (jit_case, numpy_case))
     for name in NAMES:
         np.testing.assert_allclose(
-            jit_case.to_numpy(here.value[name]), there.value[name], rtol=1e-9, atol=1e-11
+            jit_case.to_numpy(here.value[name]),
+            there.value[name],
+            rtol=1e-9,
+            atol=1e-11,
         )
 
 
 def test_augmented_with_a_projection(jit_case):
-    """At the solution no feasible direction descends: x = Π(x − ∇ₓL) with a gradient afresh."""
+    """At the solution no feasible direction descends: x = Π(x − ∇ₓL) with a gradient
+    afresh.
+    """
     bound = 0.2
     sol = solve_augmented(
-        jit_case, lambda x: jit_case.xp.clip(x, -bound, bound), solver=fp.Picard(), max_steps=3000
+        jit_case,
+        lambda x: jit_case.xp.clip(x, -bound, bound),
+        solver=fp.Picard(),
+        max_steps=3000,
     )
     x = jit_case.to_numpy(sol.value["x"])
     z = np.linalg.solve(np.eye(2) - A, B @ x)
@@ -231,11 +255,19 @@ def test_one_unsatisfied_block_is_no_solution(wrong):
 
 
 def test_lagrangian():
-    state = {"z": np.array([1.0, 2.0]), "mu": np.array([-1.0, 3.0]), "x": np.array([1.0, 0.0, 2.0])}
+    state = {
+        "z": np.array([1.0, 2.0]),
+        "mu": np.array([-1.0, 3.0]),
+        "x": np.array([1.0, 0.0, 2.0]),
+    }
     linear = Lagrangian(affine, loss, affine_vjp, loss_gradient)(state, (A, B), Y)
     np.testing.assert_allclose(linear.value, A @ state["z"] + B @ state["x"])
-    np.testing.assert_allclose(linear.state_gradient, A.T @ state["mu"] + state["z"] - Y)
-    np.testing.assert_allclose(linear.input_gradient, B.T @ state["mu"] + C * state["x"])
+    np.testing.assert_allclose(
+        linear.state_gradient, A.T @ state["mu"] + state["z"] - Y
+    )
+    np.testing.assert_allclose(
+        linear.input_gradient, B.T @ state["mu"] + C * state["x"]
+    )
     assert linear.objective == pytest.approx(loss(state["z"], state["x"], Y, None))
 
 
@@ -307,7 +339,12 @@ def count_jax(case, steps, solver):
     return counts
 
 
-COUNTERS = {"numpy": count_numpy, "strict": count_numpy, "torch": count_torch, "jax": count_jax}
+COUNTERS = {
+    "numpy": count_numpy,
+    "strict": count_numpy,
+    "torch": count_torch,
+    "jax": count_jax,
+}
 
 
 @pytest.mark.parametrize("solver", [fp.Picard(), fp.Anderson(memory=3)])
@@ -337,7 +374,13 @@ def test_a_batch_of_augmented_systems(name):
     z0 = {key: asarray(np.zeros((3, leaf.size))) for key, leaf in start().items()}
     args = ((asarray(A), asarray(B)), asarray(targets))
     sol = fp.fixed_point(
-        joint, z0, args, batch_ndim=1, rtol=1e-10, atol=1e-12, solver=fp.Anderson(memory=7)
+        joint,
+        z0,
+        args,
+        batch_ndim=1,
+        rtol=1e-10,
+        atol=1e-12,
+        solver=fp.Anderson(memory=7),
     )
     x = exact()["x"]
     np.testing.assert_allclose(

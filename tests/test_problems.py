@@ -1,4 +1,6 @@
-"""The problem library: the published systems, maps that converge, the same on every library."""
+"""The problem library: the published systems, maps that converge, the same on every
+library.
+"""
 
 import jax
 import numpy as np
@@ -13,7 +15,9 @@ ALL = [*ROOTS, *problems.large_systems(30), *MAPS]
 
 
 def by_name(group):
-    return pytest.mark.parametrize("problem", group, ids=lambda p: f"{p.name}-{p.start.size}")
+    return pytest.mark.parametrize(
+        "problem", group, ids=lambda p: f"{p.name}-{p.start.size}"
+    )
 
 
 def jacobian(function, x):
@@ -114,7 +118,8 @@ def boundary_value(x):
     n, h = len(x), 1 / (len(x) + 1)
     u = [0, *x, 0]
     return [
-        2 * u[i] - u[i - 1] - u[i + 1] + h**2 * (u[i] + i * h + 1) ** 3 / 2 for i in range(1, n + 1)
+        2 * u[i] - u[i - 1] - u[i + 1] + h**2 * (u[i] + i * h + 1) ** 3 / 2
+        for i in range(1, n + 1)
     ]
 
 
@@ -162,9 +167,12 @@ PRINTED = {
     9: boundary_value,
     10: integral_equation,
     11: lambda x: [
-        len(x) - sum(np.cos(x)) + i * (1 - np.cos(v)) - np.sin(v) for i, v in enumerate(x, 1)
+        len(x) - sum(np.cos(x)) + i * (1 - np.cos(v)) - np.sin(v)
+        for i, v in enumerate(x, 1)
     ],
-    12: lambda x: x - 1 + np.arange(1, 11) * ((s := np.arange(1, 11) @ (x - 1)) + 2 * s**3),
+    12: lambda x: (
+        x - 1 + np.arange(1, 11) * ((s := np.arange(1, 11) @ (x - 1)) + 2 * s**3)
+    ),
     13: lambda x: [
         (3 - 2 * u) * u - before - 2 * after + 1
         for before, u, after in zip([0, *x[:-1]], x, [*x[1:], 0], strict=True)
@@ -204,7 +212,9 @@ def test_systems_are_as_printed(problem):
 def test_known_solutions_solve(problem):
     for root in problem.roots:
         assert root.shape == problem.start.shape
-        assert np.abs(problem.residual(root)).max() <= 1e-11 * max(1.0, np.abs(root).max())
+        assert np.abs(problem.residual(root)).max() <= 1e-11 * max(
+            1.0, np.abs(root).max()
+        )
 
 
 @by_name([p for p in problems.systems() if p.number in {9, 10, 13, 14, 23}])
@@ -241,12 +251,16 @@ def test_the_integral_equation_has_the_root_of_the_boundary_value_problem():
 @pytest.mark.parametrize("albedo", [0.5, 0.9, 0.999])
 def test_h_has_the_mean_of_the_continuous_equation(albedo):
     root = newton(problems.chandrasekhar(50, albedo))
-    assert root.mean() == pytest.approx(2 * (1 - np.sqrt(1 - albedo)) / albedo, rel=1e-12)
+    assert root.mean() == pytest.approx(
+        2 * (1 - np.sqrt(1 - albedo)) / albedo, rel=1e-12
+    )
 
 
 def test_wood_is_the_gradient_of_its_function():
     def objective(x):
-        far = 10.1 * ((x[1] - 1) ** 2 + (x[3] - 1) ** 2) + 19.8 * (x[1] - 1) * (x[3] - 1)
+        far = 10.1 * ((x[1] - 1) ** 2 + (x[3] - 1) ** 2) + 19.8 * (x[1] - 1) * (
+            x[3] - 1
+        )
         first, second = 100 * (x[1] - x[0] ** 2) ** 2, 90 * (x[3] - x[2] ** 2) ** 2
         return np.stack([first + second + (1 - x[0]) ** 2 + (1 - x[2]) ** 2 + far])
 
@@ -270,7 +284,9 @@ def test_the_quotient_of_sample_18_and_its_derivative_are_right_on_the_axes():
 
 def test_the_helix_is_smooth_at_its_start():
     problem = problems.helical_valley()
-    above, below = (problem.function(np.array([-1.0, side, 0.0])) for side in (1e-9, -1e-9))
+    above, below = (
+        problem.function(np.array([-1.0, side, 0.0])) for side in (1e-9, -1e-9)
+    )
     np.testing.assert_allclose(above, below, atol=1e-6)
 
 
@@ -288,7 +304,9 @@ def test_large_systems_have_the_size_asked_for(n):
 def test_bratu_is_the_five_point_laplacian():
     n, t = 12, np.arange(1, 13) / 13
     mode = np.outer(np.sin(np.pi * t), np.sin(2 * np.pi * t))
-    eigenvalue = 4 * (n + 1) ** 2 * (np.sin(np.pi / 26) ** 2 + np.sin(2 * np.pi / 26) ** 2)
+    eigenvalue = (
+        4 * (n + 1) ** 2 * (np.sin(np.pi / 26) ** 2 + np.sin(2 * np.pi / 26) ** 2)
+    )
     np.testing.assert_allclose(
         problems.bratu(n, parameter=0.0).function(mode), eigenvalue * mode, atol=1e-11
     )
@@ -301,12 +319,15 @@ def test_bratu_knows_its_derivative(xp_case):
     ours = xp_case.to_numpy(problem.jvp(xp_case.asarray(u), xp_case.asarray(v)))
     np.testing.assert_allclose(ours, exact, rtol=1e-12, atol=1e-10)
     np.testing.assert_array_equal(
-        problems.bratu_jvp(u, v, parameter=0.0), problems.bratu(12, parameter=0.0).function(v)
+        problems.bratu_jvp(u, v, parameter=0.0),
+        problems.bratu(12, parameter=0.0).function(v),
     )
 
 
 def test_both_bratu_maps_find_the_root():
-    ours = [iterate(p) for p in (problems.bratu_jacobi_map(), problems.bratu_poisson_map())]
+    ours = [
+        iterate(p) for p in (problems.bratu_jacobi_map(), problems.bratu_poisson_map())
+    ]
     np.testing.assert_allclose(*ours, atol=1e-7)
     assert np.abs(problems.bratu(16).function(ours[1])).max() <= 1e-7
 
@@ -363,14 +384,18 @@ def test_networks_have_the_norm_asked_for(norm):
 
 @by_name(ALL)
 def test_every_library_agrees(problem, jit_case):
-    function = jax.jit(problem.function) if jit_case.name == "jax-jit" else problem.function
+    function = (
+        jax.jit(problem.function) if jit_case.name == "jax-jit" else problem.function
+    )
     shift = 0.1 * np.random.default_rng(0).random(problem.start.shape)
     for point in (problem.start, problem.start + shift):
         expected = problem.function(point)
         value = function(jit_case.asarray(point))
         assert value.dtype == jit_case.asarray(point).dtype
         scale = np.abs(expected).max()
-        np.testing.assert_allclose(jit_case.to_numpy(value), expected, rtol=0, atol=1e-12 * scale)
+        np.testing.assert_allclose(
+            jit_case.to_numpy(value), expected, rtol=0, atol=1e-12 * scale
+        )
 
 
 @by_name(ALL)

@@ -1,4 +1,6 @@
-"""The command line of the tasks: settings, training, checkpoints, and several processes."""
+"""The command line of the tasks: settings, training, checkpoints, and several
+processes.
+"""
 
 import csv
 import os
@@ -82,7 +84,9 @@ def leaves(content):
 
 
 def assert_same_checkpoints(one, two):
-    pair = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (one, two))
+    pair = (
+        torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (one, two)
+    )
     for a, b in zip(*map(leaves, pair), strict=True):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
@@ -153,7 +157,9 @@ def interrupted(run, method, call):
         run.train(progress=False)
 
 
-@pytest.mark.parametrize(("method", "call"), [("_step", 5), ("_step", 7), ("save", 2), ("save", 1)])
+@pytest.mark.parametrize(
+    ("method", "call"), [("_step", 5), ("_step", 7), ("save", 2), ("save", 1)]
+)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, call, tmp_path):
     toy_run(tmp_path / "one").train(progress=False)
     interrupted(toy_run(tmp_path / "two"), method, call)
@@ -211,7 +217,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         run.train(progress=False)
     run.save()
     run.name = "other"
-    with pytest.raises(CheckpointError, match="a checkpoint of 'toy', expected 'other'"):
+    with pytest.raises(
+        CheckpointError, match="a checkpoint of 'toy', expected 'other'"
+    ):
         run.train(progress=False)
 
 
@@ -231,7 +239,9 @@ def test_a_gradient_that_is_not_finite_ends_training(tmp_path):
 
 def test_gradients_are_clipped_and_the_rate_falls(tmp_path):
     run = toy_run(tmp_path, rate=1e3)
-    run.config = replace(run.config, training=Training(epochs=3, clip=1e-3, learning_rate=0.1))
+    run.config = replace(
+        run.config, training=Training(epochs=3, clip=1e-3, learning_rate=0.1)
+    )
     run.train(progress=False)
     gradients = [parameter.grad for parameter in run.experiment.module.parameters()]
     assert torch.nn.utils.get_total_norm(gradients) < 1.001e-3
@@ -274,7 +284,9 @@ def test_without_tensorboard_there_is_the_table(tmp_path, monkeypatch, capsys):
 
 
 def test_tensorboard_gets_every_epoch(tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     toy_run(tmp_path).train(progress=False)
     found = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in found.Scalars("loss")] == [1, 2, 3]
@@ -282,7 +294,10 @@ def test_tensorboard_gets_every_epoch(tmp_path):
 
 def test_parts_of_a_batch_are_all_of_it():
     toy = Toy(ToySettings(), torch.device("cpu"))
-    batch = {"image": torch.arange(7), "pair": (torch.arange(14).reshape(7, 2), torch.tensor(3))}
+    batch = {
+        "image": torch.arange(7),
+        "pair": (torch.arange(14).reshape(7, 2), torch.tensor(3)),
+    }
     parts = [toy.part(batch, rank, 3) for rank in range(3)]
     assert [toy.count(part) for part in parts] == [2, 2, 3]
     assert torch.equal(torch.cat([part["image"] for part in parts]), batch["image"])
@@ -324,13 +339,21 @@ class Outer:
 
 def test_settings_are_built():
     content = {
-        "number": 2, "rate": None, "sizes": [2, 3], "inner": {"kind": "b"},
-        "more": [{"kind": "b"}, {}], "folder": "a/b",
-    }  # fmt: skip
+        "number": 2,
+        "rate": None,
+        "sizes": [2, 3],
+        "inner": {"kind": "b"},
+        "more": [{"kind": "b"}, {}],
+        "folder": "a/b",
+    }
     expected = Outer(
-        number=2, rate=None, sizes=(2, 3), inner=Inner(kind="b"), more=(Inner(kind="b"), Inner()),
+        number=2,
+        rate=None,
+        sizes=(2, 3),
+        inner=Inner(kind="b"),
+        more=(Inner(kind="b"), Inner()),
         folder=Path("a/b"),
-    )  # fmt: skip
+    )
     assert build(Outer, content) == expected
     assert build(Outer, plain(expected)) == expected
     assert isinstance(build(Outer, {"number": 1, "rate": 0.5}).rate, float)
@@ -340,21 +363,36 @@ def test_settings_are_built():
     ("content", "message"),
     [
         ({}, "number: missing"),
-        ({"number": 1, "nmae": 2}, "nmae: unknown key, expected one of number, rate, flag, name"),
+        (
+            {"number": 1, "nmae": 2},
+            "nmae: unknown key, expected one of number, rate, flag, name",
+        ),
         ({"number": 0}, "number: expected an integer of at least 1, got 0"),
         ({"number": 1.5}, "number: expected an integer of at least 1, got 1.5"),
         ({"number": True}, "number: expected an integer of at least 1, got True"),
         ({"number": None}, "number: expected an integer of at least 1, got None"),
-        ({"number": 1, "rate": 0}, "rate: expected a number of more than 0 and less than 1, got 0"),
+        (
+            {"number": 1, "rate": 0},
+            "rate: expected a number of more than 0 and less than 1, got 0",
+        ),
         ({"number": 1, "rate": float("nan")}, "rate: expected a number of .*, got nan"),
         ({"number": 1, "rate": "fast"}, "rate: expected a number of .*, got 'fast'"),
         ({"number": 1, "flag": 1}, "flag: expected true or false, got 1"),
         ({"number": 1, "name": 1}, "name: expected a string, got 1"),
         ({"number": 1, "sizes": 3}, "sizes: expected a list, got 3"),
-        ({"number": 1, "sizes": [3, 10]}, r"sizes\[1\]: expected an integer .*at most 9, got 10"),
-        ({"number": 1, "inner": {"kind": "c"}}, "inner.kind: expected one of a, b, got 'c'"),
+        (
+            {"number": 1, "sizes": [3, 10]},
+            r"sizes\[1\]: expected an integer .*at most 9, got 10",
+        ),
+        (
+            {"number": 1, "inner": {"kind": "c"}},
+            "inner.kind: expected one of a, b, got 'c'",
+        ),
         ({"number": 1, "inner": 4}, "inner: expected keys and values, got 4"),
-        ({"number": 1, "more": [{}, {"x": 1}]}, r"more\[1\]\.x: unknown key, expected .* kind"),
+        (
+            {"number": 1, "more": [{}, {"x": 1}]},
+            r"more\[1\]\.x: unknown key, expected .* kind",
+        ),
         ({"number": 1, "name": "bad"}, "name: cannot be bad"),
         ({"number": "x" * 99}, "number: expected .{0,100}$"),
     ],
@@ -372,11 +410,20 @@ def test_errors_name_the_key(content, message):
         ("a: [1", "not a YAML file"),
         ("task: generative\ntask: generative", "the key 'task' is there twice"),
         ("task: inverse", "task: expected 'generative', got 'inverse'"),
-        ("task: generative\ntraining: {epochs: 0}", "training.epochs: expected an integer"),
+        (
+            "task: generative\ntraining: {epochs: 0}",
+            "training.epochs: expected an integer",
+        ),
         ("task: generative\nimages: {name: digits}", "network: missing"),
         (TINY.replace("name: digits", "name: mnist"), "images: folder: missing"),
-        (TINY.replace("latent: 2", "latent: -2"), "network.latent: expected an integer"),
-        (TINY.replace("1e-2", "0"), "training.learning_rate: expected a number of more than 0"),
+        (
+            TINY.replace("latent: 2", "latent: -2"),
+            "network.latent: expected an integer",
+        ),
+        (
+            TINY.replace("1e-2", "0"),
+            "training.learning_rate: expected a number of more than 0",
+        ),
         (TINY + "solve: {warm: all}", "the key 'solve' is there twice"),
         (TINY.replace("steps: 6", "steps: 6, warm: all"), "solve: warm: expected none"),
         (TINY.replace("dense", "mdeq") + "seed: 0", "network.side: expected a divisor"),
@@ -413,13 +460,22 @@ def test_an_unknown_name_lists_those_that_come_along(tmp_path):
 
 
 def test_a_file_in_place_of_the_folder(config):
-    assert "there is a file" in refuse("train", "generative", "--config", config,
-                                       "--output", config)  # fmt: skip
+    assert "there is a file" in refuse(
+        "train", "generative", "--config", config, "--output", config
+    )
 
 
 def test_amp_of_a_task_that_does_not_use_it(config, tmp_path, monkeypatch):
     monkeypatch.setattr(Generative, "mixed", False)
-    arguments = ("train", "generative", "--config", config, "--output", tmp_path / "out", "--amp")
+    arguments = (
+        "train",
+        "generative",
+        "--config",
+        config,
+        "--output",
+        tmp_path / "out",
+        "--amp",
+    )
     assert "--amp" in refuse(*arguments)
 
 
@@ -449,8 +505,11 @@ def test_train_evaluate_and_sample(config, tmp_path):
     pictures = succeed("sample", *arguments).output.split()
     assert all(Path(picture).is_file() for picture in pictures)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
-        "checkpoint.pt", "metrics.csv", "evaluation.json", "samples.png",
-    }  # fmt: skip
+        "checkpoint.pt",
+        "metrics.csv",
+        "evaluation.json",
+        "samples.png",
+    }
     assert "written with other settings (seed: 0, now 1)" in refuse(
         "evaluate", *arguments, "--seed", 1
     )
@@ -460,8 +519,18 @@ def test_train_evaluate_and_sample(config, tmp_path):
 def test_everything_follows_from_the_seed(config, tmp_path):
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         torch.manual_seed(sum(map(ord, name)))
-        succeed("train", "generative", "--config", config, "--output", tmp_path / name,
-                "--seed", seed, "--epochs", 1)  # fmt: skip
+        succeed(
+            "train",
+            "generative",
+            "--config",
+            config,
+            "--output",
+            tmp_path / name,
+            "--seed",
+            seed,
+            "--epochs",
+            1,
+        )
     assert_same_checkpoints(tmp_path / "one", tmp_path / "two")
     assert rows(tmp_path / "one")[0]["loss"] != rows(tmp_path / "three")[0]["loss"]
 
@@ -476,17 +545,28 @@ def test_the_folder_is_named_after_the_settings(config, tmp_path, monkeypatch):
 def test_two_processes_train_as_one(tmp_path):
     config = tmp_path / "joint.yaml"
     config.write_text(JOINT)
-    command = ("-m", "fixedpoint_models", "train", "generative", "--config", str(config))
+    command = (
+        "-m",
+        "fixedpoint_models",
+        "train",
+        "generative",
+        "--config",
+        str(config),
+    )
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     ran = subprocess.run(
         [sys.executable, *torchrun, *command, "--output", str(tmp_path / "two")],
-        check=False, env=environment, capture_output=True, timeout=240,
-    )  # fmt: skip
+        check=False,
+        env=environment,
+        capture_output=True,
+        timeout=240,
+    )
     assert ran.returncode == 0, ran.stderr.decode()[-4000:]
     succeed(*command[2:], "--output", tmp_path / "one")
     one, two = (
-        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two")
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("one", "two")
     )
     assert one["experiment"].pop("images") == two["experiment"].pop("images")
     for key in ("module", "experiment"):

@@ -11,9 +11,16 @@ import fixedpoint as fp
 
 # Those whose iterates do not change when F alone is scaled.
 NEWTON = [
-    "broyden", "broyden-bad", "newton", "newton-bounded", "levenberg", "krylov", "krylov-bicgstab",
-    "krylov-cg", "pseudo",
-]  # fmt: skip
+    "broyden",
+    "broyden-bad",
+    "newton",
+    "newton-bounded",
+    "levenberg",
+    "krylov",
+    "krylov-bicgstab",
+    "krylov-cg",
+    "pseudo",
+]
 FIRST_ORDER = [
     fp.Picard(),
     fp.Picard(damping=0.7),
@@ -32,9 +39,14 @@ def test_iterates_scale_exactly(xp_case, contraction, solver, power, seed, max_s
 
     def solve(factor):
         return xp_case.solve(
-            lambda z, A, b: A @ z + b, factor * z0, (A, factor * b),
-            solver=solver, rtol=1e-8, atol=0.0, max_steps=max_steps,
-        )  # fmt: skip
+            lambda z, A, b: A @ z + b,
+            factor * z0,
+            (A, factor * b),
+            solver=solver,
+            rtol=1e-8,
+            atol=0.0,
+            max_steps=max_steps,
+        )
 
     plain, scaled = solve(1.0), solve(scale)
     np.testing.assert_array_equal(
@@ -47,16 +59,24 @@ def test_iterates_scale_exactly(xp_case, contraction, solver, power, seed, max_s
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
 @pytest.mark.parametrize("power", [-40, -7, 40])
-def test_samples_of_a_batch_scale_each_by_themselves(xp_case, contraction, solver, power):
+def test_samples_of_a_batch_scale_each_by_themselves(
+    xp_case, contraction, solver, power
+):
     A = contraction(5, 0.9)
     b = np.random.default_rng(1).standard_normal(5)
     rows = np.stack([b, 2.0**power * b])
     f = lambda z, A, b: xp_case.xp.sum(A * z[:, None, :], axis=-1) + b
     for max_steps in range(1, 9):
         sol = xp_case.solve(
-            f, 0 * rows, (A, rows), solver=solver, rtol=0.0, atol=0.0,
-            max_steps=max_steps, batch_ndim=1,
-        )  # fmt: skip
+            f,
+            0 * rows,
+            (A, rows),
+            solver=solver,
+            rtol=0.0,
+            atol=0.0,
+            max_steps=max_steps,
+            batch_ndim=1,
+        )
         one, other = xp_case.to_numpy(sol.value)
         np.testing.assert_array_equal(other, 2.0**power * one)
 
@@ -71,7 +91,9 @@ def scaled_iterates(case, f, z0, args, scale, factor=1.0, **settings):
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-def test_iterates_of_every_solver_scale_exactly(eager_case, contraction, layer, solver, by):
+def test_iterates_of_every_solver_scale_exactly(
+    eager_case, contraction, layer, solver, by
+):
     """Also where the products are difference quotients."""
     f, A = layer(eager_case.xp, by is fp.root), contraction(4, 1.3, 2)
     b, z0 = np.random.default_rng(2).standard_normal((2, 4))
@@ -115,7 +137,13 @@ def test_every_sample_scales_by_itself(eager_case, contraction, layer, solver):
 def test_samples_scale_under_jit(contraction, layer, solver):
     f, A = layer(jnp), contraction(4, 0.9, 2)
     b, z0 = np.random.default_rng(2).standard_normal((2, 4))
-    settings = {"solver": solver, "batch_ndim": 1, "rtol": 0.0, "atol": 0.0, "max_steps": 3}
+    settings = {
+        "solver": solver,
+        "batch_ndim": 1,
+        "rtol": 0.0,
+        "atol": 0.0,
+        "max_steps": 3,
+    }
 
     @jax.jit
     def call(s):

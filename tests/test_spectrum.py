@@ -61,14 +61,19 @@ MATRICES = {
     "one entry": (padded([[-3.0]]), 3.0),
     "of rank one": (np.outer(generic(8), np.ones(8)), abs(generic(8).sum())),
     "random": (generic(8, 8), exact(generic(8, 8))),
-    "not normal": (padded(np.diag([0.5, 0.4, 0.3]) + np.triu(np.full((3, 3), 5.0), 1)), 0.5),
+    "not normal": (
+        padded(np.diag([0.5, 0.4, 0.3]) + np.triu(np.full((3, 3), 5.0), 1)),
+        0.5,
+    ),
     "nilpotent": (np.eye(8, k=1), 0.0),  # from the last unit vector, without rounding
     "tiny": (1e-200 * rotation(8, 0.9), 0.9e-200),
     "huge": (1e200 * rotation(8, 0.9), 0.9e200),
 }
 STACK = np.stack([matrix for matrix, _ in MATRICES.values()])
 RADII = np.array([radius for _, radius in MATRICES.values()])
-STARTS = np.stack([np.eye(8)[-1] if name == "nilpotent" else generic(8) for name in MATRICES])
+STARTS = np.stack(
+    [np.eye(8)[-1] if name == "nilpotent" else generic(8) for name in MATRICES]
+)
 
 
 def test_radii_of_a_batch(jit_case):
@@ -78,7 +83,9 @@ def test_radii_of_a_batch(jit_case):
 @pytest.mark.parametrize("sample", range(len(MATRICES)), ids=list(MATRICES))
 def test_samples_do_not_depend_on_their_neighbours(eager_case, sample):
     alone = run(eager_case, STACK[sample], STARTS[sample])
-    np.testing.assert_allclose(alone, run(eager_case, STACK, STARTS)[sample], rtol=1e-13)
+    np.testing.assert_allclose(
+        alone, run(eager_case, STACK, STARTS)[sample], rtol=1e-13
+    )
 
 
 @pytest.mark.parametrize("p", [2, 3, 6])
@@ -86,7 +93,9 @@ def test_defective(p):
     block = np.eye(p, k=1)
     bound = 4.0 * np.finfo(float).eps ** (1.0 / p)
     assert spectral_radius(lambda v: block @ v, generic(p)) <= bound
-    assert abs(spectral_radius(lambda v: block @ v + 0.7 * v, generic(p)) - 0.7) <= bound
+    assert (
+        abs(spectral_radius(lambda v: block @ v + 0.7 * v, generic(p)) - 0.7) <= bound
+    )
 
 
 def test_two_axes_of_samples(eager_case):
@@ -107,21 +116,35 @@ def test_leaves(eager_case):
     matrix = generic(5, 5)
 
     def product(v):
-        whole = np.concatenate([eager_case.to_numpy(v["a"]), eager_case.to_numpy(v["b"])[0]])
+        whole = np.concatenate(
+            [eager_case.to_numpy(v["a"]), eager_case.to_numpy(v["b"])[0]]
+        )
         image = matrix @ whole
-        return {"a": eager_case.asarray(image[:2]), "b": eager_case.asarray(image[None, 2:])}
+        return {
+            "a": eager_case.asarray(image[:2]),
+            "b": eager_case.asarray(image[None, 2:]),
+        }
 
     start = generic(5)
     whole = spectral_radius(lambda v: matrix @ v, start, steps=4)
-    parts = {"a": eager_case.asarray(start[:2]), "b": eager_case.asarray(start[None, 2:])}
-    assert float(spectral_radius(product, parts, steps=4)) == pytest.approx(float(whole), rel=1e-12)
-    assert float(spectral_radius(product, parts)) == pytest.approx(exact(matrix), rel=1e-12)
+    parts = {
+        "a": eager_case.asarray(start[:2]),
+        "b": eager_case.asarray(start[None, 2:]),
+    }
+    assert float(spectral_radius(product, parts, steps=4)) == pytest.approx(
+        float(whole), rel=1e-12
+    )
+    assert float(spectral_radius(product, parts)) == pytest.approx(
+        exact(matrix), rel=1e-12
+    )
 
 
 def test_complex_entries_are_pairs_of_real_ones():
     a, start = 0.3 + 0.4j, generic(3) + 1j * generic(3)[::-1]
     assert spectral_radius(lambda v: a * v, start) == pytest.approx(0.5, rel=1e-12)
-    assert spectral_radius(lambda v: a * v.conj(), start) == pytest.approx(0.5, rel=1e-12)
+    assert spectral_radius(lambda v: a * v.conj(), start) == pytest.approx(
+        0.5, rel=1e-12
+    )
     mixed = lambda v: a * v.conj() + 0.2 * v
     assert spectral_radius(mixed, start) == pytest.approx(0.7, rel=1e-12)
 
@@ -135,7 +158,10 @@ def test_precisions(dtype):
 
 def test_few_steps_estimate_a_normal_map_from_below():
     matrix, start = similar(np.linspace(-1.0, 1.0, 200) ** 3), generic(200)
-    radii = [spectral_radius(lambda v: matrix @ v, start, steps=steps) for steps in (3, 10, 40)]
+    radii = [
+        spectral_radius(lambda v: matrix @ v, start, steps=steps)
+        for steps in (3, 10, 40)
+    ]
     assert radii == sorted(radii)
     assert 0.9999 < radii[-1] <= 1.0 + 1e-12
     assert radii[1] > 0.97
@@ -183,7 +209,9 @@ def test_under_transforms_of_jax():
 
 
 def test_a_start_that_is_known_inside_a_trace():
-    radius = lambda matrix: spectral_radius(lambda v: matrix @ v, jnp.asarray(generic(4)))
+    radius = lambda matrix: spectral_radius(
+        lambda v: matrix @ v, jnp.asarray(generic(4))
+    )
     got = jax.jit(radius)(jnp.asarray(generic(4, 4)))
     np.testing.assert_allclose(got, exact(generic(4, 4)), rtol=1e-10)
 
@@ -206,7 +234,11 @@ def test_norm_of_a_map_between_spaces():
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"steps": 0}, "steps"), ({"batch_ndim": -1}, "batch_ndim"), ({"steps": 2.0}, "steps")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"batch_ndim": -1}, "batch_ndim"),
+        ({"steps": 2.0}, "steps"),
+    ],
 )
 def test_settings(settings, match):
     with pytest.raises(ValueError, match=match):

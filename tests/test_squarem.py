@@ -1,4 +1,6 @@
-"""Squared extrapolation against its published form, and on the EM map it was made for."""
+"""Squared extrapolation against its published form, and on the EM map it was made
+for.
+"""
 
 import numpy as np
 import pytest
@@ -37,9 +39,15 @@ def run(f, z0, cycles, **settings):
     """The iterates, the start included, and the solution."""
     iterates = [z0]
     sol = fp.fixed_point(
-        f, z0, solver=fp.SQUAREM(**settings), rtol=0.0, atol=0.0, max_steps=cycles,
-        on_failure="return", callback=lambda _, z, __: iterates.append(z.copy()),
-    )  # fmt: skip
+        f,
+        z0,
+        solver=fp.SQUAREM(**settings),
+        rtol=0.0,
+        atol=0.0,
+        max_steps=cycles,
+        on_failure="return",
+        callback=lambda _, z, __: iterates.append(z.copy()),
+    )
     return iterates, sol
 
 
@@ -59,7 +67,9 @@ def test_the_first_step_is_two_of_picards():
 
 @pytest.mark.parametrize("a", [0.9, 0.999, -0.5])
 def test_one_unknown_takes_an_exact_extrapolation(a):
-    """On z ↦ az + 1 the unbounded step is Steffensen's: α = 1/(1 − a), if that is above 1."""
+    """On z ↦ az + 1 the unbounded step is Steffensen's: α = 1/(1 − a), if that is above
+    1.
+    """
     iterates, _ = run(lambda z: a * z + 1.0, np.zeros(1), 2, growth=1e30)
     if a > 0.0:
         np.testing.assert_allclose(iterates[2], 1.0 / (1.0 - a), rtol=1e-9)
@@ -110,10 +120,14 @@ def test_where_the_extrapolation_fails_the_plain_point_is_taken(beyond):
     expected, lengths = scheme_s3(plain, np.zeros(1), 2, 4.0)
     assert lengths[1] == 4.0
     assert expected[2] > 5.0
-    iterates, sol = run(lambda z: plain(z) if z[0] <= 5.0 else beyond(z), np.zeros(1), 2)
+    iterates, sol = run(
+        lambda z: plain(z) if z[0] <= 5.0 else beyond(z), np.zeros(1), 2
+    )
     np.testing.assert_allclose(iterates[2], plain(expected[1]), rtol=1e-13)
     assert sol.state.contents.bound == 1.0
-    np.testing.assert_allclose(sol.residual_norm, plain(iterates[2]) - iterates[2], rtol=1e-12)
+    np.testing.assert_allclose(
+        sol.residual_norm, plain(iterates[2]) - iterates[2], rtol=1e-12
+    )
 
 
 def test_samples_have_their_own_lengths():

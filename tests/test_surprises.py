@@ -29,7 +29,10 @@ SETTINGS = [
     (fp.BiCGStab, {"max_steps": 50}),
     (fp.ConjugateGradient, {"max_steps": 50}),
     (fp.Budget, {"evaluations": 5, "seconds": 1.0}),
-    (fp.ImplicitAdjoint, {"solver": fp.Anderson(memory=3), "rtol": 1e-8, "on_failure": "nan"}),
+    (
+        fp.ImplicitAdjoint,
+        {"solver": fp.Anderson(memory=3), "rtol": 1e-8, "on_failure": "nan"},
+    ),
 ]
 
 
@@ -41,7 +44,9 @@ def frozen(array):
 @pytest.mark.parametrize("batch_ndim", [0, 1])
 def test_read_only_arrays_are_enough(solver, batch_ndim):
     z0, b = frozen(np.zeros((2, 3))), frozen(np.ones((2, 3)))
-    sol = fp.fixed_point(lambda z, b: 0.5 * z + b, z0, (b,), solver=solver, batch_ndim=batch_ndim)
+    sol = fp.fixed_point(
+        lambda z, b: 0.5 * z + b, z0, (b,), solver=solver, batch_ndim=batch_ndim
+    )
     np.testing.assert_allclose(sol.value, 2.0, rtol=1e-5)
 
 
@@ -74,7 +79,9 @@ def test_iterates_handed_to_a_callback_stay_as_they_were(solver):
         seen.append(z)
         copies.append(z.copy())
 
-    fp.fixed_point(lambda z: 0.5 * np.cos(z) + 1.0, np.zeros(4), solver=solver, callback=note)
+    fp.fixed_point(
+        lambda z: 0.5 * np.cos(z) + 1.0, np.zeros(4), solver=solver, callback=note
+    )
     np.testing.assert_array_equal(seen, copies)
 
 
@@ -132,14 +139,19 @@ def test_an_operator_may_reuse_its_output_buffers():
     np.testing.assert_allclose(sol.value, 2.0, rtol=1e-9)
 
 
-@pytest.mark.parametrize("asarray", [np.asarray, array_api_strict.asarray, torch.as_tensor])
+@pytest.mark.parametrize(
+    "asarray", [np.asarray, array_api_strict.asarray, torch.as_tensor]
+)
 @pytest.mark.parametrize("start", [2.0, 0.0])
 def test_writing_to_the_solution_does_not_change_the_start(asarray, start, solver):
     z0 = asarray(np.full(3, start))
     sol = fp.fixed_point(
-        lambda z: 0.5 * z + 1.0, z0, solver=solver, max_steps=0 if start == 0.0 else 100,
+        lambda z: 0.5 * z + 1.0,
+        z0,
+        solver=solver,
+        max_steps=0 if start == 0.0 else 100,
         on_failure="return",
-    )  # fmt: skip
+    )
     sol.value[...] = 7.0
     assert float(z0[0]) == start
 
@@ -203,12 +215,18 @@ def test_maps_may_solve(jit_case, solver):
     """z = w/2 + b with w = z/2 + w/4, that is w = 2z/3."""
 
     def outer(z, b):
-        inner = fp.fixed_point(lambda w, z: z / 2 + w / 4, 0 * z, (z,), rtol=1e-12, solver=solver)
+        inner = fp.fixed_point(
+            lambda w, z: z / 2 + w / 4, 0 * z, (z,), rtol=1e-12, solver=solver
+        )
         return inner.value / 2 + b
 
-    sol = jit_case.solve(outer, np.zeros(3), (np.array([1.0, -2.0, 3.0]),), solver=solver)
+    sol = jit_case.solve(
+        outer, np.zeros(3), (np.array([1.0, -2.0, 3.0]),), solver=solver
+    )
     assert bool(sol.converged)
-    np.testing.assert_allclose(jit_case.to_numpy(sol.value), np.array([1.5, -3.0, 4.5]), rtol=1e-5)
+    np.testing.assert_allclose(
+        jit_case.to_numpy(sol.value), np.array([1.5, -3.0, 4.5]), rtol=1e-5
+    )
 
 
 def test_layers_may_be_nested():
@@ -240,7 +258,9 @@ class Layer(torch.nn.Module):
     def forward(self, x):
         f = lambda z, x, weight, bias: torch.tanh(z @ weight.T + bias + x)
         args = (x, self.cell.weight, self.cell.bias)
-        return fp.fixed_point(f, torch.zeros_like(x), args, batch_ndim=1, rtol=1e-10).value
+        return fp.fixed_point(
+            f, torch.zeros_like(x), args, batch_ndim=1, rtol=1e-10
+        ).value
 
 
 X = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
@@ -258,7 +278,9 @@ def test_layers_are_deep_copied_after_use():
         copied.cell.weight.zero_()
     for one, other in zip(before, gradients(layer), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-    torch.testing.assert_close(copied(X), torch.tanh(X + copied.cell.bias), rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        copied(X), torch.tanh(X + copied.cell.bias), rtol=1e-8, atol=0
+    )
 
 
 def test_layers_are_right_after_load_state_dict():
@@ -272,7 +294,9 @@ def test_layers_are_right_after_load_state_dict():
 
 def test_a_module_given_as_f_is_right_after_load_state_dict():
     def solution(cell):
-        return fp.fixed_point(cell, torch.zeros(2, 3, dtype=torch.float64), batch_ndim=1).value
+        return fp.fixed_point(
+            cell, torch.zeros(2, 3, dtype=torch.float64), batch_ndim=1
+        ).value
 
     one, other = (Layer(seed).cell for seed in (0, 1))
     solution(other)
@@ -304,5 +328,7 @@ def test_jit_compiles_once_for_one_shape(counted, batch_ndim):
     call = jax.jit(lambda z, b: fp.fixed_point(f, z, (b,), batch_ndim=batch_ndim).value)
     call(jnp.zeros((2, 2)), jnp.ones((2, 2)))
     number = f.calls
-    np.testing.assert_allclose(call(jnp.ones((2, 2)), 2 * jnp.ones((2, 2))), 4.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        call(jnp.ones((2, 2)), 2 * jnp.ones((2, 2))), 4.0, rtol=1e-5
+    )
     assert f.calls == number

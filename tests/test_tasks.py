@@ -34,8 +34,12 @@ MDEQ = Network(kind="mdeq", latent=3, channels=(8, 8), side=4, weight_norm=False
 
 
 def settings(network=DENSE, number=120, **changes):
-    values = {"images": Images(name="digits", limit=number, held_out=16), "network": network,
-              "batch_size": 40, "components": 2}  # fmt: skip
+    values = {
+        "images": Images(name="digits", limit=number, held_out=16),
+        "network": network,
+        "batch_size": 40,
+        "components": 2,
+    }
     return Settings(**(values | changes))
 
 
@@ -46,7 +50,9 @@ def generative(network=DENSE, **changes):
 def trained(folder, epochs=15, **changes):
     """A checkpoint of a short training."""
     chosen = settings(**changes)
-    config = Config(name="x", training=Training(epochs=epochs, learning_rate=1e-2), settings=chosen)
+    config = Config(
+        name="x", training=Training(epochs=epochs, learning_rate=1e-2), settings=chosen
+    )
     run = Run("generative", begin(Generative, chosen, CPU), config, folder, Processes())
     run.train(progress=False)
     return run.experiment
@@ -64,15 +70,23 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("network", "method"), [(DENSE, "newton"), (DENSE, "recipe"), (MDEQ, "recipe")],
+    ("network", "method"),
+    [(DENSE, "newton"), (DENSE, "recipe"), (MDEQ, "recipe")],
     ids=lambda value: getattr(value, "kind", value),
-)  # fmt: skip
+)
 def test_the_gradient_is_that_of_the_optimal_objective(network, method):
     """Central differences of the re-solved objective along one random direction."""
     solve = Solve(
-        method=method, steps=600, rtol=1e-6, memory=10, step_size=0.1, final_step_size=0.1
+        method=method,
+        steps=600,
+        rtol=1e-6,
+        memory=10,
+        step_size=0.1,
+        final_step_size=0.1,
     )
-    task = generative(network, number=6, batch_size=6, solve=solve, test_steps=600, prior=0.5)
+    task = generative(
+        network, number=6, batch_size=6, solve=solve, test_steps=600, prior=0.5
+    )
     task.module.double()
     task.images = task.images.double()
     zeros = task.module.zero_state(6), torch.zeros(6, task.decoder.latent).double()
@@ -84,12 +98,16 @@ def test_the_gradient_is_that_of_the_optimal_objective(network, method):
     def objective():
         params = task.decoder.frozen(task.settings.prior)
         x = task._infer(batch, 600).value["x"]
-        return float(task.model.objective(zeros[0], x, params=params, y=batch.images).mean())
+        return float(
+            task.model.objective(zeros[0], x, params=params, y=batch.images).mean()
+        )
 
     parameters = list(task.module.parameters())
     torch.manual_seed(1)
     direction = [torch.randn_like(parameter) for parameter in parameters]
-    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True))
+    slope = sum(
+        float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True)
+    )
     values = []
     for change in (1e-4, -2e-4):
         for parameter, d in zip(parameters, direction, strict=True):
@@ -115,7 +133,9 @@ def test_the_fraction_is_that_of_residuals_of_every_block(tmp_path):
     relative = {k: kkt[k] / found.value[k].norm(dim=1) for k in kkt}
     good = torch.stack([values <= 1.05e-4 for values in relative.values()]).all(dim=0)
     strict = torch.stack([values <= 0.95e-4 for values in relative.values()]).all(dim=0)
-    assert strict.float().mean() <= task.evaluate()["kkt_fraction"] <= good.float().mean()
+    assert (
+        strict.float().mean() <= task.evaluate()["kkt_fraction"] <= good.float().mean()
+    )
 
 
 def test_the_radius_is_that_of_the_jacobian():
@@ -125,7 +145,9 @@ def test_the_radius_is_that_of_the_jacobian():
     z = task.decoder.equilibrium(x, params).value
     for radius, state in zip(task._radii(x, params), z, strict=True):
         slope = (1.0 - state**2)[:, None] * params["weights"]["W"]
-        assert float(radius) == pytest.approx(float(torch.linalg.eigvals(slope).abs().max()), 1e-3)
+        assert float(radius) == pytest.approx(
+            float(torch.linalg.eigvals(slope).abs().max()), 1e-3
+        )
 
 
 @pytest.mark.slow
@@ -134,9 +156,15 @@ def test_the_penalty_lowers_the_spectral_radius(where, tmp_path):
     def radius(weight):
         jacobian = Regularisation(weight=weight, where=where)
         task = trained(
-            tmp_path / f"{weight}", epochs=6, number=40, batch_size=20, network=MDEQ,
-            jacobian=jacobian, solve=Solve(steps=6), test_steps=20,
-        )  # fmt: skip
+            tmp_path / f"{weight}",
+            epochs=6,
+            number=40,
+            batch_size=20,
+            network=MDEQ,
+            jacobian=jacobian,
+            solve=Solve(steps=6),
+            test_steps=20,
+        )
         return task.evaluate()["radius_median"]
 
     assert radius(100.0) < 0.8 * radius(0.0)
@@ -152,11 +180,19 @@ def test_probes_belong_to_samples():
 
 
 def test_the_recipe_goes_on_from_an_epoch_ago():
-    """Few steps an epoch, and the residuals fall although the parameters stand still."""
+    """Few steps an epoch, and the residuals fall although the parameters stand
+    still.
+    """
     residuals = {}
     for warm in ("none", "code", "all"):
-        solve = Solve(method="recipe", steps=40, memory=10, step_size=0.05, final_step_size=0.05,
-                      warm=warm)  # fmt: skip
+        solve = Solve(
+            method="recipe",
+            steps=40,
+            memory=10,
+            step_size=0.05,
+            final_step_size=0.05,
+            warm=warm,
+        )
         task = generative(solve=solve, number=40)
         for epoch in range(4):
             (batch,) = task.batches(epoch)
@@ -179,7 +215,9 @@ def test_the_step_drops(monkeypatch):
         return original(operator, *args, **kwargs)
 
     monkeypatch.setattr(fp, "fixed_point", noted)
-    solve = Solve(method="recipe", steps=10, drop=0.3, step_size=0.02, final_step_size=0.01)
+    solve = Solve(
+        method="recipe", steps=10, drop=0.3, step_size=0.02, final_step_size=0.01
+    )
     task = generative(solve=solve)
     task.step(next(task.batches(0)))
     assert seen == [(0.02, 3), (0.01, 7)]
@@ -192,10 +230,15 @@ def test_low_precision_is_that_of_the_network_alone():
     task.module.zero_grad()
     task.amp = torch.bfloat16
     dtypes = set()
-    task.module.cell.register_forward_hook(lambda module, args, out: dtypes.add(args[0][0].dtype))
+    task.module.cell.register_forward_hook(
+        lambda module, args, out: dtypes.add(args[0][0].dtype)
+    )
     assert task.step(batch)["loss"] == pytest.approx(exact, rel=0.05)
     assert dtypes == {torch.float32}
-    assert task.model.f(*task.decoder.start(2), task.decoder.frozen(0.1))[0].dtype == torch.float32
+    assert (
+        task.model.f(*task.decoder.start(2), task.decoder.frozen(0.1))[0].dtype
+        == torch.float32
+    )
     image = task.network(lambda z: z @ z)(torch.full((2, 2), 1.001))
     assert float(image[0, 0]) == 2.0  # 1.001 is 1 in bfloat16
 
@@ -205,8 +248,10 @@ def test_images_move_more_with_the_state_by_the_gain_of_the_head(weight_norm):
     def image(gain):
         network = replace(MDEQ, head_gain=gain, weight_norm=weight_norm)
         task = generative(network)
-        z = tuple(torch.linspace(-1, 1, leaf.numel()).reshape(leaf.shape)
-                  for leaf in task.module.zero_state(1))  # fmt: skip
+        z = tuple(
+            torch.linspace(-1, 1, leaf.numel()).reshape(leaf.shape)
+            for leaf in task.module.zero_state(1)
+        )
         params = task.decoder.frozen(0.1)
         return task.module.head(z, params) - task.images.mean()
 
@@ -235,7 +280,9 @@ def test_samples_that_are_not_solved_are_left_out(monkeypatch):
     half = [parameter.grad.clone() for parameter in task.module.parameters()]
     task.module.zero_grad()
     task.step(kept)
-    for parameter, gradient, whole in zip(task.module.parameters(), half, gradients, strict=True):
+    for parameter, gradient, whole in zip(
+        task.module.parameters(), half, gradients, strict=True
+    ):
         torch.testing.assert_close(gradient, parameter.grad / 2, rtol=1e-3, atol=1e-4)
         assert (gradient - whole).abs().max() > 0.0
 
@@ -311,20 +358,26 @@ def test_quality():
 
 def inverted(folder, *problems, **changes):
     return Inverse(
-        inverse.Settings(checkpoint=str(folder / "checkpoint.pt"), problems=problems, **changes),
+        inverse.Settings(
+            checkpoint=str(folder / "checkpoint.pt"), problems=problems, **changes
+        ),
         CPU,
     )
 
 
 def test_what_is_measured_without_noise_of_a_decoded_image_gives_it_back(folder):
-    task = inverted(folder, Problem(name="half", kind="inpainting", hidden=3, prior=1e-6))
+    task = inverted(
+        folder, Problem(name="half", kind="inpainting", hidden=3, prior=1e-6)
+    )
     decoder = task.generative.decoder
     codes = task.generative.sample(len(task.images))
     exact = decoder.module.head(
         decoder.equilibrium(codes, decoder.frozen(0.0)).value, decoder.frozen(0.0)
     ).detach()
     (masks,) = (measured.masks for measured in task.measured)
-    recovered, _ = task._recover(task.settings.problems[0], inverse.Measured(exact * masks, masks))
+    recovered, _ = task._recover(
+        task.settings.problems[0], inverse.Measured(exact * masks, masks)
+    )
     assert float((recovered - exact.clamp(0, 1)).abs().median()) < 1e-3
 
 
@@ -340,20 +393,31 @@ def test_squares_and_noise(folder):
     assert (square.values[hidden] == 0.0).all()
     assert len(square.masks.unique(dim=0)) > 5
     assert float((noise.values - task.images).std()) == pytest.approx(0.4, rel=0.05)
-    assert float((square.values - task.images)[~hidden].std()) == pytest.approx(0.3, rel=0.05)
+    assert float((square.values - task.images)[~hidden].std()) == pytest.approx(
+        0.3, rel=0.05
+    )
     again = inverted(folder, *task.settings.problems).measured
-    assert all(torch.equal(a.values, b.values) for a, b in zip(task.measured, again, strict=True))
+    assert all(
+        torch.equal(a.values, b.values)
+        for a, b in zip(task.measured, again, strict=True)
+    )
 
 
 def test_the_recovered_images_are_better_than_what_is_measured(folder):
     problems = (
         Problem(name="whole"),
         Problem(name="noise", sigma=0.4, prior=0.2),
-        Problem(name="blur", kind="operator",
-                operator="fixedpoint_models.tasks.operators:blurred"),
-        Problem(name="small", kind="operator",
-                operator="fixedpoint_models.tasks.operators:downsampled"),
-    )  # fmt: skip
+        Problem(
+            name="blur",
+            kind="operator",
+            operator="fixedpoint_models.tasks.operators:blurred",
+        ),
+        Problem(
+            name="small",
+            kind="operator",
+            operator="fixedpoint_models.tasks.operators:downsampled",
+        ),
+    )
     figures = inverted(folder, *problems).evaluate()
     assert figures["noise/psnr"] > figures["noise/psnr_measured"] + 1.5
     assert figures["whole/psnr"] >= max(figures["noise/psnr"], figures["small/psnr"])
@@ -364,10 +428,20 @@ def test_the_recovered_images_are_better_than_what_is_measured(folder):
 
 def test_the_commands_of_inverse_problems(folder, tmp_path):
     config = tmp_path / "inverse.yaml"
-    config.write_text(f"task: inverse\ncheckpoint: {folder}/checkpoint.pt\nnumber: 11\n")
+    config.write_text(
+        f"task: inverse\ncheckpoint: {folder}/checkpoint.pt\nnumber: 11\n"
+    )
     for command in ("evaluate", "sample"):
         result = CliRunner().invoke(
-            app, [command, "inverse", "--config", str(config), "--output", str(tmp_path / "out")]
+            app,
+            [
+                command,
+                "inverse",
+                "--config",
+                str(config),
+                "--output",
+                str(tmp_path / "out"),
+            ],
         )
         assert result.exit_code == 0, result.output
     names = [problem.name for problem in inverse.PROBLEMS]
@@ -403,7 +477,9 @@ def total(images):
 )
 def test_operators_that_cannot_be_used(operator, message, folder, monkeypatch):
     if callable(operator):
-        monkeypatch.setattr("fixedpoint_models.tasks.operators.own", operator, raising=False)
+        monkeypatch.setattr(
+            "fixedpoint_models.tasks.operators.own", operator, raising=False
+        )
         operator = "fixedpoint_models.tasks.operators:own"
     with pytest.raises(ConfigError, match=message):
         inverted(folder, Problem(name="own", kind="operator", operator=operator))

@@ -1,4 +1,6 @@
-"""What a tolerance bounds is the error, in the user's units: on problems whose answer is known."""
+"""What a tolerance bounds is the error, in the user's units: on problems whose answer
+is known.
+"""
 
 import numpy as np
 import pytest
@@ -11,9 +13,16 @@ from fixedpoint.testing import problems as library
 
 Status = fp.Status
 SOLVERS = [
-    None, fp.Newton(), fp.LevenbergMarquardt(), fp.NewtonKrylov(), fp.Broyden(), fp.Anderson(),
-    fp.SQUAREM(), fp.Picard(), fp.PseudoTransient(),
-]  # fmt: skip
+    None,
+    fp.Newton(),
+    fp.LevenbergMarquardt(),
+    fp.NewtonKrylov(),
+    fp.Broyden(),
+    fp.Anderson(),
+    fp.SQUAREM(),
+    fp.Picard(),
+    fp.PseudoTransient(),
+]
 MATRICES = [None, fp.Newton(), fp.LevenbergMarquardt()]
 
 
@@ -30,7 +39,8 @@ def quiet(call, *args, **settings):
         return call(*args, on_failure="return", **settings)
 
 
-# Single equations and small systems, which were once said to be solved where they were not.
+# Single equations and small systems, which were once said to be solved where they were
+# not.
 
 
 def diode(v):
@@ -56,10 +66,11 @@ ROOTS = {
     "integers": (lambda x: x * x - 2.0, 1, np.sqrt(2.0)),
     "a list": (lambda x: x * x - 2.0, [1.0, 1.0], np.sqrt(2.0)),
     "pairs of units": (
-        lambda x: np.array([1e7 * (x[0] - 1.0), np.exp(x[1]) - 4.0]), np.zeros(2),
+        lambda x: np.array([1e7 * (x[0] - 1.0), np.exp(x[1]) - 4.0]),
+        np.zeros(2),
         np.array([1.0, np.log(4.0)]),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ROOTS)
@@ -83,14 +94,18 @@ SINGLE = {
 @pytest.mark.parametrize("name", SINGLE)
 def test_single_precision(jit_case, name):
     F, root = SINGLE[name]
-    sol = jit_case.solve(lambda x: F(x, jit_case.xp), np.full(2, 1.5, np.float32), by=fp.root)
+    sol = jit_case.solve(
+        lambda x: F(x, jit_case.xp), np.full(2, 1.5, np.float32), by=fp.root
+    )
     np.testing.assert_allclose(jit_case.to_numpy(sol.value), root, rtol=1e-5)
     assert bool(sol.converged)
 
 
 def test_what_has_no_root_is_not_solved():
     """An equation whose residual is small beside another's is none the less one."""
-    sol = quiet(fp.root, lambda x: np.array([1e8 * (x[0] - 1.0), x[1] ** 2 + 1e-2]), np.zeros(2))
+    sol = quiet(
+        fp.root, lambda x: np.array([1e8 * (x[0] - 1.0), x[1] ** 2 + 1e-2]), np.zeros(2)
+    )
     assert not bool(sol.converged)
 
 
@@ -127,7 +142,9 @@ def test_maps_by_default():
 
 
 @pytest.mark.parametrize("discount", [0.9, 0.99, 0.999])
-@pytest.mark.parametrize("solver", [None, fp.Picard(), fp.Anderson(), fp.Newton()], ids=named)
+@pytest.mark.parametrize(
+    "solver", [None, fp.Picard(), fp.Anderson(), fp.Newton()], ids=named
+)
 def test_value_iteration(discount, solver):
     """The Bellman operator of a random decision process, against policy iteration."""
     rng = np.random.default_rng(0)
@@ -152,7 +169,12 @@ def test_a_slow_contraction(contraction, solver, rtol, unit):
     A, b = contraction(8, 0.995, 5), np.random.default_rng(1).standard_normal(8) * unit
     exact = np.linalg.solve(np.eye(8) - A, b)
     sol = quiet(
-        fp.fixed_point, lambda z: A @ z + b, 0.0 * b, solver=solver, rtol=rtol, max_steps=20_000
+        fp.fixed_point,
+        lambda z: A @ z + b,
+        0.0 * b,
+        solver=solver,
+        rtol=rtol,
+        max_steps=20_000,
     )
     assert bool(sol.converged)
     assert np.linalg.norm(sol.value - exact) <= 10 * rtol * np.linalg.norm(exact)
@@ -177,7 +199,9 @@ def test_plain_iteration_to_zero():
     sol = fp.fixed_point(lambda z: 0.5 * z, np.ones(1), solver=fp.Picard())
     assert int(sol.steps) <= 45
     dead = lambda z: np.maximum(0.5 * z + np.array([1.0, -1.0]), 0.0)
-    np.testing.assert_allclose(fp.fixed_point(dead, np.ones(2)).value, [2.0, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(
+        fp.fixed_point(dead, np.ones(2)).value, [2.0, 0.0], rtol=1e-5
+    )
 
 
 def test_a_fraction_of_zero_beside_a_pressure():
@@ -228,9 +252,14 @@ def test_a_function_with_noise_is_solved_to_its_noise(solver, noise):
 
 def test_without_any_tolerance_a_fixed_number_of_steps_is_taken(solver):
     sol = quiet(
-        fp.fixed_point, lambda z: np.cos(z) - 0.1 * z, np.ones(2), solver=solver,
-        rtol=0.0, atol=0.0, max_steps=3,
-    )  # fmt: skip
+        fp.fixed_point,
+        lambda z: np.cos(z) - 0.1 * z,
+        np.ones(2),
+        solver=solver,
+        rtol=0.0,
+        atol=0.0,
+        max_steps=3,
+    )
     assert int(sol.steps) == 3
     assert int(sol.status) == Status.MAX_STEPS
 
@@ -264,9 +293,15 @@ FAMILIES = {
     "cubic": (lambda x, a, xp: x**3 + a * x - (1.0 + a), 1.0),
     "exponential": (lambda x, a, xp: xp.exp(a * (x - 1.0)) - 1.0, 1.0),
     "logarithm": (lambda x, a, xp: xp.log(xp.abs(x)) + a * (x - 1.0), 1.0),
-    "Kepler": (lambda x, a, xp: x - a * xp.sin(x) - (1.0 - a * float(np.sin(1.0))), 1.0),
+    "Kepler": (
+        lambda x, a, xp: x - a * xp.sin(x) - (1.0 - a * float(np.sin(1.0))),
+        1.0,
+    ),
     "inverse": (lambda x, a, xp: a / x - a, 1.0),
-    "square root": (lambda x, a, xp: x * xp.sqrt(1.0 + x * x) - float(np.sqrt(2.0)), 1.0),
+    "square root": (
+        lambda x, a, xp: x * xp.sqrt(1.0 + x * x) - float(np.sqrt(2.0)),
+        1.0,
+    ),
 }
 
 
@@ -280,13 +315,17 @@ FAMILIES = {
 )
 @pytest.mark.parametrize("xp_case", ["numpy", "torch"], indirect=True)
 def test_no_root_is_claimed_that_is_none(xp_case, name, a, unit, scale, start, solver):
-    """At any units of the unknown and of the equation, from starts up to 10⁶ times the answer."""
+    """At any units of the unknown and of the equation, from starts up to 10⁶ times the
+    answer.
+    """
     family, root = FAMILIES[name]
     u, e = 10.0**unit, 10.0**scale
     sol = xp_case.solve(
-        lambda x: e * family(x / u, a, xp_case.xp), np.full(1, u * 10.0**start), by=fp.root,
+        lambda x: e * family(x / u, a, xp_case.xp),
+        np.full(1, u * 10.0**start),
+        by=fp.root,
         solver=solver,
-    )  # fmt: skip
+    )
     if bool(sol.converged):
         x = xp_case.to_numpy(sol.value) / u
         with np.errstate(all="ignore"):
@@ -303,15 +342,19 @@ def test_no_root_is_claimed_that_is_none(xp_case, name, a, unit, scale, start, s
     solver=st.sampled_from(SOLVERS),
 )
 @pytest.mark.parametrize("xp_case", ["numpy", "torch"], indirect=True)
-def test_no_fixed_point_is_claimed_that_is_none(xp_case, n, seed, radius, unit, start, solver):
+def test_no_fixed_point_is_claimed_that_is_none(
+    xp_case, n, seed, radius, unit, start, solver
+):
     rng = np.random.default_rng(seed)
     A, z = rng.standard_normal((n, n)), rng.standard_normal(n)
     A *= radius / np.max(np.abs(np.linalg.eigvals(A)))
     u, xp = 10.0**unit, xp_case.xp
     sol = xp_case.solve(
-        lambda y, A, z: u * (z + xp.tanh(A @ (y / u - z))), u * 10.0**start * np.ones(n), (A, z),
+        lambda y, A, z: u * (z + xp.tanh(A @ (y / u - z))),
+        u * 10.0**start * np.ones(n),
+        (A, z),
         solver=solver,
-    )  # fmt: skip
+    )
     if bool(sol.converged):
         y = xp_case.to_numpy(sol.value) / u - z
         # An answer, if not the one that was put in: there may be others.
@@ -325,11 +368,16 @@ def test_no_fixed_point_is_claimed_that_is_none(xp_case, n, seed, radius, unit, 
 def test_systems_of_the_library_are_right_by_default(problem):
     """By what SciPy still corrects from there, where the root is regular."""
     sol = fp.root(problem.function, problem.start)
-    polished = scipy.optimize.root(problem.function, sol.value, tol=1e-15, method="hybr")
+    polished = scipy.optimize.root(
+        problem.function, sol.value, tol=1e-15, method="hybr"
+    )
     assert bool(sol.converged)
     largest = np.max(np.abs(polished.fjac), initial=1e-300)
     residual = np.max(np.abs(problem.function(polished.x)))
-    if residual <= 1e-12 * largest and np.linalg.cond(jacobian(problem, polished.x)) < 1e8:
+    if (
+        residual <= 1e-12 * largest
+        and np.linalg.cond(jacobian(problem, polished.x)) < 1e8
+    ):
         np.testing.assert_allclose(sol.value, polished.x, rtol=1e-5, atol=1e-9)
 
 
@@ -338,7 +386,9 @@ def jacobian(problem, x, step=1e-6):
     columns = []
     for j in range(x.size):
         h = step * max(1.0, abs(x[j])) * (np.arange(x.size) == j)
-        columns.append((problem.function(x + h) - problem.function(x - h)) / (2 * h.sum()))
+        columns.append(
+            (problem.function(x + h) - problem.function(x - h)) / (2 * h.sum())
+        )
     return np.stack(columns, axis=1)
 
 
@@ -348,7 +398,11 @@ def jacobian(problem, x, step=1e-6):
 def test_the_error_is_reported_sample_by_sample(jit_case):
     a = np.array([[0.5], [0.9], [0.97]])
     sol = jit_case.solve(
-        lambda z, a: a * z + 1.0, np.zeros((3, 1)), (a,), solver=fp.Picard(), batch_ndim=1
+        lambda z, a: a * z + 1.0,
+        np.zeros((3, 1)),
+        (a,),
+        solver=fp.Picard(),
+        batch_ndim=1,
     )
     error = jit_case.to_numpy(sol.error)
     true = np.abs(jit_case.to_numpy(sol.value) - 1.0 / (1.0 - a))[:, 0]
@@ -370,7 +424,10 @@ def test_the_residual_test_is_the_old_one():
 
 def test_one_norm_of_all_is_looser_than_one_of_each_entry():
     F = lambda x: np.array([x[0] - 1e6, np.exp(x[1]) - 4.0])
-    sols = [fp.root(F, np.zeros(2), norm=norm, rtol=1e-3) for norm in ("entries", "euclidean")]
+    sols = [
+        fp.root(F, np.zeros(2), norm=norm, rtol=1e-3)
+        for norm in ("entries", "euclidean")
+    ]
     assert abs(sols[0].value[1] - np.log(4.0)) <= 1e-2 * np.log(4.0)
     assert int(sols[1].steps) <= int(sols[0].steps)
 
@@ -382,7 +439,11 @@ def test_samples_that_are_not_finite_are_not_numbers():
 
 
 def test_plain_iteration_that_keeps_its_last_iterate_ends_at_rounding():
-    f = lambda z: np.float32(0.9) * np.cos(z) + np.float32(0.1) * np.sin(np.float32(3.0) * z)
-    sol = fp.fixed_point(f, np.ones(3, np.float32), solver=fp.Picard(keep_last=True), rtol=1e-9)
+    f = lambda z: (
+        np.float32(0.9) * np.cos(z) + np.float32(0.1) * np.sin(np.float32(3.0) * z)
+    )
+    sol = fp.fixed_point(
+        f, np.ones(3, np.float32), solver=fp.Picard(keep_last=True), rtol=1e-9
+    )
     assert bool(sol.precise)
     assert int(sol.steps) <= 200

@@ -1,4 +1,6 @@
-"""Derivatives on Torch against closed forms, finite differences and unrolled iterations."""
+"""Derivatives on Torch against closed forms, finite differences and unrolled
+iterations.
+"""
 
 import copy
 
@@ -17,7 +19,9 @@ N = 4
 
 
 def rand(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def matrix(n, norm, seed=0):
@@ -86,7 +90,9 @@ def test_elementwise_derivatives_of_any_order(order):
 
 
 def test_mixed_second_derivative():
-    a, b = tracked(torch.tensor(0.6, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64))
+    a, b = tracked(
+        torch.tensor(0.6, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    )
     value = root(lambda z, a, b: a * z + b, torch.zeros((), dtype=torch.float64), a, b)
     (first,) = torch.autograd.grad(value, b, create_graph=True)
     (second,) = torch.autograd.grad(first, a)
@@ -114,7 +120,10 @@ def test_gradgradcheck():
 
 def test_gradcheck_of_a_batch_of_containers():
     def solution(a, b):
-        f = lambda z, a, b: {"u": torch.tanh(a * z["v"]) + b, "v": 0.3 * z["u"] * z["u"].cos()}
+        f = lambda z, a, b: {
+            "u": torch.tanh(a * z["v"]) + b,
+            "v": 0.3 * z["u"] * z["u"].cos(),
+        }
         zero = torch.zeros(2, 3, dtype=torch.float64)
         value = root(f, {"u": zero, "v": zero}, a, b, batch_ndim=1)
         return value["u"], value["v"]
@@ -144,14 +153,22 @@ def test_accuracy_up_to_a_spectral_radius_of_nearly_one(radius, mode):
     inverse = torch.linalg.inv(torch.eye(n) - A)
     condition = float(torch.linalg.matrix_norm(inverse, 2))
     settings = {
-        "solver": fp.Anderson(memory=n), "rtol": 1e-15, "atol": 1e-14, "max_steps": 2000,
+        "solver": fp.Anderson(memory=n),
+        "rtol": 1e-15,
+        "atol": 1e-14,
+        "max_steps": 2000,
         "adjoint": fp.ImplicitAdjoint(
-            solver=fp.Anderson(memory=n), rtol=1e-15, atol=1e-14, max_steps=2000,
+            solver=fp.Anderson(memory=n),
+            rtol=1e-15,
+            atol=1e-14,
+            max_steps=2000,
             on_failure="return",
         ),
         "on_failure": "return",
-    }  # fmt: skip
-    function = lambda b: root(affine, torch.zeros(n, dtype=torch.float64), A, b, **settings)
+    }
+    function = lambda b: root(
+        affine, torch.zeros(n, dtype=torch.float64), A, b, **settings
+    )
     if mode == "reverse":
         (b,) = tracked(b)
         (found,) = torch.autograd.grad(function(b), b, v)
@@ -190,7 +207,9 @@ def test_jacobians(jacobian, transform):
 
 def test_jvp(jacobian):
     t = rand(N, seed=3)
-    _, tangent = torch.func.jvp(lambda b: tanh_root(matrix(N, 0.8), b), (rand(N),), (t,))
+    _, tangent = torch.func.jvp(
+        lambda b: tanh_root(matrix(N, 0.8), b), (rand(N),), (t,)
+    )
     close(tangent, jacobian @ t)
 
 
@@ -340,7 +359,9 @@ def test_tied_weights():
 
     module = Tied()
     assert len(list(module.parameters())) == 3
-    found, expected = (g(module, module, X) for g in (module_gradients, unrolled_gradients))
+    found, expected = (
+        g(module, module, X) for g in (module_gradients, unrolled_gradients)
+    )
     for one, other in zip(found, expected, strict=True):
         close(one, other, 1e-8)
 
@@ -404,7 +425,9 @@ def test_gradients_do_not_depend_on_the_mode_of_the_module():
 def test_a_hidden_tensor_is_found_at_the_first_evaluation(counted):
     (b,) = tracked(rand(N))
     f = counted(lambda z: 0.5 * z + b)
-    with pytest.raises(HiddenTensorError, match=r"Pass the tensor through args, f\(z, \*args\)"):
+    with pytest.raises(
+        HiddenTensorError, match=r"Pass the tensor through args, f\(z, \*args\)"
+    ):
         fp.fixed_point(f, torch.zeros_like(b))
     assert f.calls == 1
 
@@ -419,14 +442,18 @@ def test_looking_for_hidden_tensors_costs_no_evaluation(counted):
 def test_a_hidden_tensor_does_no_harm_without_gradients():
     (b,) = tracked(rand(N))
     with torch.no_grad():
-        value = fp.fixed_point(lambda z: 0.5 * z + b, torch.zeros_like(b), rtol=1e-12).value
+        value = fp.fixed_point(
+            lambda z: 0.5 * z + b, torch.zeros_like(b), rtol=1e-12
+        ).value
     close(value, 2 * b.detach())
     assert not value.requires_grad
 
 
 def test_a_detached_tensor_is_not_hidden():
     (b,) = tracked(rand(N))
-    value = fp.fixed_point(lambda z: 0.5 * z + b.detach(), torch.zeros_like(b), rtol=1e-12).value
+    value = fp.fixed_point(
+        lambda z: 0.5 * z + b.detach(), torch.zeros_like(b), rtol=1e-12
+    ).value
     close(value, 2 * b.detach())
 
 
@@ -469,13 +496,19 @@ def starved(policy, **settings):
 
 def test_the_report_of_the_backward_pass():
     W, b = tracked(matrix(N, 0.8), rand(N))
-    sol = fp.fixed_point(tanh, torch.zeros_like(b), (W, b), adjoint=fp.ImplicitAdjoint(rtol=1e-8))
+    sol = fp.fixed_point(
+        tanh, torch.zeros_like(b), (W, b), adjoint=fp.ImplicitAdjoint(rtol=1e-8)
+    )
     assert sol.backward.status is None
     v = rand(N, seed=2)
     (u,) = torch.autograd.grad(sol.value, b, v)
     assert int(sol.backward.status) == fp.Status.CONVERGED
     assert sol.backward.products == int(sol.backward.steps) + 1 >= 2
-    assert 0 <= float(sol.backward.residual_norm) <= 1e-8 * 10 * float(torch.linalg.norm(v))
+    assert (
+        0
+        <= float(sol.backward.residual_norm)
+        <= 1e-8 * 10 * float(torch.linalg.norm(v))
+    )
     assert u.shape == b.shape
 
 
@@ -487,7 +520,9 @@ def test_nothing_is_reported_where_nothing_is_recorded():
 
 def test_a_starved_adjoint_raises():
     sol, _, _ = starved("raise")
-    with pytest.raises(fp.ConvergenceError, match=r"adjoint solve failed.*max_steps") as caught:
+    with pytest.raises(
+        fp.ConvergenceError, match=r"adjoint solve failed.*max_steps"
+    ) as caught:
         sol.value.sum().backward()
     assert int(caught.value.solution.status) == fp.Status.MAX_STEPS
     assert caught.value.solution.work.vjp == 2
@@ -496,7 +531,9 @@ def test_a_starved_adjoint_raises():
 def test_a_starved_tangent_raises():
     adjoint = fp.ImplicitAdjoint(max_steps=1, rtol=1e-12, solver=fp.Picard())
     A, b = matrix(N, 0.9), rand(N)
-    function = lambda b: fp.fixed_point(affine, torch.zeros_like(b), (A, b), adjoint=adjoint).value
+    function = lambda b: (
+        fp.fixed_point(affine, torch.zeros_like(b), (A, b), adjoint=adjoint).value
+    )
     with pytest.raises(fp.ConvergenceError, match="tangent solve failed"):
         torch.func.jvp(function, (b,), (b,))
 
@@ -522,11 +559,19 @@ def test_a_starved_adjoint_poisons():
 
 
 def test_a_sample_that_fails_poisons_only_itself():
-    """One sample's adjoint needs more than ten steps; the others' gradients are right."""
-    a, b = tracked(torch.tensor([[0.1], [0.99], [-0.2]], dtype=torch.float64), rand(3, 2))
-    adjoint = fp.ImplicitAdjoint(max_steps=15, rtol=1e-10, solver=fp.Picard(), on_failure="nan")
+    """One sample's adjoint needs more than ten steps; the others' gradients are
+    right.
+    """
+    a, b = tracked(
+        torch.tensor([[0.1], [0.99], [-0.2]], dtype=torch.float64), rand(3, 2)
+    )
+    adjoint = fp.ImplicitAdjoint(
+        max_steps=15, rtol=1e-10, solver=fp.Picard(), on_failure="nan"
+    )
     f = lambda z, a, b: a * z + b
-    sol = fp.fixed_point(f, torch.zeros_like(b), (a, b), batch_ndim=1, rtol=1e-12, adjoint=adjoint)
+    sol = fp.fixed_point(
+        f, torch.zeros_like(b), (a, b), batch_ndim=1, rtol=1e-12, adjoint=adjoint
+    )
     grad_a, grad_b = torch.autograd.grad(sol.value.sum(), (a, b))
     assert grad_b.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
     assert grad_a.isnan().tolist() == [[False], [True], [False]]
@@ -540,7 +585,13 @@ def test_a_failed_forward_sample_leaves_the_gradients_of_the_others():
     adjoint = fp.ImplicitAdjoint(rtol=1e-12, on_failure="nan")
     f = lambda z, a, b: a * z + b
     sol = fp.fixed_point(
-        f, torch.zeros_like(b), (a, b), batch_ndim=1, rtol=1e-12, adjoint=adjoint, on_failure="nan"
+        f,
+        torch.zeros_like(b),
+        (a, b),
+        batch_ndim=1,
+        rtol=1e-12,
+        adjoint=adjoint,
+        on_failure="nan",
     )
     assert sol.value.isnan().tolist() == [[False] * 2, [True] * 2]
     (grad_b,) = torch.autograd.grad(sol.value[0].sum(), b)

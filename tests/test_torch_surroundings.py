@@ -1,4 +1,6 @@
-"""What f finds around it in Torch: autocast, random numbers, compilation, several processes."""
+"""What f finds around it in Torch: autocast, random numbers, compilation, several
+processes.
+"""
 
 import copy
 import math
@@ -53,7 +55,9 @@ def test_the_state_keeps_its_dtype_under_autocast(x):
 
 
 def test_the_algebra_is_exact_under_autocast():
-    """A map that rounds nothing is solved to single precision: the solver's products are too."""
+    """A map that rounds nothing is solved to single precision: the solver's products
+    are too.
+    """
     a, b = torch.linspace(0.1, 0.9, 6), torch.ones(3, 6)
     f = lambda z, a, b: a * z + b
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -84,7 +88,9 @@ def test_gradients_under_autocast_are_those_of_the_same_map(x, inside):
 
 
 def test_weights_keep_their_gradients_after_a_solve_under_autocast(x):
-    """Casts of weights made while nothing was recorded are not reused by what follows."""
+    """Casts of weights made while nothing was recorded are not reused by what
+    follows.
+    """
     cell = Cell()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.no_grad():
@@ -132,7 +138,9 @@ def test_a_compiled_map(x):
     cell = Cell().double()
     compiled = torch.compile(cell, backend="aot_eager")
     x = x.double().requires_grad_()
-    expected = torch.autograd.grad(solve(cell, x, rtol=1e-10).value.sum(), (x, cell.linear.weight))
+    expected = torch.autograd.grad(
+        solve(cell, x, rtol=1e-10).value.sum(), (x, cell.linear.weight)
+    )
     value = solve(compiled, x, rtol=1e-10).value
     got = torch.autograd.grad(value.sum(), (x, cell.linear.weight))
     for a, b in zip(got, expected, strict=True):
@@ -153,7 +161,9 @@ def test_inside_a_checkpoint(x, use_reentrant):
 def _train(rank, port, out):
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=address, rank=rank, world_size=2
+    )
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).double()
 
     class Layer(nn.Module):
@@ -194,12 +204,16 @@ def test_on_a_gpu(x):
         solve(cell, x.double(), rtol=1e-10).value.sum(), cell.linear.weight
     )[0]
     cell, x = cell.cuda(), x.double().cuda()
-    got = torch.autograd.grad(solve(cell, x, rtol=1e-10).value.sum(), cell.linear.weight)[0]
+    got = torch.autograd.grad(
+        solve(cell, x, rtol=1e-10).value.sum(), cell.linear.weight
+    )[0]
     np.testing.assert_allclose(got.cpu(), expected, rtol=1e-7)
 
 
 class Turn(nn.Module):
-    """Nearly an isometry, whose fixed point plain iteration takes thousands of steps to."""
+    """Nearly an isometry, whose fixed point plain iteration takes thousands of steps
+    to.
+    """
 
     def __init__(self):
         super().__init__()
@@ -217,8 +231,15 @@ def test_memory_of_the_backward_pass_does_not_grow_with_the_steps(x):
         saved = []
         pack = lambda leaf, saved=saved: saved.append(leaf.numel()) or leaf
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda leaf: leaf):
-            sol = solve(turn, x, max_steps=steps, rtol=0.0, atol=0.0, on_failure="return",
-                        solver=fp.Picard())  # fmt: skip
+            sol = solve(
+                turn,
+                x,
+                max_steps=steps,
+                rtol=0.0,
+                atol=0.0,
+                on_failure="return",
+                solver=fp.Picard(),
+            )
         assert int(sol.steps.max()) == steps
         kept.append(sum(saved))
     assert kept[0] == kept[1] <= math.prod(x.shape) * 2 + 36

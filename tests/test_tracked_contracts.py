@@ -19,7 +19,13 @@ from fixedpoint.operators import (
     ReducedNewton,
     tangents,
 )
-from fixedpoint_models import AugmentedDEQ, TrackedDescent, TrackedNewton, ball, farthest
+from fixedpoint_models import (
+    AugmentedDEQ,
+    TrackedDescent,
+    TrackedNewton,
+    ball,
+    farthest,
+)
 from fixedpoint_torch import host
 
 B, N, M = 3, 6, 4
@@ -55,40 +61,64 @@ METHODS = {
 
 
 def iterate(loss, method, scale=1.0, height=1.0, **settings):
-    """The iterate after a few steps, all lengths multiplied by `scale` and ℓ by `height`."""
+    """The iterate after a few steps, all lengths multiplied by `scale` and ℓ by
+    `height`.
+    """
     model = AugmentedDEQ(f, lambda *at: height * loss(*at))
     return model.iterate(
-        *START, params={**PARAMS, "scale": scale}, y=scale * torch.tensor(DATA), method=method,
-        on_failure="return", **{"max_steps": 6, "atol": 0.0} | settings,
-    ).value  # fmt: skip
+        *START,
+        params={**PARAMS, "scale": scale},
+        y=scale * torch.tensor(DATA),
+        method=method,
+        on_failure="return",
+        **{"max_steps": 6, "atol": 0.0} | settings,
+    ).value
 
 
 @pytest.mark.parametrize("loss", [separable, coupled])
 @pytest.mark.parametrize("name", ["newton", "momentum", "Barzilai and Borwein"])
 def test_lengths_scale_exactly(name, loss):
     """z, x and y in other units: ℓ is in their square, and μ in their own."""
-    ours, theirs = (iterate(loss, METHODS[name], scale=scale) for scale in (1.0, 2.0**9))
+    ours, theirs = (
+        iterate(loss, METHODS[name], scale=scale) for scale in (1.0, 2.0**9)
+    )
     for block in ("z", "mu", "x"):
-        torch.testing.assert_close(theirs[block], 2.0**9 * ours[block], rtol=0.0, atol=0.0)
+        torch.testing.assert_close(
+            theirs[block], 2.0**9 * ours[block], rtol=0.0, atol=0.0
+        )
 
 
 @pytest.mark.parametrize("loss", [separable, coupled])
 @pytest.mark.parametrize("name", ["newton", "normalised"])
 def test_the_unit_of_the_loss_is_nothing(name, loss):
-    ours, theirs = (iterate(loss, METHODS[name], height=height) for height in (1.0, 2.0**-9))
+    ours, theirs = (
+        iterate(loss, METHODS[name], height=height) for height in (1.0, 2.0**-9)
+    )
     torch.testing.assert_close(theirs["x"], ours["x"], rtol=0.0, atol=0.0)
     torch.testing.assert_close(theirs["mu"], 2.0**-9 * ours["mu"], rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("loss", [separable, coupled])
 def test_newton_solves_least_squares_at_once(loss):
-    """With a linear f its first step is the last, whether or not the loss is separable."""
+    """With a linear f its first step is the last, whether or not the loss is
+    separable.
+    """
     linear = lambda z, x, p: z @ p["W"].T + x @ p["U"].T
-    method = TrackedNewton(blocks=N + 2, tangent_rtol=0.0, damping=1e-9, inner_rtol=1e-12)
-    x = AugmentedDEQ(linear, loss).iterate(
-        *START, params=PARAMS, y=torch.tensor(DATA), method=method, max_steps=0,
-        on_failure="return",
-    ).value["x"]  # fmt: skip
+    method = TrackedNewton(
+        blocks=N + 2, tangent_rtol=0.0, damping=1e-9, inner_rtol=1e-12
+    )
+    x = (
+        AugmentedDEQ(linear, loss)
+        .iterate(
+            *START,
+            params=PARAMS,
+            y=torch.tensor(DATA),
+            method=method,
+            max_steps=0,
+            on_failure="return",
+        )
+        .value["x"]
+    )
     sensitivity = np.linalg.solve(np.eye(N) - MATRIX, DRIVE)
     rows = np.eye(N) if loss is separable else np.diff(np.eye(N), axis=0)
     A, b = rows @ sensitivity, DATA @ rows.T
@@ -102,11 +132,23 @@ def left_after_the_first_step(read_out, masks, x=START[1]):
     read = torch.tensor(read_out)
     seen = lambda o, x, y, p: (y[1] * (o - y[0]) ** 2).sum(-1) + 0.1 * (x**2).sum(-1)
     y = np.random.default_rng(2).standard_normal((B, len(read_out)))
-    method = TrackedNewton(blocks=N + 2, tangent_rtol=0.0, damping=1e-9, inner_rtol=1e-12)
-    found = AugmentedDEQ(linear, seen, lambda z, p: z @ read.T).iterate(
-        START[0], x, params=PARAMS, y=(torch.tensor(y), torch.tensor(masks)), method=method,
-        max_steps=0, on_failure="return",
-    ).value["x"].numpy()  # fmt: skip
+    method = TrackedNewton(
+        blocks=N + 2, tangent_rtol=0.0, damping=1e-9, inner_rtol=1e-12
+    )
+    found = (
+        AugmentedDEQ(linear, seen, lambda z, p: z @ read.T)
+        .iterate(
+            START[0],
+            x,
+            params=PARAMS,
+            y=(torch.tensor(y), torch.tensor(masks)),
+            method=method,
+            max_steps=0,
+            on_failure="return",
+        )
+        .value["x"]
+        .numpy()
+    )
     S = read_out @ np.linalg.solve(np.eye(N) - MATRIX, DRIVE)
     start, parts = np.asarray(x[0]), []
     for step, image, mask in zip(found, y, masks, strict=True):
@@ -142,7 +184,9 @@ def test_all_entries_count_where_a_sample_sees_few():
 
 def test_an_output_that_no_input_moves():
     """All that is left of the loss is the penalty on x."""
-    assert left_after_the_first_step(0.0 * READ_OUT, HIDDEN, START[1] + 1.0).max() < 1e-12
+    assert (
+        left_after_the_first_step(0.0 * READ_OUT, HIDDEN, START[1] + 1.0).max() < 1e-12
+    )
 
 
 def test_newton_starts_on_eager_jax_as_in_torch():
@@ -163,7 +207,9 @@ def test_newton_starts_on_eager_jax_as_in_torch():
     with torch.no_grad():
         expected = start(torch.tensor)
     for block, found in start(jnp.asarray).items():
-        np.testing.assert_allclose(found, expected[block], rtol=1e-9, atol=1e-12, err_msg=block)
+        np.testing.assert_allclose(
+            found, expected[block], rtol=1e-9, atol=1e-12, err_msg=block
+        )
 
 
 def test_newton_remembers_as_much_however_long_it_runs():
@@ -175,14 +221,18 @@ def test_newton_remembers_as_much_however_long_it_runs():
             lambda z, x, y, w: ((z - y) ** 2).mean(-1) + (x**2).sum(-1),
         )
     )
-    zeros = torch.zeros(1, len(wide), dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    zeros = (
+        torch.zeros(1, len(wide), dtype=torch.float64),
+        torch.zeros(1, 1, dtype=torch.float64),
+    )
 
     def count(step, value, norm):
         if step in (10, 40):
             gc.collect()
             alive = [a for a in gc.get_objects() if issubclass(type(a), torch.Tensor)]
             tensors = sum(a.nelement() * a.element_size() for a in alive)
-            held.append(tensors + tracemalloc.get_traced_memory()[0])  # which knows NumPy's arrays
+            # Which knows NumPy's arrays.
+            held.append(tensors + tracemalloc.get_traced_memory()[0])
         return False
 
     with torch.no_grad():
@@ -191,10 +241,17 @@ def test_newton_remembers_as_much_however_long_it_runs():
         tracemalloc.start()
         try:
             fp.fixed_point(
-                newton, start, (wide, wide, local), solver=fp.Picard(keep_last=True),
-                batch_ndim=1, max_steps=50, rtol=0.0, atol=0.0, callback=count,
+                newton,
+                start,
+                (wide, wide, local),
+                solver=fp.Picard(keep_last=True),
+                batch_ndim=1,
+                max_steps=50,
+                rtol=0.0,
+                atol=0.0,
+                callback=count,
                 on_failure="return",
-            )  # fmt: skip
+            )
         finally:
             tracemalloc.stop()
     early, late = held
@@ -203,7 +260,9 @@ def test_newton_remembers_as_much_however_long_it_runs():
 
 @pytest.mark.parametrize("loss", [separable, coupled])
 def test_newton_takes_the_same_path_in_torch_as_in_numpy(loss, monkeypatch):
-    """Its small algebra is NumPy's as a rule, and Torch's for large states and on accelerators."""
+    """Its small algebra is NumPy's as a rule, and Torch's for large states and on
+    accelerators.
+    """
     by_numpy = iterate(loss, METHODS["newton"])["x"]
     monkeypatch.setattr(host, "holds", lambda leaves: False)
     torch.testing.assert_close(
@@ -217,13 +276,18 @@ NAMESPACES = {"numpy": np, "strict": array_api_strict, "torch": torch, "jax": jn
 RULES = {
     "momentum": (Momentum(step_size=0.05, momentum=0.5), None),
     "Barzilai and Borwein": (BarzilaiBorwein(step_size=0.02), None),
-    "conditional gradient": (ConditionalGradient(oracle=farthest(0.5), step_size=0.5), ball(0.5)),
+    "conditional gradient": (
+        ConditionalGradient(oracle=farthest(0.5), step_size=0.5),
+        ball(0.5),
+    ),
 }
 
 
 def path(xp, rule, project):
     """The input after a few steps, with products by hand."""
-    W, U, y = (xp.asarray(array.tolist(), dtype=xp.float64) for array in (MATRIX, DRIVE, DATA))
+    W, U, y = (
+        xp.asarray(array.tolist(), dtype=xp.float64) for array in (MATRIX, DRIVE, DATA)
+    )
     zeros = xp.zeros((B, N), dtype=xp.float64), xp.zeros((B, M), dtype=xp.float64)
 
     def linear(z, x, p):
@@ -240,9 +304,14 @@ def path(xp, rule, project):
     )
     descent = operators.TrackedDescent(lagrangian, rule, project, 2, 1)
     return fp.fixed_point(
-        descent, descent.start(*zeros), (W, y), solver=fp.Picard(keep_last=True), max_steps=8,
-        batch_ndim=1, on_failure="return",
-    ).value["x"]  # fmt: skip
+        descent,
+        descent.start(*zeros),
+        (W, y),
+        solver=fp.Picard(keep_last=True),
+        max_steps=8,
+        batch_ndim=1,
+        on_failure="return",
+    ).value["x"]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -250,7 +319,9 @@ def path(xp, rule, project):
 def test_descent_takes_the_same_path_with_every_array_library(name, rule):
     rule = RULES[rule]
     found = path(NAMESPACES[name], *rule)
-    np.testing.assert_allclose(np.asarray(found), path(np, *rule), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        np.asarray(found), path(np, *rule), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_descent_without_products_names_what_is_missing():

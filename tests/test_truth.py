@@ -74,7 +74,9 @@ def residual(case, f, value, args, by):
 
 
 @given(problem=problems, solver=solvers, stop=stops)
-def test_residual_norm_is_that_of_the_returned_value(xp_case, contraction, problem, solver, stop):
+def test_residual_norm_is_that_of_the_returned_value(
+    xp_case, contraction, problem, solver, stop
+):
     f, z0, args = build(xp_case, problem, contraction)
     sol = xp_case.solve(f, z0, args, solver=solver, **stop)
     norm, scale = outside(xp_case, f, sol.value, args)
@@ -118,12 +120,20 @@ def test_every_solver_tells_the_truth_of_residuals(
 ):
     f, z0, args = layered(numpy_case, by, problem, contraction, layer)
     f = counted(f)
-    sol = numpy_case.solve(f, z0, args, by=by, solver=solver, record=True, test="residual", **stop)
+    sol = numpy_case.solve(
+        f, z0, args, by=by, solver=solver, record=True, test="residual", **stop
+    )
     assert f.calls == sol.work.f
-    first, norm = (residual(numpy_case, f.function, z, args, by) for z in (z0, sol.value))
-    scale = first if by is fp.root else outside(numpy_case, f.function, sol.value, args)[1]
+    first, norm = (
+        residual(numpy_case, f.function, z, args, by) for z in (z0, sol.value)
+    )
+    scale = (
+        first if by is fp.root else outside(numpy_case, f.function, sol.value, args)[1]
+    )
     slack = 1e-14 * max(scale, np.linalg.norm(sol.value))
-    tolerance = min(stop["atol"] + stop["rtol"] * scale, max(FALL * first, stop["atol"]))
+    tolerance = min(
+        stop["atol"] + stop["rtol"] * scale, max(FALL * first, stop["atol"])
+    )
     np.testing.assert_allclose(float(sol.residual_norm), norm, rtol=1e-12, atol=slack)
     if bool(sol.converged):
         assert norm <= stop["atol"] + stop["rtol"] * scale + slack
@@ -137,7 +147,9 @@ def test_every_solver_tells_the_truth_of_residuals(
 def test_truth_on_every_library(xp_case, contraction, layer, solver, by):
     problem = {"n": 4, "norm": 0.95, "seed": 7}
     f, z0, args = layered(xp_case, by, problem, contraction, layer)
-    sol = xp_case.solve(f, z0, args, by=by, solver=solver, rtol=1e-7, atol=0.0, max_steps=80)
+    sol = xp_case.solve(
+        f, z0, args, by=by, solver=solver, rtol=1e-7, atol=0.0, max_steps=80
+    )
     norm = residual(xp_case, f, sol.value, args, by)
     scale = residual(xp_case, f, xp_case.asarray(z0), args, by)
     if by is fp.fixed_point:
@@ -167,7 +179,9 @@ def test_residual_norm_is_over_all_leaves(jit_case, norm):
     last = np.array([0.25, -0.5, 3.0 / 16])
     residual = np.array([-0.125, 0.25, -3.75 / 16])
     order = 2 if norm == "euclidean" else np.inf
-    np.testing.assert_allclose(np.ravel(jit_case.to_numpy(sol.value["a"])), last[:2], rtol=1e-15)
+    np.testing.assert_allclose(
+        np.ravel(jit_case.to_numpy(sol.value["a"])), last[:2], rtol=1e-15
+    )
     np.testing.assert_allclose(
         float(sol.residual_norm), np.linalg.norm(residual, order), rtol=1e-14
     )
@@ -177,13 +191,20 @@ def test_residual_norm_is_over_all_leaves(jit_case, norm):
 def test_damping_does_not_loosen_the_stop(jit_case, damping):
     slope, atol = 0.5, 1e-6
     factor = 1 - damping * (1 - slope)
-    expected = np.ceil(np.log(atol * (1 - slope)) / np.log(factor))  # of errors from 1/(1 − slope)
+    # Of errors from 1/(1 − slope).
+    expected = np.ceil(np.log(atol * (1 - slope)) / np.log(factor))
     sol = jit_case.solve(
-        lambda z: slope * z + 1.0, np.asarray(0.0), solver=fp.Picard(damping=damping),
-        rtol=0.0, atol=atol, max_steps=5000,
-    )  # fmt: skip
+        lambda z: slope * z + 1.0,
+        np.asarray(0.0),
+        solver=fp.Picard(damping=damping),
+        rtol=0.0,
+        atol=atol,
+        max_steps=5000,
+    )
     assert int(sol.steps) == expected
-    np.testing.assert_allclose(float(sol.error), factor**expected / (1 - slope), rtol=1e-6)
+    np.testing.assert_allclose(
+        float(sol.error), factor**expected / (1 - slope), rtol=1e-6
+    )
     np.testing.assert_allclose(float(sol.residual_norm), factor**expected, rtol=1e-8)
 
 
@@ -198,17 +219,26 @@ def test_a_runaway_never_converges(xp_case, solver, start):
 
 def test_a_residual_without_a_root_never_converges(xp_case, solver):
     sol = xp_case.solve(
-        lambda x: x**2 + 1.0, np.array([1.0, -3.0]), by=fp.root, solver=solver, max_steps=100
+        lambda x: x**2 + 1.0,
+        np.array([1.0, -3.0]),
+        by=fp.root,
+        solver=solver,
+        max_steps=100,
     )
     assert int(sol.status) in FAILURES
     value = xp_case.to_numpy(sol.value)
-    np.testing.assert_allclose(float(sol.residual_norm), np.linalg.norm(value**2 + 1.0), rtol=1e-12)
+    np.testing.assert_allclose(
+        float(sol.residual_norm), np.linalg.norm(value**2 + 1.0), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("damping", [0.2, 1.0])
 def test_a_diverging_iteration_never_converges(jit_case, damping):
     sol = jit_case.solve(
-        lambda z: 2.0 * z + 1.0, np.zeros(2), solver=fp.Picard(damping=damping), max_steps=3000
+        lambda z: 2.0 * z + 1.0,
+        np.zeros(2),
+        solver=fp.Picard(damping=damping),
+        max_steps=3000,
     )
     assert not bool(sol.converged)
     assert np.all(np.isfinite(jit_case.to_numpy(sol.value)))
@@ -226,7 +256,8 @@ def test_a_start_at_the_root_takes_no_step(xp_case, counted, solver):
     F = counted(lambda x: 0.5 * x - 1.0)
     sol = xp_case.solve(F, np.full(3, 2.0), by=fp.root, solver=solver)
     assert (int(sol.status), int(sol.steps)) == (fp.Status.CONVERGED, 0)
-    assert F.calls <= sum(sol.work) <= 2  # one may be the product that scales the first step
+    # One may be the product that scales the first step.
+    assert F.calls <= sum(sol.work) <= 2
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
@@ -243,9 +274,16 @@ def test_a_batch_costs_the_evaluations_of_its_slowest_sample(xp_case, counted, s
 def test_a_damped_operator_is_tested_undamped(jit_case, damping):
     f = lambda z: 0.5 * z + 1.0
     operator = fp.operators.Map(f).damped(damping)
-    sol = jit_case.solve(operator, np.zeros(2), solver=PICARD, rtol=0.0, atol=1e-5, max_steps=999)
+    sol = jit_case.solve(
+        operator, np.zeros(2), solver=PICARD, rtol=0.0, atol=1e-5, max_steps=999
+    )
     reference = jit_case.solve(
-        f, np.zeros(2), solver=fp.Picard(damping=damping), rtol=0.0, atol=1e-5, max_steps=999
+        f,
+        np.zeros(2),
+        solver=fp.Picard(damping=damping),
+        rtol=0.0,
+        atol=1e-5,
+        max_steps=999,
     )
     value = jit_case.to_numpy(sol.value)
     np.testing.assert_allclose(
@@ -270,12 +308,16 @@ def test_a_damped_block_is_tested_undamped(jit_case, damping):
     residuals = np.array([v / 2 + 1 - u, u / 4 - v])
     assert bool(sol.converged)
     assert np.all(np.abs(residuals) <= 1e-4 * (1 + 1e-9))
-    np.testing.assert_allclose(float(sol.residual_norm), np.linalg.norm(residuals), rtol=1e-9)
+    np.testing.assert_allclose(
+        float(sol.residual_norm), np.linalg.norm(residuals), rtol=1e-9
+    )
 
 
 def test_the_residual_of_an_input_step_is_free_of_the_step(xp_case):
     def residual(step_size):
-        block = fp.operators.InputStep(step_size, lambda x: xp_case.xp.clip(x, -1.0, 1.0))
+        block = fp.operators.InputStep(
+            step_size, lambda x: xp_case.xp.clip(x, -1.0, 1.0)
+        )
         gradient = xp_case.asarray(np.array([0.3, -5.0, 2.0]))
         linear = fp.operators.Linearisation(None, None, None, gradient)
         state = xp_case.asarray(np.array([0.5, 0.5, -1.0]))

@@ -1,4 +1,6 @@
-"""Derivatives of the steps of a solve, against implicit ones, closed forms and differences."""
+"""Derivatives of the steps of a solve, against implicit ones, closed forms and
+differences.
+"""
 
 import numpy as np
 import pytest
@@ -22,11 +24,17 @@ def cosines(z, a):
 
 
 def repeated(a, solver, checkpoint=None, **settings):
-    """The sum of z = a cos z twice, where the Jacobian is a multiple of the identity."""
+    """The sum of z = a cos z twice, where the Jacobian is a multiple of the
+    identity.
+    """
     sol = fp.fixed_point(
-        cosines, torch.ones(2, dtype=a.dtype), (a,), solver=solver,
-        adjoint=fp.Unrolled(checkpoint=checkpoint), **{"rtol": 1e-12} | settings,
-    )  # fmt: skip
+        cosines,
+        torch.ones(2, dtype=a.dtype),
+        (a,),
+        solver=solver,
+        adjoint=fp.Unrolled(checkpoint=checkpoint),
+        **{"rtol": 1e-12} | settings,
+    )
     return sol.value.sum()
 
 
@@ -55,7 +63,9 @@ def derivatives(value, a, order=2):
 
 def differences(f, a, step):
     units = torch.eye(len(a), dtype=DOUBLE)
-    return torch.stack([(f(a + step * u) - f(a - step * u)) / (2 * step) for u in units]).detach()
+    return torch.stack(
+        [(f(a + step * u) - f(a - step * u)) / (2 * step) for u in units]
+    ).detach()
 
 
 def close(got, expected, rtol=1e-9):
@@ -111,7 +121,9 @@ CURVED = [
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("solver", [*DIRECT, fp.LevenbergMarquardt(radius=0.05), fp.NewtonKrylov()])
+@pytest.mark.parametrize(
+    "solver", [*DIRECT, fp.LevenbergMarquardt(radius=0.05), fp.NewtonKrylov()]
+)
 @pytest.mark.parametrize(("F", "start", "a"), CURVED)
 def test_a_few_steps(F, start, a, solver, steps):
     """Both derivatives of what was computed, damped or not, of full rank or not."""
@@ -119,9 +131,15 @@ def test_a_few_steps(F, start, a, solver, steps):
 
     def value(a, checkpoint=None):
         sol = fp.root(
-            F, z0, (a,), solver=solver, adjoint=fp.Unrolled(checkpoint=checkpoint),
-            max_steps=steps, rtol=1e-12, on_failure="return",
-        )  # fmt: skip
+            F,
+            z0,
+            (a,),
+            solver=solver,
+            adjoint=fp.Unrolled(checkpoint=checkpoint),
+            max_steps=steps,
+            rtol=1e-12,
+            on_failure="return",
+        )
         return (sol.value * WEIGHTS[: len(z0)]).sum() + a.square().sum()
 
     tracked = a.clone().requires_grad_()
@@ -147,10 +165,18 @@ def test_a_batch_in_which_a_sample_is_solved(solver, checkpoint):
     def gradient(adjoint):
         a = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
         sol = fp.fixed_point(
-            lambda z, a: {"x": a * torch.sin(z["x"]) + z["y"] * a, "y": z["y"] ** 2 + a * z["x"]},
-            {"x": z0, "y": 0.5 * z0}, (a,), solver=solver, adjoint=adjoint, batch_ndim=1,
-            max_steps=3, on_failure="return",
-        )  # fmt: skip
+            lambda z, a: {
+                "x": a * torch.sin(z["x"]) + z["y"] * a,
+                "y": z["y"] ** 2 + a * z["x"],
+            },
+            {"x": z0, "y": 0.5 * z0},
+            (a,),
+            solver=solver,
+            adjoint=adjoint,
+            batch_ndim=1,
+            max_steps=3,
+            on_failure="return",
+        )
         return torch.autograd.grad(sol.value["x"].sum() + sol.value["y"].sum(), a)[0]
 
     assert torch.isfinite(gradient(fp.Unrolled(checkpoint=checkpoint)))
@@ -159,14 +185,24 @@ def test_a_batch_in_which_a_sample_is_solved(solver, checkpoint):
 @pytest.mark.parametrize("checkpoint", [None, 3])
 @pytest.mark.parametrize("solver", DIRECT)
 def test_a_batch_in_which_a_sample_is_singular(solver, checkpoint):
-    """At zero the derivative of x² vanishes: the others' gradients are what they are alone."""
+    """At zero the derivative of x² vanishes: the others' gradients are what they are
+    alone.
+    """
     z0 = torch.tensor([[0.0, 1.0], [1.0, 1.0]], dtype=DOUBLE)
     a = torch.tensor([2.0, 3.0], dtype=DOUBLE, requires_grad=True)
     sol = fp.root(
-        lambda x, a: x**2 - a, z0, (a,), solver=solver, batch_ndim=1, rtol=1e-12,
-        adjoint=fp.Unrolled(checkpoint=checkpoint), on_failure="return",
-    )  # fmt: skip
-    assert torch.isfinite(torch.autograd.grad(sol.value.sum(), a, retain_graph=True)[0]).all()
+        lambda x, a: x**2 - a,
+        z0,
+        (a,),
+        solver=solver,
+        batch_ndim=1,
+        rtol=1e-12,
+        adjoint=fp.Unrolled(checkpoint=checkpoint),
+        on_failure="return",
+    )
+    assert torch.isfinite(
+        torch.autograd.grad(sol.value.sum(), a, retain_graph=True)[0]
+    ).all()
     (alone,) = torch.autograd.grad(sol.value[1].sum(), a)
     close(alone, 0.5 / np.sqrt([2.0, 3.0]))
 
@@ -178,7 +214,9 @@ def test_complex_states(solver, checkpoint):
     start = torch.ones(2, dtype=torch.complex128)
 
     def gradient(adjoint):
-        sol = fp.fixed_point(cosines, start, (a,), solver=solver, adjoint=adjoint, rtol=1e-12)
+        sol = fp.fixed_point(
+            cosines, start, (a,), solver=solver, adjoint=adjoint, rtol=1e-12
+        )
         return torch.autograd.grad((sol.value * (1 + 2j)).real.sum(), a)[0]
 
     expected = gradient(fp.ImplicitAdjoint(rtol=1e-12))
@@ -189,7 +227,10 @@ def test_complex_states(solver, checkpoint):
 def test_the_callback_hears_of_each_step_once(solver):
     """And what it ends is ended the second time, too."""
     steps, a = [], half()
-    kept = {"callback": lambda step, *_: steps.append(step) or step == 2, "on_failure": "return"}
+    kept = {
+        "callback": lambda step, *_: steps.append(step) or step == 2,
+        "on_failure": "return",
+    }
     (got,) = torch.autograd.grad(repeated(a, solver, 1, **kept), a)
     assert steps == [1, 2]
     (expected,) = torch.autograd.grad(repeated(a, solver, None, **kept), a)
@@ -198,7 +239,9 @@ def test_the_callback_hears_of_each_step_once(solver):
 
 @pytest.mark.parametrize("solver", [fp.Picard(), fp.Newton(), fp.Anderson()])
 def test_steps_are_made_once_more_in_the_backward_pass(solver):
-    """Each but those of the last segment; and once more again for another backward pass."""
+    """Each but those of the last segment; and once more again for another backward
+    pass.
+    """
     calls, a = [0], half()
 
     def f(z, a):
@@ -206,11 +249,17 @@ def test_steps_are_made_once_more_in_the_backward_pass(solver):
         return a * torch.cos(z)
 
     sol = fp.fixed_point(
-        f, torch.ones(2, dtype=DOUBLE), (a,), solver=solver, adjoint=fp.Unrolled(checkpoint=2),
+        f,
+        torch.ones(2, dtype=DOUBLE),
+        (a,),
+        solver=solver,
+        adjoint=fp.Unrolled(checkpoint=2),
         rtol=1e-12,
-    )  # fmt: skip
+    )
     forward = calls[0]
-    passes = [torch.autograd.grad(sol.value.sum(), a, retain_graph=True)[0] for _ in range(2)]
+    passes = [
+        torch.autograd.grad(sol.value.sum(), a, retain_graph=True)[0] for _ in range(2)
+    ]
     assert forward < calls[0] <= 3 * forward
     close(passes, [exact()[0]] * 2)
 
@@ -235,9 +284,16 @@ def test_the_second_time_is_without_autocast():
 def jax_gradient(F, start, a, solver, adjoint):
     def value(a):
         sol = fp.root(
-            F, jnp.asarray(start), (a,), solver=solver, adjoint=adjoint, rtol=1e-10, max_steps=8,
-            batch_ndim=1, on_failure="return",
-        )  # fmt: skip
+            F,
+            jnp.asarray(start),
+            (a,),
+            solver=solver,
+            adjoint=adjoint,
+            rtol=1e-10,
+            max_steps=8,
+            batch_ndim=1,
+            on_failure="return",
+        )
         return jnp.sum(sol.value * jnp.asarray([1.0, 2.0]))
 
     return jax.grad(value)(jnp.asarray(a))
@@ -245,11 +301,16 @@ def jax_gradient(F, start, a, solver, adjoint):
 
 @pytest.mark.parametrize("solver", [fp.LevenbergMarquardt(), fp.NewtonKrylov()])
 def test_a_batch_in_jax_in_which_samples_are_solved_or_singular(solver):
-    """The first begins at its root, and in the second the derivative vanishes at the start."""
+    """The first begins at its root, and in the second the derivative vanishes at the
+    start.
+    """
     F = lambda x, a: jnp.stack(
         [x[..., 0] * a[..., 0] + x[..., 1] ** 2, x[..., 1] ** 2 - a[..., 1]], -1
     )
-    start, a = [[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]], [[2.0, 0.0], [2.0, 3.0], [2.0, 3.0]]
+    start, a = (
+        [[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]],
+        [[2.0, 0.0], [2.0, 3.0], [2.0, 3.0]],
+    )
     with jax.enable_x64(True):
         got = jax_gradient(F, start, a, solver, fp.Unrolled())
     assert np.isfinite(got).all()
@@ -257,7 +318,9 @@ def test_a_batch_in_jax_in_which_samples_are_solved_or_singular(solver):
     close(got[2], [3.0 / 4.0, -1.0 / 2.0 + 1.0 / root], 1e-7)
 
 
-@pytest.mark.parametrize(("solver", "checkpoint"), list(zip(DIRECT, [None, 3], strict=True)))
+@pytest.mark.parametrize(
+    ("solver", "checkpoint"), list(zip(DIRECT, [None, 3], strict=True))
+)
 def test_repeated_singular_values_in_jax(solver, checkpoint):
     F = lambda x, a: x - a * jnp.cos(x)
     with jax.enable_x64(True):

@@ -25,7 +25,10 @@ def problem(contraction):
 def test_every_call_counts(layer, counted, problem, solver, by, batch_ndim):
     """Those for difference quotients too; and a batch counts once."""
     z0, args = problem
-    f, z0 = counted(layer(np, by is fp.root)), np.stack([z0, 2 * z0]) if batch_ndim else z0
+    f, z0 = (
+        counted(layer(np, by is fp.root)),
+        np.stack([z0, 2 * z0]) if batch_ndim else z0,
+    )
     sol = by(f, z0, args, solver=solver, batch_ndim=batch_ndim, **SETTINGS)
     assert sol.work == (f.calls, 0, 0)
 
@@ -44,7 +47,9 @@ def test_every_product_counts(layer, counted, problem, solver, by):
 def test_a_jacobian_saves_all_products(layer, counted, problem, solver, by):
     z0, args = problem
     f = layer(np, by is fp.root)
-    jacobian = counted(lambda z, *args: np.stack([f.jvp(z, e, *args) for e in np.eye(4)], axis=-1))
+    jacobian = counted(
+        lambda z, *args: np.stack([f.jvp(z, e, *args) for e in np.eye(4)], axis=-1)
+    )
     image = counted(f)
     sol = by(image, z0, args, solver=solver, jacobian=jacobian, **SETTINGS)
     assert sol.work == (image.calls, 0, 0)
@@ -52,7 +57,9 @@ def test_a_jacobian_saves_all_products(layer, counted, problem, solver, by):
 
 
 @EITHER
-def test_every_library_does_the_same_work(xp_case, numpy_case, layer, problem, solver, by):
+def test_every_library_does_the_same_work(
+    xp_case, numpy_case, layer, problem, solver, by
+):
     """Where it differentiates, a linearisation stands for the caller's products."""
     z0, args = problem
     settings = {"by": by, "solver": solver, "rtol": 1e-6, "max_steps": 30}
@@ -87,7 +94,9 @@ def test_a_samples_steps_are_its_own(layer, contraction, solver):
     """Not those of the slowest; the evaluations are."""
     A, (b, z0) = contraction(3, 0.9), np.random.default_rng(1).standard_normal((2, 3))
     f = layer(np)
-    fixed = fp.fixed_point(f, z0, (A, b), solver=solver, rtol=1e-12, max_steps=500).value
+    fixed = fp.fixed_point(
+        f, z0, (A, b), solver=solver, rtol=1e-12, max_steps=500
+    ).value
     start = np.stack([fixed, z0])
     sol = fp.fixed_point(f, start, (A, b), solver=solver, batch_ndim=1, max_steps=500)
     alone = fp.fixed_point(f, z0, (A, b), solver=solver, max_steps=500)
@@ -95,7 +104,9 @@ def test_a_samples_steps_are_its_own(layer, contraction, solver):
     assert bool(sol.converged.all())
 
 
-def test_f_is_traced_a_bounded_number_of_times_under_jit(layer, counted, problem, solver):
+def test_f_is_traced_a_bounded_number_of_times_under_jit(
+    layer, counted, problem, solver
+):
     z0, args = problem
 
     def traces(max_steps):

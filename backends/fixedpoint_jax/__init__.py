@@ -1,4 +1,5 @@
-"""The JAX adapter: JAX arrays in :func:`fixedpoint.fixed_point`, eager, under ``jit`` and ``vmap``.
+"""The JAX adapter: JAX arrays in :func:`fixedpoint.fixed_point`, eager, under ``jit``
+and ``vmap``.
 
 Nothing here needs to be called: the core finds the adapter when it is given JAX arrays.
 """

@@ -18,16 +18,17 @@ _REDUCTIONS: dict[str, Any] = {"sum": jax.lax.psum, "max": jax.lax.pmax}
 class MeshAxes(Communicator):
     """Joins the devices of a mesh inside ``jax.shard_map``.
 
-    Outside of it, under ``jit`` with sharded arrays, nothing is needed: the compiler communicates.
+    Outside of it, under ``jit`` with sharded arrays, nothing is needed: the compiler
+    communicates.
 
     Parameters
     ----------
     entries : str or tuple of str, optional
         The axes of the mesh that the entries of each sample are spread over.
     samples : str or tuple of str, optional
-        The axes that the samples are spread over. To differentiate the solve the ``shard_map``
-        then needs ``check_vma=False``: of a status, or any integer that differs between devices,
-        JAX has no tangent.
+        The axes that the samples are spread over. To differentiate the solve the
+        ``shard_map`` then needs ``check_vma=False``: of a status, or any integer that
+        differs between devices, JAX has no tangent.
 
     Examples
     --------
@@ -38,7 +39,8 @@ class MeshAxes(Communicator):
     >>> def solve(z0):
     ...     f = lambda z: jnp.cos(jax.lax.pmean(z, "d"))
     ...     return fp.fixed_point(f, z0, communicator=MeshAxes("d")).value
-    >>> z = jax.shard_map(solve, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(jnp.ones(4))
+    >>> z = jax.shard_map(solve, mesh=mesh, in_specs=P("d"),
+    ...                   out_specs=P("d"))(jnp.ones(4))
     >>> bool(jnp.allclose(z, 0.739085))
     True
     """
@@ -64,8 +66,8 @@ class MeshAxes(Communicator):
 def settled(body: Callable[[Any], Any], carry: Any) -> Any:
     """The carry of a loop, of the types that its body returns.
 
-    Inside a ``shard_map`` the type of an array says over which axes of the mesh it varies. A
-    history of zeros varies over none, until a vector is written to it.
+    Inside a ``shard_map`` the type of an array says over which axes of the mesh it
+    varies. A history of zeros varies over none, until a vector is written to it.
     """
     while any(types := [varying(leaf) for leaf in jax.tree.leaves(carry)]):
         found = map(varying, jax.tree.leaves(jax.eval_shape(body, carry)))
@@ -74,14 +76,18 @@ def settled(body: Callable[[Any], Any], carry: Any) -> Any:
             break
         leaves, structure = jax.tree.flatten(carry)
         pairs = zip(leaves, missing, strict=True)
-        cast = [jax.lax.pcast(a, tuple(axes), to="varying") if axes else a for a, axes in pairs]
+        cast = [
+            jax.lax.pcast(a, tuple(axes), to="varying") if axes else a
+            for a, axes in pairs
+        ]
         carry = jax.tree.unflatten(structure, cast)
     return carry
 
 
 def varying(leaf: Any) -> frozenset[str]:
     """The axes over which an array, or what stands for one, varies."""
-    manual = getattr(getattr(leaf, "aval", leaf), "manual_axis_type", None)  # none before JAX 0.9
+    # None before JAX 0.9.
+    manual = getattr(getattr(leaf, "aval", leaf), "manual_axis_type", None)
     names: frozenset[str] = frozenset() if manual is None else manual.varying
     return names
 

@@ -22,13 +22,14 @@ from fixedpoint_jax.derivatives import linearized, no_tangent, tangent
 from fixedpoint_jax.elimination import eliminated
 from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
 
-# Unknowns up to which a trace eliminates by a loop of its own: the library's factorisation takes
-# longer to compile than all the rest of a solve.
+# Unknowns up to which a trace eliminates by a loop of its own: the library's
+# factorisation takes longer to compile than all the rest of a solve.
 _ELIMINATED = 32
 
 _RECORDED = Recorded(jnp)
 
-# What of a solution a trace keeps. Of its map it keeps nothing; the names of methods are static.
+# What of a solution a trace keeps. Of its map it keeps nothing; the names of methods
+# are static.
 _FIELDS = tuple(
     field.name
     for field in dataclasses.fields(Solution)
@@ -38,7 +39,9 @@ _FIELDS = tuple(
 
 def _flattened(solution: Solution) -> tuple[Any, Any]:
     """The arrays, and what is static."""
-    keyed = [(jax.tree_util.GetAttrKey(name), getattr(solution, name)) for name in _FIELDS]
+    keyed = [
+        (jax.tree_util.GetAttrKey(name), getattr(solution, name)) for name in _FIELDS
+    ]
     return keyed, solution.methods
 
 
@@ -46,22 +49,28 @@ def _unflattened(methods: Any, leaves: Any) -> Solution:
     return Solution(**dict(zip(_FIELDS, leaves, strict=True)), methods=methods)
 
 
-# A solution can be returned from a jitted function, and what a solver remembers be passed to it.
+# A solution can be returned from a jitted function, and what a solver remembers be
+# passed to it.
 jax.tree_util.register_pytree_with_keys(Solution, _flattened, _unflattened)
-jax.tree_util.register_dataclass(Memory, data_fields=["contents"], meta_fields=["solver"])
+jax.tree_util.register_dataclass(
+    Memory, data_fields=["contents"], meta_fields=["solver"]
+)
 
 
 @jax.custom_batching.custom_vmap
 def _any_lane(mask: Array) -> Array:
     """Whether any of `mask` is true, in all lanes of a :func:`jax.vmap` alike.
 
-    A condition that differs between lanes would have both its branches computed, always.
+    A condition that differs between lanes would have both its branches computed,
+    always.
     """
     return mask.any()
 
 
 @_any_lane.def_vmap
-def _of_all_lanes(axis_size: int, batched: list[bool], mask: Array) -> tuple[Array, bool]:
+def _of_all_lanes(
+    axis_size: int, batched: list[bool], mask: Array
+) -> tuple[Array, bool]:
     del axis_size, batched
     return _any_lane(mask), False
 
@@ -84,9 +93,13 @@ class JaxBackend(Backend):
         return isinstance(leaf, jax.Array)
 
     def device(self, array: Array) -> Any:
-        """The device of an array that lies on one; the compiler places what goes with others."""
+        """The device of an array that lies on one; the compiler places what goes with
+        others.
+        """
         device = getattr(array, "device", None)
-        spread = isinstance(device, jax.sharding.Sharding) and len(device.device_set) > 1
+        spread = (
+            isinstance(device, jax.sharding.Sharding) and len(device.device_set) > 1
+        )
         return None if spread else device
 
     def leaf(self, value: Any) -> Any:
@@ -116,9 +129,14 @@ class JaxBackend(Backend):
         return not self.is_traced((mask,)) and not self.any(mask)
 
     def amended(
-        self, arrays: tuple[Array, ...], mask: Array, function: Callable[[], tuple[Array, ...]]
+        self,
+        arrays: tuple[Array, ...],
+        mask: Array,
+        function: Callable[[], tuple[Array, ...]],
     ) -> tuple[Array, ...]:
-        """The arrays, with those of `function` where `mask` holds; it runs only where that is."""
+        """The arrays, with those of `function` where `mask` holds; it runs only where
+        that is.
+        """
         amend = super().amended
         if not self.is_traced((mask,)):
             return amend(arrays, mask, function)
@@ -140,7 +158,9 @@ class JaxBackend(Backend):
         return super().counted(number, mask)
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
-        """A new array, by the update of a slice: that of a scatter takes long to compile."""
+        """A new array, by the update of a slice: that of a scatter takes long to
+        compile.
+        """
         update = jnp.expand_dims(value, _single(array, index)).astype(array.dtype)
         return jax.lax.dynamic_update_slice(array, update, _starts(array, index))
 
@@ -148,9 +168,13 @@ class JaxBackend(Backend):
         """The entries at `index`, by a slice rather than a gather."""
         single = _single(array, index)
         sizes = [1 if axis in single else size for axis, size in enumerate(array.shape)]
-        return jnp.squeeze(jax.lax.dynamic_slice(array, _starts(array, index), sizes), single)
+        return jnp.squeeze(
+            jax.lax.dynamic_slice(array, _starts(array, index), sizes), single
+        )
 
-    def constant(self, value: float, xp: Any, dtype: Any, place: dict[str, Any]) -> Array:
+    def constant(
+        self, value: float, xp: Any, dtype: Any, place: dict[str, Any]
+    ) -> Array:
         """A NumPy array: what JAX makes inside a loop's trace must not outlive it."""
         del xp, place
         return np.asarray(value, dtype=dtype)
@@ -162,8 +186,14 @@ class JaxBackend(Backend):
         return jnp.linalg.solve(matrices, rights[..., None])[..., 0]
 
     def sparse(self, matrix: Any) -> Any:
-        """A ``BCOO`` of ``jax.experimental.sparse`` as a matrix of SciPy's, outside of traces."""
-        if not isinstance(matrix, BCOO) or matrix.n_batch or self.is_traced((matrix.data,)):
+        """A ``BCOO`` of ``jax.experimental.sparse`` as a matrix of SciPy's, outside of
+        traces.
+        """
+        if (
+            not isinstance(matrix, BCOO)
+            or matrix.n_batch
+            or self.is_traced((matrix.data,))
+        ):
             return matrix
         from scipy.sparse import coo_array  # noqa: PLC0415  JAX needs it, and this seldom
 
@@ -184,8 +214,8 @@ class JaxBackend(Backend):
         """A new array."""
         return array + coefficient * onto
 
-    # One contraction over all axes: with one axis for all, an array that is spread over devices
-    # would have to be gathered first.
+    # One contraction over all axes: with one axis for all, an array that is spread over
+    # devices would have to be gathered first.
 
     def inner(self, a: Array, b: Array, axes: int) -> Array:
         """The inner product over the last axes."""
@@ -195,7 +225,9 @@ class JaxBackend(Backend):
         """The inner products with the rows of a history."""
         return _contracted(rows, vector.conj(), vector.ndim - axes, 1)
 
-    def minus_combination(self, onto: Array, weights: Array, rows: Array, axes: int) -> Array:
+    def minus_combination(
+        self, onto: Array, weights: Array, rows: Array, axes: int
+    ) -> Array:
         """The array less a combination of the rows of a history."""
         batch = tuple(range(onto.ndim - axes))
         memory = ((len(batch),), (len(batch),))
@@ -206,7 +238,9 @@ class JaxBackend(Backend):
         return lambda function, leaves: function(*leaves)
 
     def conform(self, leaf: Array, like: Array) -> Array:
-        """`leaf` as it is, but in the dtype of the state if it holds integers by themselves."""
+        """`leaf` as it is, but in the dtype of the state if it holds integers by
+        themselves.
+        """
         return leaf if isinstance(leaf, jax.Array) else super().conform(leaf, like)
 
     def tell(self, function: Callable[..., Any], *arrays: Array) -> None:
@@ -222,9 +256,12 @@ class JaxBackend(Backend):
         return linearized(f, value)
 
     def while_loop(
-        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        self,
+        condition: Callable[[Carry], Any],
+        body: Callable[[Carry], Carry],
+        carry: Carry,
         at_most: Any,
-    ) -> Carry:  # fmt: skip
+    ) -> Carry:
         """The loop, in Python or in the trace."""
         if not self.is_traced(tuple(jax.tree.leaves(carry))):
             return super().while_loop(condition, body, carry, at_most)
@@ -236,10 +273,14 @@ class JaxBackend(Backend):
         return jax.vjp(f, *primals)
 
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`; in a trace, or where f holds tracers, by the rules of its adjoint."""
+        """Run `solve`; in a trace, or where f holds tracers, by the rules of its
+        adjoint.
+        """
         if not self.is_traced((*value, *args)):
             try:
-                return dataclasses.replace(solve, map=without_tracers(solve.map)).run(value, args)
+                return dataclasses.replace(solve, map=without_tracers(solve.map)).run(
+                    value, args
+                )
             except CapturedTracerError:
                 pass  # f is evaluated once more, in a trace of its own
         solve, args = hoisted(solve, value, args)
@@ -291,13 +332,18 @@ class RecordingBackend(JaxBackend):
         return _RECORDED
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """In a trace of its own: without one, some values would be known and others not."""
+        """In a trace of its own: without one, some values would be known and others
+        not.
+        """
         return jax.jit(function)(*args)
 
     def while_loop(
-        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        self,
+        condition: Callable[[Carry], Any],
+        body: Callable[[Carry], Carry],
+        carry: Carry,
         at_most: Any,
-    ) -> Carry:  # fmt: skip
+    ) -> Carry:
         """A scan, whose turns are empty once `condition` no longer holds."""
 
         def turn(carry: Carry, _: None) -> tuple[Carry, None]:
@@ -314,13 +360,19 @@ class RecordingBackend(JaxBackend):
 
 
 def _single(array: Array, index: Any) -> tuple[int, ...]:
-    """The axes of which `index`, an ellipsis and then numbers or slices, takes one entry."""
+    """The axes of which `index`, an ellipsis and then numbers or slices, takes one
+    entry.
+    """
     first = array.ndim - len(index)
-    return tuple(first + k for k, part in enumerate(index) if k and not isinstance(part, slice))
+    return tuple(
+        first + k for k, part in enumerate(index) if k and not isinstance(part, slice)
+    )
 
 
 def _contracted(a: Array, b: Array, batch: int, free: int) -> Array:
-    """The products over all axes of b but those of the batch; `free` axes of a are left over."""
+    """The products over all axes of b but those of the batch; `free` axes of a are left
+    over.
+    """
     lead, rest = tuple(range(batch)), tuple(range(batch, b.ndim))
     axes = (tuple(axis + free for axis in rest), rest)
     return jax.lax.dot_general(a, b, (axes, (lead, lead)))

@@ -15,9 +15,11 @@ from fixedpoint.solve import Outcome, Solve
 
 
 def tangent(solve: Solve, outcome: Outcome, args: Vec, moved: Vec) -> Vec:
-    """The derivative (I − J)⁻¹ ∂f/∂θ dθ of z* in the direction `moved`, dθ, of `args`, θ.
+    """The derivative (I − J)⁻¹ ∂f/∂θ dθ of z* in the direction `moved`, dθ, of `args`,
+    θ.
 
-    JAX transposes the linear system for reverse mode, and differentiates it for higher orders.
+    JAX transposes the linear system for reverse mode, and differentiates it for higher
+    orders.
     """
     z = outcome.value
     right = pushed(lambda rest: solve.image(z, rest), args, moved)
@@ -26,14 +28,19 @@ def tangent(solve: Solve, outcome: Outcome, args: Vec, moved: Vec) -> Vec:
     def solver(transposed: bool) -> Callable[..., Vec]:
         def solved(operator: Product, right: Vec) -> Vec:
             given = complement(solve, operator)
-            return solve.linear_solve(given, right, transposed, (z, args), outcome.state)[0]
+            return solve.linear_solve(
+                given, right, transposed, (z, args), outcome.state
+            )[0]
 
         return solved
 
     matrix = complement(solve, product)
     return together(
         jax.lax.custom_linear_solve(
-            lambda u: together(matrix(together(u))), together(right), solver(False), solver(True)
+            lambda u: together(matrix(together(u))),
+            together(right),
+            solver(False),
+            solver(True),
         )
     )
 
@@ -41,8 +48,8 @@ def tangent(solve: Solve, outcome: Outcome, args: Vec, moved: Vec) -> Vec:
 def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
     """The products v ↦ f′(value)v.
 
-    A function with a reverse-mode rule of its own has no forward mode. Its pullback is linear, and
-    the transpose of that is the product.
+    A function with a reverse-mode rule of its own has no forward mode. Its pullback is
+    linear, and the transpose of that is the product.
     """
     product: Product = jax.linearize(f, value)[1]
     if _is_forward(jax.make_jaxpr(product)(value).jaxpr):
@@ -57,7 +64,10 @@ def _is_forward(jaxpr: Any) -> bool:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "custom_lin":
             return False
-        inner = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(equation.params.values()))]
+        inner = [
+            getattr(p, "jaxpr", p)
+            for p in jax.tree.leaves(list(equation.params.values()))
+        ]
         if not all(_is_forward(part) for part in inner if hasattr(part, "eqns")):
             return False
     return True
@@ -69,7 +79,9 @@ def pushed(f: Callable[[Vec], Vec], args: Vec, moved: Vec) -> Vec:
 
     def of_moving(part: Vec) -> Vec:
         parts = iter(part)
-        return f(tuple(next(parts) if m else a for a, m in zip(args, moving, strict=True)))
+        return f(
+            tuple(next(parts) if m else a for a, m in zip(args, moving, strict=True))
+        )
 
     chosen = tuple(a for a, m in zip(args, moving, strict=True) if m)
     direction = tuple(d for d, m in zip(moved, moving, strict=True) if m)
@@ -77,7 +89,8 @@ def pushed(f: Callable[[Vec], Vec], args: Vec, moved: Vec) -> Vec:
 
 
 def together(vec: Vec) -> Vec:
-    """The same leaves, none of which has a tangent or cotangent that is left out for being zero.
+    """The same leaves, none of which has a tangent or cotangent that is left out for
+    being zero.
 
     JAX cannot transpose a linear solve of which that is known for some leaves alone.
     """
@@ -88,7 +101,9 @@ def together(vec: Vec) -> Vec:
 
 
 def complement(solve: Solve, product: Product) -> Product:
-    """The products with I − A, or −A for roots, from those with A; and the other way round."""
+    """The products with I − A, or −A for roots, from those with A; and the other way
+    round.
+    """
 
     def times(u: Vec) -> Vec:
         image = product(u)

@@ -11,10 +11,11 @@ from fixedpoint.backend import Array
 
 
 class _Elimination(NamedTuple):
-    """The matrices with the right-hand sides beside them, the rows not yet used, and the pivots'.
+    """The matrices with the right-hand sides beside them, the rows not yet used, and
+    the pivots'.
 
-    Rows stay in their places: that of each pivot is marked instead of exchanged. The axes of the
-    batch are the last, which is what vectorises.
+    Rows stay in their places: that of each pivot is marked instead of exchanged. The
+    axes of the batch are the last, which is what vectorises.
     """
 
     table: Array
@@ -23,7 +24,8 @@ class _Elimination(NamedTuple):
 
 
 def eliminated(matrices: Array, rights: Array) -> Array:
-    """The solutions of the systems, by Gauss and Jordan's elimination with partial pivoting.
+    """The solutions of the systems, by Gauss and Jordan's elimination with partial
+    pivoting.
 
     Parameters
     ----------

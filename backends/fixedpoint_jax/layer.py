@@ -19,21 +19,23 @@ from fixedpoint.tolerance import Norm, Test
 class DEQ:
     """A deep equilibrium layer: z with z = cell(z, x), differentiated implicitly.
 
-    A layer is a pytree. Its leaves are those of the cell, if that is a pytree: a module of
-    Equinox, of Flax NNX, or of any other library that registers its modules, or a
-    ``jax.tree_util.Partial``. A plain function is a static part of the layer, and is passed what is
-    to be differentiated: ``layer(x, params)`` for ``cell(z, x, params)``.
+    A layer is a pytree. Its leaves are those of the cell, if that is a pytree: a module
+    of Equinox, of Flax NNX, or of any other library that registers its modules, or a
+    ``jax.tree_util.Partial``. A plain function is a static part of the layer, and is
+    passed what is to be differentiated: ``layer(x, params)`` for ``cell(z, x,
+    params)``.
 
     Parameters
     ----------
     cell : callable
         ``cell(z, *inputs)`` returns what is like z.
     solver, adjoint, rtol, atol, norm, test, max_steps, batch_ndim, on_failure
-        As in :func:`fixedpoint.fixed_point`, except that leaves are tested, not entries. All are
-        static; inside a trace "warn" means "nan". Samples where the cell is not finite are NaN.
+        As in :func:`fixedpoint.fixed_point`, except that leaves are tested, not
+        entries. All are static; inside a trace "warn" means "nan". Samples where the
+        cell is not finite are NaN.
     start : callable, optional
-        ``start(*inputs)`` is where to start, an array or a pytree of arrays. By default zeros
-        like the first input.
+        ``start(*inputs)`` is where to start, an array or a pytree of arrays. By default
+        zeros like the first input.
 
     Examples
     --------
@@ -81,11 +83,13 @@ class DEQ:
         """The equilibrium with all that is known of its solve; see :meth:`__call__`."""
         return self._solved(inputs, self._first(inputs, z0))
 
-    def trajectory(self, *inputs: Any, steps: Sequence[int], z0: Any = None) -> list[Any]:
+    def trajectory(
+        self, *inputs: Any, steps: Sequence[int], z0: Any = None
+    ) -> list[Any]:
         """The states after some steps of a solve, and the equilibrium.
 
-        The solve pauses there, and goes on from the best state so far with what the solver
-        remembers, for one evaluation more.
+        The solve pauses there, and goes on from the best state so far with what the
+        solver remembers, for one evaluation more.
 
         Parameters
         ----------
@@ -97,9 +101,10 @@ class DEQ:
         Returns
         -------
         list
-            cell(zₖ, \\*inputs) for the best state zₖ of the first steps, in the order of `steps`,
-            and the equilibrium itself, for :func:`correction_loss`. Its derivatives are those of
-            the layer. Those of the others are of the one application of the cell, zₖ a constant.
+            cell(zₖ, \\*inputs) for the best state zₖ of the first steps, in the order
+            of `steps`, and the equilibrium itself, for :func:`correction_loss`. Its
+            derivatives are those of the layer. Those of the others are of the one
+            application of the cell, zₖ a constant.
         """
         method = self._method()
         z, memory, done, states = self._first(inputs, z0), None, 0, []
@@ -109,14 +114,19 @@ class DEQ:
             z, memory = jax.lax.stop_gradient((solution.value, solution.state))
             done = step
             states.append(self.cell(z, *inputs))
-        end = self._solved(inputs, z, state=memory, max_steps=max(self.max_steps - done, 0))
+        end = self._solved(
+            inputs, z, state=memory, max_steps=max(self.max_steps - done, 0)
+        )
         return [*states, end.value]
 
-    def spectral_radius(self, *inputs: Any, z0: Any = None, steps: int = 30) -> jax.Array:
+    def spectral_radius(
+        self, *inputs: Any, z0: Any = None, steps: int = 30
+    ) -> jax.Array:
         """The spectral radius of ∂cell/∂z at the equilibrium, per sample.
 
-        Picard's method converges where it is below one. See :func:`fixedpoint.spectral_radius`,
-        which starts here from a vector that is the same in each call.
+        Picard's method converges where it is below one. See
+        :func:`fixedpoint.spectral_radius`, which starts here from a vector that is the
+        same in each call.
 
         Parameters
         ----------
@@ -128,14 +138,19 @@ class DEQ:
         z = self.solve(*inputs, z0=z0).value
         pullback = jax.vjp(lambda z: self.cell(z, *inputs), z)[1]
         radius: jax.Array = spectral_radius(
-            lambda v: pullback(v)[0],  # of the transpose, whose eigenvalues are the same
-            jax.tree.map(self._direction, z), steps=steps, batch_ndim=self.batch_ndim,
-        )  # fmt: skip
+            # Of the transpose, whose eigenvalues are the same.
+            lambda v: pullback(v)[0],
+            jax.tree.map(self._direction, z),
+            steps=steps,
+            batch_ndim=self.batch_ndim,
+        )
         return radius
 
     def _direction(self, leaf: jax.Array) -> jax.Array:
         """A random vector, the same for every sample and in every call."""
-        vector = jax.random.normal(jax.random.key(0), leaf.shape[self.batch_ndim :], leaf.dtype)
+        vector = jax.random.normal(
+            jax.random.key(0), leaf.shape[self.batch_ndim :], leaf.dtype
+        )
         return jnp.broadcast_to(vector, leaf.shape)
 
     def _first(self, inputs: tuple[Any, ...], z0: Any) -> Any:
@@ -155,7 +170,9 @@ class DEQ:
     def _solved(self, inputs: tuple[Any, ...], z0: Any, **changed: Any) -> fp.Solution:
         """Solve, by the settings and what is changed of them."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        solution = fp.fixed_point(_apply, z0, (self.cell, *inputs), **settings | changed)
+        solution = fp.fixed_point(
+            _apply, z0, (self.cell, *inputs), **settings | changed
+        )
         lost = solution.status == int(fp.Status.NON_FINITE)
         solution.value = jax.tree.map(lambda leaf: _without(lost, leaf), solution.value)
         return solution
@@ -173,7 +190,9 @@ def _apply(z: Any, cell: Any, *inputs: Any) -> Any:
 
 
 _SETTINGS = tuple(
-    field.name for field in dataclasses.fields(DEQ) if field.name not in {"cell", "start"}
+    field.name
+    for field in dataclasses.fields(DEQ)
+    if field.name not in {"cell", "start"}
 )
 
 

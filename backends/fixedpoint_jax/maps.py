@@ -18,15 +18,21 @@ MapAt = Callable[[Vec], Map]
 
 
 class CapturedTracerError(Exception):
-    """The map returned a tracer for arguments that are none: it holds tracers itself."""
+    """The map returned a tracer for arguments that are none: it holds tracers
+    itself.
+    """
 
 
 def without_tracers(map_at: MapAt) -> MapAt:
-    """`map_at`, which raises :class:`CapturedTracerError` when values are turned into tracers."""
+    """`map_at`, which raises :class:`CapturedTracerError` when values are turned into
+    tracers.
+    """
 
     def watched(mapped: Map, value: Vec) -> tuple[Vec, Vec | None]:
         outputs = mapped(value)
-        if any(map(_is_tracer, jax.tree.leaves(outputs))) and not any(map(_is_tracer, value)):
+        if any(map(_is_tracer, jax.tree.leaves(outputs))) and not any(
+            map(_is_tracer, value)
+        ):
             raise CapturedTracerError
         return outputs
 
@@ -38,7 +44,8 @@ def _is_tracer(leaf: Any) -> bool:
 
 
 def hoisted(solve: Solve, value: Vec, args: Vec) -> tuple[Solve, Vec]:
-    """`solve` with what its map captured in front of the arguments, and these arguments.
+    """`solve` with what its map captured in front of the arguments, and these
+    arguments.
 
     The map is traced here, and never again.
     """
@@ -59,9 +66,11 @@ def hoisted(solve: Solve, value: Vec, args: Vec) -> tuple[Solve, Vec]:
 
     inverse = solve.inverse
     explicit = dataclasses.replace(
-        solve, map=lambda rest: lambda value: map_(value, rest), image=image,
+        solve,
+        map=lambda rest: lambda value: map_(value, rest),
+        image=image,
         bind=lambda rest: solve.bind(rest[count:]),
         batched=(*(False,) * count, *solve.batched) if solve.batched else (),
         inverse=inverse and (lambda value, rest: inverse(value, rest[count:])),
-    )  # fmt: skip
+    )
     return explicit, (*closed.consts, *args)

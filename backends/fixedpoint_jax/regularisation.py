@@ -24,12 +24,13 @@ def jacobian_penalty(
     probes: int = 1,
     batch_ndim: int = 1,
 ) -> jax.Array:
-    """Hutchinson's estimate of ‖J‖²/d per sample, J = ∂f/∂z at (z, \\*args) with d rows.
+    """Hutchinson's estimate of ‖J‖²/d per sample, J = ∂f/∂z at (z, \\*args) with d
+    rows.
 
-    The norm is Frobenius's, which bounds the spectral radius. The estimate is unbiased, and
-    differentiable with respect to z, args and what f holds. Added to a loss, with z an
-    equilibrium, it keeps f easy to solve for; with ``jax.lax.stop_gradient(z)`` the equilibrium
-    is left out of its derivative, as in the reference.
+    The norm is Frobenius's, which bounds the spectral radius. The estimate is unbiased,
+    and differentiable with respect to z, args and what f holds. Added to a loss, with z
+    an equilibrium, it keeps f easy to solve for; with ``jax.lax.stop_gradient(z)`` the
+    equilibrium is left out of its derivative, as in the reference.
 
     Parameters
     ----------
@@ -42,8 +43,8 @@ def jacobian_penalty(
     key : array
         The random key of the vectors.
     probes : int, optional
-        Random vectors ε, of each of which the estimate is ‖εᵀJ‖²/d, for one product. They share
-        an evaluation of f.
+        Random vectors ε, of each of which the estimate is ‖εᵀJ‖²/d, for one product.
+        They share an evaluation of f.
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf of z index samples.
 
@@ -54,14 +55,15 @@ def jacobian_penalty(
 
     References
     ----------
-    Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization", ICML
-    2021, arXiv:2106.14342.
+    Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization",
+    ICML 2021, arXiv:2106.14342.
 
     Examples
     --------
     >>> import jax, jax.numpy as jnp, fixedpoint_jax
     >>> z = jnp.ones((2, 3))
-    >>> penalty = fixedpoint_jax.jacobian_penalty(lambda z: 0.0 * z, z, key=jax.random.key(0))
+    >>> penalty = fixedpoint_jax.jacobian_penalty(lambda z: 0.0 * z, z,
+    ...                                           key=jax.random.key(0))
     >>> penalty.tolist()
     [0.0, 0.0]
     """

@@ -1,4 +1,5 @@
-"""The PyTorch adapter: Torch tensors in :func:`fixedpoint.fixed_point`, with derivatives.
+"""The PyTorch adapter: Torch tensors in :func:`fixedpoint.fixed_point`, with
+derivatives.
 
 Nothing here needs to be called: the core finds the adapter when it is given tensors.
 """
@@ -7,7 +8,11 @@ from fixedpoint_torch.backend import TorchBackend
 from fixedpoint_torch.layer import DEQ, Statistics
 from fixedpoint_torch.maps import HiddenTensorError
 from fixedpoint_torch.processes import Processes
-from fixedpoint_torch.regularisation import VariationalDropout, correction_loss, jacobian_penalty
+from fixedpoint_torch.regularisation import (
+    VariationalDropout,
+    correction_loss,
+    jacobian_penalty,
+)
 
 __all__ = [
     "DEQ",

@@ -30,7 +30,8 @@ _RECORDED = Recorded(NAMESPACE)
 class TorchBackend(Backend):
     """PyTorch tensors, eager, on any device.
 
-    Iterations run outside autograd, in place where they can; derivatives attach around them.
+    Iterations run outside autograd, in place where they can; derivatives attach around
+    them.
     """
 
     differentiates = True
@@ -49,11 +50,15 @@ class TorchBackend(Backend):
         return value
 
     def known_all(self, mask: torch.Tensor) -> bool:
-        """Whether all of `mask` is true; on an accelerator that is never known without waiting."""
+        """Whether all of `mask` is true; on an accelerator that is never known without
+        waiting.
+        """
         return mask.device.type == "cpu" and self.agreed_by_all(bool(mask.all()))
 
     def known_none(self, mask: torch.Tensor) -> bool:
-        """Whether none of `mask` is true; on an accelerator that is never known without waiting."""
+        """Whether none of `mask` is true; on an accelerator that is never known without
+        waiting.
+        """
         return mask.device.type == "cpu" and not self.agreed(bool(mask.any()))
 
     def any(self, mask: torch.Tensor) -> bool:
@@ -61,27 +66,41 @@ class TorchBackend(Backend):
         return bool(self.agreed(bool(_unwrapped(mask).any())))
 
     def numpy(self, array: torch.Tensor) -> Any:
-        """A copy of `array` for printing, with an axis for each transform that maps over it."""
+        """A copy of `array` for printing, with an axis for each transform that maps
+        over it.
+        """
         return _unwrapped(array).detach().cpu().numpy()
 
     def write_secant(
-        self, residuals: torch.Tensor, images: torch.Tensor, index: Any,
-        z0: torch.Tensor, g0: torch.Tensor, z1: torch.Tensor, g1: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        self,
+        residuals: torch.Tensor,
+        images: torch.Tensor,
+        index: Any,
+        z0: torch.Tensor,
+        g0: torch.Tensor,
+        z1: torch.Tensor,
+        g1: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Both differences in place, with no tensor in between."""
         change, image = residuals[index], images[index]
         torch.sub(g1, g0, out=change)
         torch.sub(z1, z0, out=image).add_(change)
         return residuals, images, change, image
 
-    def minus_product(self, onto: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """`onto` minus the product of a and b, in one pass where they are stacks of matrices."""
+    def minus_product(
+        self, onto: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+    ) -> torch.Tensor:
+        """`onto` minus the product of a and b, in one pass where they are stacks of
+        matrices.
+        """
         if onto.ndim != 3:
             return onto - torch.matmul(a, b)
         return torch.baddbmm(onto, a, b, alpha=-1)
 
     def lift(self, f: Callable[..., Any]) -> Vec:
-        """The parameters of a module, or of the module that a bound method belongs to."""
+        """The parameters of a module, or of the module that a bound method belongs
+        to.
+        """
         return maps.lift(f)
 
     def pure(self, f: Callable[..., Any], inside: Vec) -> Callable[..., Any]:
@@ -90,7 +109,9 @@ class TorchBackend(Backend):
 
     def solve(self, matrices: torch.Tensor, rights: torch.Tensor) -> torch.Tensor:
         """The solutions of small linear systems, not finite or wrong where singular."""
-        solution: torch.Tensor = torch.linalg.solve_ex(matrices, rights[..., None])[0][..., 0]
+        solution: torch.Tensor = torch.linalg.solve_ex(matrices, rights[..., None])[0][
+            ..., 0
+        ]
         return solution
 
     def sparse(self, matrix: Any) -> Any:
@@ -100,7 +121,9 @@ class TorchBackend(Backend):
         from scipy.sparse import coo_array  # noqa: PLC0415  Torch does without it
 
         entries = matrix.detach().cpu().to_sparse().coalesce()
-        return coo_array((entries.values().numpy(), entries.indices().numpy()), matrix.shape)
+        return coo_array(
+            (entries.values().numpy(), entries.indices().numpy()), matrix.shape
+        )
 
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
@@ -113,7 +136,9 @@ class TorchBackend(Backend):
         if axes == 0:  # for Torch no axis is all of them
             return array.abs()
         order = 2.0 if kind == "euclidean" else float("inf")
-        norm: torch.Tensor = torch.linalg.vector_norm(array, order, tuple(range(-axes, 0)))
+        norm: torch.Tensor = torch.linalg.vector_norm(
+            array, order, tuple(range(-axes, 0))
+        )
         return norm
 
     def quiet(self) -> AbstractContextManager[Any]:
@@ -127,8 +152,8 @@ class TorchBackend(Backend):
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
         """The value of f, and a pullback that can be called more than once.
 
-        Where derivatives are recorded both are differentiable. The iteration records none, and
-        takes the faster way.
+        Where derivatives are recorded both are differentiable. The iteration records
+        none, and takes the faster way.
         """
         if torch.is_grad_enabled():
             value, pull, *_ = torch.func.vjp(f, *primals)
@@ -140,9 +165,13 @@ class TorchBackend(Backend):
 
         def pullback(cotangent: Any) -> tuple[Any, ...]:
             seeds = tree.flatten(cotangent)[0]
-            tracked = [(o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad]
+            tracked = [
+                (o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad
+            ]
             if not tracked:
-                return tuple(structure.rebuild([torch.zeros_like(leaf) for leaf in inputs]))
+                return tuple(
+                    structure.rebuild([torch.zeros_like(leaf) for leaf in inputs])
+                )
             heads, cotangents = zip(*tracked, strict=True)
             gradients = torch.autograd.grad(
                 heads, inputs, cotangents, retain_graph=True, materialize_grads=True
@@ -182,7 +211,9 @@ class TorchBackend(Backend):
         return Untouched()
 
     def surroundings(self, value: Vec) -> Surroundings:
-        """What holds during every evaluation of f: autocast, and the same random numbers."""
+        """What holds during every evaluation of f: autocast, and the same random
+        numbers.
+        """
         return Surroundings(value[0].device)
 
     def implicit(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
@@ -197,9 +228,15 @@ class TorchBackend(Backend):
         status, norm, error, precise, steps, method = outputs[len(value) :]
         leaves = outputs[: len(value)]
         return call.outcome.pop()._replace(
-            value=leaves, status=status, residual_norm=norm, error=error, precise=precise,
-            steps=steps, method=method, backward=call.report,
-        )  # fmt: skip
+            value=leaves,
+            status=status,
+            residual_norm=norm,
+            error=error,
+            precise=precise,
+            steps=steps,
+            method=method,
+            backward=call.report,
+        )
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend that writes nothing in place."""
@@ -216,7 +253,8 @@ class RecordingBackend(TorchBackend):
     Parameters
     ----------
     checkpoint : int or None
-        Turns of a loop between two carries that are kept. Transforms of ``torch.func`` keep all.
+        Turns of a loop between two carries that are kept. Transforms of ``torch.func``
+        keep all.
     """
 
     records = True
@@ -244,12 +282,16 @@ class RecordingBackend(TorchBackend):
         make: Callable[..., torch.Tensor] = xp.zeros
         return make
 
-    def write(self, array: torch.Tensor, index: Any, value: torch.Tensor) -> torch.Tensor:
+    def write(
+        self, array: torch.Tensor, index: Any, value: torch.Tensor
+    ) -> torch.Tensor:
         """A new tensor."""
         value = value.to(array.dtype)
         if array.is_complex():  # of which scatters have no derivative
             parts = (array.real, value.real), (array.imag, value.imag)
-            return torch.complex(*(self.write(onto, index, part) for onto, part in parts))
+            return torch.complex(
+                *(self.write(onto, index, part) for onto, part in parts)
+            )
         return _written(array, index[1:], value)
 
     write_secant, norm = Backend.write_secant, Backend.norm
@@ -273,10 +315,15 @@ class RecordingBackend(TorchBackend):
         return lambda v: pushed(f, value, v)
 
     def while_loop(
-        self, condition: Callable[[Carry], Any], body: Callable[[Carry], Carry], carry: Carry,
+        self,
+        condition: Callable[[Carry], Any],
+        body: Callable[[Carry], Carry],
+        carry: Carry,
         at_most: Any,
-    ) -> Carry:  # fmt: skip
-        """The loop, of which only some carries are kept where checkpoints are asked for."""
+    ) -> Carry:
+        """The loop, of which only some carries are kept where checkpoints are asked
+        for.
+        """
         is_taped = torch.is_grad_enabled() and not _inside_transform()
         if self.checkpoint is None or self.inside or not is_taped:
             return super().while_loop(condition, body, carry, at_most)
@@ -296,7 +343,9 @@ class RecordingBackend(TorchBackend):
 
     @contextmanager
     def _segment(self, carry: Carry) -> Iterator[None]:
-        """Where loops keep no carries of their own, and there is no autocast the second time."""
+        """Where loops keep no carries of their own, and there is no autocast the second
+        time.
+        """
         leaves = tree.flatten(carry)[0]
         device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
         self.inside = True
@@ -307,8 +356,12 @@ class RecordingBackend(TorchBackend):
             self.inside = False
 
 
-def _written(array: torch.Tensor, parts: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
-    """A new tensor with `value` at the `parts` of the last axes: numbers, or slices from zero."""
+def _written(
+    array: torch.Tensor, parts: tuple[Any, ...], value: torch.Tensor
+) -> torch.Tensor:
+    """A new tensor with `value` at the `parts` of the last axes: numbers, or slices
+    from zero.
+    """
     for axis, part in enumerate(parts, -len(parts)):
         if not isinstance(part, slice):
             others = tuple([p for k, p in enumerate(parts, -len(parts)) if k != axis])
@@ -322,7 +375,9 @@ def _written(array: torch.Tensor, parts: tuple[Any, ...], value: torch.Tensor) -
 
 def _recording() -> bool:
     """Whether derivatives are recorded, or a transform is at work."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or _inside_transform()
+    return (
+        torch.is_grad_enabled() or forward_ad._current_level >= 0 or _inside_transform()
+    )
 
 
 def _inside_transform() -> bool:
@@ -336,10 +391,13 @@ def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_nested_duals() -> None:
-    """Raise inside two forward-mode transforms: Torch drops a term of such second derivatives."""
+    """Raise inside two forward-mode transforms: Torch drops a term of such second
+    derivatives.
+    """
     stack = retrieve_all_functorch_interpreters()
     if sum(layer.key() == TransformType.Jvp for layer in stack) > 1:
         raise TypeError(
-            "forward mode over forward mode goes wrong in Torch's autograd functions: use reverse "
+            "forward mode over forward mode goes wrong in Torch's autograd functions: "
+            "use reverse "
             "mode (jacrev, vjp, grad) for one of the two derivatives"
         )

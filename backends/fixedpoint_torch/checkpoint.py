@@ -13,10 +13,11 @@ from fixedpoint.backend import Carry
 
 
 class Checkpoint:
-    """What autograd keeps of one segment: dropped when the next one runs, then made anew.
+    """What autograd keeps of one segment: dropped when the next one runs, then made
+    anew.
 
-    ``torch.utils.checkpoint`` would run the segment once more for each derivative that is taken
-    inside of it, as Newton's methods do for each column of a Jacobian.
+    ``torch.utils.checkpoint`` would run the segment once more for each derivative that
+    is taken inside of it, as Newton's methods do for each column of a Jacobian.
 
     Parameters
     ----------
@@ -28,7 +29,9 @@ class Checkpoint:
         The one segment whose tensors are held now, which all segments of a solve share.
     """
 
-    def __init__(self, segment: Callable[[Carry], Carry], carry: Carry, latest: list[Any]) -> None:
+    def __init__(
+        self, segment: Callable[[Carry], Carry], carry: Carry, latest: list[Any]
+    ) -> None:
         self.segment, self.carry, self.latest = segment, carry, latest
         self.tensors: list[torch.Tensor] = []
 

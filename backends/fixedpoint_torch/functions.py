@@ -1,8 +1,8 @@
 """Two autograd functions whose rules are written with each other.
 
-``Root`` is z*(θ), where z* = f(z*, θ); ``LinearSolve`` is u(v, z, θ), where (I − A)u = v with A = J
-or Jᵀ and J = ∂f/∂z at (z, θ). The derivative of either is a LinearSolve and a derivative of f,
-so the pair is closed under differentiation, to every order:
+``Root`` is z*(θ), where z* = f(z*, θ); ``LinearSolve`` is u(v, z, θ), where (I − A)u =
+v with A = J or Jᵀ and J = ∂f/∂z at (z, θ). The derivative of either is a LinearSolve
+and a derivative of f, so the pair is closed under differentiation, to every order:
 
     dz* = (I − J)⁻¹ ∂f/∂θ dθ ,    du = (I − A)⁻¹ (dv + dA u) .
 
@@ -34,8 +34,9 @@ Tensors = tuple[torch.Tensor, ...]
 class Call:
     """A solve, the number of its leaves, and where to report.
 
-    ``outcome`` receives what the forward solve computed, and ``memory`` what its solver remembers,
-    if the adjoint wants that. Right-hand sides have ``lanes`` axes in front that z* and θ lack.
+    ``outcome`` receives what the forward solve computed, and ``memory`` what its solver
+    remembers, if the adjoint wants that. Right-hand sides have ``lanes`` axes in front
+    that z* and θ lack.
     """
 
     solve: Solve
@@ -58,14 +59,22 @@ class Call:
         return outcome
 
     def linear_solve(
-        self, product: Callable[[Vec], Vec], right: Vec, transposed: bool, at: tuple[Vec, Vec]
+        self,
+        product: Callable[[Vec], Vec],
+        right: Vec,
+        transposed: bool,
+        at: tuple[Vec, Vec],
     ) -> Vec:
         """The solution u of (I − A)u = v, reported."""
-        solve = dataclasses.replace(self.solve, batch_ndim=self.solve.batch_ndim + self.lanes)
+        solve = dataclasses.replace(
+            self.solve, batch_ndim=self.solve.batch_ndim + self.lanes
+        )
         if self.lanes:
             solve = dataclasses.replace(solve, start=None, inverse=None)
         with exact(right[0].device):
-            solved = host.linear_solve if host.fits(solve, right) else Solve.linear_solve
+            solved = (
+                host.linear_solve if host.fits(solve, right) else Solve.linear_solve
+            )
             u, end = solved(solve, product, right, transposed, at, self.memory[0])
         self.report.note(solve.rebuild(tuple(leaf.detach() for leaf in u)), end)
         return u
@@ -90,7 +99,11 @@ class Call:
 
 def run(solve: Solve, value: Vec, args: Vec) -> Outcome:
     """Iterate, recording nothing."""
-    return host.run(solve, value, args) if host.fits(solve, value, args) else solve.run(value, args)
+    return (
+        host.run(solve, value, args)
+        if host.fits(solve, value, args)
+        else solve.run(value, args)
+    )
 
 
 def _nothing(rest: Tensors) -> dict[str, Any]:
@@ -141,7 +154,10 @@ class Root(torch.autograd.Function):
         value, rest = call.split(ctx.saved_tensors)
         needed = ctx.needs_input_grad[1 + call.n :]
         right = cotangents[: call.n]
-        if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if (
+            torch.is_grad_enabled()
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        ):
             u = apply(LinearSolve, call, True, *right, *value, *rest)
             pulled = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
         else:
@@ -153,7 +169,9 @@ class Root(torch.autograd.Function):
         """(I − J)⁻¹ ∂f/∂θ dθ."""
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
-        right = _push(lambda part: call.solve.image(value, part), rest, tangents[1 + call.n :])
+        right = _push(
+            lambda part: call.solve.image(value, part), rest, tangents[1 + call.n :]
+        )
         u = apply(LinearSolve, call, False, *right, *value, *rest)
         return (*u, *(None,) * 6)
 
@@ -171,7 +189,9 @@ class LinearSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
-        """Iterate on u = Au + v; the tensors are v, then z*, then what the map takes."""
+        """Iterate on u = Au + v; the tensors are v, then z*, then what the map
+        takes.
+        """
         right, z, rest = _thirds(call, tensors)
         product = products(call.solve.image, z, rest, transposed, call.lanes)
         return call.linear_solve(product, right, transposed, (z, rest))
@@ -200,14 +220,20 @@ class LinearSolve(torch.autograd.Function):
         call: Call = ctx.call
         u, value, rest = _thirds(call, ctx.saved_tensors)
         change = _push(
-            _product_at(call, u, ctx.transposed), (*value, *rest), tangents[2 + call.n :]
+            _product_at(call, u, ctx.transposed),
+            (*value, *rest),
+            tangents[2 + call.n :],
         )
         given = tangents[2 : 2 + call.n]
-        right = tuple(c if g is None else c + g for c, g in zip(change, given, strict=True))
+        right = tuple(
+            c if g is None else c + g for c, g in zip(change, given, strict=True)
+        )
         return apply(LinearSolve, call, ctx.transposed, *right, *value, *rest)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
+    def vmap(
+        info: Any, in_dims: Any, call: Call, transposed: bool, *tensors: torch.Tensor
+    ) -> Any:
         """One more batch axis."""
         dims = in_dims[2:]
         if all(dim is None for dim in dims[call.n :]):
@@ -223,7 +249,9 @@ class LinearSolve(torch.autograd.Function):
 
 
 def _lanes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
-    """The call with its lanes as batch axes of z* too, all of which have another axis in front."""
+    """The call with its lanes as batch axes of z* too, all of which have another axis
+    in front.
+    """
     right, value, rest = _thirds(call, fronted)
     lanes = tuple(right[0].shape[1 : 1 + call.lanes])
     for _ in lanes:
@@ -244,29 +272,37 @@ def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
 def _pulled_once(
     call: Call, value: Tensors, rest: Tensors, needed: Any, right: Tensors
 ) -> list[torch.Tensor | None]:
-    """The cotangents of the `rest`, by one linearisation for the solve and for what follows it.
+    """The cotangents of the `rest`, by one linearisation for the solve and for what
+    follows it.
 
     Nothing is recorded: this is the first derivative, outside of all transforms.
     """
     with torch.enable_grad():
         z = tuple(leaf.detach().requires_grad_() for leaf in value)
         inputs = tuple(
-            leaf.detach().requires_grad_(w) for leaf, w in zip(rest, needed, strict=True)
+            leaf.detach().requires_grad_(w)
+            for leaf, w in zip(rest, needed, strict=True)
         )
         outputs = call.solve.image(z, inputs)
-    u = call.linear_solve(lambda u: gradients(outputs, z, u), right, True, (value, rest))
+    u = call.linear_solve(
+        lambda u: gradients(outputs, z, u), right, True, (value, rest)
+    )
     chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
     pulled = iter(gradients(outputs, chosen, u) if chosen else ())
     return [next(pulled) if wanted else None for wanted in needed]
 
 
-def _product_at(call: Call, u: Tensors, transposed: bool) -> Callable[[Tensors], Tensors]:
+def _product_at(
+    call: Call, u: Tensors, transposed: bool
+) -> Callable[[Tensors], Tensors]:
     """The function (z, θ) ↦ A(z, θ) u."""
 
     def product(inputs: Tensors) -> Any:
         value, rest = call.split(inputs)
         image = lambda z: call.solve.image(z, rest)  # noqa: E731
-        times = _pullback(image, value) if transposed else lambda w: pushed(image, value, w)
+        times = (
+            _pullback(image, value) if transposed else lambda w: pushed(image, value, w)
+        )
         for _ in range(call.lanes):
             times = torch.func.vmap(times)
         return times(u)
@@ -274,13 +310,18 @@ def _product_at(call: Call, u: Tensors, transposed: bool) -> Callable[[Tensors],
     return product
 
 
-def _pullback(function: Callable[[Tensors], Any], value: Tensors) -> Callable[[Tensors], Any]:
+def _pullback(
+    function: Callable[[Tensors], Any], value: Tensors
+) -> Callable[[Tensors], Any]:
     pullback: Callable[[Tensors], Any] = torch.func.vjp(function, value)[1]
     return lambda w: pullback(w)[0]
 
 
 def _pull(
-    function: Callable[[Tensors], Any], inputs: Tensors, needed: Any, cotangents: Tensors
+    function: Callable[[Tensors], Any],
+    inputs: Tensors,
+    needed: Any,
+    cotangents: Tensors,
 ) -> list[torch.Tensor | None]:
     """The cotangents of those `inputs` that are `needed`."""
     chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
@@ -289,14 +330,20 @@ def _pull(
 
     def of_chosen(part: Tensors) -> Any:
         parts = iter(part)
-        return function(tuple(next(parts) if w else x for x, w in zip(inputs, needed, strict=True)))
+        return function(
+            tuple(next(parts) if w else x for x, w in zip(inputs, needed, strict=True))
+        )
 
     gradients = iter(torch.func.vjp(of_chosen, chosen)[1](cotangents)[0])
     return [next(gradients) if wanted else None for wanted in needed]
 
 
-def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) -> Tensors:
-    """The tangent of `function` at `inputs`; a tangent of None is zero, and of integers none."""
+def _push(
+    function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any
+) -> Tensors:
+    """The tangent of `function` at `inputs`; a tangent of None is zero, and of integers
+    none.
+    """
     moving = [
         t is not None and (x.is_floating_point() or x.is_complex())
         for x, t in zip(inputs, tangents, strict=True)
@@ -305,7 +352,9 @@ def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) ->
 
     def of_chosen(part: Tensors) -> Any:
         parts = iter(part)
-        return function(tuple(next(parts) if w else x for x, w in zip(inputs, moving, strict=True)))
+        return function(
+            tuple(next(parts) if w else x for x, w in zip(inputs, moving, strict=True))
+        )
 
     if not chosen:
         return tuple(map(torch.zeros_like, function(inputs)))
@@ -313,8 +362,12 @@ def _push(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any) ->
     return pushed(of_chosen, chosen, given)
 
 
-def pushed(function: Callable[[Tensors], Any], inputs: Tensors, tangents: Tensors) -> Tensors:
-    """J t as the transpose of the linear map w ↦ Jᵀw: dual numbers do not nest in Torch."""
+def pushed(
+    function: Callable[[Tensors], Any], inputs: Tensors, tangents: Tensors
+) -> Tensors:
+    """J t as the transpose of the linear map w ↦ Jᵀw: dual numbers do not nest in
+    Torch.
+    """
     outputs, pullback, *_ = torch.func.vjp(function, inputs)
     zeros = tuple(map(torch.zeros_like, outputs))
     product: Tensors = torch.func.vjp(lambda w: pullback(w)[0], zeros)[1](tangents)[0]
@@ -328,7 +381,9 @@ def _front_dims(in_dims: Any, states: int) -> tuple[int | None, ...]:
 
 
 def _to_front(info: Any, in_dims: Any, tensors: Tensors, states: int) -> Tensors:
-    """Move the new axis to the front; states that lack it are repeated, the rest is shared."""
+    """Move the new axis to the front; states that lack it are repeated, the rest is
+    shared.
+    """
     fronted = []
     for index, (tensor, dim) in enumerate(zip(tensors, in_dims, strict=True)):
         if dim is not None:

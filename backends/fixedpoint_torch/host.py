@@ -1,8 +1,8 @@
 """The algebra of small solves in NumPy.
 
-At the sizes of most equilibrium layers an operation of Torch takes several times as long as its
-arithmetic, and a step of a solver has dozens. NumPy's take a fraction of that, on the same memory:
-only the user's functions see tensors.
+At the sizes of most equilibrium layers an operation of Torch takes several times as
+long as its arithmetic, and a step of a solver has dozens. NumPy's take a fraction of
+that, on the same memory: only the user's functions see tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def fits(solve: Solve, value: Vec, args: Vec = ()) -> bool:
-    """Whether the algebra of `solve` on vectors like `value` is better done in NumPy."""
+    """Whether the algebra of `solve` on vectors like `value` is better done in
+    NumPy.
+    """
     taken = [a for a, batched in zip(args, solve.batched, strict=False) if batched]
     if solve.backend.communicator is not None:
         return False
@@ -66,7 +68,9 @@ def tensors(leaves: Vec) -> Vec:
 def run(solve: Solve, value: Vec, args: Vec) -> Outcome:
     """What ``solve.run`` gives, by NumPy."""
     flags = (*solve.batched, *(False,) * (len(args) - len(solve.batched)))
-    taken = tuple(_array(a) if batched else a for a, batched in zip(args, flags, strict=True))
+    taken = tuple(
+        _array(a) if batched else a for a, batched in zip(args, flags, strict=True)
+    )
     outcome = _hosted(solve).run(arrays(value), taken)
     state = outcome.state
     memory = state and Memory(state.solver, _converted(state.contents, _tensor))
@@ -76,14 +80,20 @@ def run(solve: Solve, value: Vec, args: Vec) -> Outcome:
 
 
 def linear_solve(
-    solve: Solve, product: Callable[[Vec], Vec], right: Vec, transposed: bool,
-    at: tuple[Vec, Vec], memory: Memory | None,
-) -> tuple[Vec, Iteration]:  # fmt: skip
+    solve: Solve,
+    product: Callable[[Vec], Vec],
+    right: Vec,
+    transposed: bool,
+    at: tuple[Vec, Vec],
+    memory: Memory | None,
+) -> tuple[Vec, Iteration]:
     """What ``solve.linear_solve`` gives, by NumPy."""
     kept = memory and Memory(memory.solver, _converted(memory.contents, _array))
     hosted = _hosted(solve)
     try:
-        u, end = hosted.linear_solve(_between(product), arrays(right), transposed, at, kept)
+        u, end = hosted.linear_solve(
+            _between(product), arrays(right), transposed, at, kept
+        )
     except ConvergenceError as error:
         error.solution = dataclasses.replace(
             error.solution,
@@ -106,7 +116,9 @@ def _hosted(solve: Solve) -> Solve:
         map=lambda args: _on_arrays(solve.map(tuple(map(_tensor, args)))),
         bind=lambda args: _bound(solve, tuple(map(_tensor, args))),
         tolerance=dataclasses.replace(
-            solve.tolerance, rtol=_array(solve.tolerance.rtol), atol=_array(solve.tolerance.atol)
+            solve.tolerance,
+            rtol=_array(solve.tolerance.rtol),
+            atol=_array(solve.tolerance.atol),
         ),
         course=_watched(solve.course),
         adjoint=_reporting(solve.adjoint),
@@ -132,7 +144,9 @@ def _on_arrays(mapped: Map) -> Map:
 
 
 def _bound(solve: Solve, args: Vec) -> dict[str, Any]:
-    """The user's other functions on arrays, and the exact products where none are given."""
+    """The user's other functions on arrays, and the exact products where none are
+    given.
+    """
     given = solve.bind(args)
     bound: dict[str, Any] = {}
     if "jacobian" in given:
@@ -143,7 +157,9 @@ def _bound(solve: Solve, args: Vec) -> dict[str, Any]:
         mapped = solve.map(args)
         bound["jvp"] = _Products(lambda value: mapped(value)[0])
     if "preconditioner" in given:
-        bound["preconditioner"] = lambda value: _between(given["preconditioner"](tensors(value)))
+        bound["preconditioner"] = lambda value: _between(
+            given["preconditioner"](tensors(value))
+        )
     return bound
 
 
@@ -156,7 +172,9 @@ def _matrix(given: Any) -> Any:
 
 
 class _Products:
-    """The products with the derivative of `f`, one linearisation for all at the same state."""
+    """The products with the derivative of `f`, one linearisation for all at the same
+    state.
+    """
 
     def __init__(self, f: Callable[[Vec], Vec]) -> None:
         self.f = f
@@ -166,12 +184,17 @@ class _Products:
     def __call__(self, value: Vec, v: Vec) -> Vec:
         if self.product is None or not all(map(_same, self.value, value)):
             f = lambda z, _: self.f(z)  # noqa: E731
-            self.value, self.product = value, products(f, tensors(value), (), transposed=False)
+            self.value, self.product = (
+                value,
+                products(f, tensors(value), (), transposed=False),
+            )
         return arrays(self.product(tensors(v)))
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two arrays are the same memory, which the first one keeps from being freed."""
+    """Whether two arrays are the same memory, which the first one keeps from being
+    freed.
+    """
     first, second = a.__array_interface__, b.__array_interface__
     return bool(first["data"] == second["data"])
 
@@ -195,7 +218,9 @@ def _reporting(adjoint: Any) -> Any:
     report = adjoint.report
     if report is None:
         return adjoint
-    return dataclasses.replace(adjoint, report=lambda *found: report(*map(_tensor, found)))
+    return dataclasses.replace(
+        adjoint, report=lambda *found: report(*map(_tensor, found))
+    )
 
 
 def _converted(contents: Any, convert: Callable[[Any], Any]) -> Any:
@@ -206,7 +231,9 @@ def _converted(contents: Any, convert: Callable[[Any], Any]) -> Any:
 
 def _tensor(leaf: Any) -> Any:
     return (
-        torch.from_numpy(np.asarray(leaf)) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+        torch.from_numpy(np.asarray(leaf))
+        if isinstance(leaf, (np.ndarray, np.generic))
+        else leaf
     )
 
 

@@ -48,15 +48,16 @@ class DEQ(torch.nn.Module):
     Parameters
     ----------
     cell : nn.Module or callable
-        ``cell(z, *inputs)`` returns what is like z. The parameters of a module are trained with
-        the layer; a function must be passed all that is to be differentiated. Weights under
-        ``torch.nn.utils.parametrize`` are computed once for each solve.
+        ``cell(z, *inputs)`` returns what is like z. The parameters of a module are
+        trained with the layer; a function must be passed all that is to be
+        differentiated. Weights under ``torch.nn.utils.parametrize`` are computed once
+        for each solve.
     solver, adjoint, rtol, atol, norm, test, max_steps, batch_ndim, on_failure
-        As in :func:`fixedpoint.fixed_point`, except that leaves are tested, not entries. Samples
-        where the cell is not finite are NaN.
+        As in :func:`fixedpoint.fixed_point`, except that leaves are tested, not
+        entries. Samples where the cell is not finite are NaN.
     start : callable, optional
-        ``start(*inputs)`` is where to start, a tensor or a container of tensors. By default zeros
-        like the first input.
+        ``start(*inputs)`` is where to start, a tensor or a container of tensors. By
+        default zeros like the first input.
 
     Attributes
     ----------
@@ -98,7 +99,11 @@ class DEQ(torch.nn.Module):
         self.cell = cell
         self.solver, self.adjoint = solver, adjoint
         self.rtol, self.atol, self.norm, self.test = rtol, atol, norm, test
-        self.max_steps, self.batch_ndim, self.on_failure = max_steps, batch_ndim, on_failure
+        self.max_steps, self.batch_ndim, self.on_failure = (
+            max_steps,
+            batch_ndim,
+            on_failure,
+        )
         self.start = start
         self.statistics: Statistics | None = None
 
@@ -132,7 +137,9 @@ class DEQ(torch.nn.Module):
         f, args = held(self.cell, inputs)
         return self._noted(self._solved(f, args, self._first(inputs, z0), callback))
 
-    def trajectory(self, *inputs: Any, steps: Sequence[int], z0: Any = None) -> list[Any]:
+    def trajectory(
+        self, *inputs: Any, steps: Sequence[int], z0: Any = None
+    ) -> list[Any]:
         """The states after some steps of one solve, and the equilibrium.
 
         Parameters
@@ -140,14 +147,16 @@ class DEQ(torch.nn.Module):
         *inputs, z0
             As in :meth:`forward`.
         steps : sequence of int
-            After which steps. A step that the solve does not reach has the state of the last.
+            After which steps. A step that the solve does not reach has the state of the
+            last.
 
         Returns
         -------
         list
-            cell(zₖ, \\*inputs) for each of the states zₖ, in the order of `steps`, and the
-            equilibrium itself, for :func:`correction_loss`. Its derivatives are those of the
-            layer. Those of the others are of the one application of the cell, zₖ a constant.
+            cell(zₖ, \\*inputs) for each of the states zₖ, in the order of `steps`, and
+            the equilibrium itself, for :func:`correction_loss`. Its derivatives are
+            those of the layer. Those of the others are of the one application of the
+            cell, zₖ a constant.
         """
         seen: dict[int, Any] = {}
 
@@ -162,11 +171,15 @@ class DEQ(torch.nn.Module):
         last = _mapped(torch.detach, end)
         return [*(repeated(f, seen.get(step, last), *args) for step in steps), end]
 
-    def spectral_radius(self, *inputs: Any, z0: Any = None, steps: int = 30) -> torch.Tensor:
-        """The spectral radius of ∂cell/∂z at the equilibrium, per sample, without derivatives.
+    def spectral_radius(
+        self, *inputs: Any, z0: Any = None, steps: int = 30
+    ) -> torch.Tensor:
+        """The spectral radius of ∂cell/∂z at the equilibrium, per sample, without
+        derivatives.
 
-        Picard's method converges where it is below one. See :func:`fixedpoint.spectral_radius`,
-        which starts here from a vector that is the same in each call.
+        Picard's method converges where it is below one. See
+        :func:`fixedpoint.spectral_radius`, which starts here from a vector that is the
+        same in each call.
 
         Parameters
         ----------
@@ -181,15 +194,20 @@ class DEQ(torch.nn.Module):
             z = self._solved(f, args, first, None).value
             _, pullback = TorchBackend().vjp(lambda z: repeated(f, z, *args), z)
             radius: torch.Tensor = spectral_radius(
-                lambda v: pullback(v)[0],  # of the transpose, whose eigenvalues are the same
-                _mapped(self._direction, z), steps=steps, batch_ndim=self.batch_ndim,
-            )  # fmt: skip
+                # Of the transpose, whose eigenvalues are the same.
+                lambda v: pullback(v)[0],
+                _mapped(self._direction, z),
+                steps=steps,
+                batch_ndim=self.batch_ndim,
+            )
         return radius
 
     def _direction(self, leaf: torch.Tensor) -> torch.Tensor:
         """A random vector, the same for every sample and in every call."""
         generator = torch.Generator().manual_seed(0)
-        vector = torch.randn(leaf.shape[self.batch_ndim :], generator=generator, dtype=leaf.dtype)
+        vector = torch.randn(
+            leaf.shape[self.batch_ndim :], generator=generator, dtype=leaf.dtype
+        )
         return vector.to(leaf.device).expand(leaf.shape).contiguous()
 
     def _first(self, inputs: tuple[Any, ...], z0: Any) -> Any:
@@ -200,32 +218,52 @@ class DEQ(torch.nn.Module):
             return self.start(*inputs)
         return _mapped(torch.zeros_like, inputs[0])
 
-    def _solved(self, f: Any, args: tuple[Any, ...], z0: Any, callback: Any) -> fp.Solution:
+    def _solved(
+        self, f: Any, args: tuple[Any, ...], z0: Any, callback: Any
+    ) -> fp.Solution:
         """Solve, by the settings."""
         return fp.fixed_point(
-            f, z0, args, solver=self.solver, adjoint=self.adjoint, rtol=self.rtol, atol=self.atol,
-            norm=self.norm, test=self.test, max_steps=self.max_steps, batch_ndim=self.batch_ndim,
-            on_failure=self.on_failure, callback=callback,
-        )  # fmt: skip
+            f,
+            z0,
+            args,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            rtol=self.rtol,
+            atol=self.atol,
+            norm=self.norm,
+            test=self.test,
+            max_steps=self.max_steps,
+            batch_ndim=self.batch_ndim,
+            on_failure=self.on_failure,
+            callback=callback,
+        )
 
     def _noted(self, solution: fp.Solution) -> fp.Solution:
         """Keep the statistics of `solution`; samples that were lost are NaN."""
         lost = solution.status == int(fp.Status.NON_FINITE)
         solution.value = _mapped(lambda leaf: _without(lost, leaf), solution.value)
         self.statistics = Statistics(
-            _detached(solution.status), _detached(solution.steps),
-            _detached(solution.residual_norm), _detached(solution.error), solution.work,
+            _detached(solution.status),
+            _detached(solution.steps),
+            _detached(solution.residual_norm),
+            _detached(solution.error),
+            solution.work,
             solution.backward,
-        )  # fmt: skip
+        )
         return solution
 
 
 class _Repeated:
-    """Evaluations of a map that draw the random numbers which were next when this was made."""
+    """Evaluations of a map that draw the random numbers which were next when this was
+    made.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.devices = [device] if device.type == "cuda" else []
-        self.states = torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)
+        self.states = (
+            torch.get_rng_state(),
+            *map(torch.cuda.get_rng_state, self.devices),
+        )
 
     def __call__(self, f: Callable[..., Any], z: Any, *args: Any) -> Any:
         """f(z, *args), in the dtype of z under autocast too."""
@@ -234,7 +272,9 @@ class _Repeated:
             for state, device in zip(self.states[1:], self.devices, strict=True):
                 torch.cuda.set_rng_state(state, device)
             leaves, structure = tree.flatten(f(z, *args))
-        return structure.rebuild(list(map(TorchBackend().conform, leaves, tree.flatten(z)[0])))
+        return structure.rebuild(
+            list(map(TorchBackend().conform, leaves, tree.flatten(z)[0]))
+        )
 
 
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], container: Any) -> Any:

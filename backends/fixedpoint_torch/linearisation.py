@@ -10,12 +10,16 @@ from fixedpoint.backend import Vec
 
 
 def products(
-    image: Callable[[Vec, Vec], Vec], value: Vec, rest: Vec, transposed: bool, lanes: int = 0
+    image: Callable[[Vec, Vec], Vec],
+    value: Vec,
+    rest: Vec,
+    transposed: bool,
+    lanes: int = 0,
 ) -> Callable[[Vec], Vec]:
     """The products with Jᵀ or J at (value, rest), from one linearisation.
 
-    Jᵀw is linear in w, so that J is the transpose of its derivative: a second reverse pass, which
-    asks no more of f than that it can be differentiated twice.
+    Jᵀw is linear in w, so that J is the transpose of its derivative: a second reverse
+    pass, which asks no more of f than that it can be differentiated twice.
     """
     with torch.enable_grad():
         z = tuple(leaf.detach().requires_grad_() for leaf in value)
@@ -31,8 +35,12 @@ def products(
 
 
 def recorded(f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
-    """The products with J at `value`, recorded by autograd, from one evaluation of f."""
-    z = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in value)
+    """The products with J at `value`, recorded by autograd, from one evaluation of
+    f.
+    """
+    z = tuple(
+        x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in value
+    )
     outputs = f(z)
     w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
     pulled = gradients(outputs, z, w, create_graph=True)
@@ -40,17 +48,28 @@ def recorded(f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
 
 
 def gradients(
-    outputs: Vec, inputs: Vec, cotangents: Vec, lanes: int = 0, create_graph: bool = False
+    outputs: Vec,
+    inputs: Vec,
+    cotangents: Vec,
+    lanes: int = 0,
+    create_graph: bool = False,
 ) -> Vec:
     """The pullback of `cotangents`, which may have `lanes` axes more than `outputs`."""
     if lanes:
         pull = lambda seeds: gradients(outputs, inputs, seeds, lanes - 1)  # noqa: E731
         pulled: Vec = torch.func.vmap(pull)(cotangents)
         return pulled
-    tracked = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    tracked = [
+        (o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad
+    ]
     if not tracked:
         return tuple(map(torch.zeros_like, inputs))
     heads, seeds = zip(*tracked, strict=True)
     return torch.autograd.grad(
-        heads, inputs, seeds, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        heads,
+        inputs,
+        seeds,
+        retain_graph=True,
+        create_graph=create_graph,
+        materialize_grads=True,
     )

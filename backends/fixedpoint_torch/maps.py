@@ -17,12 +17,16 @@ from fixedpoint_torch.parametrised import Held
 
 
 class HiddenTensorError(ValueError):
-    """The map uses a tensor that derivatives are recorded for, but that it was not passed."""
+    """The map uses a tensor that derivatives are recorded for, but that it was not
+    passed.
+    """
 
 
 _HIDDEN = (
-    "f uses a tensor that requires a gradient, carries a tangent or is mapped over, without being "
-    "passed it, so its derivative would be lost. Pass the tensor through args, f(z, *args); or "
+    "f uses a tensor that requires a gradient, carries a tangent or is mapped over, "
+    "without being "
+    "passed it, so its derivative would be lost. Pass the tensor through args, f(z, "
+    "*args); or "
     "give the nn.Module itself as f; or detach the tensor"
 )
 
@@ -56,7 +60,8 @@ def lift(f: Callable[..., Any]) -> Vec:
     parametrised = any(map(parametrize.is_parametrized, module.modules()))
     if parametrize._cache_enabled and parametrised and not isinstance(f, Held):
         raise ValueError(
-            "inside parametrize.cached() a module's parametrised weights are constants, so their "
+            "inside parametrize.cached() a module's parametrised weights are "
+            "constants, so their "
             "gradients would be lost: solve outside of it, or by fixedpoint_torch.DEQ"
         )
     return tuple(module.parameters())
@@ -70,7 +75,9 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
     names = [name for name, _ in module.named_parameters()]
 
     def call(*args: Any) -> Any:
-        buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        buffers = {
+            name: buffer.detach().clone() for name, buffer in module.named_buffers()
+        }
         values = dict(zip(names, parameters, strict=True))
         return functional_call(module, {**buffers, **values}, args)
 
@@ -78,10 +85,12 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
 
 
 def watch(leaf_map: Any) -> Callable[[Vec], Map]:
-    """`leaf_map`, whose first evaluation fails if its output depends on a tensor not passed.
+    """`leaf_map`, whose first evaluation fails if its output depends on a tensor not
+    passed.
 
-    That evaluation is recorded with all inputs detached, so that an output which still requires
-    a gradient, or has a tangent, must have found one elsewhere. No evaluation is spent on it.
+    That evaluation is recorded with all inputs detached, so that an output which still
+    requires a gradient, or has a tangent, must have found one elsewhere. No evaluation
+    is spent on it.
     """
     probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
     pending = [True]
@@ -109,16 +118,19 @@ def _all_detached(leaves: Vec) -> Vec:
 
 
 def refuse_hidden(leaf_map: Any, value: Vec, args: Vec) -> None:
-    """Raise if the output of `leaf_map` depends on a tensor not passed, inside ``torch.func``.
+    """Raise if the output of `leaf_map` depends on a tensor not passed, inside
+    ``torch.func``.
 
-    An autograd function runs beneath the transforms, where what they track cannot be seen: this
-    costs an evaluation of its own, above it.
+    An autograd function runs beneath the transforms, where what they track cannot be
+    seen: this costs an evaluation of its own, above it.
     """
     probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
     inputs = _all_detached(value), _all_detached(args)
     image, _ = probe(inputs[1])(inputs[0])
     _refuse_hidden(image)
-    known = {level for leaf in (*inputs[0], *inputs[1]) for level in _mapped_levels(leaf)}
+    known = {
+        level for leaf in (*inputs[0], *inputs[1]) for level in _mapped_levels(leaf)
+    }
     if any(level not in known for leaf in image for level in _mapped_levels(leaf)):
         raise HiddenTensorError(_HIDDEN)
 
@@ -126,11 +138,17 @@ def refuse_hidden(leaf_map: Any, value: Vec, args: Vec) -> None:
 def _mapped_levels(leaf: torch.Tensor) -> list[int]:
     """The levels of ``torch.func.vmap`` that map over `leaf`."""
     functorch = torch._C._functorch
-    return [functorch.maybe_get_level(t) for t in unwrap(leaf) if functorch.is_batchedtensor(t)]
+    return [
+        functorch.maybe_get_level(t)
+        for t in unwrap(leaf)
+        if functorch.is_batchedtensor(t)
+    ]
 
 
 def unwrap(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """`tensor` and, one beneath the other, what the transforms of ``torch.func`` wrapped."""
+    """`tensor` and, one beneath the other, what the transforms of ``torch.func``
+    wrapped.
+    """
     layers = [tensor]
     while torch._C._functorch.is_functorch_wrapped_tensor(layers[-1]):
         layers.append(torch._C._functorch.get_unwrapped(layers[-1]))

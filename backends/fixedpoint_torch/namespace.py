@@ -13,7 +13,9 @@ class _Linalg:
     solve = staticmethod(torch.linalg.solve)
 
     @staticmethod
-    def vector_norm(array: torch.Tensor, *, axis: int, keepdims: bool = False) -> torch.Tensor:
+    def vector_norm(
+        array: torch.Tensor, *, axis: int, keepdims: bool = False
+    ) -> torch.Tensor:
         norm: torch.Tensor = torch.linalg.vector_norm(array, 2.0, axis, keepdims)
         return norm
 
@@ -23,10 +25,11 @@ class _Linalg:
 
 
 class Namespace:
-    """``array_api_compat.torch``, without its type promotion in the functions that dominate.
+    """``array_api_compat.torch``, without its type promotion in the functions that
+    dominate.
 
-    The core never mixes dtypes, and what promotion costs is as much as the operation itself at
-    the sizes of one iteration.
+    The core never mixes dtypes, and what promotion costs is as much as the operation
+    itself at the sizes of one iteration.
     """
 
     linalg = _Linalg()

@@ -11,13 +11,16 @@ import torch
 from torch.nn.utils import parametrize
 
 
-def held(cell: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+def held(
+    cell: Callable[..., Any], inputs: tuple[Any, ...]
+) -> tuple[Any, tuple[Any, ...]]:
     """A map and its arguments that stand for `cell` and `inputs` during one solve.
 
     Weights under ``torch.nn.utils.parametrize``, such as those of ``weight_norm`` and
-    ``spectral_norm``, are computed here, once, and are arguments of the map from then on: through
-    these they are differentiated. Computed at every evaluation they would cost more, and those of
-    ``spectral_norm`` in training, which makes a step of power iteration each time, change.
+    ``spectral_norm``, are computed here, once, and are arguments of the map from then
+    on: through these they are differentiated. Computed at every evaluation they would
+    cost more, and those of ``spectral_norm`` in training, which makes a step of power
+    iteration each time, change.
 
     Parameters
     ----------
@@ -29,7 +32,11 @@ def held(cell: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, tuple[
     owner = getattr(cell, "__self__", cell)
     if not isinstance(owner, torch.nn.Module):
         return cell, inputs
-    lists = [part for part in owner.modules() if isinstance(part, parametrize.ParametrizationList)]
+    lists = [
+        part
+        for part in owner.modules()
+        if isinstance(part, parametrize.ParametrizationList)
+    ]
     if not lists:
         return cell, inputs
     return Held(cell, owner, lists), (tuple(weights() for weights in lists), *inputs)
@@ -46,7 +53,8 @@ class Held(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.owner, self.lists = owner, tuple(lists)
-        self.evaluate = partial(cell)  # no module, that would be registered by a second name
+        # No module, that would be registered by a second name.
+        self.evaluate = partial(cell)
 
     def forward(self, z: Any, weights: tuple[torch.Tensor, ...], *inputs: Any) -> Any:
         """Evaluate the cell with these weights."""
@@ -58,7 +66,9 @@ class Held(torch.nn.Module):
 def _in_place_of(
     lists: Sequence[parametrize.ParametrizationList], values: Sequence[torch.Tensor]
 ) -> Iterator[None]:
-    """Let each of `lists` return its value, and no cache that the caller keeps answer for it."""
+    """Let each of `lists` return its value, and no cache that the caller keeps answer
+    for it.
+    """
     before = [part.__dict__.get("forward") for part in lists]
     caching, parametrize._cache_enabled = parametrize._cache_enabled, 0
     for part, value in zip(lists, values, strict=True):

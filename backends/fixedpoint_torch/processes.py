@@ -13,14 +13,16 @@ from fixedpoint.communicator import Communicator, Reduction
 
 @dataclass(frozen=True)
 class Processes(Communicator):
-    """Joins the processes of a group, each of which holds tensors that are a part of the state.
+    """Joins the processes of a group, each of which holds tensors that are a part of
+    the state.
 
     Parameters
     ----------
     group : torch.distributed.ProcessGroup, optional
         The group, by default all processes.
     whole_samples : bool, optional
-        Whether each process holds samples of its own, and not a part of the entries of all.
+        Whether each process holds samples of its own, and not a part of the entries of
+        all.
 
     Examples
     --------

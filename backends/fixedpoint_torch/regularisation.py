@@ -23,12 +23,13 @@ def jacobian_penalty(
     batch_ndim: int = 1,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Hutchinson's estimate of ‖J‖²/d per sample, J = ∂f/∂z at (z, \\*args) with d rows.
+    """Hutchinson's estimate of ‖J‖²/d per sample, J = ∂f/∂z at (z, \\*args) with d
+    rows.
 
-    The norm is Frobenius's, which bounds the spectral radius. The estimate is unbiased, and
-    differentiable with respect to z, args and the parameters of f. Added to a loss, with z an
-    equilibrium, it keeps f easy to solve for; detach z to leave the equilibrium out of its
-    derivative, as the reference does.
+    The norm is Frobenius's, which bounds the spectral radius. The estimate is unbiased,
+    and differentiable with respect to z, args and the parameters of f. Added to a loss,
+    with z an equilibrium, it keeps f easy to solve for; detach z to leave the
+    equilibrium out of its derivative, as the reference does.
 
     Parameters
     ----------
@@ -39,8 +40,8 @@ def jacobian_penalty(
     args : tuple, optional
         What else f takes.
     probes : int, optional
-        Random vectors ε, of each of which the estimate is ‖εᵀJ‖²/d, for one product. They share
-        an evaluation of f.
+        Random vectors ε, of each of which the estimate is ‖εᵀJ‖²/d, for one product.
+        They share an evaluation of f.
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf of z index samples.
     generator : torch.Generator, optional
@@ -53,8 +54,8 @@ def jacobian_penalty(
 
     References
     ----------
-    Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization", ICML
-    2021, arXiv:2106.14342.
+    Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization",
+    ICML 2021, arXiv:2106.14342.
 
     Examples
     --------
@@ -76,27 +77,30 @@ def jacobian_penalty(
 
 
 def _normal(leaf: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype, device=leaf.device)
+    return torch.randn(
+        leaf.shape, generator=generator, dtype=leaf.dtype, device=leaf.device
+    )
 
 
 class VariationalDropout(torch.nn.Module):
     """Dropout whose mask is constant along some axes, as along the time of a sequence.
 
-    A map that is solved for draws the same mask in every evaluation of a solve and of its
-    derivatives, and in each solve another.
+    A map that is solved for draws the same mask in every evaluation of a solve and of
+    its derivatives, and in each solve another.
 
     Parameters
     ----------
     p : float, optional
-        The probability that an entry is dropped; the others are multiplied by 1/(1 − p).
+        The probability that an entry is dropped; the others are multiplied by 1/(1 −
+        p).
     axes : tuple of int, optional
-        The axes along which the mask is constant: by default the second, that of time in
-        (batch, time, features).
+        The axes along which the mask is constant: by default the second, that of time
+        in (batch, time, features).
 
     References
     ----------
-    Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
-    networks", NeurIPS 2016, arXiv:1512.05287.
+    Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent
+    neural networks", NeurIPS 2016, arXiv:1512.05287.
 
     Examples
     --------

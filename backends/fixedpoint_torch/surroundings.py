@@ -1,4 +1,6 @@
-"""What surrounds an evaluation of f besides its arguments: autocast, and random numbers."""
+"""What surrounds an evaluation of f besides its arguments: autocast, and random
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ States = list[torch.Tensor]
 
 
 class Surroundings:
-    """The same surroundings for every evaluation of f, in a solve and in its derivatives.
+    """The same surroundings for every evaluation of f, in a solve and in its
+    derivatives.
 
-    A map that draws random numbers is a map only if it draws the same ones each time: the state of
-    the generators before the first evaluation is restored for every other one. Autocast, which
-    the caller may have switched on, holds inside f alone: it would round the solver's algebra.
+    A map that draws random numbers is a map only if it draws the same ones each time:
+    the state of the generators before the first evaluation is restored for every other
+    one. Autocast, which the caller may have switched on, holds inside f alone: it would
+    round the solver's algebra.
 
     Parameters
     ----------
@@ -41,8 +45,8 @@ class Surroundings:
     def _cast(self) -> AbstractContextManager[Any]:
         """Autocast as the caller has it.
 
-        Casts are not cached: those of a solve, which records nothing, would be found by the
-        caller's own operations, for which derivatives are recorded.
+        Casts are not cached: those of a solve, which records nothing, would be found by
+        the caller's own operations, for which derivatives are recorded.
         """
         if not self.autocast:
             return nullcontext()
@@ -82,16 +86,20 @@ class Surroundings:
 class Untouched:
     """Calls functions so that none writes into the state that it is given.
 
-    The first call is given copies. If it wrote into them, as an activation in place does, so are
-    all others; if not, none may.
+    The first call is given copies. If it wrote into them, as an activation in place
+    does, so are all others; if not, none may.
     """
 
     def __init__(self) -> None:
         self.copies: bool | None = None
 
-    def __call__(self, function: Callable[..., Any], leaves: tuple[torch.Tensor, ...]) -> Any:
+    def __call__(
+        self, function: Callable[..., Any], leaves: tuple[torch.Tensor, ...]
+    ) -> Any:
         """``function(*leaves)``."""
-        given = leaves if self.copies is False else tuple(leaf.clone() for leaf in leaves)
+        given = (
+            leaves if self.copies is False else tuple(leaf.clone() for leaf in leaves)
+        )
         before = _versions(given)
         output = function(*given)
         written = before != _versions(given)
@@ -99,7 +107,8 @@ class Untouched:
             self.copies = written
         elif written and not self.copies:
             raise RuntimeError(
-                "f wrote into its argument, which it had not done in its first evaluation: let it "
+                "f wrote into its argument, which it had not done in its first "
+                "evaluation: let it "
                 "return a new tensor"
             )
         return output

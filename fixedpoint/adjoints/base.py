@@ -23,9 +23,11 @@ Product = Callable[[Vec], Vec]
 
 @dataclass(frozen=True, eq=False)
 class AdjointSystem:
-    """The linear system (I − A)u = v of every sample, A = Jᵀ for cotangents and J for tangents.
+    """The linear system (I − A)u = v of every sample, A = Jᵀ for cotangents and J for
+    tangents.
 
-    For roots it is F′ᵀu = v, or F′u = v. There A belongs to −F, and the system is −Au = v.
+    For roots it is F′ᵀu = v, or F′u = v. There A belongs to −F, and the system is −Au =
+    v.
 
     Parameters
     ----------
@@ -71,7 +73,11 @@ class AdjointSystem:
     def operator(self, u: Vec) -> Vec:
         """The product with I − A, or for roots −A."""
         image = self.product(u)
-        return self.space.negative(image) if self.is_root else self.space.subtract(u, image)
+        return (
+            self.space.negative(image)
+            if self.is_root
+            else self.space.subtract(u, image)
+        )
 
     def unfinished(self, u: Vec, products: int) -> Iteration:
         """An approximation that nobody has tested: its residual is not a number."""
@@ -79,9 +85,17 @@ class AdjointSystem:
         norm = space.full(float("nan"))
         zero = xp.zeros_like(norm, dtype=xp.int32)
         return Iteration(
-            u, norm, norm, zero, zero + int(Status.MAX_STEPS), zero > 0, zero + products,
-            Work(vjp=products), None, Memory(Picard(), ()),
-        )  # fmt: skip
+            value=u,
+            residual_norm=norm,
+            error=norm,
+            method=zero,
+            status=zero + int(Status.MAX_STEPS),
+            precise=zero > 0,
+            steps=zero + products,
+            work=Work(vjp=products),
+            trace=None,
+            state=Memory(Picard(), ()),
+        )
 
 
 class Adjoint(ABC):
@@ -94,10 +108,14 @@ class Adjoint(ABC):
 
     @abstractmethod
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve` from `value`, its outcome differentiable with respect to `args`."""
+        """Run `solve` from `value`, its outcome differentiable with respect to
+        `args`.
+        """
 
     def check(self, solver: Solver, is_root: bool) -> None:
-        """Raise if solutions of `solver`, or roots, cannot be differentiated in this way."""
+        """Raise if solutions of `solver`, or roots, cannot be differentiated in this
+        way.
+        """
         del solver, is_root
 
     def default_solver(self, size: int, is_root: bool, has_jacobian: bool) -> Solver:
@@ -108,8 +126,8 @@ class Adjoint(ABC):
 class LinearAdjoint(Adjoint):
     """An adjoint that solves (I − A)u = v, or approximates its solution.
 
-    The rules of the adapters differentiate u as the exact solution, whatever :meth:`solve` does:
-    second derivatives are formed of first ones of the same quality.
+    The rules of the adapters differentiate u as the exact solution, whatever
+    :meth:`solve` does: second derivatives are formed of first ones of the same quality.
     """
 
     @property
@@ -130,20 +148,33 @@ class LinearAdjoint(Adjoint):
         end, space = self.solve(system), system.space
         if self.report is not None:
             space.backend.tell(self.report, end.status, end.residual_norm, end.steps)
-        what = "the adjoint solve failed" if system.transposed else "the tangent solve failed"
+        what = (
+            "the adjoint solve failed"
+            if system.transposed
+            else "the tangent solve failed"
+        )
         solution = Solution(
-            end.value, end.status, end.residual_norm, end.steps,
-            Work(vjp=sum(end.work)), end.error, end.precise, 0 * end.method,
-            (end.state.solver.name,),
-        )  # fmt: skip
+            value=end.value,
+            status=end.status,
+            residual_norm=end.residual_norm,
+            steps=end.steps,
+            work=Work(vjp=sum(end.work)),
+            error=end.error,
+            precise=end.precise,
+            method=0 * end.method,
+            methods=(end.state.solver.name,),
+        )
         return apply_policy(self.policy, what, space, solution.value, solution), end
 
 
 def refuse_roots(adjoint: Adjoint, is_root: bool) -> None:
-    """Raise TypeError for a root, which has no powers of a Jacobian to differentiate by."""
+    """Raise TypeError for a root, which has no powers of a Jacobian to differentiate
+    by.
+    """
     if is_root:
         raise TypeError(
-            f"{type(adjoint).__name__} approximates the derivative of a fixed point by a few "
+            f"{type(adjoint).__name__} approximates the derivative of a fixed point by "
+            "a few "
             "applications of its Jacobian: for a root use ImplicitAdjoint"
         )
 

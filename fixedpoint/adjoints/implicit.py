@@ -17,7 +17,9 @@ from fixedpoint.solvers import Anderson, NewtonKrylov, Solver
 from fixedpoint.tolerance import Tolerance
 
 _ANDERSON = Anderson(memory=10)
-_GMRES = NewtonKrylov(linear=GMRES(restart=50, max_steps=500), forcing=1e-3, line_search=False)
+_GMRES = NewtonKrylov(
+    linear=GMRES(restart=50, max_steps=500), forcing=1e-3, line_search=False
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,35 +30,38 @@ class ImplicitAdjoint(LinearAdjoint):
 
         (I − Jᵀ) u = v .
 
-    The system is solved as the fixed point of u ↦ Jᵀu + v, matrix-free, by the engine that solves
-    for z*, each sample for itself. For a root F(x*, θ) = 0 the system is F′ᵀu = v, and the
-    cotangent of θ is −(∂F/∂θ)ᵀu. One linearisation of f serves all its products, and memory
-    does not grow with the steps of either solve. The derivative is that of the exact solution:
-    its error is that of z* and of u, times the condition number of I − J.
+    The system is solved as the fixed point of u ↦ Jᵀu + v, matrix-free, by the engine
+    that solves for z*, each sample for itself. For a root F(x*, θ) = 0 the system is
+    F′ᵀu = v, and the cotangent of θ is −(∂F/∂θ)ᵀu. One linearisation of f serves all
+    its products, and memory does not grow with the steps of either solve. The
+    derivative is that of the exact solution: its error is that of z* and of u, times
+    the condition number of I − J.
 
     Parameters
     ----------
     solver : Solver, optional
-        How to solve the adjoint system, by default ``Anderson(memory=10)``; for roots, and with a
-        preconditioner, :class:`NewtonKrylov`, one step of which is GMRES.
+        How to solve the adjoint system, by default ``Anderson(memory=10)``; for roots,
+        and with a preconditioner, :class:`NewtonKrylov`, one step of which is GMRES.
     preconditioner : callable, optional
-        ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I − Jᵀ, or of
-        F′ᵀ, on containers like z. Only products with Jᵀ use it.
+        ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
+        − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
     warm_start : array or container of arrays, optional
-        Where to start, shaped like z, by default at v, or for roots at zero. The multiplier of the
-        augmented system is such a start, and so is ``sol.backward.value`` of an earlier solve.
+        Where to start, shaped like z, by default at v, or for roots at zero. The
+        multiplier of the augmented system is such a start, and so is
+        ``sol.backward.value`` of an earlier solve.
     rtol, atol : float, optional
-        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. By default rtol is
-        that of the forward solve, if it is a positive float, or max(1e-6, 10·eps).
+        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. By
+        default rtol is that of the forward solve, if it is a positive float, or
+        max(1e-6, 10·eps).
     max_steps : int, optional
         Steps of the adjoint solve at most.
     on_failure : {"raise", "warn", "return", "nan"}, optional
-        What to do when the adjoint solve fails: raise :class:`ConvergenceError` out of the
-        backward pass, warn, go on with what was reached, or fill the gradients of the samples
-        that failed with NaN. In a trace "raise" does the last.
+        What to do when the adjoint solve fails: raise :class:`ConvergenceError` out of
+        the backward pass, warn, go on with what was reached, or fill the gradients of
+        the samples that failed with NaN. In a trace "raise" does the last.
     report : callable, optional
-        Called as ``report(status, residual_norm, steps)``, arrays of the batch's shape, after each
-        solve, under ``jit`` too, where a solution has no ``sol.backward``.
+        Called as ``report(status, residual_norm, steps)``, arrays of the batch's shape,
+        after each solve, under ``jit`` too, where a solution has no ``sol.backward``.
 
     Examples
     --------
@@ -97,7 +102,9 @@ class ImplicitAdjoint(LinearAdjoint):
 
     def _method(self, system: AdjointSystem) -> Solver:
         preconditioned = system.precondition is not None
-        return self.solver or (_GMRES if system.is_root or preconditioned else _ANDERSON)
+        return self.solver or (
+            _GMRES if system.is_root or preconditioned else _ANDERSON
+        )
 
 
 def linear_problem(system: AdjointSystem, rtol: Any, atol: float) -> Problem:
@@ -107,12 +114,16 @@ def linear_problem(system: AdjointSystem, rtol: Any, atol: float) -> Problem:
     tolerance = Tolerance(rtol, atol, "euclidean")
     if system.is_root:
         return RootProblem(
-            space, lambda u: (negative(system.image(u)), None), tolerance,
+            space,
+            lambda u: (negative(system.image(u)), None),
+            tolerance,
             jvp=lambda _, v: negative(product(v)),
             preconditioner=inverse and (lambda _: inverse),
-        )  # fmt: skip
+        )
     return FixedPointProblem(
-        space, lambda u: (system.image(u), None), tolerance,
+        space,
+        lambda u: (system.image(u), None),
+        tolerance,
         jvp=lambda _, v: product(v),
         preconditioner=inverse and (lambda _: lambda v: negative(inverse(v))),
-    )  # fmt: skip
+    )

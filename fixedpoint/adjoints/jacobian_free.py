@@ -12,14 +12,14 @@ from fixedpoint.iterate import Iteration
 class JacobianFree(SeriesAdjoint):
     """Differentiate one application of f at z*, as if z* on its right were a constant.
 
-    The solution of (I − Jᵀ)u = v is replaced by u = v, without any product. Where f is a
-    contraction, and ∂f/∂θ is well enough conditioned, the outcome is a direction of descent; it is
-    not the gradient.
+    The solution of (I − Jᵀ)u = v is replaced by u = v, without any product. Where f is
+    a contraction, and ∂f/∂θ is well enough conditioned, the outcome is a direction of
+    descent; it is not the gradient.
 
     References
     ----------
-    Fung, Heaton, Li, McKenzie, Osher and Yin, "JFB: Jacobian-free backpropagation for implicit
-    networks", AAAI 2022, arXiv:2103.12803.
+    Fung, Heaton, Li, McKenzie, Osher and Yin, "JFB: Jacobian-free backpropagation for
+    implicit networks", AAAI 2022, arXiv:2103.12803.
 
     Examples
     --------

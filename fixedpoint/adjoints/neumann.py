@@ -13,12 +13,13 @@ from fixedpoint.iterate import Iteration
 class NeumannSeries(SeriesAdjoint):
     """Differentiate by the first terms of the Neumann series of (I − Jᵀ)⁻¹.
 
-    With B = τJ + (1 − τ)I, whose I − B is τ(I − J), the solution of (I − Jᵀ)u = v becomes
+    With B = τJ + (1 − τ)I, whose I − B is τ(I − J), the solution of (I − Jᵀ)u = v
+    becomes
 
         u = τ (v + Bᵀv + … + (Bᵀ)ᵏ⁻¹v) ,
 
-    at the cost of k − 1 products. This is the phantom gradient in its Neumann form: what
-    :class:`PhantomGradient` gives at an exact z*, without evaluating f.
+    at the cost of k − 1 products. This is the phantom gradient in its Neumann form:
+    what :class:`PhantomGradient` gives at an exact z*, without evaluating f.
 
     Parameters
     ----------
@@ -29,7 +30,8 @@ class NeumannSeries(SeriesAdjoint):
 
     References
     ----------
-    Geng, Zhang, Bai, Wang and Lin, "On training implicit models", NeurIPS 2021, arXiv:2111.05177.
+    Geng, Zhang, Bai, Wang and Lin, "On training implicit models", NeurIPS 2021,
+    arXiv:2111.05177.
 
     Examples
     --------

@@ -23,10 +23,10 @@ class PhantomGradient(Adjoint):
 
         h ← h + τ(f(h, θ) − h) ,    h = z* at first,
 
-    k times, and differentiates that in place of z*(θ). The value stays z*, and nothing of the
-    iteration before is recorded. At an exact z* the derivative is that of :class:`NeumannSeries`,
-    with k evaluations of f in place of products; at a rough one it is that of steps which go on
-    towards the equilibrium.
+    k times, and differentiates that in place of z*(θ). The value stays z*, and nothing
+    of the iteration before is recorded. At an exact z* the derivative is that of
+    :class:`NeumannSeries`, with k evaluations of f in place of products; at a rough one
+    it is that of steps which go on towards the equilibrium.
 
     Parameters
     ----------
@@ -37,7 +37,8 @@ class PhantomGradient(Adjoint):
 
     References
     ----------
-    Geng, Zhang, Bai, Wang and Lin, "On training implicit models", NeurIPS 2021, arXiv:2111.05177.
+    Geng, Zhang, Bai, Wang and Lin, "On training implicit models", NeurIPS 2021,
+    arXiv:2111.05177.
 
     Examples
     --------

@@ -21,25 +21,29 @@ from fixedpoint.solvers.broyden import InverseEstimate
 class SharedInverse(LinearAdjoint):
     """Differentiate with the inverse that Broyden's method left behind (SHINE).
 
-    The estimate H ≈ (I − J)⁻¹ of the forward solve gives the solution of (I − Jᵀ)u = v as u = Hᵀv,
-    without any product. It may then be improved: by secant pairs in the direction that the loss
-    asks for, which H has never seen, and by GMRES, started at u with Hᵀ as its preconditioner.
-    The solver must be :class:`Broyden`, and is that where none is named.
+    The estimate H ≈ (I − J)⁻¹ of the forward solve gives the solution of (I − Jᵀ)u = v
+    as u = Hᵀv, without any product. It may then be improved: by secant pairs in the
+    direction that the loss asks for, which H has never seen, and by GMRES, started at u
+    with Hᵀ as its preconditioner. The solver must be :class:`Broyden`, and is that
+    where none is named.
 
     Parameters
     ----------
     fallback : float, optional
-        Samples with ‖u‖ > fallback·‖v‖ take u = v, the Jacobian-free direction, instead.
+        Samples with ‖u‖ > fallback·‖v‖ take u = v, the Jacobian-free direction,
+        instead.
     outer_aware : int, optional
-        Steps of Broyden's method on the adjoint system, which start at u with Hᵀ: each is a product
-        and a secant pair in the needed direction.
+        Steps of Broyden's method on the adjoint system, which start at u with Hᵀ: each
+        is a product and a secant pair in the needed direction.
     refine : int, optional
-        Products of GMRES at most, after that; it ends at the tolerance of the forward solve.
+        Products of GMRES at most, after that; it ends at the tolerance of the forward
+        solve.
 
     References
     ----------
-    Ramzi, Mannel, Bai, Starck, Ciuciu and Moreau, "SHINE: SHaring the INverse Estimate from the
-    forward pass for bi-level optimization and implicit models", ICLR 2022, arXiv:2106.00553.
+    Ramzi, Mannel, Bai, Starck, Ciuciu and Moreau, "SHINE: SHaring the INverse Estimate
+    from the forward pass for bi-level optimization and implicit models", ICLR 2022,
+    arXiv:2106.00553.
 
     Examples
     --------
@@ -67,7 +71,9 @@ class SharedInverse(LinearAdjoint):
         """Only one solver estimates the inverse."""
         del is_root
         if not isinstance(solver, Broyden):
-            raise TypeError(f"SharedInverse needs the inverse of Broyden(), got {solver!r}")
+            raise TypeError(
+                f"SharedInverse needs the inverse of Broyden(), got {solver!r}"
+            )
 
     def default_solver(self, size: int, is_root: bool, has_jacobian: bool) -> Solver:
         """Broyden's method."""
@@ -96,10 +102,14 @@ class SharedInverse(LinearAdjoint):
         return space.where(short, u, space.scale(inverse.scale, v))
 
 
-def _aware(system: AdjointSystem, inverse: InverseEstimate, u: Vec, steps: int) -> Iteration:
+def _aware(
+    system: AdjointSystem, inverse: InverseEstimate, u: Vec, steps: int
+) -> Iteration:
     """Broyden's method on the adjoint system, from u and the inverse."""
     most = 2 * system.space.real_size
-    wider = inverse.widened(system.space, min(steps, max(most - inverse.used.shape[-1], 0)))
+    wider = inverse.widened(
+        system.space, min(steps, max(most - inverse.used.shape[-1], 0))
+    )
     solver = Broyden(memory=wider.used.shape[-1])
     problem = linear_problem(system, system.rtol, 0.0)
     return iterate(solver, problem, u, Course(steps, state=Memory(solver, wider)))
@@ -108,7 +118,9 @@ def _aware(system: AdjointSystem, inverse: InverseEstimate, u: Vec, steps: int) 
 def _refined(
     system: AdjointSystem, inverse: InverseEstimate, end: Iteration, products: int
 ) -> Iteration:
-    """GMRES from where the iteration stands, or from zero if that is closer, preconditioned."""
+    """GMRES from where the iteration stands, or from zero if that is closer,
+    preconditioned.
+    """
     space, v = system.space, system.right
     left = system.residual(end.value)
     closer = space.norm(left) < space.norm(v)
@@ -117,11 +129,14 @@ def _refined(
     target = system.rtol * space.xp.maximum(space.norm(v), space.norm(u))
     inner = LinearSystem(
         space, system.operator, right, target, lambda w: inverse.times(space, w)
-    )  # fmt: skip
+    )
     solution, _ = GMRES(restart=products, max_steps=products).solve(inner, None)
     done = solution.residual_norm <= target
     status = space.xp.where(done, 0 * end.status + int(Status.CONVERGED), end.status)
     return end._replace(
-        value=space.add(u, solution.value), residual_norm=solution.residual_norm, status=status,
-        steps=end.steps + solution.products, work=end.work.plus(Work(vjp=solution.products + 1)),
-    )  # fmt: skip
+        value=space.add(u, solution.value),
+        residual_norm=solution.residual_norm,
+        status=status,
+        steps=end.steps + solution.products,
+        work=end.work.plus(Work(vjp=solution.products + 1)),
+    )

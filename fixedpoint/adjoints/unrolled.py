@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 class Unrolled(Adjoint):
     """Differentiate what the solver did, step by step.
 
-    The derivative is that of the computed value, by the framework, with respect to the arguments
-    and the start. It needs no equilibrium, and so is right for a fixed number of steps; it costs
-    memory in proportion to the steps. In JAX a solve that is differentiated so makes all
-    `max_steps` turns of its loop, those after the last step empty.
+    The derivative is that of the computed value, by the framework, with respect to the
+    arguments and the start. It needs no equilibrium, and so is right for a fixed number
+    of steps; it costs memory in proportion to the steps. In JAX a solve that is
+    differentiated so makes all `max_steps` turns of its loop, those after the last step
+    empty.
 
     Parameters
     ----------
     checkpoint : int, optional
-        Only the state at each so many steps is kept, and the steps between are made once more in
-        the backward pass.
+        Only the state at each so many steps is kept, and the steps between are made
+        once more in the backward pass.
 
     Examples
     --------
@@ -35,8 +36,10 @@ class Unrolled(Adjoint):
 
     >>> import torch, fixedpoint as fp
     >>> a = torch.tensor(1.0, requires_grad=True)
-    >>> sol = fp.fixed_point(lambda z, a: 0.5 * z + a, torch.tensor(0.0), (a,), max_steps=2,
-    ...                      solver=fp.Picard(), adjoint=fp.Unrolled(), on_failure="return")
+    >>> sol = fp.fixed_point(lambda z, a: 0.5 * z + a, torch.tensor(0.0), (a,),
+    ...                      max_steps=2,
+    ...                      solver=fp.Picard(), adjoint=fp.Unrolled(),
+    ...                      on_failure="return")
     >>> sol.value.backward()
     >>> a.grad
     tensor(1.5000)

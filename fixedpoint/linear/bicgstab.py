@@ -13,10 +13,12 @@ from fixedpoint.space import Space
 # A residual this nearly orthogonal to the shadow residual takes its place.
 _ORTHOGONAL = 1e-4
 
-# The least cosine that a step of minimal residual counts with, so that it does not stagnate.
+# The least cosine that a step of minimal residual counts with, so that it does not
+# stagnate.
 _LEAST_COSINE = 0.7
 
-# Rounding errors of the largest residual, by which the recurrence may differ from b − Ax.
+# Rounding errors of the largest residual, by which the recurrence may differ from b −
+# Ax.
 _DRIFT = 1e3
 
 
@@ -40,11 +42,11 @@ class _Carry(NamedTuple):
 class BiCGStab(LinearSolver):
     """BiCGStab, preconditioned from the right.
 
-    A short recurrence for any Jacobian: eight vectors and two products a step, and nothing to
-    orthogonalise. Where it would break down it begins anew from the residual, and its steps of
-    minimal residual are kept from vanishing. Where the recurrence of the residual has drifted from
-    b − Ax, that takes its place at the cost of a product. It may stagnate where GMRES would not,
-    which is reported.
+    A short recurrence for any Jacobian: eight vectors and two products a step, and
+    nothing to orthogonalise. Where it would break down it begins anew from the
+    residual, and its steps of minimal residual are kept from vanishing. Where the
+    recurrence of the residual has drifted from b − Ax, that takes its place at the cost
+    of a product. It may stagnate where GMRES would not, which is reported.
 
     Parameters
     ----------
@@ -53,8 +55,8 @@ class BiCGStab(LinearSolver):
 
     References
     ----------
-    van der Vorst, "Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the solution of
-    nonsymmetric linear systems", SIAM J. Sci. Stat. Comput. 13, 1992.
+    van der Vorst, "Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the
+    solution of nonsymmetric linear systems", SIAM J. Sci. Stat. Comput. 13, 1992.
     """
 
     max_steps: int = 250
@@ -67,7 +69,21 @@ class BiCGStab(LinearSolver):
         space = system.space
         x, norm, busy = system.start()
         one = space.full(1.0)
-        first = _Carry(x, system.right, x, x, system.right, one, one, one, norm, norm, busy, 0, 0)
+        first = _Carry(
+            x=x,
+            r=system.right,
+            p=x,
+            v=x,
+            shadow=system.right,
+            rho=one,
+            alpha=one,
+            omega=one,
+            norm=norm,
+            highest=norm,
+            busy=busy,
+            steps=0,
+            products=0,
+        )
 
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
@@ -112,12 +128,26 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     products = products + 2 + space.backend.counted(1, drifted)
     busy = busy & moved & (norm > system.target)
     return _Carry(
-        x, r, p, v, shadow, rho_new, alpha, omega, norm, highest, busy, steps + 1, products
+        x=x,
+        r=r,
+        p=p,
+        v=v,
+        shadow=shadow,
+        rho=rho_new,
+        alpha=alpha,
+        omega=omega,
+        norm=norm,
+        highest=highest,
+        busy=busy,
+        steps=steps + 1,
+        products=products,
     )
 
 
 def _minimal(space: Space, s: Vec, t: Vec) -> Array:
-    """The ω that minimises ‖s − ωt‖, but no shorter than if the cosine of their angle were 0.7."""
+    """The ω that minimises ‖s − ωt‖, but no shorter than if the cosine of their angle
+    were 0.7.
+    """
     xp, product = space.xp, space.dot(t, s)
     full = space.ratio(space.norm(s), space.norm(t))
     cosine = space.ratio(product, space.norm(s) * space.norm(t))

@@ -10,17 +10,20 @@ from fixedpoint.checks import check_count
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
 
-# Residuals that are kept of the first solve, for each Ritz vector that is sought in their span.
+# Residuals that are kept of the first solve, for each Ritz vector that is sought in
+# their span.
 _WINDOW = 20
 
 
 class Spectrum(NamedTuple):
-    """Ritz vectors of the first solve's matrix, for a spectral preconditioner in those to come.
+    """Ritz vectors of the first solve's matrix, for a spectral preconditioner in those
+    to come.
 
     Attributes
     ----------
     vectors : Vec
-        The Ritz vectors wᵢ of the smallest Ritz values θᵢ, zero while they are not known.
+        The Ritz vectors wᵢ of the smallest Ritz values θᵢ, zero while they are not
+        known.
     factors : array of shape (batch, k)
         σ/θᵢ − 1, σ the next Ritz value.
     """
@@ -35,7 +38,9 @@ class Spectrum(NamedTuple):
 
 
 class _Lanczos(NamedTuple):
-    """The residuals of a solve, normalised, and the numbers that make up the tridiagonal matrix."""
+    """The residuals of a solve, normalised, and the numbers that make up the
+    tridiagonal matrix.
+    """
 
     basis: Vec
     lengths: Array
@@ -55,15 +60,16 @@ class _Carry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ConjugateGradient(LinearSolver):
-    """Conjugate gradients, for Jacobians that are symmetric and positive or negative definite.
+    """Conjugate gradients, for Jacobians that are symmetric and positive or negative
+    definite.
 
-    Three vectors and one product a step: where the Jacobian of F is known to be symmetric
-    definite (the gradient of a convex function, a discretised elliptic problem), nothing is
-    cheaper. On others it may not converge, which is reported.
+    Three vectors and one product a step: where the Jacobian of F is known to be
+    symmetric definite (the gradient of a convex function, a discretised elliptic
+    problem), nothing is cheaper. On others it may not converge, which is reported.
 
-    With `recycle` the first solve keeps its residuals, which are Lanczos vectors, and the Ritz
-    vectors of the smallest Ritz values precondition the solves of all later Newton steps, whose
-    matrices are close: what slows them down is then out of the way.
+    With `recycle` the first solve keeps its residuals, which are Lanczos vectors, and
+    the Ritz vectors of the smallest Ritz values precondition the solves of all later
+    Newton steps, whose matrices are close: what slows them down is then out of the way.
 
     Parameters
     ----------
@@ -74,10 +80,9 @@ class ConjugateGradient(LinearSolver):
 
     References
     ----------
-    Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems", J. Res. Nat.
-    Bur. Standards 49, 1952.
-    Carpentieri, Duff and Giraud, "A class of spectral two-level preconditioners", SIAM J. Sci.
-    Comput. 25, 2003.
+    Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems",
+    J. Res. Nat. Bur. Standards 49, 1952. Carpentieri, Duff and Giraud, "A class of
+    spectral two-level preconditioners", SIAM J. Sci. Comput. 25, 2003.
     """
 
     max_steps: int = 500
@@ -102,10 +107,14 @@ class ConjugateGradient(LinearSolver):
             return self._run(system.with_preconditioner(memory), None)[0], memory
         window = min(_WINDOW * self.recycle, space.size)
         shape = (window,)
-        lanczos = _Lanczos(space.history(window), space.full(0.0, shape), space.full(0.0, shape))
+        lanczos = _Lanczos(
+            space.history(window), space.full(0.0, shape), space.full(0.0, shape)
+        )
         solution, lanczos = self._run(system.with_preconditioner(memory), lanczos)
         size = memory.factors.shape[-1]
-        found = _spectrum(space, _trimmed(space, lanczos, solution.products, size + 1), size)
+        found = _spectrum(
+            space, _trimmed(space, lanczos, solution.products, size + 1), size
+        )
         factors = space.xp.where(unknown[..., None], found.factors, memory.factors)
         rows = unknown[..., None, None]
         pairs = zip(found.vectors, memory.vectors, strict=True)
@@ -142,25 +151,33 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     if lanczos is not None:
         lanczos = lanczos._replace(ratios=_written(space, lanczos.ratios, steps, ratio))
     p = space.renew(p, ratio, z)
-    busy = busy & (norm_new > system.target) & (norm_new < space.xp.inf) & (length != 0.0)
+    busy = (
+        busy & (norm_new > system.target) & (norm_new < space.xp.inf) & (length != 0.0)
+    )
     return _Carry(x, r, p, rz_new, norm_new, busy, steps + 1, lanczos)
 
 
 def _kept(
     space: Space, lanczos: _Lanczos, steps: Any, r: Vec, norm: Array, length: Array
 ) -> _Lanczos:
-    """The window with one more residual, while there is room; a sample that is done adds none."""
+    """The window with one more residual, while there is room; a sample that is done
+    adds none.
+    """
     window = lanczos.lengths.shape[-1]
     slot = steps % window
     fits = (length != 0.0) & (steps < window)
     unit = space.scale(space.ratio(space.one, norm), r)
     active = None if space.backend.known_all(fits) else fits
     basis = space.push(lanczos.basis, slot, unit, active)
-    return lanczos._replace(basis=basis, lengths=_written(space, lanczos.lengths, steps, length))
+    return lanczos._replace(
+        basis=basis, lengths=_written(space, lanczos.lengths, steps, length)
+    )
 
 
 def _written(space: Space, numbers: Array, steps: Any, new: Array) -> Array:
-    """`numbers` with a new one in place of the number `steps`, if there is such a place."""
+    """`numbers` with a new one in place of the number `steps`, if there is such a
+    place.
+    """
     slot = steps % numbers.shape[-1]
     fits = 1.0 * (steps < numbers.shape[-1])
     kept = fits * new + (1.0 - fits) * numbers[..., slot]
@@ -177,15 +194,20 @@ def _trimmed(space: Space, lanczos: _Lanczos, steps: Any, least: int) -> _Lanczo
 
 
 def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
-    """The Ritz vectors of the smallest Ritz values, from the tridiagonal matrix of the solve."""
+    """The Ritz vectors of the smallest Ritz values, from the tridiagonal matrix of the
+    solve.
+    """
     xp, lengths, ratios = space.xp, lanczos.lengths, lanczos.ratios
     inverse = xp.abs(space.ratio(space.one, lengths))
     coupling = xp.sqrt(xp.abs(ratios)) * inverse
     before = xp.concat([0.0 * ratios[..., :1], (ratios * inverse)[..., :-1]], axis=-1)
     diagonal = inverse + before
     used = (lengths != 0.0) & xp.isfinite(diagonal) & xp.isfinite(coupling)
-    diagonal, coupling = (xp.where(used, part, space.zero) for part in (diagonal, coupling))
-    # Where the solve ended before the window, the matrix goes on with numbers above its spectrum.
+    diagonal, coupling = (
+        xp.where(used, part, space.zero) for part in (diagonal, coupling)
+    )
+    # Where the solve ended before the window, the matrix goes on with numbers above its
+    # spectrum.
     above = 4.0 * xp.max(diagonal, axis=-1, keepdims=True) + 1.0
     diagonal = xp.where(used, diagonal, above)
     linked = used[..., :-1] & used[..., 1:]
@@ -193,9 +215,13 @@ def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
     values, turned = xp.linalg.eigh(_tridiagonal(space, diagonal, beside))
     weights = xp.matrix_transpose(turned[..., :, :size])
     vectors = tuple(_combined(space, weights, past) for past in lanczos.basis)
-    target = values[..., size : size + 1] if values.shape[-1] > size else values[..., -1:]
+    target = (
+        values[..., size : size + 1] if values.shape[-1] > size else values[..., -1:]
+    )
     genuine = (values[..., :size] < above) & (values[..., :size] > 0.0)
-    factors = space.ratio(xp.where(target < above, target, values[..., :1]), values[..., :size])
+    factors = space.ratio(
+        xp.where(target < above, target, values[..., :1]), values[..., :size]
+    )
     return Spectrum(vectors, xp.where(genuine, factors - 1.0, space.zero))
 
 

@@ -1,4 +1,6 @@
-"""Linear systems whose matrix is known: by elimination, or in the least-squares sense."""
+"""Linear systems whose matrix is known: by elimination, or in the least-squares
+sense.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,17 @@ from fixedpoint.space import Space
 # What elimination may leave of the right-hand side, for its solution to be used.
 _TRUST = 1e-6
 
-# A solution that leaves more of the right-hand side has reduced nothing: the matrix is singular.
-# One that leaves less than this part of every entry has missed none.
+# A solution that leaves more of the right-hand side has reduced nothing: the matrix is
+# singular. One that leaves less than this part of every entry has missed none.
 _UNEXPLAINED, _SOUND = 1.0 - 1e-6, 0.5
 
 
 class Factors(NamedTuple):
     """The scaled Jacobian, its singular values and vectors, J D⁻¹ = U Σ Vᵀ, and D.
 
-    Where the Jacobian is not finite, ``finite`` is false, and the factors are those of zero.
-    Singular values that are rounding are zero. Σ, U and V are constant to derivatives: where
-    singular values repeat they have none.
+    Where the Jacobian is not finite, ``finite`` is false, and the factors are those of
+    zero. Singular values that are rounding are zero. Σ, U and V are constant to
+    derivatives: where singular values repeat they have none.
     """
 
     matrix: Array
@@ -40,7 +42,9 @@ def factorised(space: Space, matrix: Array, scales: Array) -> Factors:
     """The factors of `matrix` with its columns divided by `scales`."""
     xp = space.xp
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
-    matrix = xp.where(finite[..., None, None], matrix / scales[..., None, :], xp.zeros_like(matrix))
+    matrix = xp.where(
+        finite[..., None, None], matrix / scales[..., None, :], xp.zeros_like(matrix)
+    )
     left, values, right = space.backend.singular(*space.backend.stop((matrix,)))
     least = matrix.shape[-1] * space.precision * values[..., :1]
     values = xp.where(values > least, values, xp.zeros_like(values))
@@ -51,13 +55,17 @@ def column_norms(space: Space, matrix: Array) -> Array:
     """The norm of each column, 1 where it is zero or not finite."""
     xp = space.xp
     squares = xp.sum(matrix * matrix, axis=-2)
-    return xp.sqrt(xp.where((squares > 0.0) & (squares < xp.inf), squares, xp.ones_like(squares)))
+    return xp.sqrt(
+        xp.where((squares > 0.0) & (squares < xp.inf), squares, xp.ones_like(squares))
+    )
 
 
 def solved(space: Space, factors: Factors, right: Array) -> Array:
     """The least-squares solution J⁺b."""
     none = space.xp.zeros_like(right[..., :1])
-    return turned_back(space, factors, damped(space, factors, turned(space, factors, right), none))
+    return turned_back(
+        space, factors, damped(space, factors, turned(space, factors, right), none)
+    )
 
 
 def turned(space: Space, factors: Factors, right: Array) -> Array:
@@ -66,17 +74,26 @@ def turned(space: Space, factors: Factors, right: Array) -> Array:
 
 
 def damped(space: Space, factors: Factors, right: Array, lam: Array) -> Array:
-    """The vector q = (Σ² + λ)⁻¹Σb, of which D⁻¹Vq is the damped solution for the right side Ub."""
+    """The vector q = (Σ² + λ)⁻¹Σb, of which D⁻¹Vq is the damped solution for the right
+    side Ub.
+    """
     entries = space.ratio(factors.values * right, factors.values * factors.values + lam)
-    return _recorded(space, factors, right, lam, entries) if space.backend.records else entries
+    return (
+        _recorded(space, factors, right, lam, entries)
+        if space.backend.records
+        else entries
+    )
 
 
-def _recorded(space: Space, factors: Factors, right: Array, lam: Array, entries: Array) -> Array:
+def _recorded(
+    space: Space, factors: Factors, right: Array, lam: Array, entries: Array
+) -> Array:
     """The same `entries`, with their derivative.
 
-    With C = UᵀJD⁻¹V, which is Σ but for its derivative, and y = Σ⁻¹q, they are Cᵀy plus the
-    solution of (CᵀC + λ)x = Cᵀ(b − CCᵀy) − λCᵀy. That is zero but for its derivative, and its
-    matrix, with the diagonal brought to one, a unit matrix however C is conditioned.
+    With C = UᵀJD⁻¹V, which is Σ but for its derivative, and y = Σ⁻¹q, they are Cᵀy plus
+    the solution of (CᵀC + λ)x = Cᵀ(b − CCᵀy) − λCᵀy. That is zero but for its
+    derivative, and its matrix, with the diagonal brought to one, a unit matrix however
+    C is conditioned.
     """
     xp, backend, values = space.xp, space.backend, factors.values
     known, shift = backend.stop((entries, lam))
@@ -87,7 +104,9 @@ def _recorded(space: Space, factors: Factors, right: Array, lam: Array, entries:
     start = _times(space, across, inverse * known)
     left = _times(space, across, right - _times(space, core, start)) - lam * start
     normal = xp.matmul(across, core) + lam[..., None] * unit
-    normal = xp.where(kept[..., None], scale[..., None] * normal * scale[..., None, :], unit)
+    normal = xp.where(
+        kept[..., None], scale[..., None] * normal * scale[..., None, :], unit
+    )
     return start + scale * backend.solve(normal, scale * left)
 
 
@@ -97,7 +116,9 @@ def _core(space: Space, factors: Factors) -> Array:
     left, right = xp.matrix_transpose(factors.left), xp.matrix_transpose(factors.right)
     product = xp.matmul(xp.matmul(left, factors.matrix), right)
     change = product - space.backend.stop((product,))[0]
-    change = xp.where(kept[..., :, None] | kept[..., None, :], change, xp.zeros_like(change))
+    change = xp.where(
+        kept[..., :, None] | kept[..., None, :], change, xp.zeros_like(change)
+    )
     return factors.values[..., None] * space.identity(factors.values.shape[-1]) + change
 
 
@@ -105,13 +126,18 @@ def direct(space: Space, matrix: Array, right: Array) -> tuple[Array, Array]:
     """The solution by elimination, and whether it can be trusted."""
     xp = space.xp
     entries = space.backend.solve(matrix, right)
-    left = xp.max(xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - right), axis=-1)
+    left = xp.max(
+        xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - right), axis=-1
+    )
     return entries, left <= _TRUST * xp.max(xp.abs(right), axis=-1)
 
 
 def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
     """The product D⁻¹V with `entries`."""
-    return _times(space, space.xp.matrix_transpose(factors.right), entries) / factors.scales
+    return (
+        _times(space, space.xp.matrix_transpose(factors.right), entries)
+        / factors.scales
+    )
 
 
 def _times(space: Space, matrix: Array, vector: Array) -> Array:
@@ -179,11 +205,14 @@ class System(ABC):
 
     @cached_property
     def explained(self) -> Array:
-        """Whether x accounts for any of b, with the equations in units of their coefficients."""
+        """Whether x accounts for any of b, with the equations in units of their
+        coefficients.
+        """
         xp, space = self.space.xp, self.space
         weights = space.ratio(space.one, xp.maximum(self._terms, xp.abs(self.right)))
         left, whole = (
-            xp.linalg.vector_norm(weights * u, axis=-1) for u in (self._left, self.right)
+            xp.linalg.vector_norm(weights * u, axis=-1)
+            for u in (self._left, self.right)
         )
         return left / whole <= _UNEXPLAINED
 
@@ -191,10 +220,14 @@ class System(ABC):
     def sound(self) -> Array:
         """Whether x accounts for most of every entry of b."""
         xp, rounding = self.space.xp, _TRUST * self._terms
-        return xp.all(xp.abs(self._left) <= _SOUND * xp.abs(self.right) + rounding, axis=-1)
+        return xp.all(
+            xp.abs(self._left) <= _SOUND * xp.abs(self.right) + rounding, axis=-1
+        )
 
     def slope(self, entries: Array, merit: Array, rows: Array) -> Array:
-        """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, with rows multiplied by `rows`."""
+        """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, with rows multiplied by
+        `rows`.
+        """
         xp, space = self.space.xp, self.space
         unit = rows * self.right * space.ratio(space.one, merit)[..., None]
         slope = xp.sum(unit * rows * self.times(entries), axis=-1)
@@ -206,8 +239,12 @@ class Dense(System):
 
     def __init__(self, space: Space, matrix: Array, right: Array) -> None:
         xp = space.xp
-        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(xp.isfinite(right), axis=-1)
-        matrix = xp.where(finite[..., None, None], matrix, space.identity(right.shape[-1]))
+        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(
+            xp.isfinite(right), axis=-1
+        )
+        matrix = xp.where(
+            finite[..., None, None], matrix, space.identity(right.shape[-1])
+        )
         self.space, self.finite, self.matrix = space, finite, matrix
         self.right = xp.where(finite[..., None], right, xp.zeros_like(right))
         self.scales = column_norms(space, matrix)
@@ -228,8 +265,11 @@ class Dense(System):
         if space.backend.known_all(trusted):
             return entries
         if space.backend.records:
-            # The derivative of what elimination makes of a singular matrix is not finite.
-            sound = xp.where(trusted[..., None, None], self.scaled, space.identity(right.shape[-1]))
+            # The derivative of what elimination makes of a singular matrix is not
+            # finite.
+            sound = xp.where(
+                trusted[..., None, None], self.scaled, space.identity(right.shape[-1])
+            )
             entries = space.backend.solve(sound, right / self.rows) / self.scales
         least = solved(space, factorised(space, self.matrix, self.scales), right)
         return xp.where(trusted[..., None], entries, least)
@@ -249,13 +289,17 @@ class Dense(System):
 
 
 class Sparse(System):
-    """A system with one of SciPy's sparse matrices, factored by SuperLU, or UMFPACK if it is there.
+    """A system with one of SciPy's sparse matrices, factored by SuperLU, or UMFPACK if
+    it is there.
 
-    All is done in NumPy, in double precision. Nothing is known of its least-squares solution: where
-    it is singular the solution is zero. If the matrix is the last one again, so are its factors.
+    All is done in NumPy, in double precision. Nothing is known of its least-squares
+    solution: where it is singular the solution is zero. If the matrix is the last one
+    again, so are its factors.
     """
 
-    def __init__(self, space: Space, matrix: Any, right: Array, kept: list[Any]) -> None:
+    def __init__(
+        self, space: Space, matrix: Any, right: Array, kept: list[Any]
+    ) -> None:
         from scipy.sparse import diags_array  # noqa: PLC0415  there, since the matrix is
 
         b = space.backend.numpy(right)
@@ -293,7 +337,9 @@ class Sparse(System):
     def felt(self, sizes: Array) -> Array:
         """The largest |aᵢⱼ| sizeⱼ of each row."""
         columns = self.space.backend.numpy(sizes)[None, :]
-        return brought(self.space, _largest(abs(self.matrix).multiply(columns).tocsr(), axis=1))
+        return brought(
+            self.space, _largest(abs(self.matrix).multiply(columns).tocsr(), axis=1)
+        )
 
     def dense(self) -> Array:
         """A as an array."""

@@ -10,8 +10,8 @@ from fixedpoint.checks import check_count
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
 
-# A direction that is the residual itself is safe as long as the residual falls; where it does not,
-# the next direction is the newest basis vector, as in Arnoldi's process.
+# A direction that is the residual itself is safe as long as the residual falls; where
+# it does not, the next direction is the newest basis vector, as in Arnoldi's process.
 _FALL = 0.9
 
 # A cycle that leaves more than this of the residual is the last one.
@@ -19,7 +19,9 @@ _STAGNATION = 0.99
 
 
 class _Cycle(NamedTuple):
-    """The subspace of a cycle: A P = Q R with orthonormal Q, and the residual b − Ax."""
+    """The subspace of a cycle: A P = Q R with orthonormal Q, and the residual b −
+    Ax.
+    """
 
     directions: Vec
     basis: Vec
@@ -44,24 +46,24 @@ class _Carry(NamedTuple):
 class GMRES(LinearSolver):
     """Flexible GMRES, preconditioned from the right and restarted.
 
-    The residual is minimised over the space of the directions pⱼ = P rⱼ, whose images are kept
-    orthonormal, A P = Q R: "simpler" GMRES with the adaptive choice of directions, which is as
-    stable as Arnoldi's process, knows its true residual at every step, and allows the
-    preconditioner to change from one to the next.
+    The residual is minimised over the space of the directions pⱼ = P rⱼ, whose images
+    are kept orthonormal, A P = Q R: "simpler" GMRES with the adaptive choice of
+    directions, which is as stable as Arnoldi's process, knows its true residual at
+    every step, and allows the preconditioner to change from one to the next.
 
     Parameters
     ----------
     restart : int, optional
         Directions in a cycle, clamped to the dimension; two vectors are kept for each.
     max_steps : int, optional
-        Products at most, over all cycles. A complex state counts as its real and imaginary parts,
-        and takes twice as many of both.
+        Products at most, over all cycles. A complex state counts as its real and
+        imaginary parts, and takes twice as many of both.
 
     References
     ----------
-    Saad and Schultz, "GMRES", SIAM J. Sci. Stat. Comput. 7, 1986.
-    Saad, "A flexible inner-outer preconditioned GMRES algorithm", SIAM J. Sci. Comput. 14, 1993.
-    Jiránek and Rozložník, "Adaptive version of Simpler GMRES", Numer. Algorithms 53, 2010.
+    Saad and Schultz, "GMRES", SIAM J. Sci. Stat. Comput. 7, 1986. Saad, "A flexible
+    inner-outer preconditioned GMRES algorithm", SIAM J. Sci. Comput. 14, 1993. Jiránek
+    and Rozložník, "Adaptive version of Simpler GMRES", Numer. Algorithms 53, 2010.
     """
 
     restart: int = 30
@@ -85,7 +87,9 @@ class GMRES(LinearSolver):
             first = _opened(space, size, carry)
             limit = most - carry.products
             end = space.backend.while_loop(
-                lambda c: space.backend.any(c.busy) & (c.size < size) & (c.size < limit),
+                lambda c: (
+                    space.backend.any(c.busy) & (c.size < size) & (c.size < limit)
+                ),
                 lambda c: _extended(system, c),
                 first,
                 size,
@@ -98,12 +102,20 @@ class GMRES(LinearSolver):
 
 
 def _opened(space: Space, memory: int, carry: _Carry) -> _Cycle:
-    """A cycle with no direction yet. The triangle is that of the unit matrix where not filled."""
+    """A cycle with no direction yet. The triangle is that of the unit matrix where not
+    filled.
+    """
     return _Cycle(
-        space.room(memory), space.room(memory), space.identity(memory),
-        space.full(0.0, (memory,)),
-        carry.r, carry.r, carry.norm, carry.busy, 0,
-    )  # fmt: skip
+        directions=space.room(memory),
+        basis=space.room(memory),
+        triangle=space.identity(memory),
+        coefficients=space.full(0.0, (memory,)),
+        next=carry.r,
+        r=carry.r,
+        norm=carry.norm,
+        busy=carry.busy,
+        size=0,
+    )
 
 
 def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
@@ -114,8 +126,9 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     image = system.product(p)
     q, h = space.orthogonalised(space.filled(cycle.basis, slot), image)
     length = space.norm(q)
-    # What is left of the image must be more than the rounding errors of the orthogonalisation, by
-    # so much that the solution, which is divided by it, keeps the residual true.
+    # What is left of the image must be more than the rounding errors of the
+    # orthogonalisation, by so much that the solution, which is divided by it, keeps the
+    # residual true.
     least = space.precision**0.75 * space.norm(image)
     holds = cycle.busy & (length > least) & (length < xp.inf)
     zero = space.zeros(p)
@@ -130,11 +143,16 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     diagonal = xp.where(holds, length, space.full(1.0))
     triangle = space.backend.write(triangle, (..., slot, slot), diagonal)
     return _Cycle(
-        space.push(cycle.directions, slot, p), space.push(cycle.basis, slot, q), triangle,
-        space.backend.write(cycle.coefficients, (..., slot), amount),
-        space.where(norm <= _FALL * cycle.norm, r, q), r, norm,
-        holds & (norm > system.target), slot + 1,
-    )  # fmt: skip
+        directions=space.push(cycle.directions, slot, p),
+        basis=space.push(cycle.basis, slot, q),
+        triangle=triangle,
+        coefficients=space.backend.write(cycle.coefficients, (..., slot), amount),
+        next=space.where(norm <= _FALL * cycle.norm, r, q),
+        r=r,
+        norm=norm,
+        busy=holds & (norm > system.target),
+        size=slot + 1,
+    )
 
 
 def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
@@ -143,6 +161,12 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     directions = space.filled(cycle.directions, cycle.size)
     size = space.rows_of(directions)
     triangle, right = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
-    x = space.minus_combination(carry.x, -space.backend.solve(triangle, right), directions)
-    busy = carry.busy & (cycle.norm > system.target) & (cycle.norm < _STAGNATION * carry.norm)
+    x = space.minus_combination(
+        carry.x, -space.backend.solve(triangle, right), directions
+    )
+    busy = (
+        carry.busy
+        & (cycle.norm > system.target)
+        & (cycle.norm < _STAGNATION * carry.norm)
+    )
     return _Carry(x, cycle.r, cycle.norm, busy, carry.products + cycle.size)

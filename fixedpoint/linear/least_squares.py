@@ -14,8 +14,8 @@ def least_squares(space: Space, gram: Array, products: Array) -> Array:
     space : Space
         The space of the samples.
     gram : array of shape (batch, m, m)
-        QᵀQ + λD², where D² is the diagonal of QᵀQ, 1 for a column that is zero: the matrix is
-        never singular.
+        QᵀQ + λD², where D² is the diagonal of QᵀQ, 1 for a column that is zero: the
+        matrix is never singular.
     products : array of shape (batch, m)
         Qᵀg.
 
@@ -26,7 +26,8 @@ def least_squares(space: Space, gram: Array, products: Array) -> Array:
 
     Notes
     -----
-    The normal equations square the condition number of Q. The iteration corrects itself: an
-    error in γ costs a step some of its speed, never the truth of its residual.
+    The normal equations square the condition number of Q. The iteration corrects
+    itself: an error in γ costs a step some of its speed, never the truth of its
+    residual.
     """
     return space.backend.solve(gram, products)

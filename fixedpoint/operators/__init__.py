@@ -1,8 +1,8 @@
 """Operators whose fixed points are sought: small objects that compose.
 
-Every operator takes a state to its image, and knows the residual that vanishes at its fixed
-points, free of the damping and step sizes that it contains: ``fixed_point(operator, z0, args)``
-iterates the image and stops on the residual.
+Every operator takes a state to its image, and knows the residual that vanishes at its
+fixed points, free of the damping and step sizes that it contains:
+``fixed_point(operator, z0, args)`` iterates the image and stops on the residual.
 """
 
 from fixedpoint.operators.augmented import (

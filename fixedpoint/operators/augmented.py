@@ -1,4 +1,6 @@
-"""The augmented system: an equilibrium, its adjoint and its input, as one fixed point."""
+"""The augmented system: an equilibrium, its adjoint and its input, as one fixed
+point.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +45,16 @@ class Lagrangian:
     f : callable
         ``f(z, x, params)``, the equilibrium map.
     loss : callable
-        ``loss(o, x, y, params)``, one number per sample, where o is the output or else z.
+        ``loss(o, x, y, params)``, one number per sample, where o is the output or else
+        z.
     vjp : callable, optional
-        For arrays without automatic differentiation: ``vjp(z, x, params)`` returns f(z, x) and
-        the pullback μ ↦ ((∂f/∂z)ᵀμ, (∂f/∂x)ᵀμ).
+        For arrays without automatic differentiation: ``vjp(z, x, params)`` returns f(z,
+        x) and the pullback μ ↦ ((∂f/∂z)ᵀμ, (∂f/∂x)ᵀμ).
     loss_gradient : callable, optional
         Likewise ``loss_gradient(z, x, y, params)`` returns ℓ and (∂ℓ/∂z, ∂ℓ/∂x).
     output : callable, optional
-        ``output(z, params)``, what the loss reads of z: an image, or the scores of classes. By
-        default it is z itself.
+        ``output(z, params)``, what the loss reads of z: an image, or the scores of
+        classes. By default it is z itself.
     """
 
     f: Callable[..., Any]
@@ -62,9 +65,13 @@ class Lagrangian:
 
     def __post_init__(self) -> None:
         if (self.vjp is None) != (self.loss_gradient is None):
-            raise ValueError("vjp and loss_gradient must be given together, or neither of them")
+            raise ValueError(
+                "vjp and loss_gradient must be given together, or neither of them"
+            )
         if self.loss_gradient is not None and self.output is not None:
-            raise ValueError("loss_gradient is with respect to z: output must not be given with it")
+            raise ValueError(
+                "loss_gradient is with respect to z: output must not be given with it"
+            )
 
     def loss_at(self, z: Any, x: Any, y: Any, params: Any) -> Any:
         """ℓ at a state, by way of the output."""
@@ -77,7 +84,10 @@ class Lagrangian:
         if self.vjp is not None and self.loss_gradient is not None:
             value, pullback = self.vjp(z, x, params)
             objective, gradients = self.loss_gradient(z, x, y, params)
-            pulled = (leafwise(_add, *pair) for pair in zip(pullback(mu), gradients, strict=True))
+            pulled = (
+                leafwise(_add, *pair)
+                for pair in zip(pullback(mu), gradients, strict=True)
+            )
             return Linearisation(value, objective, *pulled)
         backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
 
@@ -161,13 +171,13 @@ def augmented(
 ) -> Joint:
     """The augmented equilibrium system as one operator.
 
-    The stationary points of min ℓ(z, x, y) over x in C, subject to z = f(z, x), are the fixed
-    points of
+    The stationary points of min ℓ(z, x, y) over x in C, subject to z = f(z, x), are the
+    fixed points of
 
         z ← f(z, x) ,    μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z ,    x ← Π(x − α[(∂f/∂x)ᵀμ + ∂ℓ/∂x]) ,
 
-    each block damped by itself. One application costs one evaluation of f and one vector-Jacobian
-    product.
+    each block damped by itself. One application costs one evaluation of f and one
+    vector-Jacobian product.
 
     Parameters
     ----------
@@ -183,12 +193,13 @@ def augmented(
     Returns
     -------
     Joint
-        An operator on states ``{"z", "mu", "x"}`` that takes the arguments ``(params, y)``.
+        An operator on states ``{"z", "mu", "x"}`` that takes the arguments ``(params,
+        y)``.
 
     References
     ----------
-    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-    networks", NeurIPS 2021, arXiv:2111.13236.
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+    equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 
     Examples
     --------

@@ -20,7 +20,8 @@ class Evaluation(NamedTuple):
     image : array or container of arrays
         T(z), which the iteration goes to.
     residual : array or container of arrays
-        What vanishes if and only if z is a fixed point, undamped and free of step sizes.
+        What vanishes if and only if z is a fixed point, undamped and free of step
+        sizes.
     """
 
     image: Any
@@ -28,7 +29,9 @@ class Evaluation(NamedTuple):
 
 
 def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
-    """Apply `function` to the leaves of `state` and those of `others`, which have its structure."""
+    """Apply `function` to the leaves of `state` and those of `others`, which have its
+    structure.
+    """
     backend = backend_of(tree.flatten(state)[0], tree.paths(state, "state"))
     leaves, structure = backend.flatten(state)
     columns = [backend.flatten(other)[0] for other in others]
@@ -38,8 +41,8 @@ def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
 class Operator(ABC):
     """A map whose fixed points are sought.
 
-    Subclasses define :meth:`evaluate`. An operator is callable, so it can stand wherever a map
-    ``f(z, *args)`` does.
+    Subclasses define :meth:`evaluate`. An operator is callable, so it can stand
+    wherever a map ``f(z, *args)`` does.
     """
 
     @abstractmethod
@@ -71,7 +74,8 @@ class Map(Operator):
     --------
     >>> import numpy as np, fixedpoint as fp
     >>> clip = lambda z: np.clip(z, 0.0, 1.5)
-    >>> operator = fp.operators.Map(lambda z, b: 0.5 * z + b).projected(clip).damped(0.8)
+    >>> halved = fp.operators.Map(lambda z, b: 0.5 * z + b)
+    >>> operator = halved.projected(clip).damped(0.8)
     >>> sol = fp.fixed_point(operator, np.zeros(2), (np.array([0.5, 1.0]),))
     >>> np.round(sol.value, 4)
     array([1. , 1.5])
@@ -87,7 +91,9 @@ class Map(Operator):
 
 @dataclass(frozen=True)
 class Damp(Operator):
-    """The damped operator z + τ(T(z) − z), which has the fixed points and the residual of T."""
+    """The damped operator z + τ(T(z) − z), which has the fixed points and the residual
+    of T.
+    """
 
     operator: Operator
     damping: float
@@ -100,13 +106,17 @@ class Damp(Operator):
         image, residual = self.operator.evaluate(state, *args)
         if self.damping == 1.0:
             return Evaluation(image, residual)
-        image = leafwise(lambda old, new: old + self.damping * (new - old), state, image)
+        image = leafwise(
+            lambda old, new: old + self.damping * (new - old), state, image
+        )
         return Evaluation(image, residual)
 
 
 @dataclass(frozen=True)
 class Project(Operator):
-    """The projected operator Π(T(z)), with the residual Π(z + r) − z, r the residual of T."""
+    """The projected operator Π(T(z)), with the residual Π(z + r) − z, r the residual of
+    T.
+    """
 
     operator: Operator
     project: Callable[[Any], Any]
@@ -115,15 +125,17 @@ class Project(Operator):
         """One evaluation of T."""
         image, residual = self.operator.evaluate(state, *args)
         undamped = self.project(leafwise(lambda z, r: z + r, state, residual))
-        return Evaluation(self.project(image), leafwise(lambda z, p: p - z, state, undamped))
+        return Evaluation(
+            self.project(image), leafwise(lambda z, p: p - z, state, undamped)
+        )
 
 
 @dataclass(frozen=True)
 class Compose(Operator):
     """The composition z ↦ outer(inner(z)), with the residual outer(inner(z)) − z.
 
-    Damping inside a composition moves its fixed points, and so belongs to the map; to damp the
-    iteration, damp the composition.
+    Damping inside a composition moves its fixed points, and so belongs to the map; to
+    damp the iteration, damp the composition.
     """
 
     outer: Operator

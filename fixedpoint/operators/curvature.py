@@ -13,12 +13,12 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.operators.sensitivity import Tangents
 from fixedpoint.space import Space
 
-# A loss whose entries are coupled by no more than this part of its curvature counts as separable:
-# its Hessian is a model.
+# A loss whose entries are coupled by no more than this part of its curvature counts as
+# separable: its Hessian is a model.
 _COUPLED = 1e-3
 
-# Of the output so many entries for each of x stand for all, if in effect no sample sees less than
-# this part of them.
+# Of the output so many entries for each of x stand for all, if in effect no sample sees
+# less than this part of them.
 _DRAWN, _SEEN = 32, 0.5
 
 # As many of them at a time as stay in a cache, beside their products in pairs.
@@ -27,15 +27,21 @@ _SLICE = 512
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """ℓ to second order, as a function of the output o and of x, where o moves by do/dx."""
+    """ℓ to second order, as a function of the output o and of x, where o moves by
+    do/dx.
+    """
 
     space: Space
     loss: Callable[..., Any]
     params: Any
     tangents: Tangents
 
-    def expanded(self, o: Any, x: Any, y: Any) -> tuple[Array, Vec, Callable[[Vec], Vec]]:
-        """ℓ, its derivatives with respect to the leaves of o and x, and the product with ∂²ℓ."""
+    def expanded(
+        self, o: Any, x: Any, y: Any
+    ) -> tuple[Array, Vec, Callable[[Vec], Vec]]:
+        """ℓ, its derivatives with respect to the leaves of o and x, and the product
+        with ∂²ℓ.
+        """
         backend, (leaves, structure) = self.space.backend, tree.flatten((o, x))
 
         def slope(*vec: Array) -> Vec:
@@ -59,28 +65,41 @@ class Loss:
     def curvature(self, o: Any, x: Any, y: Any, product: Callable[[Vec], Vec]) -> Array:
         """[do/dx; I]ᵀ ∂²ℓ [do/dx; I] per sample."""
         diagonal = self._diagonal(tuple(tree.flatten((o, x))[0]), product)
-        hessian = self._columns(o, x, y) if diagonal is None else self._separable(diagonal)
+        hessian = (
+            self._columns(o, x, y) if diagonal is None else self._separable(diagonal)
+        )
         return 0.5 * (hessian + self.space.xp.matrix_transpose(hessian))
 
     def _diagonal(self, at: Vec, product: Callable[[Vec], Vec]) -> Vec | None:
-        """∂²ℓ, if it is seen to be diagonal, as that of a separable loss is: two products tell."""
+        """∂²ℓ, if it is seen to be diagonal, as that of a separable loss is: two
+        products tell.
+        """
         space = Space.of(self.space.backend, at, 1)
         if any(self.space.xp.isdtype(leaf.dtype, "complex floating") for leaf in at):
             return None
         probe = space.shaped(tuple(map(self._irregular, space.rows(at))))
-        diagonal, image = product(tuple(map(self.space.xp.ones_like, at))), product(probe)
+        diagonal, image = (
+            product(tuple(map(self.space.xp.ones_like, at))),
+            product(probe),
+        )
         foretold = tuple([d * v for d, v in zip(diagonal, probe, strict=True)])
         rest = space.subtract(space.rows(image), space.rows(foretold))
         separable = space.norm(rest) <= _COUPLED * space.norm(space.rows(image))
         return diagonal if self.space.backend.known_all(separable) else None
 
     def _irregular(self, rows: Array) -> Array:
-        """Numbers that no coupling between entries takes for multiples of one: cos k²."""
-        count = self.space.xp.arange(rows.shape[-1], dtype=rows.dtype, **self.space.place)
+        """Numbers that no coupling between entries takes for multiples of one: cos
+        k².
+        """
+        count = self.space.xp.arange(
+            rows.shape[-1], dtype=rows.dtype, **self.space.place
+        )
         return self.space.xp.cos(count**2) + self.space.xp.zeros_like(rows)
 
     def _separable(self, diagonal: Vec) -> Array:
-        """The curvature of a loss with diagonal ∂²ℓ; one for all samples if they have the same."""
+        """The curvature of a loss with diagonal ∂²ℓ; one for all samples if they have
+        the same.
+        """
         first, backend = tuple([leaf[:1, ...] for leaf in diagonal]), self.space.backend
         pairs = zip(diagonal, first, strict=True)
         same = all(backend.known_all(leaf == row) for leaf, row in pairs)
@@ -90,7 +109,8 @@ class Loss:
         if same:
             return direct + sum((d * s) @ s.T for d, s in rows)
         (a, b, place), take = self._upper(), self.space.xp.take
-        # Σₖ dₖSₐₖSᵦₖ for a ≤ b: all samples in one product with a matrix, a part of it at a time.
+        # Σₖ dₖSₐₖSᵦₖ for a ≤ b: all samples in one product with a matrix, a part of it
+        # at a time.
         upper: Any = sum(
             d[:, part] @ (take(s[:, part], a, axis=0) * take(s[:, part], b, axis=0)).T
             for d, s in (_drawn(self.space, d, s) for d, s in rows)
@@ -99,7 +119,9 @@ class Loss:
         return direct + self.space.xp.reshape(take(upper, place, axis=1), direct.shape)
 
     def _upper(self) -> tuple[Array, Array, Array]:
-        """The indices a ≤ b of a symmetric matrix, and where each of its entries is among them."""
+        """The indices a ≤ b of a symmetric matrix, and where each of its entries is
+        among them.
+        """
         size, xp = self.space.real_size, self.space.xp
         a, b = np.triu_indices(size)
         place = np.empty((size, size), dtype=np.int64)
@@ -116,14 +138,21 @@ class Loss:
             Space.of(space.backend, tuple(tree.flatten(o)[0]), 1),
             space.of_rows(batch * size),
         )
-        moved = outputs.shaped(tuple(xp.concat([rows] * batch) for rows in self.tangents.output))
+        moved = outputs.shaped(
+            tuple(xp.concat([rows] * batch) for rows in self.tangents.output)
+        )
         direct = inputs.unravel(xp.concat([self._units()] * batch))
         curved = self.expanded(o, x, y)[2]((*moved, *direct))
         return xp.reshape(self.reduced(curved), (batch, size, size))
 
     def _parts(self, covector: Vec) -> tuple[Vec, Array]:
-        """The rows of the part that belongs to o, and the entries of the part that belongs to x."""
-        split, inputs = len(self.tangents.output), self.space.of_rows(covector[0].shape[0])
+        """The rows of the part that belongs to o, and the entries of the part that
+        belongs to x.
+        """
+        split, inputs = (
+            len(self.tangents.output),
+            self.space.of_rows(covector[0].shape[0]),
+        )
         outputs = Space.of(inputs.backend, covector[:split], 1).rows(covector[:split])
         return outputs, inputs.ravel(covector[split:])
 
@@ -133,11 +162,13 @@ class Loss:
 
 
 def _drawn(space: Space, diagonal: Array, moved: Array) -> tuple[Array, Array]:
-    """A few entries of dₖ and Sₖ, with weights, that stand for all of them in Σₖ dₖSₖSₖᵀ.
+    """A few entries of dₖ and Sₖ, with weights, that stand for all of them in Σₖ
+    dₖSₖSₖᵀ.
 
     They are drawn by their leverage in the mean over the samples (Drineas, Mahoney,
-    Muthukrishnan, "Sampling algorithms for l2 regression and applications", SODA 2006), but evenly,
-    by no chance. All of them are taken where there are few, or where some sample sees few.
+    Muthukrishnan, "Sampling algorithms for l2 regression and applications", SODA 2006),
+    but evenly, by no chance. All of them are taken where there are few, or where some
+    sample sees few.
     """
     xp, count = space.xp, _DRAWN * space.real_size
     if diagonal.shape[-1] <= count:
@@ -147,7 +178,9 @@ def _drawn(space: Space, diagonal: Array, moved: Array) -> tuple[Array, Array]:
     chosen = _evenly(space, part, count)
     seen = xp.take(diagonal, chosen, axis=1)
     relative = xp.abs(space.ratio(seen, mean[chosen]))
-    enough = xp.sum(relative, axis=1) ** 2 >= _SEEN * count * xp.sum(relative**2, axis=1)
+    enough = xp.sum(relative, axis=1) ** 2 >= _SEEN * count * xp.sum(
+        relative**2, axis=1
+    )
     if not space.backend.known_all(enough):
         return diagonal, moved
     weight = space.ratio(xp.sum(part), count * part[chosen])
@@ -164,7 +197,8 @@ def _leverage(space: Space, weights: Array, rows: Array) -> Array:
 def _evenly(space: Space, parts: Array, count: int) -> Array:
     """The numbers of `count` entries, each as often as its part says.
 
-    Multiples of the golden ratio, less their whole parts, lie evenly, and in step with no grid.
+    Multiples of the golden ratio, less their whole parts, lie evenly, and in step with
+    no grid.
     """
     xp, reach = space.xp, space.xp.cumulative_sum(parts)
     even = (0.5 * 5**0.5 - 0.5) * np.arange(1, count + 1) % 1.0

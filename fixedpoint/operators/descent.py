@@ -1,4 +1,6 @@
-"""The augmented system by descent in the input, state and adjoint tracked by a few evaluations."""
+"""The augmented system by descent in the input, state and adjoint tracked by a few
+evaluations.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Projection = Callable[[Any], Any]
 
 
 class DescentRule(ABC):
-    """How an input moves along its gradient; it remembers arrays shaped like the input."""
+    """How an input moves along its gradient; it remembers arrays shaped like the
+    input.
+    """
 
     @abstractmethod
     def start(self, inputs: Inputs, x: Vec) -> tuple[Vec, ...]:
@@ -49,12 +53,17 @@ class Inputs:
 
     def projected(self, x: Vec) -> Vec:
         """Π(x)."""
-        return x if self.projection is None else self.rows(self.projection(self.container(x)))
+        return (
+            x
+            if self.projection is None
+            else self.rows(self.projection(self.container(x)))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum(DescentRule):
-    """Projected gradient steps with Nesterov's momentum: v ← βv + g, x ← Π(x − α(g + βv)).
+    """Projected gradient steps with Nesterov's momentum: v ← βv + g, x ← Π(x − α(g +
+    βv)).
 
     Parameters
     ----------
@@ -67,8 +76,9 @@ class Momentum(DescentRule):
 
     References
     ----------
-    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)",
-    Soviet Math. Dokl. 27, 1983; in the form of Sutskever, Martens, Dahl and Hinton, ICML 2013.
+    Nesterov, "A method for solving the convex programming problem with convergence rate
+    O(1/k²)", Soviet Math. Dokl. 27, 1983; in the form of Sutskever, Martens, Dahl and
+    Hinton, ICML 2013.
     """
 
     step_size: float
@@ -90,17 +100,24 @@ class Momentum(DescentRule):
         """One step."""
         space = inputs.space
         if self.normalised:
-            gradient = space.scale(space.ratio(space.one, space.norm(gradient)), gradient)
+            gradient = space.scale(
+                space.ratio(space.one, space.norm(gradient)), gradient
+            )
         if not self.momentum:
-            return inputs.projected(space.subtract(x, space.scale(self.step_size, gradient))), ()
+            return inputs.projected(
+                space.subtract(x, space.scale(self.step_size, gradient))
+            ), ()
         velocity = space.add(space.scale(self.momentum, memory[0]), gradient)
         ahead = space.add(gradient, space.scale(self.momentum, velocity))
-        return inputs.projected(space.subtract(x, space.scale(self.step_size, ahead))), (velocity,)
+        return inputs.projected(
+            space.subtract(x, space.scale(self.step_size, ahead))
+        ), (velocity,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BarzilaiBorwein(DescentRule):
-    """Projected gradient steps, x ← Π(x − αg), α per sample from the last step s and y = Δg.
+    """Projected gradient steps, x ← Π(x − αg), α per sample from the last step s and y
+    = Δg.
 
     α = ⟨s, s⟩/⟨s, y⟩ where that is positive, and the last one elsewhere; no more than
     `growth` times the last one. It is not monotone.
@@ -114,7 +131,8 @@ class BarzilaiBorwein(DescentRule):
 
     References
     ----------
-    Barzilai and Borwein, "Two-point step size gradient methods", IMA J. Numer. Anal. 8, 1988.
+    Barzilai and Borwein, "Two-point step size gradient methods", IMA J. Numer. Anal. 8,
+    1988.
     """
 
     step_size: float
@@ -139,7 +157,9 @@ class BarzilaiBorwein(DescentRule):
         curvature = space.dot(step, change)
         known = space.norm(sizes, "max")
         first = known == 0.0
-        size = xp.minimum(space.ratio(space.dot(step, step), curvature), self.growth * known)
+        size = xp.minimum(
+            space.ratio(space.dot(step, step), curvature), self.growth * known
+        )
         size = xp.where(curvature > 0.0, size, known)
         size = xp.where(first, xp.full_like(known, self.step_size), size)
         moved = inputs.projected(space.subtract(x, space.scale(size, gradient)))
@@ -148,11 +168,12 @@ class BarzilaiBorwein(DescentRule):
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionalGradient(DescentRule):
-    """Steps towards the point of C that is best for the linearised loss, x ← x + γ(x̂ − x).
+    """Steps towards the point of C that is best for the linearised loss, x ← x + γ(x̂ −
+    x).
 
-    With x̂ = argmin over C of ⟨g, x̂⟩. Where the loss falls along every direction that grows, as that
-    of an attack does, the minimum lies on the boundary, and γ = 1 goes there at once: a
-    generalised power iteration.
+    With x̂ = argmin over C of ⟨g, x̂⟩. Where the loss falls along every direction that
+    grows, as that of an attack does, the minimum lies on the boundary, and γ = 1 goes
+    there at once: a generalised power iteration.
 
     Parameters
     ----------
@@ -163,9 +184,9 @@ class ConditionalGradient(DescentRule):
 
     References
     ----------
-    Frank and Wolfe, "An algorithm for quadratic programming", Naval Res. Logist. Quart. 3, 1956;
-    Journée, Nesterov, Richtárik and Sepulchre, "Generalized power method for sparse principal
-    component analysis", JMLR 11, 2010.
+    Frank and Wolfe, "An algorithm for quadratic programming", Naval Res. Logist. Quart.
+    3, 1956; Journée, Nesterov, Richtárik and Sepulchre, "Generalized power method for
+    sparse principal component analysis", JMLR 11, 2010.
     """
 
     oracle: Callable[[Any], Any]
@@ -183,28 +204,35 @@ class ConditionalGradient(DescentRule):
         self, inputs: Inputs, x: Vec, gradient: Vec, memory: tuple[Vec, ...]
     ) -> tuple[Vec, tuple[Vec, ...]]:
         """One step."""
-        space, target = inputs.space, inputs.rows(self.oracle(inputs.container(gradient)))
-        return space.add(x, space.scale(self.step_size, space.subtract(target, x))), memory
+        space, target = (
+            inputs.space,
+            inputs.rows(self.oracle(inputs.container(gradient))),
+        )
+        return space.add(
+            x, space.scale(self.step_size, space.subtract(target, x))
+        ), memory
 
 
 @dataclass(frozen=True)
 class TrackedDescent(Operator):
     """Descent in the input x, the state z and its adjoint μ tracked: a single loop.
 
-    One application takes z ← f(z, x) and μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z a number of times, each at the
-    cost of one evaluation of f and one vector-Jacobian product, and then moves x by a rule along
-    the gradient ∇ₓL = (∂f/∂x)ᵀμ + ∂ℓ/∂x that the last of these gave. Neither z nor μ is ever
-    solved for: as x comes to rest, they arrive.
+    One application takes z ← f(z, x) and μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z a number of times, each
+    at the cost of one evaluation of f and one vector-Jacobian product, and then moves x
+    by a rule along the gradient ∇ₓL = (∂f/∂x)ᵀμ + ∂ℓ/∂x that the last of these gave.
+    Neither z nor μ is ever solved for: as x comes to rest, they arrive.
 
-    States are ``{"z", "mu", "x", "memory"}``, made by :meth:`start`; args are ``(params, y)``. It
-    is to be iterated plainly, by ``fixedpoint.Picard(keep_last=True)``.
+    States are ``{"z", "mu", "x", "memory"}``, made by :meth:`start`; args are
+    ``(params, y)``. It is to be iterated plainly, by
+    ``fixedpoint.Picard(keep_last=True)``.
 
     Parameters
     ----------
     lagrangian : Lagrangian
         f and ℓ.
     rule : DescentRule
-        How x moves: :class:`Momentum`, :class:`BarzilaiBorwein` or :class:`ConditionalGradient`.
+        How x moves: :class:`Momentum`, :class:`BarzilaiBorwein` or
+        :class:`ConditionalGradient`.
     project : callable, optional
         The projection onto the set C of inputs, the identity by default.
     sweeps : int, optional
@@ -214,9 +242,9 @@ class TrackedDescent(Operator):
 
     References
     ----------
-    Hinze, Pinnau, Ulbrich and Ulbrich, "Optimization with PDE Constraints", Springer 2009;
-    Ta'asan, "One shot methods for optimal control of distributed parameter systems", ICASE Report
-    91-2, 1991.
+    Hinze, Pinnau, Ulbrich and Ulbrich, "Optimization with PDE Constraints", Springer
+    2009; Ta'asan, "One shot methods for optimal control of distributed parameter
+    systems", ICASE Report 91-2, 1991.
 
     Examples
     --------
@@ -252,8 +280,15 @@ class TrackedDescent(Operator):
         backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
         zeros = backend.namespace(tree.flatten(z)[0][0]).zeros_like
         inputs = self._inputs(x)
-        memory = [inputs.container(part) for part in self.rule.start(inputs, inputs.rows(x))]
-        return {"z": z, "mu": leafwise(zeros, z) if mu is None else mu, "x": x, "memory": memory}
+        memory = [
+            inputs.container(part) for part in self.rule.start(inputs, inputs.rows(x))
+        ]
+        return {
+            "z": z,
+            "mu": leafwise(zeros, z) if mu is None else mu,
+            "x": x,
+            "memory": memory,
+        }
 
     def evaluate(self, state: Any, params: Any, y: Any) -> Evaluation:
         """As many evaluations of f and ℓ, and reverse passes, as there are sweeps."""
@@ -267,12 +302,16 @@ class TrackedDescent(Operator):
             inputs, inputs.rows(x), inputs.rows(here.input_gradient), memory
         )
         parts = [inputs.container(part) for part in memory]
-        return Evaluation({**_advanced(here, inputs.container(moved)), "memory": parts}, residual)
+        return Evaluation(
+            {**_advanced(here, inputs.container(moved)), "memory": parts}, residual
+        )
 
     def _inputs(self, x: Any) -> Inputs:
         leaves, structure = tree.flatten(x)
         backend = backend_of(leaves, tree.paths(x, "x"))
-        return Inputs(Space.of(backend, tuple(leaves), self.batch_ndim), structure, self.project)
+        return Inputs(
+            Space.of(backend, tuple(leaves), self.batch_ndim), structure, self.project
+        )
 
     def _residual(self, state: Any, here: Linearisation) -> dict[str, Any]:
         """The blocks of the KKT residual; what is remembered is right by itself."""

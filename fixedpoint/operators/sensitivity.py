@@ -13,7 +13,8 @@ from fixedpoint.space import Space
 
 
 class Tangents(NamedTuple):
-    """How an equilibrium moves with its input, at one point that stands for all samples.
+    """How an equilibrium moves with its input, at one point that stands for all
+    samples.
 
     With J = ∂f/∂z there, (I − J)⁻¹ ≈ I + KQᵀ: exact on a Krylov space of J with ∂f/∂x.
 
@@ -26,7 +27,8 @@ class Tangents(NamedTuple):
     output : tuple of arrays (inputs, entries)
         do/dx, where o is what the loss reads of z.
     metric : array (inputs, inputs)
-        SᵀS with S = dz/dx, by which a step in x measures what it moves the equilibrium by.
+        SᵀS with S = dz/dx, by which a step in x measures what it moves the equilibrium
+        by.
     """
 
     state: Vec
@@ -36,11 +38,18 @@ class Tangents(NamedTuple):
     metric: Array
 
     def corrected(self, f: Callable[..., Any], z: Any, x: Any, params: Any) -> Any:
-        """States z of inputs x after a step of Newton's method, z + (I + KQᵀ)[f(z, x) − z]."""
-        (backend, leaves), image = leaves_of(z, "z"), leaves_of(f(z, x, params), "f(z, x)")[1]
+        """States z of inputs x after a step of Newton's method, z + (I + KQᵀ)[f(z, x) −
+        z].
+        """
+        (backend, leaves), image = (
+            leaves_of(z, "z"),
+            leaves_of(f(z, x, params), "f(z, x)")[1],
+        )
         space = Space.of(backend, leaves, 1)
         defect = space.subtract(space.rows(image), space.rows(leaves))
-        moved = space.add(space.rows(leaves), corrections(defect, self.left, self.right))
+        moved = space.add(
+            space.rows(leaves), corrections(defect, self.left, self.right)
+        )
         return tree.flatten(z)[1].rebuild(space.shaped(moved))
 
 
@@ -48,17 +57,26 @@ def corrections(v: Vec, left: Vec, right: Vec, trust: Array | float = 1.0) -> Ve
     """The vector (I + θKQᵀ)v, of K and Q in rows and the trust θ."""
     coefficients: Any = sum(leaf @ rows.T for leaf, rows in zip(v, right, strict=True))
     coefficients = trust * coefficients
-    return tuple([leaf + coefficients @ rows for leaf, rows in zip(v, left, strict=True)])
+    return tuple(
+        [leaf + coefficients @ rows for leaf, rows in zip(v, left, strict=True)]
+    )
 
 
 def tangents(
-    lagrangian: Lagrangian, z: Any, x: Any, params: Any, blocks: int = 8, rtol: float = 0.03
+    lagrangian: Lagrangian,
+    z: Any,
+    x: Any,
+    params: Any,
+    blocks: int = 8,
+    rtol: float = 0.03,
 ) -> Tangents:
-    """The tangents at an equilibrium z of the input x, roughly solved for, both batches of one.
+    """The tangents at an equilibrium z of the input x, roughly solved for, both batches
+    of one.
 
-    Block GCR solves (I − J)S = ∂f/∂x for all columns of S = dz/dx at once. With the directions U
-    and their orthonormal images Q = (I − J)U it has found, (I − J)⁻¹ ≈ I + (U − Q)Qᵀ for any
-    right-hand side: what slows the iteration z ← f(z, x) down is in them.
+    Block GCR solves (I − J)S = ∂f/∂x for all columns of S = dz/dx at once. With the
+    directions U and their orthonormal images Q = (I − J)U it has found, (I − J)⁻¹ ≈ I +
+    (U − Q)Qᵀ for any right-hand side: what slows the iteration z ← f(z, x) down is in
+    them.
 
     Parameters
     ----------
@@ -69,21 +87,22 @@ def tangents(
     params : array or container of arrays
         The parameters of f, the same for all samples.
     blocks : int, optional
-        Steps at most; and in a trace, where nothing can be told of the residual, exactly.
+        Steps at most; and in a trace, where nothing can be told of the residual,
+        exactly.
     rtol : float, optional
-        It ends when a step changes dz/dx by no more than this part of it. (The residual is of no
-        use for this: it hardly shows what the slow directions lack.)
+        It ends when a step changes dz/dx by no more than this part of it. (The residual
+        is of no use for this: it hardly shows what the slow directions lack.)
 
     Returns
     -------
     Tangents
-        At the cost of one product with J a step and one more, each for as many samples as x has
-        entries.
+        At the cost of one product with J a step and one more, each for as many samples
+        as x has entries.
 
     References
     ----------
-    Eisenstat, Elman and Schultz, "Variational iterative methods for nonsymmetric systems of linear
-    equations", SIAM J. Numer. Anal. 20, 1983.
+    Eisenstat, Elman and Schultz, "Variational iterative methods for nonsymmetric
+    systems of linear equations", SIAM J. Numer. Anal. 20, 1983.
     """
     copies = _Copies.of(z, x)
     product, drive = copies.linearised(lagrangian.f, params)
@@ -96,7 +115,9 @@ def tangents(
 
 @dataclass(frozen=True, eq=False)
 class _Copies:
-    """One sample, as often as its input has entries: one product takes all columns along."""
+    """One sample, as often as its input has entries: one product takes all columns
+    along.
+    """
 
     state: Vec
     given: Vec
@@ -108,7 +129,9 @@ class _Copies:
     def of(cls, z: Any, x: Any) -> _Copies:
         (backend, state), (_, given) = leaves_of(z, "z"), leaves_of(x, "x")
         size, xp = Space.of(backend, given, 1).real_size, backend.namespace(given[0])
-        state, given = (tuple([xp.concat([a] * size) for a in part]) for part in (state, given))
+        state, given = (
+            tuple([xp.concat([a] * size) for a in part]) for part in (state, given)
+        )
         spaces = Space.of(backend, state, 1), Space.of(backend, given, 1)
         return cls(state, given, *spaces, (tree.flatten(z)[1], tree.flatten(x)[1]))
 
@@ -117,11 +140,17 @@ class _Copies:
         backend, xp, split = self.states.backend, self.states.xp, len(self.state)
 
         def image(vec: Vec) -> Vec:
-            z, x = self.structures[0].rebuild(vec[:split]), self.structures[1].rebuild(vec[split:])
+            z, x = (
+                self.structures[0].rebuild(vec[:split]),
+                self.structures[1].rebuild(vec[split:]),
+            )
             return _alike(backend.flatten(f(z, x, params))[0], self.state)
 
         product = backend.linearise(image, (*self.state, *self.given))
-        rest, still = tuple(map(xp.zeros_like, self.given)), tuple(map(xp.zeros_like, self.state))
+        rest, still = (
+            tuple(map(xp.zeros_like, self.given)),
+            tuple(map(xp.zeros_like, self.state)),
+        )
 
         def pushed(state: Vec, given: Vec) -> Array:
             return self.states.ravel(product((*state, *given)))
@@ -142,18 +171,28 @@ class _Copies:
         backend = self.states.backend
 
         def image(vec: Vec) -> Vec:
-            return tuple(backend.flatten(output(self.structures[0].rebuild(vec), params))[0])
+            return tuple(
+                backend.flatten(output(self.structures[0].rebuild(vec), params))[0]
+            )
 
         moved = backend.linearise(image, self.state)(self.states.shaped(sensitivity))
         return Space.of(backend, moved, 1).rows(moved)
 
 
 def _inverse(
-    space: Space, product: Callable[[Array], Array], drive: Array, blocks: int, rtol: float
+    space: Space,
+    product: Callable[[Array], Array],
+    drive: Array,
+    blocks: int,
+    rtol: float,
 ) -> tuple[Array, Array, Array]:
-    """K and Q with (I − J)⁻¹ ≈ I + KQᵀ, by block GCR on (I − J)S = `drive`, and S; all in rows."""
+    """K and Q with (I − J)⁻¹ ≈ I + KQᵀ, by block GCR on (I − J)S = `drive`, and S; all
+    in rows.
+    """
     xp, residual, sensitivity = space.xp, drive, space.xp.zeros_like(drive)
-    solutions = images = xp.zeros((0, drive.shape[-1]), dtype=drive.dtype, **space.place)
+    solutions = images = xp.zeros(
+        (0, drive.shape[-1]), dtype=drive.dtype, **space.place
+    )
     for _ in range(blocks):
         size = space.backend.norm(residual, "euclidean")[:, None]
         solution = space.ratio(residual, size + xp.zeros_like(residual))
@@ -172,10 +211,11 @@ def _inverse(
 
 
 def _factored(xp: Any, rows: Array, place: dict[str, Any]) -> tuple[Array, Array]:
-    """Orthonormal rows Q and a lower triangle R with RQ = `rows`, what is left of unit ones.
+    """Orthonormal rows Q and a lower triangle R with RQ = `rows`, what is left of unit
+    ones.
 
-    A row that has almost nothing of its own left is zero in Q, and taken for very large in R, and
-    so for nothing in its inverse.
+    A row that has almost nothing of its own left is zero in Q, and taken for very large
+    in R, and so for nothing in its inverse.
     """
     basis, triangle = xp.linalg.qr(rows.T, mode="reduced")
     eps = xp.finfo(rows.dtype).eps
@@ -194,7 +234,9 @@ def _alike(image: list[Array], state: Vec) -> Vec:
     for new, old in zip(image, state, strict=True):
         if new.shape != old.shape:
             raise ValueError(
-                "f must be the same map for all samples, its data apart from z and x in params: "
-                f"for a state of shape {tuple(old.shape)} it returned {tuple(new.shape)}"
+                "f must be the same map for all samples, its data apart from z and x "
+                "in params: "
+                f"for a state of shape {tuple(old.shape)} it returned "
+                f"{tuple(new.shape)}"
             )
     return tuple(image)

@@ -1,4 +1,6 @@
-"""Operator splitting for equilibria that are unique: z = prox(Wz + c) with I − W monotone."""
+"""Operator splitting for equilibria that are unique: z = prox(Wz + c) with I − W
+monotone.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ from fixedpoint.operators.base import Evaluation, Operator, leafwise
 
 
 def rectify(v: Any, alpha: float = 1.0) -> Any:
-    """max(v, 0), the proximal operator of αh for every α, h being 0 on v ≥ 0 and ∞ elsewhere.
+    """max(v, 0), the proximal operator of αh for every α, h being 0 on v ≥ 0 and ∞
+    elsewhere.
 
-    Its derivative at 0 is 0, as that of ``torch.relu`` and ``jax.nn.relu``. NaN stays NaN.
+    Its derivative at 0 is 0, as that of ``torch.relu`` and ``jax.nn.relu``. NaN stays
+    NaN.
     """
     del alpha
     return leafwise(_rectified, v)
@@ -60,16 +64,16 @@ def _clipped(v: Array, bound: float) -> Array:
 class ForwardBackward(Operator):
     """Forward-backward splitting, z ← prox^α(z + α(Wz + c − z)).
 
-    Its fixed points are the solutions of z = prox¹(Wz + c) whatever α is, and the residual is that
-    of this equation. Here prox^α = (I + α∂h)⁻¹ for one convex function h; an activation such as
-    ReLU is prox¹ of some h. If I − W ≥ mI with m > 0, there is one solution, and Picard
-    iteration finds it from every start for 0 < α < 2m/‖I − W‖², and up to the larger
-    bound of :func:`largest_step`.
+    Its fixed points are the solutions of z = prox¹(Wz + c) whatever α is, and the
+    residual is that of this equation. Here prox^α = (I + α∂h)⁻¹ for one convex function
+    h; an activation such as ReLU is prox¹ of some h. If I − W ≥ mI with m > 0, there is
+    one solution, and Picard iteration finds it from every start for 0 < α < 2m/‖I −
+    W‖², and up to the larger bound of :func:`largest_step`.
 
-    With D = ∂prox^α, which lies between 0 and I, the adjoint system reads
-    u = (I − α(I − W))ᵀDu + v: the same splitting of the transposed equation. The bound that makes
-    the solve contract makes this contract, so that ``ImplicitAdjoint(solver=Picard())`` converges
-    whenever the solve did.
+    With D = ∂prox^α, which lies between 0 and I, the adjoint system reads u = (I − α(I
+    − W))ᵀDu + v: the same splitting of the transposed equation. The bound that makes
+    the solve contract makes this contract, so that ``ImplicitAdjoint(solver=Picard())``
+    converges whenever the solve did.
 
     Parameters
     ----------
@@ -77,8 +81,8 @@ class ForwardBackward(Operator):
         ``affine(z, *args)`` is Wz + c. What is to be differentiated goes through args.
     prox : callable
         ``prox(v, alpha)`` is prox^α(v), on containers like z: :func:`rectify`,
-        :class:`SoftThreshold` or another. Where it depends on α, an activation that ignores
-        α would solve another equation.
+        :class:`SoftThreshold` or another. Where it depends on α, an activation that
+        ignores α would solve another equation.
     step_size : float
         The step α.
     limit : float, optional
@@ -86,7 +90,8 @@ class ForwardBackward(Operator):
 
     References
     ----------
-    Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020, arXiv:2006.08591.
+    Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020,
+    arXiv:2006.08591.
 
     Examples
     --------
@@ -111,7 +116,9 @@ class ForwardBackward(Operator):
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         if not self.step_size < self.limit:
-            raise ValueError(f"step_size must be below {self.limit:g}, got {self.step_size!r}")
+            raise ValueError(
+                f"step_size must be below {self.limit:g}, got {self.step_size!r}"
+            )
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of the affine map, two of the proximal operator."""
@@ -125,31 +132,33 @@ class ForwardBackward(Operator):
 class PeacemanRachford(Operator):
     """Peaceman-Rachford splitting, which converges for every step.
 
-    The method alternates reflections at two resolvents, of I − W and of ∂h. Written for z itself
-    rather than for the usual auxiliary vector u, with z = (I + α(I − W))⁻¹(u + αc), it reads
+    The method alternates reflections at two resolvents, of I − W and of ∂h. Written for
+    z itself rather than for the usual auxiliary vector u, with z = (I + α(I − W))⁻¹(u +
+    αc), it reads
 
         z ← z + 2(I + α(I − W))⁻¹(FB(z) − z) ,
 
-    FB being the step of :class:`ForwardBackward`: both have the same state, solution and residual,
-    and that residual is free of α. If I − W ≥ mI with m > 0, Picard iteration converges for every
-    α > 0, and so does the adjoint system, as for :class:`ForwardBackward`. Damped by a half it is
-    Douglas-Rachford splitting.
+    FB being the step of :class:`ForwardBackward`: both have the same state, solution
+    and residual, and that residual is free of α. If I − W ≥ mI with m > 0, Picard
+    iteration converges for every α > 0, and so does the adjoint system, as for
+    :class:`ForwardBackward`. Damped by a half it is Douglas-Rachford splitting.
 
     Parameters
     ----------
     affine, prox
         As for :class:`ForwardBackward`.
     resolvent : callable
-        ``resolvent(v, alpha, *args)`` solves (I + α(I − W))z = v. It acts as a preconditioner: the
-        solution and its derivatives do not depend on it, so that what it needs, an inverse from
-        :func:`resolvent_matrix` or a factorisation, is computed once and passed
-        without derivatives.
+        ``resolvent(v, alpha, *args)`` solves (I + α(I − W))z = v. It acts as a
+        preconditioner: the solution and its derivatives do not depend on it, so that
+        what it needs, an inverse from :func:`resolvent_matrix` or a factorisation, is
+        computed once and passed without derivatives.
     step_size : float
         The step α > 0. A good one is 2/‖I − W‖.
 
     References
     ----------
-    Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020, arXiv:2006.08591.
+    Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020,
+    arXiv:2006.08591.
 
     Examples
     --------
@@ -175,7 +184,9 @@ class PeacemanRachford(Operator):
         check_positive("step_size", self.step_size)
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
-        """One evaluation of the affine map, two of the proximal operator, one of the resolvent."""
+        """One evaluation of the affine map, two of the proximal operator, one of the
+        resolvent.
+        """
         forward_backward = ForwardBackward(self.affine, self.prox, self.step_size)
         image, residual = forward_backward.evaluate(state, *args)
         change = leafwise(_difference, image, state)
@@ -205,8 +216,9 @@ def resolvent_matrix(W: Array, step_size: float) -> Array:
 def largest_step(W: Array) -> float:
     """The step that :class:`ForwardBackward` must stay below to be sure to converge.
 
-    I − α(I − W) has a norm below 1 if and only if α is below this, 2λₘᵢₙ of the symmetric part of
-    (I − W)⁻¹. It is at least 2m/‖I − W‖², and can be a hundred times that.
+    I − α(I − W) has a norm below 1 if and only if α is below this, 2λₘᵢₙ of the
+    symmetric part of (I − W)⁻¹. It is at least 2m/‖I − W‖², and can be a hundred times
+    that.
 
     Parameters
     ----------

@@ -10,13 +10,15 @@ from fixedpoint.space import Space
 # The part of the foretold fall from which a step is good, and below which it is poor.
 _GOOD, _POOR = 0.7, 0.3
 
-# A step may be this many times longer than those before, and after a poor one this part of it.
+# A step may be this many times longer than those before, and after a poor one this part
+# of it.
 _GROWTH, _SHRINKAGE = 2.0, 0.25
 
 # How much of the foretold fall may be in doubt, and after a return of the gradient.
 _DOUBT, _SETTLED = 0.3, 0.1
 
-# How the patience with an unfinished gradient falls: where too much was foretold, that may be why.
+# How the patience with an unfinished gradient falls: where too much was foretold, that
+# may be why.
 _STRICTER, _STRICTEST = 0.1, 0.02
 
 # Powell: the curvature along a step is at least this part of what the Hessian says.
@@ -46,7 +48,9 @@ class Memory(NamedTuple):
     radius: Array
 
     @classmethod
-    def first(cls, space: Space, x: Array, gradient: Array, value: Array, inverse: Array) -> Memory:
+    def first(
+        cls, space: Space, x: Array, gradient: Array, value: Array, inverse: Array
+    ) -> Memory:
         """At the start, from which the first step is −Bg."""
         free = cls(x, gradient, value, inverse, space.full(1.0), space.full(0.0))
         return free._replace(radius=_GROWTH * _norm(space, _newton(free)))
@@ -93,9 +97,10 @@ def moved(
 ) -> tuple[Memory, Array, Array]:
     """What is remembered now, the next input, and where it is another one.
 
-    A sample that tries a step waits until it can be judged. If it is accepted, the next one
-    follows; if not, the sample goes home, to the last accepted input, and waits until the gradient
-    there is right: it was noted on the way, and may be what was wrong.
+    A sample that tries a step waits until it can be judged. If it is accepted, the next
+    one follows; if not, the sample goes home, to the last accepted input, and waits
+    until the gradient there is right: it was noted on the way, and may be what was
+    wrong.
 
     The `metric` takes a step in x to the length of what it moves the state by.
     """
@@ -127,9 +132,16 @@ def first_step(space: Space, memory: Memory) -> Array:
 
 
 def _judged(
-    space: Space, memory: Memory, found: Found, step: Array, reach: Array, forcing: float
+    space: Space,
+    memory: Memory,
+    found: Found,
+    step: Array,
+    reach: Array,
+    forcing: float,
 ) -> tuple[Memory, Array, Array]:
-    """What is remembered after a step; and where it could be judged, and was accepted."""
+    """What is remembered after a step; and where it could be judged, and was
+    accepted.
+    """
     xp, where, dot = space.xp, space.xp.where, space.xp.vecdot
     change, length = found.gradient - memory.gradient, _norm(space, step)
     # A step is some part of −Bg, and so its product with B⁻¹ that part of −g.
@@ -140,7 +152,8 @@ def _judged(
     # A fall that is lost in rounding counts as foretold.
     rounding = 100 * space.precision * xp.abs(memory.value)
     fall = memory.value - found.value + rounding
-    # What is not finished may neither hide a rise nor, noted as too low a value, veto what follows.
+    # What is not finished may neither hide a rise nor, noted as too low a value, veto
+    # what follows.
     lag = space.ratio(found.ahead, reach)
     doubt = found.doubt + lag**2 * bend
     ready = (reach > 0.0) & (lag <= forcing)
@@ -165,7 +178,9 @@ def _judged(
     return after, ready, accepted
 
 
-def _updated(space: Space, inverse: Array, step: Array, curved: Array, change: Array) -> Array:
+def _updated(
+    space: Space, inverse: Array, step: Array, curved: Array, change: Array
+) -> Array:
     """The BFGS update of B, damped as Powell's is, which keeps it positive definite."""
     xp, dot = space.xp, space.xp.vecdot
     expected, found = dot(step, curved), dot(step, change)

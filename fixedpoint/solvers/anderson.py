@@ -14,7 +14,8 @@ from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
-# After a rejected step plain ones follow, each half as long as the one before, this often.
+# After a rejected step plain ones follow, each half as long as the one before, this
+# often.
 _SHORTENINGS = 20
 
 _ONE = Work(f=1)
@@ -26,17 +27,20 @@ class Secants(NamedTuple):
     Attributes
     ----------
     residuals : Vec
-        The columns ΔG, differences of residuals; zero where they are nothing but rounding.
+        The columns ΔG, differences of residuals; zero where they are nothing but
+        rounding.
     images : Vec
         The columns ΔF = ΔZ + ΔG that belong to them, differences of images.
     gram : array of shape (batch, memory, memory)
         ΔGᵀΔG, or ΔZᵀΔG for type I, with 1 on the diagonal where a column is zero.
     ridge : array of shape (batch, memory, memory)
-        What the entries of `gram` are multiplied by: 1 + λ on the diagonal and 1 elsewhere.
+        What the entries of `gram` are multiplied by: 1 + λ on the diagonal and 1
+        elsewhere.
     envelope : array
         What accelerated residuals must stay below, times (1 + steps)⁻¹.
     rejected : array of int or None
-        Rejections since the last step that was accepted; None if there are known to be none.
+        Rejections since the last step that was accepted; None if there are known to be
+        none.
     pushed : int
         Columns pushed so far.
     proposal : Vec
@@ -57,31 +61,35 @@ class Secants(NamedTuple):
 class Anderson(Solver):
     """Anderson acceleration, with damping and a safeguard.
 
-    With g = f(z) − z and the differences of m residuals and states as the columns of ΔG and ΔZ,
+    With g = f(z) − z and the differences of m residuals and states as the columns of ΔG
+    and ΔZ,
 
         γ = (ΔGᵀΔG + λD²)⁻¹ ΔGᵀg ,    z ← z + τg − (ΔZ + τΔG) γ ,    D = diag ‖Δg‖ ,
 
-    which minimises ‖g − ΔGγ‖ up to a ridge relative to each column's length, so that neither the
-    scale of the problem nor the fall of the residual matters to it. A column that is nothing but
-    rounding is left out. On an affine map it is GMRES, step for step, as long as the memory
-    lasts. Type I solves ΔZᵀ(g − ΔGγ) = 0 instead, as Broyden's good update would.
+    which minimises ‖g − ΔGγ‖ up to a ridge relative to each column's length, so that
+    neither the scale of the problem nor the fall of the residual matters to it. A
+    column that is nothing but rounding is left out. On an affine map it is GMRES, step
+    for step, as long as the memory lasts. Type I solves ΔZᵀ(g − ΔGγ) = 0 instead, as
+    Broyden's good update would.
 
-    Once the memory is full every slot is overwritten three times before the next: each third new
-    difference replaces the oldest, and the others the newest. So m slots span the last 3m steps;
-    on the maps of :mod:`fixedpoint.testing.problems` this needs down to two fifths of the
-    evaluations of a window of the last m, and hardly ever more.
+    Once the memory is full every slot is overwritten three times before the next: each
+    third new difference replaces the oldest, and the others the newest. So m slots span
+    the last 3m steps; on the maps of :mod:`fixedpoint.testing.problems` this needs down
+    to two fifths of the evaluations of a window of the last m, and hardly ever more.
 
-    A step to where f is not finite, or the residual above both the last one and an envelope,
-    c‖g₀‖/(k + 1) after k steps, is not taken: plain steps z + τg follow instead, halved as long as
-    f is not finite there. The rejected difference stays in the memory, for it holds true.
+    A step to where f is not finite, or the residual above both the last one and an
+    envelope, c‖g₀‖/(k + 1) after k steps, is not taken: plain steps z + τg follow
+    instead, halved as long as f is not finite there. The rejected difference stays in
+    the memory, for it holds true.
 
     Parameters
     ----------
     memory : int, optional
-        The number m of differences kept, clamped to the dimension. The solver holds 2m states.
+        The number m of differences kept, clamped to the dimension. The solver holds 2m
+        states.
     damping : float in (0, 2] or callable, optional
-        The factor τ on the residual that is left after mixing; 1 is no damping. A callable takes
-        the number of the step, from 0.
+        The factor τ on the residual that is left after mixing; 1 is no damping. A
+        callable takes the number of the step, from 0.
     type : {2, 1}, optional
         The least-squares problem (2), or the secant equations tested with ΔZ (1).
     regularization : float, optional
@@ -96,18 +104,18 @@ class Anderson(Solver):
     References
     ----------
     Anderson, "Iterative procedures for nonlinear integral equations", J. ACM 12, 1965.
-    Fang and Saad, "Two classes of multisecant methods for nonlinear acceleration", Numer. Linear
-    Algebra Appl. 16, 2009.
-    Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49,
-    2011.
-    Zhang, O'Donoghue and Boyd, "Globally convergent type-I Anderson acceleration for nonsmooth
-    fixed-point iterations", SIAM J. Optim. 30, 2020.
+    Fang and Saad, "Two classes of multisecant methods for nonlinear acceleration",
+    Numer. Linear Algebra Appl. 16, 2009. Walker and Ni, "Anderson acceleration for
+    fixed-point iterations", SIAM J. Numer. Anal. 49, 2011. Zhang, O'Donoghue and Boyd,
+    "Globally convergent type-I Anderson acceleration for nonsmooth fixed-point
+    iterations", SIAM J. Optim. 30, 2020.
 
     Examples
     --------
     >>> import numpy as np, fixedpoint as fp
     >>> A, b = np.array([[0.9, 0.5], [0.0, 0.8]]), np.array([1.0, 2.0])
-    >>> sol = fp.fixed_point(lambda z: A @ z + b, np.zeros(2), solver=fp.Anderson(memory=5))
+    >>> sol = fp.fixed_point(lambda z: A @ z + b, np.zeros(2),
+    ...                      solver=fp.Anderson(memory=5))
     >>> np.round(sol.value, 6), int(sol.steps)
     (array([60., 10.]), 3)
     """
@@ -138,17 +146,27 @@ class Anderson(Solver):
         del problem
         memory = min(self.memory, space.dimension)
         unit = space.identity(memory)
-        ridge = max(self.regularization or 0.0, 10 * space.precision)  # less may be singular
-        none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)  # traced, if that is
+        # Less may be singular.
+        ridge = max(self.regularization or 0.0, 10 * space.precision)
+        # Traced, if that is.
+        none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
         state = Secants(
-            space.room(memory), space.room(memory), unit,
-            1.0 + ridge * unit, self.safeguard * point.residual_norm, _known(space, none), 0, (),
-        )  # fmt: skip
+            space.room(memory),
+            space.room(memory),
+            unit,
+            1.0 + ridge * unit,
+            self.safeguard * point.residual_norm,
+            _known(space, none),
+            0,
+            (),
+        )
         damping = self.damping(0) if callable(self.damping) else self.damping
         moved = space.add(point.value, space.scale(damping, point.increment))
         return state._replace(proposal=moved)
 
-    def resume(self, space: Space, state: Secants, point: Point, fresh: Secants) -> Secants:
+    def resume(
+        self, space: Space, state: Secants, point: Point, fresh: Secants
+    ) -> Secants:
         """The columns of an earlier call, with the envelope of this one."""
         kept = state._replace(
             residuals=space.copy(state.residuals),
@@ -160,7 +178,12 @@ class Anderson(Solver):
         return self._proposed(space.weighted(self.weights), point, kept)[0]
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: Secants, active: Array | None
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: Secants,
+        active: Array | None,
     ) -> Step:
         """One step, one evaluation."""
         space = space.weighted(self.weights)
@@ -169,7 +192,9 @@ class Anderson(Solver):
         fell = new.residual_norm < point.residual_norm
         smooth = state.rejected is None and space.backend.known_all(fell)
         if not smooth:
-            accepted = fell | (new.residual_norm <= state.envelope * (1.0 / state.pushed))
+            accepted = fell | (
+                new.residual_norm <= state.envelope * (1.0 / state.pushed)
+            )
             new, state = self._rejected(space, point, state, new, accepted)
         state, correction = self._proposed(space, new, state)
         return Step(new, state, _ONE, None, smooth, correction)
@@ -181,18 +206,29 @@ class Anderson(Solver):
         xp = space.xp
         zero = xp.zeros_like(accepted, dtype=xp.int32)
         before = zero if state.rejected is None else state.rejected
-        # A plain step need only be finite; and in the end the point is given up as it is.
+        # A plain step need only be finite; and in the end the point is given up as it
+        # is.
         accepted = accepted | ((before > 0) & (new.residual_norm < xp.inf))
         accepted = accepted | (before > _SHORTENINGS)
         rejected = _known(space, xp.where(accepted, zero, before + 1))
-        new = new if space.backend.known_all(accepted) else choose(space, accepted, new, old)
+        new = (
+            new
+            if space.backend.known_all(accepted)
+            else choose(space, accepted, new, old)
+        )
         return new, state._replace(rejected=rejected)
 
-    def _proposed(self, space: Space, point: Point, state: Secants) -> tuple[Secants, Vec]:
-        """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step from z."""
+    def _proposed(
+        self, space: Space, point: Point, state: Secants
+    ) -> tuple[Secants, Vec]:
+        """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step
+        from z.
+        """
         image = space.add(point.value, point.increment)
         gamma = self._gamma(space, point, state)
-        mixed = space.minus_combination(image, gamma, space.filled(state.images, state.pushed))
+        mixed = space.minus_combination(
+            image, gamma, space.filled(state.images, state.pushed)
+        )
         correction = space.subtract(mixed, point.value)
         damping = self.damping(state.pushed) if callable(self.damping) else self.damping
         if not _is_one(damping):
@@ -207,7 +243,10 @@ class Anderson(Solver):
 
     def _gamma(self, space: Space, point: Point, state: Secants) -> Array:
         count = state.pushed
-        residuals, images = space.filled(state.residuals, count), space.filled(state.images, count)
+        residuals, images = (
+            space.filled(state.residuals, count),
+            space.filled(state.images, count),
+        )
         products = self._tested(space, residuals, images, point.increment)
         size = products.shape[-1]
         gram = state.gram[..., :size, :size] * state.ridge[..., :size, :size]
@@ -222,17 +261,20 @@ class Anderson(Solver):
     def _remembered(
         self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
     ) -> Secants:
-        """Push the newest differences, and renew their row and column of the Gram matrix.
+        """Push the newest differences, and renew their row and column of the Gram
+        matrix.
 
-        What was pushed is not read back, and what is pushed anew goes into the old history: else a
-        compiler keeps copies.
+        What was pushed is not read back, and what is pushed anew goes into the old
+        history: else a compiler keeps copies.
         """
         slot = _slot(state.pushed, state.gram.shape[-1])
         residuals, images, change, image = space.push_secant(
             state.residuals, state.images, slot, old, new, active
         )
         some = space.filled(residuals, state.pushed + 1)
-        row = column = self._tested(space, some, space.filled(images, state.pushed + 1), change)
+        row = column = self._tested(
+            space, some, space.filled(images, state.pushed + 1), change
+        )
         square = space.backend.read(row, (..., slot))
         if self.type == 1:
             row = space.gram(some, space.subtract(image, change))
@@ -242,7 +284,9 @@ class Anderson(Solver):
         if not space.backend.known_all(informative):
             residuals = space.push(residuals, slot, space.mask(informative, change))
             images = space.push(state.images, slot, space.mask(informative, image))
-            row, column = (_isolated(space, u, slot, informative) for u in (row, column))
+            row, column = (
+                _isolated(space, u, slot, informative) for u in (row, column)
+            )
         write, filled = space.backend.write, slice(row.shape[-1])
         gram = write(state.gram, (..., slot, filled), row)
         gram = write(gram, (..., filled, slot), column)
@@ -261,7 +305,9 @@ def _known(space: Space, rejected: Array) -> Array | None:
 
 
 def _slot(pushed: Any, memory: int) -> Any:
-    """Where the next difference goes: in turn, and once all slots are full thrice to each."""
+    """Where the next difference goes: in turn, and once all slots are full thrice to
+    each.
+    """
     beyond = pushed - memory
     beyond = max(beyond, 0) if isinstance(beyond, int) else beyond.clip(0)
     return (pushed - beyond + (beyond + 1) // 3) % memory

@@ -24,20 +24,24 @@ class Step(NamedTuple):
     work : Work
         The evaluations it took.
     failure : array of int or None
-        Per sample the :class:`fixedpoint.Status` of a method that gives up, 0 where it goes on;
-        None where it does everywhere.
+        Per sample the :class:`fixedpoint.Status` of a method that gives up, 0 where it
+        goes on; None where it does everywhere.
     fell : bool
-        Whether the residual of every sample is known to be no larger than at the old point.
+        Whether the residual of every sample is known to be no larger than at the old
+        point.
     correction : Vec or None
-        What the method would add to the new point next, undamped and without any safeguard: its
-        estimate of z* − z there. None where it has none.
+        What the method would add to the new point next, undamped and without any
+        safeguard: its estimate of z* − z there. None where it has none.
     inflation : array or None
-        How many times the size of the correction the error may be, where the method can tell
-        better than :func:`fixedpoint.convergence.judge`; not a number where it can not.
+        How many times the size of the correction the error may be, where the method can
+        tell better than :func:`fixedpoint.convergence.judge`; not a number where it can
+        not.
     moves : pair of array, or None
-        The norms of Δz and Δg from the old point to the new one, if the method knows them.
+        The norms of Δz and Δg from the old point to the new one, if the method knows
+        them.
     is_direct : bool
-        Whether the correction accounts for every equation, however small beside the others.
+        Whether the correction accounts for every equation, however small beside the
+        others.
     """
 
     point: Point
@@ -55,13 +59,15 @@ class Step(NamedTuple):
 class Solver(ABC):
     """Settings of a method: immutable, hashable, and free of arrays.
 
-    Where a sample does not converge, the iterate of the smallest residual is returned, or the last
-    one if :attr:`latest` holds.
+    Where a sample does not converge, the iterate of the smallest residual is returned,
+    or the last one if :attr:`latest` holds.
     """
 
     @property
     def latest(self) -> bool:
-        """Whether the last iterate counts: for methods that descend on something else."""
+        """Whether the last iterate counts: for methods that descend on something
+        else.
+        """
         return False
 
     @abstractmethod
@@ -75,16 +81,22 @@ class Solver(ABC):
 
     @abstractmethod
     def step(
-        self, space: Space, problem: Problem, point: Point, state: Any, active: Array | None
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: Any,
+        active: Array | None,
     ) -> Step:
         """The next point, and what the method remembers then.
 
-        Samples that are not `active` keep their point, and what is remembered of them. None stands
-        for all samples.
+        Samples that are not `active` keep their point, and what is remembered of them.
+        None stands for all samples.
         """
 
     def resume(self, space: Space, state: Any, point: Point, fresh: Any) -> Any:
-        """What the method remembers of an earlier call, before its first step from `point`.
+        """What the method remembers of an earlier call, before its first step from
+        `point`.
 
         ``fresh`` is what :meth:`init` gives there.
         """

@@ -13,7 +13,8 @@ from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.search import Descent, backtrack
 from fixedpoint.space import Space
 
-# A step to where f is not finite is halved this often, then the point is given up as it is.
+# A step to where f is not finite is halved this often, then the point is given up as it
+# is.
 _SHORTENINGS = 20
 
 # A change of the residual counts where it is so many times its rounding errors.
@@ -74,7 +75,9 @@ class InverseEstimate(NamedTuple):
 
         def wider(history: Vec) -> Vec:
             pairs = zip(history, space.history(columns), strict=True)
-            return tuple([xp.concat([past, more], axis=space.batch_ndim) for past, more in pairs])
+            return tuple(
+                [xp.concat([past, more], axis=space.batch_ndim) for past, more in pairs]
+            )
 
         used = xp.concat([self.used, space.full(0.0, (columns,))], axis=-1)
         memory, count = self.used.shape[-1], self.count
@@ -98,10 +101,11 @@ class Broyden(Solver):
 
         z ← z + λHg ,    H ← H − (Δz + HΔg) vᵀ / (vᵀΔg) ,    v = HᵀΔz (good), Δg (bad) ,
 
-    so that HΔg = −Δz: the secant equation of the newest step always holds. For fixed points H
-    starts as the identity, and the first step is Picard's; for roots as the multiple σ of it that
-    minimises ‖g + σg′g‖, at the cost of one product. Once the memory is full it is emptied before
-    the next update. An update whose denominator is rounding is left out.
+    so that HΔg = −Δz: the secant equation of the newest step always holds. For fixed
+    points H starts as the identity, and the first step is Picard's; for roots as the
+    multiple σ of it that minimises ‖g + σg′g‖, at the cost of one product. Once the
+    memory is full it is emptied before the next update. An update whose denominator is
+    rounding is left out.
 
     Parameters
     ----------
@@ -110,14 +114,14 @@ class Broyden(Solver):
     update : {"good", "bad"}, optional
         Which of Broyden's two updates.
     line_search : bool, optional
-        Whether to backtrack until ‖g‖ falls; a search that fails is a status. Without, only a
-        point that is not finite shortens the step.
+        Whether to backtrack until ‖g‖ falls; a search that fails is a status. Without,
+        only a point that is not finite shortens the step.
 
     References
     ----------
-    Broyden, "A class of methods for solving nonlinear simultaneous equations", Math. Comp. 19,
-    1965.
-    Kelley, "Iterative Methods for Linear and Nonlinear Equations", SIAM, 1995, chapter 7.
+    Broyden, "A class of methods for solving nonlinear simultaneous equations", Math.
+    Comp. 19, 1965. Kelley, "Iterative Methods for Linear and Nonlinear Equations",
+    SIAM, 1995, chapter 7.
 
     Examples
     --------
@@ -140,16 +144,24 @@ class Broyden(Solver):
         """No columns."""
         scale, spent = problem.initial_scale(point)
         memory = self.memory
-        count = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)  # traced, if that is
+        # Traced, if that is.
+        count = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
         none = None if space.backend.known_all(count == 0) else count
         return InverseEstimate(
-            space.room(memory), space.room(memory),
-            space.full(0.0, (memory,)), scale, space.scale(scale, point.increment), none, 0,
+            space.room(memory),
+            space.room(memory),
+            space.full(0.0, (memory,)),
+            scale,
+            space.scale(scale, point.increment),
+            none,
+            0,
             spent,
-        )  # fmt: skip
+        )
 
     def patience(self, space: Space) -> int:
-        """Longer in small systems: a linear one ends after a multiple of its unknowns."""
+        """Longer in small systems: a linear one ends after a multiple of its
+        unknowns.
+        """
         return super().patience(space) + min(5 * space.dimension, 200)
 
     def initial_work(self, state: InverseEstimate) -> Work:
@@ -169,9 +181,13 @@ class Broyden(Solver):
         )
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: InverseEstimate,
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: InverseEstimate,
         active: Array | None,
-    ) -> Step:  # fmt: skip
+    ) -> Step:
         """One step, one update."""
         if self.line_search:
             return self._searched(space, problem, point, state, active)
@@ -184,13 +200,21 @@ class Broyden(Solver):
         return self._shortened(space, state, point, new, finite)
 
     def _searched(
-        self, space: Space, problem: Problem, point: Point, state: InverseEstimate,
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: InverseEstimate,
         active: Array | None,
-    ) -> Step:  # fmt: skip
+    ) -> Step:
         """A step whose length is searched for."""
         merit = space.norm(point.increment)
-        pending = space.xp.ones_like(merit, dtype=space.xp.bool) if active is None else active
-        search = backtrack(problem, point, Descent(state.direction, merit, merit), pending, True)
+        pending = (
+            space.xp.ones_like(merit, dtype=space.xp.bool) if active is None else active
+        )
+        search = backtrack(
+            problem, point, Descent(state.direction, merit, merit), pending, True
+        )
         state = self._updated(space, state, point, search.point)
         failure = None
         if not space.backend.known_none(search.pending):
@@ -200,7 +224,12 @@ class Broyden(Solver):
         return Step(search.point, state, work, failure, correction=state.direction)
 
     def _shortened(
-        self, space: Space, state: InverseEstimate, old: Point, new: Point, finite: Array
+        self,
+        space: Space,
+        state: InverseEstimate,
+        old: Point,
+        new: Point,
+        finite: Array,
     ) -> Step:
         """Where f is not finite keep the point, and try half of the step next."""
         xp = space.xp
@@ -234,7 +263,9 @@ class Broyden(Solver):
         del change
         # HΔg = Hg_new − Hg_old, and Hg_old is the direction of the step.
         image = state.times(space, new.increment)
-        wrong = space.accumulate(move, space.one, space.subtract(image, state.direction))
+        wrong = space.accumulate(
+            move, space.one, space.subtract(image, state.direction)
+        )
         u = space.scale(space.ratio(-xp.astype(sound, space.dtype), denominator), wrong)
         if not space.backend.known_all(sound):
             u, v = space.mask(sound, u), space.mask(sound, v)

@@ -17,29 +17,31 @@ _SMALL, _DENSE = 64, 2000
 def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solver:
     """The sequence of solvers behind :func:`fixed_point` and :func:`root`.
 
-    ========== ============== =====================================================================
-    seeks      unknowns       tries
-    ========== ============== =====================================================================
-    fixed      up to 64       :class:`Anderson`; :class:`Newton` with a line search, then with
-    point                     bounded steps instead; :class:`Picard`
-    ..         up to 2000     :class:`Anderson`; :class:`NewtonKrylov`; :class:`Newton`;
-                              :class:`Picard`
-    ..         more           :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`
-    root       up to 64       :class:`Newton` with a line search, then with bounded steps instead;
-                              :class:`LevenbergMarquardt`
-    ..         up to 2000     :class:`NewtonKrylov` with bounded steps; :class:`Newton` with
-                              bounded steps, then with a line search
-    ..         more           :class:`NewtonKrylov` with bounded steps, then with a line search
-    either,    any            :class:`Newton` with a line search, then with bounded steps instead;
-    and its                   :class:`NewtonKrylov`, and for a fixed point :class:`Picard`
-    Jacobian
-    ========== ============== =====================================================================
+    ======= ============ ===========================================================
+    seeks   unknowns     tries
+    ======= ============ ===========================================================
+    fixed   up to 64     :class:`Anderson`; :class:`Newton` with a line search, then
+    point                with bounded steps instead; :class:`Picard`
+    ..      up to 2000   :class:`Anderson`; :class:`NewtonKrylov`; :class:`Newton`;
+                         :class:`Picard`
+    ..      more         :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`
+    root    up to 64     :class:`Newton` with a line search, then with bounded steps
+                         instead; :class:`LevenbergMarquardt`
+    ..      up to 2000   :class:`NewtonKrylov` with bounded steps; :class:`Newton`
+                         with bounded steps, then with a line search
+    ..      more         :class:`NewtonKrylov` with bounded steps, then with a line
+                         search
+    either, any          :class:`Newton` with a line search, then with bounded steps
+    and its              instead; :class:`NewtonKrylov`, and for a fixed point
+    matrix               :class:`Picard`
+    ======= ============ ===========================================================
 
     The sequences and their order were chosen by measurement on
-    :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimiser of ‖F‖ that is
-    no root, or creep along a curved valley; Newton steps whose entries are only kept from
-    exceeding the size of the state escape both, and fail where only descent helps. Plain iteration
-    comes last: a contraction must not fail because what accelerates it does.
+    :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimiser of
+    ‖F‖ that is no root, or creep along a curved valley; Newton steps whose entries are
+    only kept from exceeding the size of the state escape both, and fail where only
+    descent helps. Plain iteration comes last: a contraction must not fail because what
+    accelerates it does.
 
     Parameters
     ----------
@@ -63,13 +65,22 @@ def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solv
     damped, bounded = Newton(), Newton(line_search=False, step_bound=0.5)
     krylov = NewtonKrylov(line_search=False, step_bound=1.0, linear=GMRES(max_steps=60))
     if has_jacobian and size > _SMALL:
-        return Fallback([damped, bounded, NewtonKrylov(), *([] if is_root else [Picard()])])
+        return Fallback(
+            [damped, bounded, NewtonKrylov(), *([] if is_root else [Picard()])]
+        )
     if not is_root:
         if size <= _SMALL:
             return Fallback([Anderson(), damped, bounded, Picard()])
         return Fallback(
-            [Anderson(), NewtonKrylov(), *([damped] if size <= _DENSE else []), Picard()]
+            [
+                Anderson(),
+                NewtonKrylov(),
+                *([damped] if size <= _DENSE else []),
+                Picard(),
+            ]
         )
     if size <= _SMALL:
         return Fallback([damped, bounded, LevenbergMarquardt()])
-    return Fallback([krylov, *([bounded, damped] if size <= _DENSE else [NewtonKrylov()])])
+    return Fallback(
+        [krylov, *([bounded, damped] if size <= _DENSE else [NewtonKrylov()])]
+    )

@@ -16,9 +16,9 @@ from fixedpoint.space import Space
 class Fallback(Solver):
     """Try solvers in turn, on the samples that have not converged, each from the start.
 
-    The steps that are left are shared in equal parts; a solver that reports a failure before
-    leaves its share to those after it. If none succeeds the iterate of the smallest residual is
-    returned. ``sol.method`` says which solver found the value.
+    The steps that are left are shared in equal parts; a solver that reports a failure
+    before leaves its share to those after it. If none succeeds the iterate of the
+    smallest residual is returned. ``sol.method`` says which solver found the value.
 
     Parameters
     ----------
@@ -57,7 +57,12 @@ class Fallback(Solver):
         return self.solvers[0].init(space, problem, point)
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: Any, active: Array | None
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: Any,
+        active: Array | None,
     ) -> Step:
         """A step of the first solver: the loop runs the others."""
         return self.solvers[0].step(space, problem, point, state, active)

@@ -48,18 +48,20 @@ class Forcing(NamedTuple):
 class NewtonKrylov(Solver):
     """Damped inexact Newton iteration, free of matrices.
 
-    With the increment g(z) = f(z) − z, or −F(z), a Krylov method reduces the residual of
+    With the increment g(z) = f(z) − z, or −F(z), a Krylov method reduces the residual
+    of
 
         g′(z) d = −g(z)    to    ‖g′(z) d + g(z)‖ ≤ η ‖g(z)‖ ,
 
-    and z ← z + λd, with λ found by backtracking until ½‖g‖² has fallen sufficiently. The forcing
-    term follows Eisenstat and Walker's second choice, η = γ(‖g‖/‖g_old‖)², not below γη_old² while
-    that exceeds 0.1, within [10⁻⁴, η_max], and never tighter than the tolerance needs.
+    and z ← z + λd, with λ found by backtracking until ½‖g‖² has fallen sufficiently.
+    The forcing term follows Eisenstat and Walker's second choice, η = γ(‖g‖/‖g_old‖)²,
+    not below γη_old² while that exceeds 0.1, within [10⁻⁴, η_max], and never tighter
+    than the tolerance needs.
 
-    The products with g′ are exact in Torch and JAX, or where the call is given ``jvp`` or
-    ``jacobian``; otherwise they are difference quotients, one evaluation each. A non-finite trial
-    point shortens the step. A line search that finds no decrease, or a linear solve that reduces
-    nothing, is a status of its own.
+    The products with g′ are exact in Torch and JAX, or where the call is given ``jvp``
+    or ``jacobian``; otherwise they are difference quotients, one evaluation each. A
+    non-finite trial point shortens the step. A line search that finds no decrease, or a
+    linear solve that reduces nothing, is a status of its own.
 
     Parameters
     ----------
@@ -67,8 +69,8 @@ class NewtonKrylov(Solver):
         By default ``GMRES()``. :class:`BiCGStab` has no memory that grows;
         :class:`ConjugateGradient` is for Jacobians that are symmetric and definite.
     line_search : bool, optional
-        Whether to damp. Without, every finite step is taken, which may leave a local minimiser of
-        ‖g‖ that damping is caught in.
+        Whether to damp. Without, every finite step is taken, which may leave a local
+        minimiser of ‖g‖ that damping is caught in.
     step_bound : float, optional
         No entry of d may exceed this many times the largest entry of z.
     forcing, forcing_max : float in (0, 1), optional
@@ -78,14 +80,15 @@ class NewtonKrylov(Solver):
 
     References
     ----------
-    Eisenstat and Walker, "Choosing the forcing terms in an inexact Newton method", SIAM J. Sci.
-    Comput. 17, 1996.
-    Kelley, "Solving Nonlinear Equations with Newton's Method", SIAM, 2003.
+    Eisenstat and Walker, "Choosing the forcing terms in an inexact Newton method", SIAM
+    J. Sci. Comput. 17, 1996. Kelley, "Solving Nonlinear Equations with Newton's
+    Method", SIAM, 2003.
 
     Examples
     --------
     >>> import numpy as np, fixedpoint as fp
-    >>> sol = fp.root(lambda x: x**3 - np.array([8.0, 27.0]), np.ones(2), solver=fp.NewtonKrylov())
+    >>> sol = fp.root(lambda x: x**3 - np.array([8.0, 27.0]), np.ones(2),
+    ...               solver=fp.NewtonKrylov())
     >>> np.round(sol.value, 4)
     array([2., 3.])
     """
@@ -104,7 +107,9 @@ class NewtonKrylov(Solver):
         if self.step_bound is not None:
             check_positive("step_bound", self.step_bound)
         if not isinstance(self.linear, LinearSolver):
-            raise TypeError(f"linear must be a linear solver such as GMRES(), got {self.linear!r}")
+            raise TypeError(
+                f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
+            )
 
     def init(self, space: Space, problem: Problem, point: Point) -> Forcing:
         """The first forcing term."""
@@ -112,28 +117,45 @@ class NewtonKrylov(Solver):
         zero = space.full(0.0)
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
         return Forcing(
-            space.full(self.forcing), self.linear.init(space), zero, space.full(math.inf), count,
-        )  # fmt: skip
+            space.full(self.forcing),
+            self.linear.init(space),
+            zero,
+            space.full(math.inf),
+            count,
+        )
 
-    def resume(self, space: Space, state: Forcing, point: Point, fresh: Forcing) -> Forcing:
+    def resume(
+        self, space: Space, state: Forcing, point: Point, fresh: Forcing
+    ) -> Forcing:
         """Begin anew: a forcing term belongs to the residual before."""
         del space, state, point
         return fresh
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: Forcing, active: Array | None
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: Forcing,
+        active: Array | None,
     ) -> Step:
         """One linear solve and one line search."""
         merit = space.norm(point.increment)
         eta = self._eta(space, problem, point, state, merit)
         linearisation = problem.linearise(point)
         system = LinearSystem(
-            space, linearisation.product, space.negative(point.increment), eta * merit,
-            problem.precondition(point), active,
-        )  # fmt: skip
+            space,
+            linearisation.product,
+            space.negative(point.increment),
+            eta * merit,
+            problem.precondition(point),
+            active,
+        )
         solution, memory = self.linear.solve(system, state.linear)
         useful = solution.residual_norm <= _USELESS * merit
-        descent, whole, escaping = self._descent(space, point, state, solution, merit, useful)
+        descent, whole, escaping = self._descent(
+            space, point, state, solution, merit, useful
+        )
         pending = useful | escaping if active is None else (useful | escaping) & active
         search = backtrack(problem, point, descent, pending, self.line_search)
         new = search.point
@@ -144,13 +166,21 @@ class NewtonKrylov(Solver):
             space, solution.value, merit, end, amplification, whole, state.length
         )
         state = Forcing(
-            self._next(space, state.eta, merit, end), memory, amplification, length,
+            self._next(space, state.eta, merit, end),
+            memory,
+            amplification,
+            length,
             state.escapes + space.xp.astype(escaping, space.xp.int32),
-        )  # fmt: skip
+        )
         return Step(
-            new, state, linearisation.work(solution.products).plus(Work(f=search.trials)),
-            _failure(space, useful | escaping, search.pending), False, correction, inflation,
-        )  # fmt: skip
+            new,
+            state,
+            linearisation.work(solution.products).plus(Work(f=search.trials)),
+            _failure(space, useful | escaping, search.pending),
+            False,
+            correction,
+            inflation,
+        )
 
     def _eta(
         self, space: Space, problem: Problem, point: Point, state: Forcing, merit: Array
@@ -162,15 +192,23 @@ class NewtonKrylov(Solver):
         return xp.minimum(eta, space.full(self.forcing_max))
 
     def _descent(
-        self, space: Space, point: Point, state: Forcing, solution: LinearSolution, merit: Array,
+        self,
+        space: Space,
+        point: Point,
+        state: Forcing,
+        solution: LinearSolution,
+        merit: Array,
         useful: Array,
-    ) -> tuple[Descent, Array, Array]:  # fmt: skip
-        """What to search along, whether that is all of d, and where a point is to be left."""
+    ) -> tuple[Descent, Array, Array]:
+        """What to search along, whether that is all of d, and where a point is to be
+        left.
+        """
         along = bounded(space, solution.value, point, self.step_bound)
         whole = useful
         if self.step_bound is not None:
             whole = useful & (space.norm(space.subtract(along, solution.value)) == 0.0)
-        # ½‖g‖² falls at the rate gᵀ(−g′d) = ‖g‖² − gᵀr ≥ ‖g‖(‖g‖ − ‖r‖), r the linear residual.
+        # ½‖g‖² falls at the rate gᵀ(−g′d) = ‖g‖² − gᵀr ≥ ‖g‖(‖g‖ − ‖r‖), r the linear
+        # residual.
         slope = merit - solution.residual_norm
         flat = ~useful & (space.norm(solution.value) == 0.0)
         escaping = flat & (merit < space.xp.inf) & (state.escapes < ESCAPES)
@@ -180,7 +218,9 @@ class NewtonKrylov(Solver):
     def _amplification(
         self, space: Space, state: Forcing, d: Vec, merit: Array, whole: Array
     ) -> Array:
-        """The largest ‖d‖/‖g‖, which grows as residuals come to lie where g′ is small."""
+        """The largest ‖d‖/‖g‖, which grows as residuals come to lie where g′ is
+        small.
+        """
         now = space.ratio(space.norm(d), merit)
         return space.xp.where(
             whole, space.xp.maximum(state.amplification, now), state.amplification
@@ -196,13 +236,19 @@ class NewtonKrylov(Solver):
 
 
 def what_is_left(
-    space: Space, d: Vec, merit: Array, end: Array, amplification: Array, whole: Array,
+    space: Space,
+    d: Vec,
+    merit: Array,
+    end: Array,
+    amplification: Array,
+    whole: Array,
     before: Array,
-) -> tuple[Array, Vec, Array]:  # fmt: skip
-    """‖d‖, a correction of the size that is left, and how many times it the error may be.
+) -> tuple[Array, Vec, Array]:
+    """‖d‖, a correction of the size that is left, and how many times it the error may
+    be.
 
-    What is left is the residual after the step, amplified as before. It lies where Newton's
-    next step would: as long as that is not known, along d.
+    What is left is the residual after the step, amplified as before. It lies where
+    Newton's next step would: as long as that is not known, along d.
     """
     xp, size = space.xp, space.norm(d)
     correction = space.scale(space.ratio(amplification * end, size), d)
@@ -221,4 +267,6 @@ def _failure(space: Space, useful: Array, pending: Array) -> Array | None:
     if space.backend.known_none(~useful | pending):
         return None
     failure = xp.astype(~useful, xp.int32) * int(Status.LINEAR_SOLVE_FAILED)
-    return xp.where(pending, xp.full_like(failure, int(Status.LINE_SEARCH_FAILED)), failure)
+    return xp.where(
+        pending, xp.full_like(failure, int(Status.LINE_SEARCH_FAILED)), failure
+    )

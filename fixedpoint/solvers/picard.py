@@ -11,7 +11,8 @@ from fixedpoint.problem import Point, Problem
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
-# The part of a squared residual that older ones must account for, to tell how they go on.
+# The part of a squared residual that older ones must account for, to tell how they go
+# on.
 _EXPLAINED = 0.9
 
 # The part that one of them leaves, below which a second one tells nothing.
@@ -22,17 +23,17 @@ _PARALLEL = 1e-3
 class Picard(Solver):
     """Damped Picard iteration, z ← z + τ(f(z) − z).
 
-    Converges if the eigenvalues of I − τ(I − J) lie in the unit disc, J = ∂f/∂z at the fixed
-    point. One evaluation and no memory: right for maps that contract fast.
+    Converges if the eigenvalues of I − τ(I − J) lie in the unit disc, J = ∂f/∂z at the
+    fixed point. One evaluation and no memory: right for maps that contract fast.
 
     Parameters
     ----------
     damping : float in (0, 2], optional
         The factor τ; 1 is no damping, more than 1 over-relaxes.
     keep_last : bool, optional
-        Whether a sample that does not converge returns its last iterate, and not the one of the
-        smallest residual: right where the map takes steps that lower something else, as
-        :class:`fixedpoint.operators.ReducedNewton` does.
+        Whether a sample that does not converge returns its last iterate, and not the
+        one of the smallest residual: right where the map takes steps that lower
+        something else, as :class:`fixedpoint.operators.ReducedNewton` does.
 
     Examples
     --------
@@ -64,29 +65,38 @@ class Picard(Solver):
         return space.zeros(point.increment)
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: Vec, active: Array | None
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: Vec,
+        active: Array | None,
     ) -> Step:
         """One step, one evaluation."""
         moved = space.add(point.value, space.scale(self.damping, point.increment))
         new = problem.trial(space.where(active, moved, point.value))
         left, known = remaining(space, new.increment, point.increment, state)
         return Step(
-            new, point.increment, correction=space.scale(self.damping, left), inflation=known
+            new,
+            point.increment,
+            correction=space.scale(self.damping, left),
+            inflation=known,
         )
 
 
 def remaining(space: Space, g: Vec, before: Vec, earlier: Vec) -> tuple[Vec, Array]:
-    """What is left to go by a plain iteration, and 1 where that is known, else not a number.
+    """What is left to go by a plain iteration, and 1 where that is known, else not a
+    number.
 
-    Where g ≈ a g₁ + b g₂, with the two residuals before it, the residuals to come follow the same
-    recurrence, and sum up to (g + b g₁)/(1 − a − b): minimal polynomial extrapolation for an
-    eigenvalue, two of opposite signs, or a complex pair. Where the recurrence does not hold, g
-    stands for it.
+    Where g ≈ a g₁ + b g₂, with the two residuals before it, the residuals to come
+    follow the same recurrence, and sum up to (g + b g₁)/(1 − a − b): minimal polynomial
+    extrapolation for an eigenvalue, two of opposite signs, or a complex pair. Where the
+    recurrence does not hold, g stands for it.
 
     References
     ----------
-    Cabay and Jackson, "A polynomial extrapolation method for finding limits and antilimits of
-    vector sequences", SIAM J. Numer. Anal. 13, 1976.
+    Cabay and Jackson, "A polynomial extrapolation method for finding limits and
+    antilimits of vector sequences", SIAM J. Numer. Anal. 13, 1976.
     """
     xp, dot = space.xp, space.dot
     square, one, size = dot(before, before), dot(g, before), dot(g, g)

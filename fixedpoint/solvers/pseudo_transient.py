@@ -27,8 +27,8 @@ class TimeStep(NamedTuple):
     size, first : array
         The next time step, and the first one.
     amplification, length : array
-        The largest ratio of a Newton correction to its residual, as far as the steps tell, and the
-        length of the last step.
+        The largest ratio of a Newton correction to its residual, as far as the steps
+        tell, and the length of the last step.
     linear : object
         What the linear solver remembers.
     """
@@ -44,15 +44,15 @@ class TimeStep(NamedTuple):
 class PseudoTransient(Solver):
     """Pseudo-transient continuation: Newton's method as the end of a flow.
 
-    Follows dz/dt = g(z), with the increment g(z) = f(z) − z or −F(z), to its steady state by
-    linearly implicit Euler steps,
+    Follows dz/dt = g(z), with the increment g(z) = f(z) − z or −F(z), to its steady
+    state by linearly implicit Euler steps,
 
         (I/δ − g′(z)) d = g(z) ,    z ← z + d ,    δ ← δ ‖g_old‖/‖g_new‖ ,
 
-    which are short and stable at first, and become Newton's as the residual falls. For problems
-    whose steady state is stable under the flow, from starts where a damped Newton method is
-    caught in a local minimiser of ‖g‖. A step to where g is not finite is repeated with a quarter
-    of δ.
+    which are short and stable at first, and become Newton's as the residual falls. For
+    problems whose steady state is stable under the flow, from starts where a damped
+    Newton method is caught in a local minimiser of ‖g‖. A step to where g is not finite
+    is repeated with a quarter of δ.
 
     Parameters
     ----------
@@ -65,13 +65,14 @@ class PseudoTransient(Solver):
 
     References
     ----------
-    Kelley and Keyes, "Convergence analysis of pseudo-transient continuation", SIAM J. Numer. Anal.
-    35, 1998.
+    Kelley and Keyes, "Convergence analysis of pseudo-transient continuation", SIAM J.
+    Numer. Anal. 35, 1998.
 
     Examples
     --------
     >>> import numpy as np, fixedpoint as fp
-    >>> sol = fp.root(lambda x: np.arctan(x), np.array([20.0]), solver=fp.PseudoTransient())
+    >>> sol = fp.root(lambda x: np.arctan(x), np.array([20.0]),
+    ...               solver=fp.PseudoTransient())
     >>> bool(np.abs(sol.value[0]) < 1e-5)
     True
     """
@@ -84,7 +85,9 @@ class PseudoTransient(Solver):
         check_positive("time_step", self.time_step)
         check_positive("rtol", self.rtol, 1.0)
         if not isinstance(self.linear, LinearSolver):
-            raise TypeError(f"linear must be a linear solver such as GMRES(), got {self.linear!r}")
+            raise TypeError(
+                f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
+            )
 
     def init(self, space: Space, problem: Problem, point: Point) -> TimeStep:
         """The first time step."""
@@ -94,15 +97,24 @@ class PseudoTransient(Solver):
         one = space.xp.ones_like(size)
         first = self.time_step * space.xp.where(natural > 0.0, natural, one)
         infinite = space.full(math.inf)
-        return TimeStep(first, first, space.full(0.0), infinite, self.linear.init(space))
+        return TimeStep(
+            first, first, space.full(0.0), infinite, self.linear.init(space)
+        )
 
-    def resume(self, space: Space, state: TimeStep, point: Point, fresh: TimeStep) -> TimeStep:
+    def resume(
+        self, space: Space, state: TimeStep, point: Point, fresh: TimeStep
+    ) -> TimeStep:
         """Begin anew: a time step belongs to the residual before."""
         del space, state, point
         return fresh
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: TimeStep, active: Array | None
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: TimeStep,
+        active: Array | None,
     ) -> Step:
         """One linear solve, one trial."""
         xp = space.xp
@@ -110,9 +122,12 @@ class PseudoTransient(Solver):
         linearisation = problem.linearise(point)
         inverse = 1.0 / state.size
         system = LinearSystem(
-            space, lambda v: space.axpy(inverse, v, space.negative(linearisation.product(v))),
-            point.increment, self.rtol * merit, active=active,
-        )  # fmt: skip
+            space,
+            lambda v: space.axpy(inverse, v, space.negative(linearisation.product(v))),
+            point.increment,
+            self.rtol * merit,
+            active=active,
+        )
         solution, memory = self.linear.solve(system, state.linear)
         new = problem.trial(
             space.where(active, space.add(point.value, solution.value), point.value)
@@ -121,7 +136,8 @@ class PseudoTransient(Solver):
         hopeless = state.size < _LEAST * state.first
         change = space.ratio(merit, space.norm(new.increment))
         change = xp.minimum(
-            xp.maximum(change, xp.full_like(change, 1.0 / _CHANGE)), xp.full_like(change, _CHANGE)
+            xp.maximum(change, xp.full_like(change, 1.0 / _CHANGE)),
+            xp.full_like(change, _CHANGE),
         )
         size = state.size * xp.where(finite, change, xp.full_like(change, 0.25))
         work = linearisation.work(solution.products).plus(Work(f=1))
@@ -132,10 +148,21 @@ class PseudoTransient(Solver):
         newton = length * (1.0 + space.ratio(length * inverse, merit))
         amplification = xp.maximum(state.amplification, space.ratio(newton, merit))
         length, correction, inflation = what_is_left(
-            space, solution.value, merit, space.norm(new.increment), amplification, finite,
+            space,
+            solution.value,
+            merit,
+            space.norm(new.increment),
+            amplification,
+            finite,
             state.length,
-        )  # fmt: skip
+        )
         state = TimeStep(size, state.first, amplification, length, memory)
         return Step(
-            choose(space, finite, new, point), state, work, failure, False, correction, inflation
+            choose(space, finite, new, point),
+            state,
+            work,
+            failure,
+            False,
+            correction,
+            inflation,
         )

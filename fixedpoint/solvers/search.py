@@ -17,11 +17,15 @@ BACKTRACKS = 12
 
 
 def bounded(space: Space, direction: Vec, point: Point, bound: float | None) -> Vec:
-    """`direction`, no entry of which exceeds `bound` times the largest of a state that is not 0."""
+    """`direction`, no entry of which exceeds `bound` times the largest of a state that
+    is not 0.
+    """
     if bound is None:
         return direction
     size = space.norm(point.value, "max")
-    reach = space.xp.where(size > 0.0, bound * size, space.xp.full_like(size, float("inf")))
+    reach = space.xp.where(
+        size > 0.0, bound * size, space.xp.full_like(size, float("inf"))
+    )
     return space.clipped(direction, reach)
 
 
@@ -78,11 +82,12 @@ def backtrack(
 ) -> Search:
     """Armijo's rule along a direction, from the full step on.
 
-    Accepts z + λd if ‖g(z + λd)‖² ≤ ‖g‖² − 2 10⁻⁴ λ s, s the expected decrease of ½‖g‖², else
-    shortens λ to the minimiser of the parabola through what is known. All norms are taken relative
-    to ‖g‖, whose square may be beyond the range of floats. Where g is not finite at a trial
-    point λ is halved; without `monotone` that is all that is asked, and so it is of a step that is
-    itself within tolerance: rounding errors may hide its decrease.
+    Accepts z + λd if ‖g(z + λd)‖² ≤ ‖g‖² − 2 10⁻⁴ λ s, s the expected decrease of
+    ½‖g‖², else shortens λ to the minimiser of the parabola through what is known. All
+    norms are taken relative to ‖g‖, whose square may be beyond the range of floats.
+    Where g is not finite at a trial point λ is halved; without `monotone` that is all
+    that is asked, and so it is of a step that is itself within tolerance: rounding
+    errors may hide its decrease.
 
     Parameters
     ----------
@@ -94,14 +99,17 @@ def backtrack(
     space, xp = problem.space, problem.space.xp
     slope = space.ratio(descent.slope, descent.merit)
     short = problem.is_negligible(descent.direction, old)
-    asks = descent.merit != 0.0  # else it is solved, and a division by zero has no derivative
+    # Else it is solved, and a division by zero has no derivative.
+    asks = descent.merit != 0.0
     merit = xp.where(asks, descent.merit, space.one)
 
     def trial(search: Search) -> Search:
         length = search.length
         value = space.axpy(length, descent.direction, old.value)
         new = problem.trial(space.where(search.pending, value, search.point.value))
-        ratio = xp.where(asks, descent.measured(space, new.increment) / merit, space.unknown)
+        ratio = xp.where(
+            asks, descent.measured(space, new.increment) / merit, space.unknown
+        )
         finite = (new.residual_norm < xp.inf) & ~xp.isnan(ratio)
         enough = ratio * ratio <= 1.0 - 2 * _SUFFICIENT * length * slope
         accepted = search.pending & finite
@@ -116,7 +124,9 @@ def backtrack(
         least = xp.where(finite, least, _MOST * length)
         shorter = xp.minimum(xp.maximum(least, _LEAST * length), _MOST * length)
         point = choose(space, accepted, new, search.point)
-        return Search(point, xp.where(pending, shorter, length), pending, search.trials + 1)
+        return Search(
+            point, xp.where(pending, shorter, length), pending, search.trials + 1
+        )
 
     def unfinished(search: Search) -> Any:
         return space.backend.any(search.pending) & (search.trials < BACKTRACKS)

@@ -34,9 +34,10 @@ class SQUAREM(Solver):
 
         z ← z + 2ar + a²v ,    a = min(max(‖r‖/‖v‖, 1), a_max) ,
 
-    costs two evaluations; a = 1 is two steps of Picard's. The bound a_max starts at 1 and grows
-    by the factor `growth` whenever it binds. Where the new point is not finite or its residual is
-    above `tolerance` times the largest of those at z and z₁, z₁ is taken instead, and a_max falls.
+    costs two evaluations; a = 1 is two steps of Picard's. The bound a_max starts at 1
+    and grows by the factor `growth` whenever it binds. Where the new point is not
+    finite or its residual is above `tolerance` times the largest of those at z and z₁,
+    z₁ is taken instead, and a_max falls.
 
     Parameters
     ----------
@@ -47,8 +48,8 @@ class SQUAREM(Solver):
 
     References
     ----------
-    Varadhan and Roland, "Simple and globally convergent methods for accelerating the convergence
-    of any EM algorithm", Scand. J. Statist. 35, 2008.
+    Varadhan and Roland, "Simple and globally convergent methods for accelerating the
+    convergence of any EM algorithm", Scand. J. Statist. 35, 2008.
 
     Examples
     --------
@@ -65,7 +66,9 @@ class SQUAREM(Solver):
         for name in ("growth", "tolerance"):
             if not 1.0 < getattr(self, name) < float("inf"):
                 value = getattr(self, name)
-                raise ValueError(f"{name} must be finite and greater than 1, got {value!r}")
+                raise ValueError(
+                    f"{name} must be finite and greater than 1, got {value!r}"
+                )
 
     @property
     def is_plain(self) -> bool:
@@ -78,7 +81,12 @@ class SQUAREM(Solver):
         return StepBound(space.full(1.0))
 
     def step(
-        self, space: Space, problem: Problem, point: Point, state: StepBound, active: Array | None
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: StepBound,
+        active: Array | None,
     ) -> Step:
         """One evaluation at f(z), and one at the extrapolated point."""
         xp = space.xp
@@ -96,8 +104,11 @@ class SQUAREM(Solver):
         less = xp.maximum(state.bound / self.growth, space.full(1.0))
         new = choose(space, accepted, end, middle)
         bound = StepBound(xp.where(accepted, bound, less))
-        # The extrapolation from the new point, if it were as long as this or the last long one.
-        longest = xp.maximum(xp.maximum(wanted, bound.bound / self.growth), space.full(1.0))
+        # The extrapolation from the new point, if it were as long as this or the last
+        # long one.
+        longest = xp.maximum(
+            xp.maximum(wanted, bound.bound / self.growth), space.full(1.0)
+        )
         correction = space.scale(longest, new.increment)
         # Two plain steps, and what follows them is told by their residuals.
         plain = accepted & (length == 1.0)

@@ -1,21 +1,19 @@
 """Problems to test solvers on: systems of equations, and maps with fixed points.
 
-:func:`systems` is the collection of 23 square systems by Moré, Garbow and Hillstrom as extended
-in Burkardt's TEST_NONLIN, in the published form and from the published starts;
-:func:`large_systems` has its scalable families at a larger size, and :func:`maps` has fixed
-points to seek. All functions are written over the array API for one state, keep to its dtype and
-device, and can be traced and differentiated.
+:func:`systems` is the collection of 23 square systems by Moré, Garbow and Hillstrom as
+extended in Burkardt's TEST_NONLIN, in the published form and from the published starts;
+:func:`large_systems` has its scalable families at a larger size, and :func:`maps` has
+fixed points to seek. All functions are written over the array API for one state, keep
+to its dtype and device, and can be traced and differentiated.
 
 References
 ----------
-Moré, Garbow and Hillstrom, "Testing unconstrained optimization software", ACM Trans. Math. Softw.
-7, 1981.
-Dennis and Schnabel, "Numerical Methods for Unconstrained Optimization and Nonlinear Equations",
-SIAM, 1996.
-Hasselblad, "Estimation of finite mixtures of distributions from the exponential family", J. Amer.
-Statist. Assoc. 64, 1969.
-Varadhan and Roland, "Simple and globally convergent methods for accelerating the convergence of
-any EM algorithm", Scand. J. Statist. 35, 2008.
+Moré, Garbow and Hillstrom, "Testing unconstrained optimization software", ACM Trans.
+Math. Softw. 7, 1981. Dennis and Schnabel, "Numerical Methods for Unconstrained
+Optimization and Nonlinear Equations", SIAM, 1996. Hasselblad, "Estimation of finite
+mixtures of distributions from the exponential family", J. Amer. Statist. Assoc. 64,
+1969. Varadhan and Roland, "Simple and globally convergent methods for accelerating the
+convergence of any EM algorithm", Scand. J. Statist. 35, 2008.
 """
 
 from __future__ import annotations
@@ -34,7 +32,9 @@ from fixedpoint.backend import Array
 _HAMMARLING_EPSILON = 1e-4
 
 # Deaths of women over 80 in the London Times, 1910–1912: days with 0, 1, …, 9 of them.
-_DAYS_BY_DEATHS = np.array([162.0, 267.0, 271.0, 185.0, 111.0, 61.0, 27.0, 8.0, 3.0, 1.0])
+_DAYS_BY_DEATHS = np.array(
+    [162.0, 267.0, 271.0, 185.0, 111.0, 61.0, 27.0, 8.0, 3.0, 1.0]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,8 @@ class Problem:
     start : ndarray
         The standard start, in double precision.
     roots : tuple of ndarray
-        Known solutions; not all of them, and none where none has a closed form or is cheap.
+        Known solutions; not all of them, and none where none has a closed form or is
+        cheap.
     number : int, optional
         The number in the collection.
     jvp : callable, optional
@@ -114,13 +115,14 @@ def systems() -> list[Problem]:
 def large_systems(n: int = 100) -> list[Problem]:
     """The scalable systems of the collection in `n` unknowns.
 
-    Chebyquad, which has no real root for n > 9, and Watson, whose conditioning is hopeless by
-    then, are left out.
+    Chebyquad, which has no real root for n > 9, and Watson, whose conditioning is
+    hopeless by then, are left out.
 
     Parameters
     ----------
     n : int, optional
-        The number of unknowns; from about 1070 on, the product in Brown's system underflows.
+        The number of unknowns; from about 1070 on, the product in Brown's system
+        underflows.
     """
     families = (
         rosenbrock,
@@ -202,7 +204,9 @@ def _rosenbrock(x: Array) -> Array:
 def powell_singular() -> Problem:
     """Powell's singular system in 4 unknowns, whose Jacobian at the root has rank 2."""
     start = np.array([3.0, -1.0, 0.0, 1.0])
-    return Problem("powell_singular", "root", _powell_singular, start, (np.zeros(4),), 2)
+    return Problem(
+        "powell_singular", "root", _powell_singular, start, (np.zeros(4),), 2
+    )
 
 
 def _powell_singular(x: Array) -> Array:
@@ -244,14 +248,17 @@ def _wood(x: Array) -> Array:
 
 
 def helical_valley() -> Problem:
-    """The helical valley of Fletcher and Powell, with the angle cut at the negative x₂ axis."""
+    """The helical valley of Fletcher and Powell, with the angle cut at the negative x₂
+    axis.
+    """
     start, root = np.array([-1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0])
     return Problem("helical_valley", "root", _helical_valley, start, (root,), 5)
 
 
 def _helical_valley(x: Array) -> Array:
     xp = array_namespace(x)
-    # A quarter turn moves the cut of atan2 off the negative x₁ axis, where the start lies.
+    # A quarter turn moves the cut of atan2 off the negative x₁ axis, where the start
+    # lies.
     turns = 0.25 + xp.atan2(-x[0], x[1]) / (2.0 * math.pi)
     radius = xp.sqrt(x[0] ** 2 + x[1] ** 2)
     return _vector(10.0 * (x[2] - 10.0 * turns), 10.0 * (radius - 1.0), x[2])
@@ -263,9 +270,9 @@ def watson(n: int = 6) -> Problem:
     Parameters
     ----------
     n : int, optional
-        The number of unknowns, 2 to 31: the degree plus one of the polynomial that fits the
-        solution of y′ = 1 + y², y(0) = 0. The least sum of squares is 2.28767·10⁻³ at n = 6
-        and 1.39976·10⁻⁶ at n = 9.
+        The number of unknowns, 2 to 31: the degree plus one of the polynomial that fits
+        the solution of y′ = 1 + y², y(0) = 0. The least sum of squares is 2.28767·10⁻³
+        at n = 6 and 1.39976·10⁻⁶ at n = 9.
     """
     function = partial(_watson, matrices=_watson_matrices(n))
     return Problem("watson", "root", function, np.zeros(n), (), 6)
@@ -314,7 +321,9 @@ def _chebyquad(x: Array) -> Array:
 
 
 def _chebyshev_nodes(n: int) -> tuple[np.ndarray, ...]:
-    """The nodes by Newton's identities: their power sums are known, their polynomial follows."""
+    """The nodes by Newton's identities: their power sums are known, their polynomial
+    follows.
+    """
     sums = [n / (k + 1) if k % 2 == 0 else 0.0 for k in range(n + 1)]
     coefficients = [1.0]
     for k in range(1, n + 1):
@@ -347,7 +356,8 @@ def _brown_almost_linear(x: Array) -> Array:
 def _brown_entry(n: int) -> float:
     """The root of naⁿ − (n+1)aⁿ⁻¹ + 1 between 0 and 1, by Newton's method.
 
-    From 1 − 1/n the polynomial is convex and falls to its root, so the iteration is monotone.
+    From 1 − 1/n the polynomial is convex and falls to its root, so the iteration is
+    monotone.
     """
     a = 1.0 - 1.0 / n
     for _ in range(20):
@@ -365,7 +375,9 @@ def discrete_boundary_value(n: int = 10) -> Problem:
         The number of inner grid points.
     """
     start = _grid(n) * (_grid(n) - 1.0)
-    return Problem("discrete_boundary_value", "root", _discrete_boundary_value, start, (), 9)
+    return Problem(
+        "discrete_boundary_value", "root", _discrete_boundary_value, start, (), 9
+    )
 
 
 def _discrete_boundary_value(x: Array) -> Array:
@@ -386,7 +398,9 @@ def discrete_integral_equation(n: int = 10) -> Problem:
     t = _grid(n)
     green = np.minimum.outer(t, t) * (1.0 - np.maximum.outer(t, t)) * (0.5 / (n + 1))
     function = partial(_discrete_integral_equation, green=green)
-    return Problem("discrete_integral_equation", "root", function, t * (t - 1.0), (), 10)
+    return Problem(
+        "discrete_integral_equation", "root", function, t * (t - 1.0), (), 10
+    )
 
 
 def _discrete_integral_equation(x: Array, green: np.ndarray) -> Array:
@@ -421,7 +435,9 @@ def variably_dimensioned(n: int = 10) -> Problem:
         The number of unknowns.
     """
     start = 1.0 - np.arange(1, n + 1) / n
-    return Problem("variably_dimensioned", "root", _variably_dimensioned, start, (np.ones(n),), 12)
+    return Problem(
+        "variably_dimensioned", "root", _variably_dimensioned, start, (np.ones(n),), 12
+    )
 
 
 def _variably_dimensioned(x: Array) -> Array:
@@ -438,7 +454,9 @@ def broyden_tridiagonal(n: int = 10) -> Problem:
     n : int, optional
         The number of unknowns.
     """
-    return Problem("broyden_tridiagonal", "root", _broyden_tridiagonal, -np.ones(n), (), 13)
+    return Problem(
+        "broyden_tridiagonal", "root", _broyden_tridiagonal, -np.ones(n), (), 13
+    )
 
 
 def _broyden_tridiagonal(x: Array) -> Array:
@@ -447,7 +465,8 @@ def _broyden_tridiagonal(x: Array) -> Array:
 
 
 def broyden_banded(n: int = 10) -> Problem:
-    """Broyden's banded system: xᵢ (2 + 5xᵢ²) + 1 − Σ xⱼ (1 + xⱼ), i − 5 ≤ j ≤ i + 1, j ≠ i.
+    """Broyden's banded system: xᵢ (2 + 5xᵢ²) + 1 − Σ xⱼ (1 + xⱼ), i − 5 ≤ j ≤ i + 1, j
+    ≠ i.
 
     Parameters
     ----------
@@ -473,8 +492,8 @@ def hammarling(order: int = 2) -> Problem:
     Parameters
     ----------
     order : int, optional
-        The order of the matrix: 2, or 3 with a further eigenvalue that repeats the others. The
-        unknowns are the entries of its root, row by row.
+        The order of the matrix: 2, or 3 with a further eigenvalue that repeats the
+        others. The unknowns are the entries of its root, row by row.
     """
     matrix, root = _HAMMARLING_EPSILON * np.eye(order), 0.01 * np.eye(order)
     matrix[0, 1], root[0, 1] = 1.0, 50.0
@@ -501,12 +520,15 @@ def _dennis_schnabel(x: Array) -> Array:
 
 
 def sample_18() -> Problem:
-    """Sample problem 18: x₂² q(x₁) and x₁ q(x₂) with q(t) = (1 − exp(−t²)) / t, zero on the axes.
+    """Sample problem 18: x₂² q(x₁) and x₁ q(x₂) with q(t) = (1 − exp(−t²)) / t, zero on
+    the axes.
 
-    Every point of either axis is a root with a Jacobian of rank 1 at most; the origin, where it
-    vanishes, stands for them.
+    Every point of either axis is a root with a Jacobian of rank 1 at most; the origin,
+    where it vanishes, stands for them.
     """
-    return Problem("sample_18", "root", _sample_18, np.array([2.0, 2.0]), (np.zeros(2),), 18)
+    return Problem(
+        "sample_18", "root", _sample_18, np.array([2.0, 2.0]), (np.zeros(2),), 18
+    )
 
 
 def _sample_18(x: Array) -> Array:
@@ -515,7 +537,9 @@ def _sample_18(x: Array) -> Array:
 
 
 def _gaussian_quotient(x: Array) -> Array:
-    """(1 − exp(−x²)) / x, and its tangent x at zero, so that the derivative is right there too."""
+    """(1 − exp(−x²)) / x, and its tangent x at zero, so that the derivative is right
+    there too.
+    """
     xp = array_namespace(x)
     divisor = xp.where(x == 0.0, xp.ones_like(x), x)
     return xp.where(x == 0.0, x, -xp.expm1(-(divisor**2)) / divisor)
@@ -523,7 +547,9 @@ def _gaussian_quotient(x: Array) -> Array:
 
 def sample_19() -> Problem:
     """Sample problem 19: x ‖x‖² in two unknowns, singular at its only root."""
-    return Problem("sample_19", "root", _sample_19, np.array([3.0, 3.0]), (np.zeros(2),), 19)
+    return Problem(
+        "sample_19", "root", _sample_19, np.array([3.0, 3.0]), (np.zeros(2),), 19
+    )
 
 
 def _sample_19(x: Array) -> Array:
@@ -541,7 +567,9 @@ def _scalar(x: Array) -> Array:
 
 
 def freudenstein_roth() -> Problem:
-    """The system of Freudenstein and Roth: from its start, descent ends in a minimum, no root."""
+    """The system of Freudenstein and Roth: from its start, descent ends in a minimum,
+    no root.
+    """
     start, root = np.array([0.5, -2.0]), np.array([5.0, 4.0])
     return Problem("freudenstein_roth", "root", _freudenstein_roth, start, (root,), 21)
 
@@ -566,9 +594,11 @@ def _boggs(x: Array) -> Array:
 
 
 def chandrasekhar(n: int = 10, albedo: float = 0.9) -> Problem:
-    """Chandrasekhar's H equation by the midpoint rule: hᵢ = 1 / (1 − c/2n Σ μᵢhⱼ/(μᵢ + μⱼ)).
+    """Chandrasekhar's H equation by the midpoint rule: hᵢ = 1 / (1 − c/2n Σ μᵢhⱼ/(μᵢ +
+    μⱼ)).
 
-    Its roots obey Σhⱼ/n = 2 (1 ± √(1 − c)) / c, as does the integral in the continuous equation.
+    Its roots obey Σhⱼ/n = 2 (1 ± √(1 − c)) / c, as does the integral in the continuous
+    equation.
 
     Parameters
     ----------
@@ -595,7 +625,8 @@ def _chandrasekhar_kernel(n: int, albedo: float) -> np.ndarray:
 
 
 def bratu(n: int = 64, parameter: float = 6.0) -> Problem:
-    """Bratu's problem −Δu − λ exp(u) = 0 on the unit square, with its exact Jacobian product.
+    """Bratu's problem −Δu − λ exp(u) = 0 on the unit square, with its exact Jacobian
+    product.
 
     Parameters
     ----------
@@ -634,7 +665,8 @@ def _negative_laplacian(u: Array) -> Array:
 def _neighbour_sum(u: Array) -> Array:
     """The sum of the four neighbours of each inner point.
 
-    At n = 64 on NumPy this takes half the time of two products with a matrix of differences.
+    At n = 64 on NumPy this takes half the time of two products with a matrix of
+    differences.
     """
     xp = array_namespace(u)
     row, column = xp.zeros_like(u[:1, :]), xp.zeros_like(u[:, :1])
@@ -692,7 +724,8 @@ def _bratu_poisson(u: Array, sines: np.ndarray, inverse: np.ndarray) -> Array:
 def chandrasekhar_map(albedo: float = 0.9, n: int = 200) -> Problem:
     """Chandrasekhar's H equation as the map h ← 1 / (1 − Kh).
 
-    Near an albedo of 1 the Jacobian at the fixed point has an eigenvalue of about 1 − 2.3√(1 − c).
+    Near an albedo of 1 the Jacobian at the fixed point has an eigenvalue of about 1 −
+    2.3√(1 − c).
 
     Parameters
     ----------
@@ -710,7 +743,8 @@ def _chandrasekhar_map(h: Array, kernel: np.ndarray) -> Array:
 
 
 def affine_map(radius: float = 0.9, n: int = 50, seed: int = 0) -> Problem:
-    """A non-normal affine map z ← Mz + b: M is triangular, with a norm well above its radius.
+    """A non-normal affine map z ← Mz + b: M is triangular, with a norm well above its
+    radius.
 
     Parameters
     ----------
@@ -727,7 +761,9 @@ def affine_map(radius: float = 0.9, n: int = 50, seed: int = 0) -> Problem:
     offset = rng.standard_normal(n)
     root = np.linalg.solve(np.eye(n) - matrix, offset)
     function = partial(_affine, matrix=matrix, offset=offset)
-    return Problem(f"affine_map_{radius}", "fixed point", function, np.zeros(n), (root,))
+    return Problem(
+        f"affine_map_{radius}", "fixed point", function, np.zeros(n), (root,)
+    )
 
 
 def _affine(z: Array, matrix: np.ndarray, offset: np.ndarray) -> Array:
@@ -737,18 +773,23 @@ def _affine(z: Array, matrix: np.ndarray, offset: np.ndarray) -> Array:
 def poisson_mixture_map() -> Problem:
     """EM for a mixture of two Poisson distributions, on Hasselblad's counts of deaths.
 
-    The state is the weight and the mean of the first component, and the mean of the second.
+    The state is the weight and the mean of the first component, and the mean of the
+    second.
     """
     start = np.array([0.3, 1.0, 2.5])
-    root = np.array([0.35988539698493480243, 1.2560951012243379021, 2.6634043566324726414])
-    return Problem("poisson_mixture_map", "fixed point", _poisson_mixture, start, (root,))
+    root = np.array(
+        [0.35988539698493480243, 1.2560951012243379021, 2.6634043566324726414]
+    )
+    return Problem(
+        "poisson_mixture_map", "fixed point", _poisson_mixture, start, (root,)
+    )
 
 
 def _poisson_mixture(z: Array) -> Array:
     xp = array_namespace(z)
     deaths, days = (_constant(a, z) for a in (np.arange(10.0), _DAYS_BY_DEATHS))
-    # The factorials cancel. Powers, not logarithms, stand a mean that an extrapolation has
-    # made negative.
+    # The factorials cancel. Powers, not logarithms, stand a mean that an extrapolation
+    # has made negative.
     first = z[0] * xp.exp(-z[1]) * z[1] ** deaths
     second = (1.0 - z[0]) * xp.exp(-z[2]) * z[2] ** deaths
     of_first = days * first / (first + second)
@@ -778,7 +819,9 @@ def bellman_map(
     transitions *= discount / transitions.sum(axis=-1, keepdims=True)
     function = partial(_bellman, rewards=rewards, transitions=transitions)
     root = _optimal_value(rewards, transitions)
-    return Problem(f"bellman_map_{discount}", "fixed point", function, np.zeros(states), (root,))
+    return Problem(
+        f"bellman_map_{discount}", "fixed point", function, np.zeros(states), (root,)
+    )
 
 
 def _bellman(v: Array, rewards: np.ndarray, transitions: np.ndarray) -> Array:
@@ -800,17 +843,20 @@ def _optimal_value(rewards: np.ndarray, transitions: np.ndarray) -> np.ndarray:
 
 
 def sinkhorn_map(n: int = 40, entropy: float = 0.02, seed: int = 0) -> Problem:
-    """Sinkhorn's iteration for entropic optimal transport between two random clouds of points.
+    """Sinkhorn's iteration for entropic optimal transport between two random clouds of
+    points.
 
-    The state is the potential of the source in the log domain. The other one is eliminated, and
-    the mean held at zero, without which the fixed points would be a line.
+    The state is the potential of the source in the log domain. The other one is
+    eliminated, and the mean held at zero, without which the fixed points would be a
+    line.
 
     Parameters
     ----------
     n : int, optional
         Points in each cloud.
     entropy : float, optional
-        The weight of the entropy, in the units of the squared distance on the unit square.
+        The weight of the entropy, in the units of the squared distance on the unit
+        square.
     seed : int, optional
         The seed of points and masses.
     """
@@ -834,7 +880,9 @@ def _sinkhorn(z: Array, kernel: np.ndarray, masses: np.ndarray) -> Array:
 def _logsumexp(x: Array, axis: int) -> Array:
     xp = array_namespace(x)
     largest = xp.max(x, axis=axis, keepdims=True)
-    return xp.log(xp.sum(xp.exp(x - largest), axis=axis)) + xp.squeeze(largest, axis=axis)
+    return xp.log(xp.sum(xp.exp(x - largest), axis=axis)) + xp.squeeze(
+        largest, axis=axis
+    )
 
 
 def pagerank_map(damping: float = 0.85, n: int = 100, seed: int = 0) -> Problem:
@@ -851,14 +899,21 @@ def pagerank_map(damping: float = 0.85, n: int = 100, seed: int = 0) -> Problem:
     """
     links = _links(n, np.random.default_rng(seed)).astype(float)
     links[:, links.sum(axis=0) == 0.0] = 1.0  # those who find no link start anew too
-    matrix, offset = damping * links / links.sum(axis=0), np.full(n, (1.0 - damping) / n)
+    matrix, offset = (
+        damping * links / links.sum(axis=0),
+        np.full(n, (1.0 - damping) / n),
+    )
     root = np.linalg.solve(np.eye(n) - matrix, offset)
     function = partial(_affine, matrix=matrix, offset=offset)
-    return Problem(f"pagerank_map_{damping}", "fixed point", function, np.full(n, 1.0 / n), (root,))
+    return Problem(
+        f"pagerank_map_{damping}", "fixed point", function, np.full(n, 1.0 / n), (root,)
+    )
 
 
 def _links(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Which page (row) each page (column) links to: often its own site's, rarely others."""
+    """Which page (row) each page (column) links to: often its own site's, rarely
+    others.
+    """
     site = np.arange(n) * 10 // n
     probability = np.where(np.equal.outer(site, site), 0.3, 0.002)
     links: np.ndarray = rng.random((n, n)) < probability
@@ -868,9 +923,10 @@ def _links(n: int, rng: np.random.Generator) -> np.ndarray:
 def tanh_map(norm: float = 0.9, n: int = 100, seed: int = 0) -> Problem:
     """A network of one layer, z ← tanh(Wz + b).
 
-    It has a fixed point for every W by Brouwer's theorem, since it maps the cube into itself. At
-    a norm below 1 it contracts. At 1.5 it does not in the norm, but the spectral radius of this
-    random W is about half its norm, and plain iteration converges.
+    It has a fixed point for every W by Brouwer's theorem, since it maps the cube into
+    itself. At a norm below 1 it contracts. At 1.5 it does not in the norm, but the
+    spectral radius of this random W is about half its norm, and plain iteration
+    converges.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
-"""Random maps whose fixed points, and all derivatives of these, are known in closed form.
+"""Random maps whose fixed points, and all derivatives of these, are known in closed
+form.
 
-:func:`known_maps` is a strategy for `Hypothesis <https://hypothesis.works>`_, which is imported
-only when it is called; :func:`known_map` makes one map of a seed, without it.
+:func:`known_maps` is a strategy for `Hypothesis <https://hypothesis.works>`_, which is
+imported only when it is called; :func:`known_map` makes one map of a seed, without it.
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ _SHAPES = ("tanh", "exponential", "quadratic")
 
 @dataclass(frozen=True, eq=False)
 class KnownMap:
-    """A map z ↦ f(z, θ(t)) that is known to have the fixed point z*(t), for every t near 0.
+    """A map z ↦ f(z, θ(t)) that is known to have the fixed point z*(t), for every t
+    near 0.
 
-    The map is f(z, θ) = M h(Qz) + c, with an elementwise function h, and its fixed point
+    The map is f(z, θ) = M h(Qz) + c, with an elementwise function h, and its fixed
+    point
 
         z*(t) = p + q ∘ sin(Ωt + φ) ,
 
-    because c(t) = z*(t) − M(t) h(Qz*(t)). A solver is given M, Q and c alone, and whoever
-    differentiates with respect to t needs the derivatives of f of every order, of which nothing is
-    left in the end but those of a sine. The Jacobian at z*(0) is `jacobian`. How far z* moves,
-    and how far M, is in proportion to 1/κ, κ = ‖(I − J)⁻¹‖: so every order matters, and
-    rounding changes each by some κ²·eps of itself.
+    because c(t) = z*(t) − M(t) h(Qz*(t)). A solver is given M, Q and c alone, and
+    whoever differentiates with respect to t needs the derivatives of f of every order,
+    of which nothing is left in the end but those of a sine. The Jacobian at z*(0) is
+    `jacobian`. How far z* moves, and how far M, is in proportion to 1/κ, κ = ‖(I −
+    J)⁻¹‖: so every order matters, and rounding changes each by some κ²·eps of itself.
 
-    As a problem for :func:`fixedpoint.root`, F(z, θ) = M h(Qz) + c has its root at the same place,
-    and F′ = I − J.
+    As a problem for :func:`fixedpoint.root`, F(z, θ) = M h(Qz) + c has its root at the
+    same place, and F′ = I − J.
 
     Parameters
     ----------
@@ -84,7 +87,9 @@ class KnownMap:
     def __call__(self, z: Any, matrices: dict[str, Array], offset: Array) -> Any:
         """The image of z, or the residual, in the containers of :meth:`start`."""
         turned = _product(matrices["inner"], self.joined(z))
-        return self._split(_product(matrices["outer"], _elementwise(self.shape, turned)) + offset)
+        return self._split(
+            _product(matrices["outer"], _elementwise(self.shape, turned)) + offset
+        )
 
     @property
     def batch_ndim(self) -> int:
@@ -109,7 +114,10 @@ class KnownMap:
     def args(self, t: Array) -> tuple[dict[str, Array], Array]:
         """θ(t), on the array library of t."""
         solution, inner = self.solution(t), _constant(self.inner, t)
-        outer = _constant(self.outer, t) + _constant(self.drift, t) * t.sum(-1)[..., None, None]
+        outer = (
+            _constant(self.outer, t)
+            + _constant(self.drift, t) * t.sum(-1)[..., None, None]
+        )
         image = _product(outer, _elementwise(self.shape, _product(inner, solution)))
         offset = -image if self.is_root else solution - image
         return {"outer": outer, "inner": inner}, offset
@@ -221,20 +229,37 @@ def known_map(
     """
     rng = np.random.default_rng(seed)
     vector = (size,) if samples is None else (samples, size)
-    jacobian, inner = _jacobian(rng, vector, radius, skew), _orthogonal(rng, (size, size))
+    jacobian, inner = (
+        _jacobian(rng, vector, radius, skew),
+        _orthogonal(rng, (size, size)),
+    )
     derivative = np.eye(size) - jacobian
     small = np.minimum(1.0, np.linalg.norm(derivative, -2, axis=(-2, -1)))[..., None]
-    centre, amplitude = rng.uniform(-0.5, 0.5, vector), small * rng.uniform(0.2, 0.5, vector)
+    centre, amplitude = (
+        rng.uniform(-0.5, 0.5, vector),
+        small * rng.uniform(0.2, 0.5, vector),
+    )
     quarters = rng.integers(0, 4, vector) + rng.uniform(0.4, 0.6, vector)
     phase = 0.5 * np.pi * quarters  # so that no derivative vanishes
     slope = _SLOPES[shape](_product(inner, centre + amplitude * np.sin(phase)))
     outer = (derivative if is_root else jacobian) @ inner.T / slope[..., None, :]
     drift = 0.3 * small[..., None] * rng.standard_normal((*vector, size))
-    frequency = rng.choice([-1.0, 1.0], (*vector, 2)) * rng.uniform(0.5, 1.5, (*vector, 2))
+    frequency = rng.choice([-1.0, 1.0], (*vector, 2)) * rng.uniform(
+        0.5, 1.5, (*vector, 2)
+    )
     return KnownMap(
-        is_root, shape, tuple(range(1, leaves)), jacobian, outer, drift, inner,
-        centre, amplitude, phase, frequency,
-    )  # fmt: skip
+        is_root=is_root,
+        shape=shape,
+        splits=tuple(range(1, leaves)),
+        jacobian=jacobian,
+        outer=outer,
+        drift=drift,
+        inner=inner,
+        centre=centre,
+        amplitude=amplitude,
+        phase=phase,
+        frequency=frequency,
+    )
 
 
 def _orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -244,13 +269,17 @@ def _orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def _jacobian(
     rng: np.random.Generator, vector: tuple[int, ...], radius: float, skew: float
 ) -> np.ndarray:
-    """A matrix in Schur's form, turned: a pair of eigenvalues, maybe complex, is the largest."""
+    """A matrix in Schur's form, turned: a pair of eigenvalues, maybe complex, is the
+    largest.
+    """
     size = vector[-1]
     schur = skew * np.triu(rng.standard_normal((*vector, size)), 1)
     schur = schur + radius * rng.uniform(-1.0, 1.0, vector)[..., None] * np.eye(size)
     angle = np.pi * rng.choice([0.0, 0.0, 0.3, 1.0], vector[:-1])
     cosine, sine = radius * np.cos(angle), radius * np.sin(angle)
-    schur[..., :2, :2] = np.stack([cosine, -sine, sine, cosine], -1).reshape(*vector[:-1], 2, 2)
+    schur[..., :2, :2] = np.stack([cosine, -sine, sine, cosine], -1).reshape(
+        *vector[:-1], 2, 2
+    )
     turn = _orthogonal(rng, (*vector, size))
     return np.asarray(turn @ schur @ np.swapaxes(turn, -1, -2))
 
@@ -282,7 +311,9 @@ def known_maps(largest: float = 0.999, **settings: Any) -> SearchStrategy[KnownM
 
     drawn = {
         "seed": st.integers(0, 2**32 - 1),
-        "radius": st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999]).map(lambda r: min(r, largest)),
+        "radius": st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999]).map(
+            lambda r: min(r, largest)
+        ),
         "size": st.integers(3, 6),
         "shape": st.sampled_from(_SHAPES),
         "leaves": st.integers(1, 3),

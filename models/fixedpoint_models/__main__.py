@@ -1,4 +1,6 @@
-"""The command line: ``python -m fixedpoint_models demo``, ``train``, ``evaluate``, ``sample``."""
+"""The command line: ``python -m fixedpoint_models demo``, ``train``, ``evaluate``,
+``sample``.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,20 @@ from fixedpoint_models.tasks import offered, task_class
 from fixedpoint_models.training import CheckpointError, Training, TrainingError
 
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=__doc__,
 )
 
 
 Task = Annotated[str, typer.Argument(help=f"One of {', '.join(offered())}.")]
-File = Annotated[str, typer.Option(help="A YAML file, or the name of one that comes along.")]
-Output = Annotated[Path | None, typer.Option(help="Folder for all files; default: runs/CONFIG.")]
+File = Annotated[
+    str, typer.Option(help="A YAML file, or the name of one that comes along.")
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder for all files; default: runs/CONFIG.")
+]
 Seed = Annotated[int | None, typer.Option(help="In place of the one in the file.")]
 Epochs = Annotated[int | None, typer.Option(help="In place of the number in the file.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:0 and the like.")]
@@ -54,7 +63,8 @@ def main() -> None:
 @app.command()
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Folder of images, or .npz file; default: digits.")
+        Path | None,
+        typer.Option(help="Folder of images, or .npz file; default: digits."),
     ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for the pictures and the checkpoint.")
@@ -63,9 +73,13 @@ def demo(
         str, typer.Option(help="torch, or jax: the joint solve on JAX as well.")
     ] = "torch",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Passes over the images in training.")] = 60,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over the images in training.")
+    ] = 60,
 ) -> None:
-    """Train an equilibrium decoder, hide a square of held-out images, and recover it."""
+    """Train an equilibrium decoder, hide a square of held-out images, and recover
+    it.
+    """
     if backend not in BACKENDS:
         _stop(f"--backend must be one of {', '.join(BACKENDS)}, got {backend!r}", 2)
     if backend == "jax" and find_spec("jax") is None:
@@ -85,11 +99,19 @@ def demo(
 
 @app.command()
 def train(
-    task: Task, config: File, output: Output = None, seed: Seed = None, device: Device = "cpu",
-    amp: Annotated[bool, typer.Option("--amp", help="Evaluate the network in 16 bits.")] = False,
+    task: Task,
+    config: File,
+    output: Output = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    amp: Annotated[
+        bool, typer.Option("--amp", help="Evaluate the network in 16 bits.")
+    ] = False,
     epochs: Epochs = None,
-) -> None:  # fmt: skip
-    """Train a task's network, from its checkpoint on if there is one; torchrun starts several."""
+) -> None:
+    """Train a task's network, from its checkpoint on if there is one; torchrun starts
+    several.
+    """
     with _errors(), processes(device) as (team, place):
         kind, settings, folder = _task(task, config, output, seed, epochs)
         if not kind.trains:
@@ -103,14 +125,20 @@ def train(
 
 @app.command()
 def evaluate(
-    task: Task, config: File, output: Output = None, seed: Seed = None, device: Device = "cpu"
+    task: Task,
+    config: File,
+    output: Output = None,
+    seed: Seed = None,
+    device: Device = "cpu",
 ) -> None:
     """Measure on held-out data what was trained, and write evaluation.json."""
     with _errors():
         experiment, folder = _trained(task, config, output, seed, device)
         figures = experiment.evaluate()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        (folder / "evaluation.json").write_text(
+            json.dumps(figures, indent=1), encoding="utf-8"
+        )
         width = max(map(len, figures))
         for name, value in figures.items():
             typer.echo(f"{name:{width}}  {value:.4g}")
@@ -118,7 +146,11 @@ def evaluate(
 
 @app.command()
 def sample(
-    task: Task, config: File, output: Output = None, seed: Seed = None, device: Device = "cpu"
+    task: Task,
+    config: File,
+    output: Output = None,
+    seed: Seed = None,
+    device: Device = "cpu",
 ) -> None:
     """Draw pictures with what was trained."""
     with _errors():
@@ -130,7 +162,9 @@ def sample(
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """What is wrong with the input ends with code 2, a failure to compute with 1: in one line."""
+    """What is wrong with the input ends with code 2, a failure to compute with 1: in
+    one line.
+    """
     try:
         yield
     except (DataError, CheckpointError, ConfigError, DeviceError) as error:

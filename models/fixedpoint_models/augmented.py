@@ -26,12 +26,12 @@ class AugmentedSolution:
     z, mu, x : array or container of arrays
         The joint iterate: state, adjoint and input.
     objective : array of the batch's shape
-        ℓ(z*(x), x, y), where z*(x) was solved for afresh from the start `z0`: NaN in a sample for
-        which that solve failed. The objective at the iterate z itself means nothing as long as
-        z is not an equilibrium.
+        ℓ(z*(x), x, y), where z*(x) was solved for afresh from the start `z0`: NaN in a
+        sample for which that solve failed. The objective at the iterate z itself means
+        nothing as long as z is not an equilibrium.
     kkt : dict of str to array of the batch's shape
-        At the joint iterate, ‖f(z, x) − z‖, ‖(∂f/∂z)ᵀμ + ∂ℓ/∂z − μ‖ and ‖Π(x − ∇ₓL) − x‖,
-        under the names of the blocks, ``"z"``, ``"mu"`` and ``"x"``.
+        At the joint iterate, ‖f(z, x) − z‖, ‖(∂f/∂z)ᵀμ + ∂ℓ/∂z − μ‖ and ‖Π(x − ∇ₓL) −
+        x‖, under the names of the blocks, ``"z"``, ``"mu"`` and ``"x"``.
     joint : Solution
         Status, steps and work of the joint iteration.
     """
@@ -48,15 +48,16 @@ class AugmentedSolution:
 class AugmentedDEQ:
     """An equilibrium network whose input is optimised while it is evaluated.
 
-    Solves min ℓ(z, x, y) over x in C, subject to z = f(z, x), as one fixed point in the state, its
-    adjoint and the input; see :func:`fixedpoint.operators.augmented`.
+    Solves min ℓ(z, x, y) over x in C, subject to z = f(z, x), as one fixed point in the
+    state, its adjoint and the input; see :func:`fixedpoint.operators.augmented`.
 
     Parameters
     ----------
     f : callable
         ``f(z, x, params)``, the equilibrium map.
     loss : callable
-        ``loss(o, x, y, params)``, one number per sample, where o is the output or else z.
+        ``loss(o, x, y, params)``, one number per sample, where o is the output or else
+        z.
     output : callable, optional
         ``output(z, params)``, what the loss reads of z.
     project : callable, optional
@@ -72,8 +73,8 @@ class AugmentedDEQ:
 
     References
     ----------
-    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-    networks", NeurIPS 2021, arXiv:2111.13236.
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+    equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 
     Examples
     --------
@@ -85,7 +86,8 @@ class AugmentedDEQ:
     ...     step_size=0.1,
     ... )
     >>> sol = model.solve(torch.zeros(2, 1), torch.zeros(2, 1),
-    ...                   params={"w": torch.tensor(0.5)}, y=torch.tensor([[2.0], [1.0]]))
+    ...                   params={"w": torch.tensor(0.5)},
+    ...                   y=torch.tensor([[2.0], [1.0]]))
     >>> [round(float(x), 4) for x in sol.x], [round(float(o), 4) for o in sol.objective]
     ([0.8, 0.4], [0.8, 0.2])
     """
@@ -103,7 +105,9 @@ class AugmentedDEQ:
 
     @property
     def operator(self) -> fp.operators.Joint:
-        """The joint operator on states ``{"z", "mu", "x"}``, with the arguments ``(params, y)``."""
+        """The joint operator on states ``{"z", "mu", "x"}``, with the arguments
+        ``(params, y)``.
+        """
         return fp.operators.augmented(
             self.f,
             self.loss,
@@ -119,7 +123,9 @@ class AugmentedDEQ:
     @property
     def problem(self) -> fp.operators.Lagrangian:
         """The Lagrangian of the problem."""
-        return fp.operators.Lagrangian(self.f, self.loss, self.vjp, self.loss_gradient, self.output)
+        return fp.operators.Lagrangian(
+            self.f, self.loss, self.vjp, self.loss_gradient, self.output
+        )
 
     def iterate(
         self,
@@ -137,18 +143,20 @@ class AugmentedDEQ:
         method: TrackedNewton | TrackedDescent | Recipe | None = None,
         adjoint: fp.Adjoint | None = None,
     ) -> fp.Solution:
-        """The joint iteration alone: n steps for n + 1 evaluations of f and as many products.
+        """The joint iteration alone: n steps for n + 1 evaluations of f and as many
+        products.
 
-        Parameters are those of :meth:`solve`, and one more. The value is ``{"z", "mu", "x"}``.
+        Parameters are those of :meth:`solve`, and one more. The value is ``{"z", "mu",
+        "x"}``.
 
         Parameters
         ----------
         adjoint : Adjoint, optional
-            How the value is differentiated with respect to `params` and `y`, for another loss than
-            ℓ at the solution: by the implicit function theorem for the three blocks as one, with
-            :class:`fixedpoint.ImplicitAdjoint`. By default a value of Torch is constant, since for
-            ℓ itself :meth:`lagrangian` needs no backward solve; JAX differentiates what it is
-            asked to.
+            How the value is differentiated with respect to `params` and `y`, for
+            another loss than ℓ at the solution: by the implicit function theorem for
+            the three blocks as one, with :class:`fixedpoint.ImplicitAdjoint`. By
+            default a value of Torch is constant, since for ℓ itself :meth:`lagrangian`
+            needs no backward solve; JAX differentiates what it is asked to.
 
         Examples
         --------
@@ -162,12 +170,17 @@ class AugmentedDEQ:
         ... )
         >>> w = torch.tensor(0.5, requires_grad=True)
         >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
-        >>> sol = model.iterate(zero, zero, params=w, y=one, adjoint=fp.ImplicitAdjoint())
+        >>> sol = model.iterate(zero, zero, params=w, y=one,
+        ...                     adjoint=fp.ImplicitAdjoint())
         >>> sol.value["x"].sum().backward()
         >>> round(float(w.grad), 3)  # (1 − w²) / (1 + w²)²
         0.48
         """
-        mu0 = leafwise(lambda z: array_namespace(z).zeros_like(z), z0) if mu0 is None else mu0
+        mu0 = (
+            leafwise(lambda z: array_namespace(z).zeros_like(z), z0)
+            if mu0 is None
+            else mu0
+        )
         start, args = {"z": z0, "mu": mu0, "x": x0}, (params, y)
         control: dict[str, Any] = {
             "rtol": rtol,
@@ -177,7 +190,9 @@ class AugmentedDEQ:
             "on_failure": on_failure,
         }
         if method is not None:
-            polished = control if adjoint is None else {**control, "on_failure": "return"}
+            polished = (
+                control if adjoint is None else {**control, "on_failure": "return"}
+            )
             found = method.solve(self, *_detached((z0, mu0, x0, *args)), **polished)
             if adjoint is None:
                 return found
@@ -228,42 +243,70 @@ class AugmentedDEQ:
         on_failure : {"raise", "warn", "return", "nan"}, optional
             What to do when a sample's joint iteration fails.
         method : TrackedNewton, TrackedDescent or Recipe, optional
-            How to solve, if not by the joint fixed point with one step size; `solver`, the step
-            size and the damping are then not used.
+            How to solve, if not by the joint fixed point with one step size; `solver`,
+            the step size and the damping are then not used.
 
         Returns
         -------
         AugmentedSolution
-            The iterate, its KKT residuals, and the objective re-solved from a cold start at x.
+            The iterate, its KKT residuals, and the objective re-solved from a cold
+            start at x.
         """
         joint = self.iterate(
-            z0, x0, params=params, y=y, mu0=mu0, solver=solver, max_steps=max_steps,
-            rtol=rtol, atol=atol, on_failure=on_failure, method=method,
-        )  # fmt: skip
+            z0,
+            x0,
+            params=params,
+            y=y,
+            mu0=mu0,
+            solver=solver,
+            max_steps=max_steps,
+            rtol=rtol,
+            atol=atol,
+            on_failure=on_failure,
+            method=method,
+        )
         z, mu, x = (joint.value[name] for name in ("z", "mu", "x"))
         objective = self.objective(z0, x, params=params, y=y)
-        return AugmentedSolution(z, mu, x, objective, self.kkt(z, mu, x, params=params, y=y), joint)
+        return AugmentedSolution(
+            z, mu, x, objective, self.kkt(z, mu, x, params=params, y=y), joint
+        )
 
     def objective(self, z0: Any, x: Any, *, params: Any, y: Any) -> Array:
-        """ℓ(z*(x), x, y) per sample, z*(x) solved for from `z0`; NaN where that fails."""
+        """ℓ(z*(x), x, y) per sample, z*(x) solved for from `z0`; NaN where that
+        fails.
+        """
         x, params, y = _detached((x, params, y))
         equilibrium = fp.fixed_point(
-            self.f, _detached(z0), (x, params), batch_ndim=self.batch_ndim, on_failure="nan"
+            self.f,
+            _detached(z0),
+            (x, params),
+            batch_ndim=self.batch_ndim,
+            on_failure="nan",
         )
         return self.problem.loss_at(equilibrium.value, x, y, params)
 
     def kkt(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> dict[str, Array]:
         """The norm of each block's residual, undamped and step-free, per sample."""
-        state, (params, y) = _detached({"z": z, "mu": mu, "x": x}), _detached((params, y))
+        state, (params, y) = (
+            _detached({"z": z, "mu": mu, "x": x}),
+            _detached((params, y)),
+        )
         residual = self.operator.evaluate(state, params, y).residual
-        blocks = {name: self._vector(_detached(residual[name])) for name in ("z", "mu", "x")}
-        return {name: space.norm(space.rows(vector)) for name, (space, vector) in blocks.items()}
+        blocks = {
+            name: self._vector(_detached(residual[name])) for name in ("z", "mu", "x")
+        }
+        return {
+            name: space.norm(space.rows(vector))
+            for name, (space, vector) in blocks.items()
+        }
 
     def lagrangian(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> Array:
-        """ℓ + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params alone.
+        """ℓ + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params
+        alone.
 
-        By the envelope theorem its derivative with respect to params is, at a solution, that of the
-        optimal objective: differentiate this, and no backward solve is needed.
+        By the envelope theorem its derivative with respect to params is, at a solution,
+        that of the optimal objective: differentiate this, and no backward solve is
+        needed.
         """
         z, mu, x = _detached((z, mu, x))
         defect = fp.operators.Map(self.f).evaluate(z, x, params).residual
@@ -282,4 +325,6 @@ class AugmentedDEQ:
 def _detached(state: Any) -> Any:
     """`state` without derivatives, where it is Torch's; anything else passes."""
     leaves, structure = tree.flatten(state)
-    return structure.rebuild([x.detach() if hasattr(x, "detach") else x for x in leaves])
+    return structure.rebuild(
+        [x.detach() if hasattr(x, "detach") else x for x in leaves]
+    )

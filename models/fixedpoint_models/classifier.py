@@ -25,7 +25,9 @@ def scores(z: Any, params: Params) -> Any:
 
 
 def cross_entropy(o: Any, classes: Any) -> Any:
-    """−log softmax(o) of the right class, per sample; `classes` has a one in its place."""
+    """−log softmax(o) of the right class, per sample; `classes` has a one in its
+    place.
+    """
     xp = array_namespace(o)
     top = xp.max(o, axis=-1, keepdims=True)
     normaliser = xp.log(xp.sum(xp.exp(o - top), axis=-1)) + top[..., 0]
@@ -63,7 +65,9 @@ def ball(radius: float, norm: str = "l2") -> Callable[[Any], Any]:
         if norm == "linf":
             return xp.clip(x, -radius, radius)
         length = _length(x)
-        return x * (radius / xp.where(length > radius, length, xp.full_like(length, radius)))
+        return x * (
+            radius / xp.where(length > radius, length, xp.full_like(length, radius))
+        )
 
     return project
 
@@ -129,21 +133,28 @@ class DenseClassifier(DenseNetwork):
     --------
     >>> import torch, fixedpoint as fp
     >>> from fixedpoint_models import DenseClassifier, perturbed_map, scores
-    >>> params = DenseClassifier(pixels=64).params(torch.ones(3, 64, dtype=torch.float64))
-    >>> z0, x = torch.zeros(3, 128, dtype=torch.float64), torch.zeros(3, 64, dtype=torch.float64)
+    >>> images = torch.ones(3, 64, dtype=torch.float64)
+    >>> params = DenseClassifier(pixels=64).params(images)
+    >>> z0, x = torch.zeros(3, 128, dtype=torch.float64), 0.0 * images
     >>> sol = fp.fixed_point(perturbed_map, z0, (x, params), batch_ndim=1)
     >>> scores(sol.value, params).shape
     torch.Size([3, 10])
     """
 
     def __init__(
-        self, pixels: int, classes: int = 10, width: int = 128, bound: float = 0.9, seed: int = 0,
+        self,
+        pixels: int,
+        classes: int = 10,
+        width: int = 128,
+        bound: float = 0.9,
+        seed: int = 0,
         dtype: torch.dtype = torch.float64,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(width, pixels, classes, bound, seed, dtype)
 
     def params(self, image: torch.Tensor) -> Params:
-        """What the maps of this module take, a differentiable function of the parameters.
+        """What the maps of this module take, a differentiable function of the
+        parameters.
 
         Parameters
         ----------

@@ -24,7 +24,8 @@ from fixedpoint_models.nested import Nested, Optimizer
 
 FACTORS = (1.05, 1.2, 1.5, 2.0, 4.0)
 JOINT_STEPS = (
-    1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 150, 200,
+    1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100,
+    150, 200,
 )  # fmt: skip
 _ENOUGH = 0.5
 """Seconds after which a run is not repeated."""
@@ -53,7 +54,9 @@ class Task:
 
     def objective(self, x: torch.Tensor) -> float:
         """The mean objective at x, its equilibrium solved for afresh."""
-        return float(self.model.objective(self.z, x, params=self.params, y=self.y).mean())
+        return float(
+            self.model.objective(self.z, x, params=self.params, y=self.y).mean()
+        )
 
 
 def recovery(params: Params, images: torch.Tensor, masks: torch.Tensor) -> Task:
@@ -70,7 +73,11 @@ def recovery(params: Params, images: torch.Tensor, masks: torch.Tensor) -> Task:
     zeros = partial(torch.zeros, dtype=images.dtype)
     model = AugmentedDEQ(equilibrium_map, masked_loss, decode)
     return Task(
-        model, params, (images, masks), zeros(len(images), width), zeros(len(images), latent)
+        model,
+        params,
+        (images, masks),
+        zeros(len(images), width),
+        zeros(len(images), latent),
     )
 
 
@@ -82,10 +89,11 @@ class Trace(NamedTuple):
     name : str
         The method and its settings.
     seconds, objectives, evaluations, products : list
-        At each point of measurement: processor time, re-solved objective, and work spent.
+        At each point of measurement: processor time, re-solved objective, and work
+        spent.
     final : dict of str to tensor
-        z, mu and x at the point with the lowest objective, and the input ``at`` which z and mu
-        were computed.
+        z, mu and x at the point with the lowest objective, and the input ``at`` which z
+        and mu were computed.
     """
 
     name: str
@@ -96,9 +104,13 @@ class Trace(NamedTuple):
     final: dict[str, Any]
 
     def time_to(self, target: float) -> float:
-        """Seconds until the objective was first at or below `target`, infinity if it never was."""
+        """Seconds until the objective was first at or below `target`, infinity if it
+        never was.
+        """
         reached = zip(self.seconds, self.objectives, strict=True)
-        return min((s for s, objective in reached if objective <= target), default=float("inf"))
+        return min(
+            (s for s, objective in reached if objective <= target), default=float("inf")
+        )
 
     @property
     def best(self) -> int:
@@ -107,15 +119,24 @@ class Trace(NamedTuple):
 
 
 def trace_joint(
-    task: Task, name: str, settings: dict[str, Any], *, step_size: float | None = None,
-    steps: Iterable[int] = JOINT_STEPS, repeats: int = 3, seconds: float = math.inf,
-) -> Trace:  # fmt: skip
-    """Run the joint solve from the start for each number of steps; the time is a median.
+    task: Task,
+    name: str,
+    settings: dict[str, Any],
+    *,
+    step_size: float | None = None,
+    steps: Iterable[int] = JOINT_STEPS,
+    repeats: int = 3,
+    seconds: float = math.inf,
+) -> Trace:
+    """Run the joint solve from the start for each number of steps; the time is a
+    median.
 
-    `settings` go to :meth:`AugmentedDEQ.iterate`: a `solver` or a `method`. It ends with the run
-    that takes `seconds`.
+    `settings` go to :meth:`AugmentedDEQ.iterate`: a `solver` or a `method`. It ends
+    with the run that takes `seconds`.
     """
-    model = task.model if step_size is None else replace(task.model, step_size=step_size)
+    model = (
+        task.model if step_size is None else replace(task.model, step_size=step_size)
+    )
     trace = Trace(name, [], [], [], [], {})
     lowest = float("inf")
     for number in steps:
@@ -124,9 +145,14 @@ def trace_joint(
             begin = time.process_time()
             with torch.no_grad():
                 solution = model.iterate(
-                    task.z, task.x, params=task.params, y=task.y, max_steps=number,
-                    on_failure="return", **settings,
-                )  # fmt: skip
+                    task.z,
+                    task.x,
+                    params=task.params,
+                    y=task.y,
+                    max_steps=number,
+                    on_failure="return",
+                    **settings,
+                )
             times.append(time.process_time() - begin)
         objective = task.objective(solution.value["x"])
         work = solution.work
@@ -190,7 +216,9 @@ def nested_methods(problem: Lagrangian) -> dict[str, Nested]:
 
 
 def recipes() -> dict[str, dict[str, Any]]:
-    """The published recipe over a grid: Anderson of type I and II, memory, step size."""
+    """The published recipe over a grid: Anderson of type I and II, memory, step
+    size.
+    """
     grid = itertools.product((0.1, 0.2, 0.4, 0.8), (5, 10, 20), (1, 2))
     return {
         f"recipe, Anderson({memory}) of type {kind}, α={step}": {
@@ -213,7 +241,9 @@ def one_thread() -> Iterator[None]:
 
 
 class Comparison(NamedTuple):
-    """The traces of all methods: the tracked Newton method, the published recipe, nested ones."""
+    """The traces of all methods: the tracked Newton method, the published recipe,
+    nested ones.
+    """
 
     newton: list[Trace]
     recipe: list[Trace]
@@ -226,7 +256,9 @@ class Comparison(NamedTuple):
 
     @property
     def mean_ratio(self) -> float:
-        """The geometric mean of the ratios to the best nested method over all targets."""
+        """The geometric mean of the ratios to the best nested method over all
+        targets.
+        """
         return statistics.geometric_mean(max(ratio, 1e-9) for ratio in self._ratios())
 
     @property
@@ -239,10 +271,14 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    task: Task, *, seconds: float = 0.7, progress: bool = True,
+    task: Task,
+    *,
+    seconds: float = 0.7,
+    progress: bool = True,
     keep: Callable[[str], bool] = bool,
-) -> Comparison:  # fmt: skip
-    """The traces of every joint and every nested method of the grids, in turn on one thread.
+) -> Comparison:
+    """The traces of every joint and every nested method of the grids, in turn on one
+    thread.
 
     Parameters
     ----------
@@ -263,7 +299,9 @@ def compare(
     with one_thread():
         trace_joint(task, "", newton, steps=(2,))  # warms caches, counts for nobody
         ours = [trace_joint(task, "tracked Newton", newton, steps=NEWTON_STEPS)]
-        theirs = [trace_joint(task, k, **v) for k, v in bar(recipe.items(), desc="recipe")]
+        theirs = [
+            trace_joint(task, k, **v) for k, v in bar(recipe.items(), desc="recipe")
+        ]
         others = [
             trace_nested(task, name, one, seconds)
             for name, one in bar(methods.items(), desc="nested")
@@ -281,8 +319,13 @@ class Race(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times faster the joint solve is: below 1 it loses, 0 if it never arrives."""
-        joint, nested = self.joint.time_to(self.target), self.nested.time_to(self.target)
+        """How many times faster the joint solve is: below 1 it loses, 0 if it never
+        arrives.
+        """
+        joint, nested = (
+            self.joint.time_to(self.target),
+            self.nested.time_to(self.target),
+        )
         return 0.0 if joint == float("inf") else nested / joint
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import (
+    MISSING,
+    Field,
+    asdict,
+    dataclass,
+    field,
+    fields,
+    is_dataclass,
+    replace,
+)
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -35,7 +44,8 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any = MISSING, **ends: float) -> Any:
-    """A field of a dataclass of settings whose value, or each of whose values, is in a range.
+    """A field of a dataclass of settings whose value, or each of whose values, is in a
+    range.
 
     Parameters
     ----------
@@ -51,9 +61,10 @@ def setting(default: Any = MISSING, **ends: float) -> Any:
     >>> @dataclass(frozen=True)
     ... class Settings:
     ...     latent: int = setting(16, least=1)
-    >>> build(Settings, {"latent": 0})
+    >>> build(Settings, {"latent": 0})  # doctest: +NORMALIZE_WHITESPACE
     Traceback (most recent call last):
-    fixedpoint_models.config.ConfigError: latent: expected an integer of at least 1, got 0
+    fixedpoint_models.config.ConfigError: latent: expected an integer of at least 1,
+    got 0
     """
     unknown = set(ends) - set(_RANGES)
     if unknown:
@@ -70,7 +81,8 @@ class Training:
     epochs : int
         Passes over the data.
     learning_rate, final_rate : float
-        Of Adam, at the start; and the part of it that is left at the end of the half cosine.
+        Of Adam, at the start; and the part of it that is left at the end of the half
+        cosine.
     clip : float, optional
         The largest norm of a gradient; longer ones are shortened.
     weight_decay : float
@@ -104,12 +116,16 @@ class Config:
 
     def overridden(self, seed: int | None, epochs: int | None) -> Config:
         """The same with another seed or number of epochs, where they are given."""
-        training = self.training if epochs is None else replace(self.training, epochs=epochs)
+        training = (
+            self.training if epochs is None else replace(self.training, epochs=epochs)
+        )
         settings = self.settings if seed is None else replace(self.settings, seed=seed)
         return replace(self, training=training, settings=settings)
 
     def plain(self) -> dict[str, Any]:
-        """All settings in dicts, lists, numbers and strings, as a checkpoint keeps them."""
+        """All settings in dicts, lists, numbers and strings, as a checkpoint keeps
+        them.
+        """
         return {"training": plain(self.training), "settings": plain(self.settings)}
 
 
@@ -127,7 +143,9 @@ def plain(settings: Any) -> Any:
 def shipped() -> list[str]:
     """The names of the files that come with this package."""
     names = (file.name for file in _CONFIGS.iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return sorted(
+        name.removesuffix(".yaml") for name in names if name.endswith(".yaml")
+    )
 
 
 def load_config(source: str, task: str, settings: type[Any]) -> Config:
@@ -153,7 +171,9 @@ def load_config(source: str, task: str, settings: type[Any]) -> Config:
         raise ConfigError(f"{source}: task: expected {task!r}, got {found!r}")
     try:
         training = build(Training, content.pop("training", {}), "training")
-        return Config(name=Path(source).stem, training=training, settings=build(settings, content))
+        return Config(
+            name=Path(source).stem, training=training, settings=build(settings, content)
+        )
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -163,12 +183,18 @@ def _read(source: str) -> dict[str, Any]:
     path = Path(source)
     if not known and not path.is_file():
         names = ", ".join(shipped())
-        raise ConfigError(f"{source}: no such file, and none of those that come along: {names}")
+        raise ConfigError(
+            f"{source}: no such file, and none of those that come along: {names}"
+        )
     try:
-        text = (_CONFIGS / f"{source}.yaml" if known else path).read_text(encoding="utf-8")
+        text = (_CONFIGS / f"{source}.yaml" if known else path).read_text(
+            encoding="utf-8"
+        )
         content = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{source}: not a YAML file ({' '.join(str(error).split())})") from None
+        raise ConfigError(
+            f"{source}: not a YAML file ({' '.join(str(error).split())})"
+        ) from None
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected keys and values, got {_shown(content)}")
     return content
@@ -184,9 +210,13 @@ def _unique_mapping(self: Any, node: Any, deep: bool = False) -> Any:
 
 
 # PyYAML's safe loader, which also takes 1e-3 for a number.
-_Loader: Any = type("_Loader", (yaml.SafeLoader,), {"construct_mapping": _unique_mapping})
+_Loader: Any = type(
+    "_Loader", (yaml.SafeLoader,), {"construct_mapping": _unique_mapping}
+)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
 )
 
 
@@ -196,8 +226,8 @@ def build(kind: type[Any], content: Any, where: str = "") -> Any:
     Parameters
     ----------
     kind : type
-        The dataclass. Fields are bool, int, float, str, Path, Literal, another dataclass, a
-        ``tuple[X, ...]`` of these, or one of these or None.
+        The dataclass. Fields are bool, int, float, str, Path, Literal, another
+        dataclass, a ``tuple[X, ...]`` of these, or one of these or None.
     content : dict
         Its keys and values.
     where : str, optional
@@ -206,7 +236,8 @@ def build(kind: type[Any], content: Any, where: str = "") -> Any:
     Raises
     ------
     ConfigError
-        If a key is unknown or missing, or a value of the wrong type or out of its range.
+        If a key is unknown or missing, or a value of the wrong type or out of its
+        range.
     """
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected keys and values, got {_shown(content)}")
@@ -217,10 +248,16 @@ def build(kind: type[Any], content: Any, where: str = "") -> Any:
                 f"{_join(where, key)}: unknown key, expected one of {', '.join(known)}"
             )
     for name, entry in known.items():
-        if name not in content and entry.default is MISSING and entry.default_factory is MISSING:
+        if (
+            name not in content
+            and entry.default is MISSING
+            and entry.default_factory is MISSING
+        ):
             raise ConfigError(f"{_join(where, name)}: missing")
     hints = get_type_hints(kind)
-    values = {k: _value(v, hints[k], known[k], _join(where, k)) for k, v in content.items()}
+    values = {
+        k: _value(v, hints[k], known[k], _join(where, k)) for k, v in content.items()
+    }
     try:
         return kind(**values)
     except ConfigError:
@@ -248,7 +285,9 @@ def _value(value: Any, kind: Any, entry: Field[Any], key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise _expected(key, "a list", value)
-        return tuple(convert(v, arms[0], key=f"{key}[{i}]") for i, v in enumerate(value))
+        return tuple(
+            convert(v, arms[0], key=f"{key}[{i}]") for i, v in enumerate(value)
+        )
     if isinstance(kind, type) and is_dataclass(kind):
         return build(kind, value, key)
     return _scalar(value, kind, entry, key)
@@ -260,7 +299,9 @@ def _scalar(value: Any, kind: Any, entry: Field[Any], key: str) -> Any:
     expected = f"{_NAMES[kind]} of {bounds}" if bounds else _NAMES[kind]
     accepted = {float: (int, float), Path: (str,)}.get(kind, (kind,))
     # A bool is an int to Python, but `epochs: true` is a mistake.
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, accepted) or (
+        isinstance(value, bool) and kind is not bool
+    ):
         raise _expected(key, expected, value)
     value = kind(value)
     if kind in (int, float) and (

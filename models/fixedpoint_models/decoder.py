@@ -12,7 +12,9 @@ Params = dict[str, Any]
 
 
 def equilibrium_map(z: Any, x: Any, params: Params) -> Any:
-    """f(z, x) = tanh(Wz + Ux + b), a contraction as ‖W‖₂ < 1; z of shape (batch, width)."""
+    """f(z, x) = tanh(Wz + Ux + b), a contraction as ‖W‖₂ < 1; z of shape (batch,
+    width).
+    """
     drive = z @ params["W"].T + x @ params["U"].T + params["b"]
     return array_namespace(z).tanh(drive)
 
@@ -25,7 +27,8 @@ def decode(z: Any, params: Params) -> Any:
 def masked_loss(decoded: Any, x: Any, y: tuple[Any, Any], params: Params) -> Any:
     """s‖m ∘ (D(z) − image)‖² + λ‖x‖² per sample, of D(z) and y = (image, m).
 
-    s = 64/pixels puts images of every size on the scale of 8×8, so that one step size serves them.
+    s = 64/pixels puts images of every size on the scale of 8×8, so that one step size
+    serves them.
     """
     image, mask = y
     xp = array_namespace(decoded)
@@ -34,7 +37,8 @@ def masked_loss(decoded: Any, x: Any, y: tuple[Any, Any], params: Params) -> Any
 
 
 class DenseNetwork(torch.nn.Module):
-    """The parameters of z = tanh(Wz + Ux + b) and of the read-out Cz + c, W = γV / max(1, ‖V‖₂).
+    """The parameters of z = tanh(Wz + Ux + b) and of the read-out Cz + c, W = γV /
+    max(1, ‖V‖₂).
 
     Parameters
     ----------
@@ -49,7 +53,13 @@ class DenseNetwork(torch.nn.Module):
     """
 
     def __init__(
-        self, width: int, inputs: int, outputs: int, bound: float, seed: int, dtype: torch.dtype
+        self,
+        width: int,
+        inputs: int,
+        outputs: int,
+        bound: float,
+        seed: int,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         if not 0.0 < bound < 1.0:
@@ -58,7 +68,9 @@ class DenseNetwork(torch.nn.Module):
         generator = torch.Generator().manual_seed(seed)
 
         def normal(rows: int, columns: int) -> torch.nn.Parameter:
-            weights = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+            weights = torch.randn(
+                rows, columns, generator=generator, dtype=torch.float64
+            )
             return torch.nn.Parameter((weights / math.sqrt(columns)).to(dtype))
 
         self.V = normal(width, width)
@@ -77,8 +89,8 @@ class DenseNetwork(torch.nn.Module):
 class DenseDecoder(DenseNetwork):
     """The parameters of the decoder, W bounded by its parametrisation.
 
-    W = γV / max(1, ‖V‖₂), so that ‖W‖₂ ≤ γ < 1 whatever V is: the equilibrium exists, is unique,
-    and Picard iteration finds it.
+    W = γV / max(1, ‖V‖₂), so that ‖W‖₂ ≤ γ < 1 whatever V is: the equilibrium exists,
+    is unique, and Picard iteration finds it.
 
     Parameters
     ----------
@@ -120,5 +132,7 @@ class DenseDecoder(DenseNetwork):
         self.latent, self.prior = latent, prior
 
     def params(self) -> Params:
-        """What the maps of this module take, a differentiable function of the parameters."""
+        """What the maps of this module take, a differentiable function of the
+        parameters.
+        """
         return {**self.weights(), "prior": self.prior, "scale": 64 / len(self.c)}

@@ -1,4 +1,6 @@
-"""The main job: train an equilibrium decoder on images, hide a square, and recover it."""
+"""The main job: train an equilibrium decoder on images, hide a square, and recover
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from rich.table import Table
 
 import fixedpoint as fp
 from fixedpoint_models.augmented import AugmentedDEQ
-from fixedpoint_models.comparison import Comparison, Task, Trace, compare, races, recovery
+from fixedpoint_models.comparison import (
+    Comparison,
+    Task,
+    Trace,
+    compare,
+    races,
+    recovery,
+)
 from fixedpoint_models.data import square_masks
 from fixedpoint_models.decoder import decode, equilibrium_map, masked_loss
 from fixedpoint_models.methods import TrackedNewton
@@ -42,7 +51,9 @@ def split(images: Any, seed: int) -> Split:
     height, width = images.shape[1:]
     rows = torch.as_tensor(images[order].reshape(len(images), -1), dtype=torch.float64)
     masks = square_masks(held_out, height, width, seed).reshape(held_out, -1)
-    return Split(rows[held_out:], rows[:held_out], torch.as_tensor(masks), (height, width))
+    return Split(
+        rows[held_out:], rows[:held_out], torch.as_tensor(masks), (height, width)
+    )
 
 
 def run(images: Any, output: Path, backend: str, seed: int, settings: Training) -> None:
@@ -55,7 +66,8 @@ def run(images: Any, output: Path, backend: str, seed: int, settings: Training) 
     output : Path
         The folder for the pictures and the checkpoint.
     backend : {"torch", "jax"}
-        With "jax" the joint solve is repeated on JAX with the same weights, and compared.
+        With "jax" the joint solve is repeated on JAX with the same weights, and
+        compared.
     seed : int
         Of the split, the masks, the weights and the batches.
     settings : Training
@@ -64,16 +76,23 @@ def run(images: Any, output: Path, backend: str, seed: int, settings: Training) 
     console = Console(width=120)
     output.mkdir(parents=True, exist_ok=True)
     parts = split(images, seed)
-    console.print(f"{len(parts.train)} images to train on, {len(parts.held_out)} to recover")
+    console.print(
+        f"{len(parts.train)} images to train on, {len(parts.held_out)} to recover"
+    )
     trained = train(parts.train, settings, output / "checkpoint.pt")
     task = recovery(trained.params(), parts.held_out, parts.masks)
     found = compare(task)
     best = [min(traces, key=lambda trace: min(trace.objectives)) for traces in found]
     console.print(_table(task, best), _race_table(found))
     draw_race(
-        {"tracked Newton": found.newton, "published recipe": found.recipe, "nested": found.nested},
-        found.lowest, output / "race.png",
-    )  # fmt: skip
+        {
+            "tracked Newton": found.newton,
+            "published recipe": found.recipe,
+            "nested": found.nested,
+        },
+        found.lowest,
+        output / "race.png",
+    )
     draw_recovered(_rows(task, best, parts.shape), output / "recovered.png")
     console.print(f"pictures: {output / 'recovered.png'}, {output / 'race.png'}")
     if backend == "jax":
@@ -83,39 +102,64 @@ def run(images: Any, output: Path, backend: str, seed: int, settings: Training) 
 def _table(task: Task, traces: list[Trace]) -> Table:
     """What the best joint and the best nested method reached, and for how much."""
     table = Table(
-        "method", "seconds", "f", "vjp", "re-solved objective", "masked MSE", "KKT z / μ / x",
+        "method",
+        "seconds",
+        "f",
+        "vjp",
+        "re-solved objective",
+        "masked MSE",
+        "KKT z / μ / x",
         title="At the lowest objective of the best of each grid",
-    )  # fmt: skip
+    )
     for trace in traces:
         i, final = trace.best, trace.final
-        kkt = task.model.kkt(final["z"], final["mu"], final["at"], params=task.params, y=task.y)
+        kkt = task.model.kkt(
+            final["z"], final["mu"], final["at"], params=task.params, y=task.y
+        )
         table.add_row(
-            trace.name, f"{trace.seconds[i]:.3f}", str(trace.evaluations[i]),
-            str(trace.products[i]), f"{trace.objectives[i]:.4f}",
+            trace.name,
+            f"{trace.seconds[i]:.3f}",
+            str(trace.evaluations[i]),
+            str(trace.products[i]),
+            f"{trace.objectives[i]:.4f}",
             f"{_masked_mse(task, final['x']):.4f}",
             " / ".join(f"{float(norm.mean()):.1e}" for norm in kkt.values()),
-        )  # fmt: skip
+        )
     return table
 
 
 def _race_table(found: Comparison) -> Table:
     """The time of the tracked Newton method to each target, and of the others."""
     table = Table(
-        "target", "tracked Newton", "best nested", "seconds", "ratio", "nested Adam", "recipe",
-        title="Seconds to a multiple of the lowest objective; the others tuned for each target",
+        "target",
+        "tracked Newton",
+        "best nested",
+        "seconds",
+        "ratio",
+        "nested Adam",
+        "recipe",
+        title="Seconds to a multiple of the lowest objective; "
+        "the others tuned for each target",
         caption=(
             "ratio: best nested / tracked Newton. "
-            f"Geometric mean {found.mean_ratio:.1f}, worst ratio {found.worst_ratio:.1f}"
+            f"Geometric mean {found.mean_ratio:.1f}, worst ratio "
+            f"{found.worst_ratio:.1f}"
         ),
-    )  # fmt: skip
+    )
     for race in races(found.newton, found.nested, found.lowest):
         adam = [trace for trace in found.nested if "Adam" in trace.name]
-        others = [min(t.time_to(race.target) for t in traces) for traces in (adam, found.recipe)]
+        others = [
+            min(t.time_to(race.target) for t in traces)
+            for traces in (adam, found.recipe)
+        ]
         table.add_row(
-            f"{race.factor} ×", f"{race.joint.time_to(race.target):.4f}", race.nested.name,
-            f"{race.nested.time_to(race.target):.4f}", f"{race.ratio:.1f}",
+            f"{race.factor} ×",
+            f"{race.joint.time_to(race.target):.4f}",
+            race.nested.name,
+            f"{race.nested.time_to(race.target):.4f}",
+            f"{race.ratio:.1f}",
             *(f"{seconds:.4f}" for seconds in others),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -159,23 +203,34 @@ def compare_with_jax(task: Task, steps: int = 100) -> str:
 
     def to_jax(tree: Any) -> Any:
         return jax.tree.map(
-            lambda leaf: jnp.asarray(leaf.numpy()) if isinstance(leaf, torch.Tensor) else leaf, tree
+            lambda leaf: (
+                jnp.asarray(leaf.numpy()) if isinstance(leaf, torch.Tensor) else leaf
+            ),
+            tree,
         )
 
-    # In a trace it cannot be seen that the tangents are good enough: both take as many steps.
+    # In a trace it cannot be seen that the tangents are good enough: both take as many
+    # steps.
     method = TrackedNewton(blocks=4, tangent_rtol=0.0)
 
     def solve(arguments: Any, max_steps: int) -> Any:
         z, x, params, y = arguments
         solution = model.iterate(
-            z, x, params=params, y=y, method=method, max_steps=max_steps,
+            z,
+            x,
+            params=params,
+            y=y,
+            method=method,
+            max_steps=max_steps,
             on_failure="return",
-        )  # fmt: skip
+        )
         return solution.value["x"]
 
     here = (task.z, task.x, task.params, task.y)
     solve_there = jax.jit(solve, static_argnums=1)
-    difference = np.abs(np.asarray(solve_there(to_jax(here), 5)) - solve(here, 5).numpy()).max()
+    difference = np.abs(
+        np.asarray(solve_there(to_jax(here), 5)) - solve(here, 5).numpy()
+    ).max()
     ours = task.objective(solve(here, steps))
     theirs = task.objective(torch.as_tensor(np.array(solve_there(to_jax(here), steps))))
     line = (

@@ -1,4 +1,6 @@
-"""Convex games between the patches of an image: priors trained through their equilibrium."""
+"""Convex games between the patches of an image: priors trained through their
+equilibrium.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,20 @@ class PatchGrid:
         check_count("size", self.size, 1)
         check_count("stride", self.stride, 1)
         if self.stride > self.size:
-            raise ValueError(f"stride must be at most the size, {self.size}, got {self.stride}")
+            raise ValueError(
+                f"stride must be at most the size, {self.size}, got {self.stride}"
+            )
 
     def cut(self, image: Tensor) -> Tensor:
-        """The patches, of shape (batch, pixels, patches), of images (batch, 1, H, W)."""
+        """The patches, of shape (batch, pixels, patches), of images (batch, 1, H,
+        W).
+        """
         return functional.unfold(image, self.size, stride=self.stride)
 
     def average(self, patches: Tensor, shape: torch.Size) -> Tensor:
-        """The images of `shape` in which each pixel is the mean of its values in `patches`."""
+        """The images of `shape` in which each pixel is the mean of its values in
+        `patches`.
+        """
         return self._sum(patches, shape) / self.count(patches, shape)
 
     def count(self, like: Tensor, shape: torch.Size) -> Tensor:
@@ -62,15 +70,25 @@ class PatchGrid:
         return self._sum(self.cut(like.new_ones(1, 1, *shape[-2:])), shape)
 
     def _sum(self, patches: Tensor, shape: torch.Size) -> Tensor:
-        return functional.fold(patches, (shape[-2], shape[-1]), self.size, stride=self.stride)
+        return functional.fold(
+            patches, (shape[-2], shape[-1]), self.size, stride=self.stride
+        )
 
     def check(self, image: Tensor) -> None:
-        """Raise ValueError unless `image` is (batch, 1, H, W), and the patches cover it."""
+        """Raise ValueError unless `image` is (batch, 1, H, W), and the patches cover
+        it.
+        """
         if image.ndim != 4 or image.shape[1] != 1:
-            raise ValueError(f"image must be of shape (batch, 1, H, W), got {tuple(image.shape)}")
-        if any(side < self.size or (side - self.size) % self.stride for side in image.shape[-2:]):
             raise ValueError(
-                f"image must be covered by patches of side {self.size} with stride {self.stride}, "
+                f"image must be of shape (batch, 1, H, W), got {tuple(image.shape)}"
+            )
+        if any(
+            side < self.size or (side - self.size) % self.stride
+            for side in image.shape[-2:]
+        ):
+            raise ValueError(
+                f"image must be covered by patches of side {self.size} with stride "
+                f"{self.stride}, "
                 f"got sides {tuple(image.shape[-2:])}"
             )
 
@@ -95,7 +113,11 @@ def proximal_step(codes: Tensor, image: Tensor, params: Params) -> Tensor:
 
 def _gradient(codes: Tensor, image: Tensor, params: Params) -> Tensor:
     """Of the smooth part of each agent's cost with respect to its own code."""
-    grid, coupling, dictionary = params["grid"], params["coupling"], params["dictionary"]
+    grid, coupling, dictionary = (
+        params["grid"],
+        params["coupling"],
+        params["dictionary"],
+    )
     pieces = dictionary @ codes
     share = coupling * (1.0 - 1.0 / grid.count(pieces, image.shape))
     average = grid.average(pieces, image.shape)
@@ -111,39 +133,44 @@ class PatchGame(torch.nn.Module):
 
         ½‖Pᵢy − Dzᵢ‖² + Σₖ wₖ|zᵢₖ| + ½ρ‖zᵢ‖² + ½κ‖Dzᵢ − Pᵢx̄‖² ,
 
-    with x̄ the image in which each pixel is the mean of its values in all pieces Dzⱼ, those of
-    agent i included: it wants to agree with its neighbours on the pixels they share. The answer is
-    x̄ at the Nash equilibrium, where no agent gains by changing its own code alone. The dictionary
-    D and the weights w > 0, one for each atom, are learned by differentiating that equilibrium
-    implicitly.
+    with x̄ the image in which each pixel is the mean of its values in all pieces Dzⱼ,
+    those of agent i included: it wants to agree with its neighbours on the pixels they
+    share. The answer is x̄ at the Nash equilibrium, where no agent gains by changing
+    its own code alone. The dictionary D and the weights w > 0, one for each atom, are
+    learned by differentiating that equilibrium implicitly.
 
-    *Existence.* Let z be all codes, 𝒟 the block diagonal matrix of the D, B the diagonal matrix
-    with 1/c for a pixel that is in c patches, and Π what replaces each pixel of a piece by its
-    mean. Π is an orthogonal projection and commutes with B. The own part of Dzᵢ − Pᵢx̄ is
-    (I − Bᵢ)Dzᵢ, so that the costs are convex in own codes, with the own gradients
+    *Existence.* Let z be all codes, 𝒟 the block diagonal matrix of the D, B the
+    diagonal matrix with 1/c for a pixel that is in c patches, and Π what replaces each
+    pixel of a piece by its mean. Π is an orthogonal projection and commutes with B. The
+    own part of Dzᵢ − Pᵢx̄ is (I − Bᵢ)Dzᵢ, so that the costs are convex in own codes,
+    with the own gradients
 
         𝒟ᵀ(𝒟z − Py) + κ𝒟ᵀ(I − B)(I − Π)𝒟z + ρz .
 
-    As (I − B)(I − Π) is symmetric and positive semidefinite, with norm at most 1, these are the
-    gradients of a function of z, convex and with the weighted norm coercive, and its minimisers
-    are the equilibria: they exist, and x̄ is the same at all of them.
+    As (I − B)(I − Π) is symmetric and positive semidefinite, with norm at most 1, these
+    are the gradients of a function of z, convex and with the weighted norm coercive,
+    and its minimisers are the equilibria: they exist, and x̄ is the same at all of
+    them.
 
-    *Convergence.* With ‖D‖ = 1, to which D is scaled, the Hessian lies between ρ and
-    L = 1 + κ + ρ. For a step α < 2/L the map z ↦ prox(z − α·gradient) is averaged: Picard
-    iteration finds an equilibrium from any start. For ρ > 0 it is a contraction with the factor
-    max(1 − αρ, αL − 1) at most, and the codes are unique too, as implicit derivatives need: where
-    D has more columns than rows, ρ = 0 may leave them undetermined.
+    *Convergence.* With ‖D‖ = 1, to which D is scaled, the Hessian lies between ρ and L
+    = 1 + κ + ρ. For a step α < 2/L the map z ↦ prox(z − α·gradient) is averaged: Picard
+    iteration finds an equilibrium from any start. For ρ > 0 it is a contraction with
+    the factor max(1 − αρ, αL − 1) at most, and the codes are unique too, as implicit
+    derivatives need: where D has more columns than rows, ρ = 0 may leave them
+    undetermined.
 
     Parameters
     ----------
     size : int, optional
         The side of a patch, in pixels.
     atoms : int, optional
-        Columns of D, which is an overcomplete cosine basis at first, lowest frequencies first.
+        Columns of D, which is an overcomplete cosine basis at first, lowest frequencies
+        first.
     stride : int, optional
         Pixels from one patch to the next.
     weight : float, optional
-        The weights at first. The constant atom, whose code is the mean, has a hundredth of it.
+        The weights at first. The constant atom, whose code is the mean, has a hundredth
+        of it.
     coupling : float, optional
         κ ≥ 0. With 0 each patch is coded alone.
     ridge : float, optional
@@ -151,8 +178,9 @@ class PatchGame(torch.nn.Module):
     step : float, optional
         The step α, below 2/L; by default 1.5/L. The equilibrium does not depend on it.
     solver : Solver, optional
-        By default ``fixedpoint.Anderson()``, and ``fixedpoint.SQUAREM()`` where that stalls. Both
-        may stall short of tight tolerances where L/ρ is large; Picard iteration then takes long.
+        By default ``fixedpoint.Anderson()``, and ``fixedpoint.SQUAREM()`` where that
+        stalls. Both may stall short of tight tolerances where L/ρ is large; Picard
+        iteration then takes long.
     adjoint : Adjoint, optional
         By default ``fixedpoint.ImplicitAdjoint()``.
     rtol, atol : float, optional
@@ -162,9 +190,9 @@ class PatchGame(torch.nn.Module):
 
     References
     ----------
-    Lecouat, Ponce and Mairal, "A flexible framework for designing trainable priors with adaptive
-    smoothing and game encoding", NeurIPS 2020, arXiv:2006.14859. Its layers are unrolled, and its
-    costs more varied.
+    Lecouat, Ponce and Mairal, "A flexible framework for designing trainable priors with
+    adaptive smoothing and game encoding", NeurIPS 2020, arXiv:2006.14859. Its layers
+    are unrolled, and its costs more varied.
 
     Examples
     --------
@@ -172,7 +200,8 @@ class PatchGame(torch.nn.Module):
     >>> from fixedpoint_models.games import PatchGame
     >>> game = PatchGame(size=4, atoms=25)
     >>> clean = torch.linspace(0.0, 1.0, 12).expand(1, 1, 12, 12)
-    >>> noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    >>> noisy = clean + 0.1 * torch.randn(clean.shape,
+    ...                                   generator=torch.Generator().manual_seed(0))
     >>> denoised = game.denoise(noisy)
     >>> bool((denoised - clean).square().mean() < 0.3 * (noisy - clean).square().mean())
     True
@@ -200,7 +229,9 @@ class PatchGame(torch.nn.Module):
         check_positive("weight", weight)
         for name, value in (("coupling", coupling), ("ridge", ridge)):
             if not 0.0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+                raise ValueError(
+                    f"{name} must be finite and not negative, got {value!r}"
+                )
         self.coupling, self.ridge = coupling, ridge
         self.step = self._checked(step)
         self.solver = solver or fp.Fallback([fp.Anderson(), fp.SQUAREM()])
@@ -209,7 +240,9 @@ class PatchGame(torch.nn.Module):
         self.atoms = torch.nn.Parameter(cosines(size, atoms))
         weights = torch.full((atoms,), weight)
         weights[0] *= 0.01
-        self.raw_weights = torch.nn.Parameter(weights + torch.log(-torch.expm1(-weights)))
+        self.raw_weights = torch.nn.Parameter(
+            weights + torch.log(-torch.expm1(-weights))
+        )
 
     def _checked(self, step: float | None) -> float:
         """The step, by default one that is safe."""
@@ -231,11 +264,17 @@ class PatchGame(torch.nn.Module):
         return functional.softplus(self.raw_weights)
 
     def params(self) -> Params:
-        """What :func:`proximal_step` takes, with the dictionary and weights as they are now."""
+        """What :func:`proximal_step` takes, with the dictionary and weights as they are
+        now.
+        """
         return {
-            "dictionary": self.dictionary(), "weights": self.weights(), "grid": self.grid,
-            "coupling": self.coupling, "ridge": self.ridge, "step": self.step,
-        }  # fmt: skip
+            "dictionary": self.dictionary(),
+            "weights": self.weights(),
+            "grid": self.grid,
+            "coupling": self.coupling,
+            "ridge": self.ridge,
+            "step": self.step,
+        }
 
     def forward(self, image: Tensor) -> Tensor:
         """The denoised images, of shape (batch, 1, H, W) as the noisy ones."""
@@ -247,8 +286,11 @@ class PatchGame(torch.nn.Module):
             denoised: Tensor = self(image)
         return denoised
 
-    def solve(self, image: Tensor, z0: Tensor | None = None, **settings: Any) -> fp.Solution:
-        """The codes of the equilibrium, of shape (batch, atoms, patches), with their status.
+    def solve(
+        self, image: Tensor, z0: Tensor | None = None, **settings: Any
+    ) -> fp.Solution:
+        """The codes of the equilibrium, of shape (batch, atoms, patches), with their
+        status.
 
         Parameters
         ----------
@@ -262,13 +304,20 @@ class PatchGame(torch.nn.Module):
         self.grid.check(image)
         params = self.params()
         start = (
-            torch.zeros_like(params["dictionary"].T @ self.grid.cut(image)) if z0 is None else z0
+            torch.zeros_like(params["dictionary"].T @ self.grid.cut(image))
+            if z0 is None
+            else z0
         )
         own: dict[str, Any] = {
-            "solver": self.solver, "adjoint": self.adjoint, "rtol": self.rtol,
-            "atol": self.atol, "test": "residual", "max_steps": self.max_steps, "batch_ndim": 1,
+            "solver": self.solver,
+            "adjoint": self.adjoint,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "test": "residual",
+            "max_steps": self.max_steps,
+            "batch_ndim": 1,
             "batched_args": (True, False),
-        }  # fmt: skip
+        }
         return fp.fixed_point(proximal_step, start, (image, params), **(own | settings))
 
     def reconstruct(self, codes: Tensor, shape: torch.Size) -> Tensor:
@@ -277,14 +326,16 @@ class PatchGame(torch.nn.Module):
 
 
 def cosines(size: int, atoms: int) -> Tensor:
-    """An overcomplete cosine basis: its columns have unit norm, and all but the first mean zero.
+    """An overcomplete cosine basis: its columns have unit norm, and all but the first
+    mean zero.
 
     Parameters
     ----------
     size : int
         The side of a patch.
     atoms : int
-        Columns, those of lowest frequency of the products of ⌈√atoms⌉ cosines along each axis.
+        Columns, those of lowest frequency of the products of ⌈√atoms⌉ cosines along
+        each axis.
 
     Examples
     --------
@@ -294,9 +345,13 @@ def cosines(size: int, atoms: int) -> Tensor:
     """
     number = math.isqrt(atoms - 1) + 1
     frequency = torch.arange(number)
-    line = torch.cos(torch.pi / number * (torch.arange(size)[:, None] + 0.5) * frequency)
+    line = torch.cos(
+        torch.pi / number * (torch.arange(size)[:, None] + 0.5) * frequency
+    )
     line[:, 1:] -= line[:, 1:].mean(0)
-    order = torch.argsort((frequency[:, None] + frequency).flatten(), stable=True)[:atoms]
+    order = torch.argsort((frequency[:, None] + frequency).flatten(), stable=True)[
+        :atoms
+    ]
     return functional.normalize(torch.kron(line, line)[:, order], dim=0)
 
 
@@ -312,8 +367,8 @@ def train_denoiser(
 ) -> list[float]:
     """Train the dictionary and the weights of `game`, in place, by Adam.
 
-    The loss is the mean squared error of the denoised images. Noise is drawn anew in each step,
-    and the learning rate falls to a tenth along a half cosine.
+    The loss is the mean squared error of the denoised images. Noise is drawn anew in
+    each step, and the learning rate falls to a tenth along a half cosine.
 
     Parameters
     ----------
@@ -348,12 +403,16 @@ def train_denoiser(
         fall = 0.55 + 0.45 * math.cos(math.pi * step / steps)
         optimiser.param_groups[0]["lr"] = learning_rate * fall
         clean = images[torch.randint(len(images), (batch_size,), generator=generator)]
-        losses.append(_adam_step(game, optimiser, clean, _noisy(clean, sigma, generator)))
+        losses.append(
+            _adam_step(game, optimiser, clean, _noisy(clean, sigma, generator))
+        )
     return losses
 
 
 def _noisy(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """White noise added; drawn on the CPU in single precision, and so the same everywhere."""
+    """White noise added; drawn on the CPU in single precision, and so the same
+    everywhere.
+    """
     return clean + sigma * torch.randn(clean.shape, generator=generator).to(clean)
 
 

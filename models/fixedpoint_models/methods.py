@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from fixedpoint_models.augmented import AugmentedDEQ
 
 
-# The published rule: any iterate of so many steps, and later residuals up to this factor.
+# The published rule: any iterate of so many steps, and later residuals up to this
+# factor.
 _FREE_STEPS, _TOLERATED = 10, 1.3
 
 
@@ -30,10 +31,11 @@ class TrackedNewton:
 
     See :class:`fixedpoint.operators.ReducedNewton`.
 
-    Right for inputs of few entries, up to a hundred or so, without constraints. How the equilibrium
-    moves with the input is computed once, for one sample that stands for all: where all rows of
-    z0 and x0 agree, at their equilibrium, and otherwise at that of zero. Samples that have
-    converged leave the batch where all arrays of y have an entry for each.
+    Right for inputs of few entries, up to a hundred or so, without constraints. How the
+    equilibrium moves with the input is computed once, for one sample that stands for
+    all: where all rows of z0 and x0 agree, at their equilibrium, and otherwise at that
+    of zero. Samples that have converged leave the batch where all arrays of y have an
+    entry for each.
 
     Parameters
     ----------
@@ -42,8 +44,8 @@ class TrackedNewton:
     forcing, damping : float, optional
         As for :class:`fixedpoint.operators.ReducedNewton`.
     inner_rtol : float, optional
-        Relative tolerance of the equilibrium that everything starts from, before it is corrected
-        by the tangents.
+        Relative tolerance of the equilibrium that everything starts from, before it is
+        corrected by the tangents.
 
     Examples
     --------
@@ -51,7 +53,8 @@ class TrackedNewton:
     >>> from fixedpoint_models import AugmentedDEQ, TrackedNewton
     >>> model = AugmentedDEQ(
     ...     lambda z, x, w: w * z + x, lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1))
-    >>> sol = model.solve(torch.zeros(2, 1), torch.zeros(2, 1), params=torch.tensor(0.5),
+    >>> sol = model.solve(torch.zeros(2, 1), torch.zeros(2, 1),
+    ...                   params=torch.tensor(0.5),
     ...                   y=torch.tensor([[2.0], [1.0]]), method=TrackedNewton())
     >>> [round(float(x), 4) for x in sol.x]
     [0.8, 0.4]
@@ -64,7 +67,14 @@ class TrackedNewton:
     inner_rtol: float = 1e-2
 
     def solve(
-        self, model: AugmentedDEQ, z0: Any, mu0: Any, x0: Any, params: Any, y: Any, **control: Any
+        self,
+        model: AugmentedDEQ,
+        z0: Any,
+        mu0: Any,
+        x0: Any,
+        params: Any,
+        y: Any,
+        **control: Any,
     ) -> fp.Solution:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
 
@@ -73,7 +83,8 @@ class TrackedNewton:
         del mu0
         if model.project is not None or model.batch_ndim != 1:
             raise ValueError(
-                "TrackedNewton is for one axis of samples and inputs without constraints: "
+                "TrackedNewton is for one axis of samples and inputs without "
+                "constraints: "
                 "use TrackedDescent"
             )
         problem, shared = model.problem, _same_rows(z0) and _same_rows(x0)
@@ -90,30 +101,43 @@ class TrackedNewton:
         newton = ReducedNewton(problem, self.forcing, self.damping)
         start = newton.start(z, x0, params, y, local)
         found = fp.fixed_point(
-            newton, start, (params, y, local), solver=fp.Picard(keep_last=True), batch_ndim=1,
-            batched_args=(False, True, False) if _per_sample(y, z0) else None, **control,
-        )  # fmt: skip
+            newton,
+            start,
+            (params, y, local),
+            solver=fp.Picard(keep_last=True),
+            batch_ndim=1,
+            batched_args=(False, True, False) if _per_sample(y, z0) else None,
+            **control,
+        )
         return _without_memory(found, work.plus(Work(vjp=found.work.f)))
 
-    def _equilibrium(self, problem: Lagrangian, z: Any, x: Any, params: Any) -> tuple[Any, Work]:
+    def _equilibrium(
+        self, problem: Lagrangian, z: Any, x: Any, params: Any
+    ) -> tuple[Any, Work]:
         found = fp.fixed_point(
-            problem.f, z, (x, params), rtol=self.inner_rtol, test="residual", batch_ndim=1,
+            problem.f,
+            z,
+            (x, params),
+            rtol=self.inner_rtol,
+            test="residual",
+            batch_ndim=1,
             on_failure="return",
-        )  # fmt: skip
+        )
         return found.value, found.work
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedDescent:
-    """Descent in the input, with state and adjoint tracked; see the operator of the same name.
+    """Descent in the input, with state and adjoint tracked; see the operator of the
+    same name.
 
     Right for inputs of many entries and for constraints: attacks, for one.
 
     Parameters
     ----------
     rule : DescentRule
-        How the input moves: ``Momentum``, ``BarzilaiBorwein`` or ``ConditionalGradient`` of
-        :mod:`fixedpoint.operators`.
+        How the input moves: ``Momentum``, ``BarzilaiBorwein`` or
+        ``ConditionalGradient`` of :mod:`fixedpoint.operators`.
     sweeps : int, optional
         Evaluations of f and products for each move.
 
@@ -124,7 +148,8 @@ class TrackedDescent:
     >>> from fixedpoint_models import AugmentedDEQ, TrackedDescent
     >>> model = AugmentedDEQ(
     ...     lambda z, x, w: w * z + x, lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1))
-    >>> sol = model.solve(torch.zeros(1, 1), torch.zeros(1, 1), params=torch.tensor(0.5),
+    >>> sol = model.solve(torch.zeros(1, 1), torch.zeros(1, 1),
+    ...                   params=torch.tensor(0.5),
     ...                   y=torch.tensor([[2.0]]), max_steps=200,
     ...                   method=TrackedDescent(rule=Momentum(step_size=0.1)))
     >>> [round(float(x), 3) for x in sol.x]
@@ -135,27 +160,41 @@ class TrackedDescent:
     sweeps: int = 2
 
     def solve(
-        self, model: AugmentedDEQ, z0: Any, mu0: Any, x0: Any, params: Any, y: Any, **control: Any
+        self,
+        model: AugmentedDEQ,
+        z0: Any,
+        mu0: Any,
+        x0: Any,
+        params: Any,
+        y: Any,
+        **control: Any,
     ) -> fp.Solution:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
         descent = operators.TrackedDescent(
             model.problem, self.rule, model.project, self.sweeps, model.batch_ndim
         )
         found = fp.fixed_point(
-            descent, descent.start(z0, x0, mu0), (params, y), solver=fp.Picard(keep_last=True),
-            batch_ndim=model.batch_ndim, **control,
-        )  # fmt: skip
+            descent,
+            descent.start(z0, x0, mu0),
+            (params, y),
+            solver=fp.Picard(keep_last=True),
+            batch_ndim=model.batch_ndim,
+            **control,
+        )
         evaluations = self.sweeps * found.work.f
-        return _without_memory(found, Work(f=evaluations - found.work.f, vjp=evaluations))
+        return _without_memory(
+            found, Work(f=evaluations - found.work.f, vjp=evaluations)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The joint fixed point as it was published: a baseline.
 
-    Anderson's iteration on z, μ and x together, the first two damped, and x moved by steps that
-    drop once. Each sample keeps its best iterate: any of the first ten; later, one whose residual
-    is the lowest, or whose loss is lower while its residual is less than 1.3 times the lowest.
+    Anderson's iteration on z, μ and x together, the first two damped, and x moved by
+    steps that drop once. Each sample keeps its best iterate: any of the first ten;
+    later, one whose residual is the lowest, or whose loss is lower while its residual
+    is less than 1.3 times the lowest.
 
     Parameters
     ----------
@@ -170,8 +209,8 @@ class Recipe:
 
     References
     ----------
-    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-    networks", NeurIPS 2021, arXiv:2111.13236.
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+    equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 
     Examples
     --------
@@ -179,8 +218,10 @@ class Recipe:
     >>> from fixedpoint_models import AugmentedDEQ, Recipe
     >>> model = AugmentedDEQ(
     ...     lambda z, x, w: w * z + x, lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1))
-    >>> sol = model.solve(torch.zeros(1, 1), torch.zeros(1, 1), params=torch.tensor(0.5),
-    ...                   y=torch.tensor([[2.0]]), method=Recipe(step_size=0.1, later=0.03))
+    >>> sol = model.solve(torch.zeros(1, 1), torch.zeros(1, 1),
+    ...                   params=torch.tensor(0.5),
+    ...                   y=torch.tensor([[2.0]]),
+    ...                   method=Recipe(step_size=0.1, later=0.03))
     >>> [round(float(x), 3) for x in sol.x]
     [0.8]
     """
@@ -194,32 +235,61 @@ class Recipe:
     adjoint_damping: float = 0.6
 
     def solve(
-        self, model: AugmentedDEQ, z0: Any, mu0: Any, x0: Any, params: Any, y: Any, *,
-        max_steps: int, on_failure: str, **control: Any,
-    ) -> fp.Solution:  # fmt: skip
+        self,
+        model: AugmentedDEQ,
+        z0: Any,
+        mu0: Any,
+        x0: Any,
+        params: Any,
+        y: Any,
+        *,
+        max_steps: int,
+        on_failure: str,
+        **control: Any,
+    ) -> fp.Solution:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
         solver = fp.Anderson(memory=self.memory, type=self.type)
-        best = _Best(lambda state: model.problem.loss_at(state["z"], state["x"], y, params))
+        best = _Best(
+            lambda state: model.problem.loss_at(state["z"], state["x"], y, params)
+        )
         state, work, taken = {"z": z0, "mu": mu0, "x": x0}, Work(), 0
         first = round(self.drop * max_steps)
-        for alpha, before, steps in ((self.step_size, 0, first), (self.later, first, max_steps)):
+        for alpha, before, steps in (
+            (self.step_size, 0, first),
+            (self.later, first, max_steps),
+        ):
             note = partial(best.note, before)
             operator = replace(
-                model, step_size=alpha, state_damping=self.state_damping,
+                model,
+                step_size=alpha,
+                state_damping=self.state_damping,
                 adjoint_damping=self.adjoint_damping,
-            ).operator  # fmt: skip
+            ).operator
             found = fp.fixed_point(
-                operator, state, (params, y), solver=solver, max_steps=steps - before,
-                callback=note, batch_ndim=model.batch_ndim, on_failure="return", **control,
-            )  # fmt: skip
+                operator,
+                state,
+                (params, y),
+                solver=solver,
+                max_steps=steps - before,
+                callback=note,
+                batch_ndim=model.batch_ndim,
+                on_failure="return",
+                **control,
+            )
             work, taken = work.plus(found.work), taken + found.steps
             note(max_steps, found.value, found.residual_norm)
             state = best.state
         # What is said of the iterate that is returned is found out at it.
         last = fp.fixed_point(
-            operator, state, (params, y), solver=solver, max_steps=0, batch_ndim=model.batch_ndim,
-            on_failure=on_failure, **control,
-        )  # fmt: skip
+            operator,
+            state,
+            (params, y),
+            solver=solver,
+            max_steps=0,
+            batch_ndim=model.batch_ndim,
+            on_failure=on_failure,
+            **control,
+        )
         work = work.plus(last.work)
         return replace(last, work=work.plus(Work(vjp=work.f)), steps=taken)
 
@@ -240,7 +310,11 @@ class _Best:
         """
         cost, xp = self.loss(state), array_namespace(residual)
         if self.state is None:
-            self.state, self.residual, self.cost = leafwise(_copy, state), residual, cost
+            self.state, self.residual, self.cost = (
+                leafwise(_copy, state),
+                residual,
+                cost,
+            )
             return False
         lower = (cost < self.cost) & (residual < _TOLERATED * self.residual)
         better = (residual < self.residual) | lower
@@ -280,7 +354,9 @@ def _same_rows(container: Any) -> bool:
 
 
 def _per_sample(y: Any, z: Any) -> bool:
-    """Whether all arrays of y have an entry for each sample of z, so that samples may leave."""
+    """Whether all arrays of y have an entry for each sample of z, so that samples may
+    leave.
+    """
     number = tree.flatten(z)[0][0].shape[:1]
     arrays = [leaf for leaf in tree.flatten(y)[0] if hasattr(leaf, "shape")]
     return bool(arrays) and all(leaf.shape[:1] == number for leaf in arrays)

@@ -66,16 +66,20 @@ def _affine(z: Tensor, W: Tensor, drive: Tensor, *inverse: Tensor) -> Tensor:
     return z @ W.T + drive
 
 
-def _resolvent(v: Tensor, alpha: float, W: Tensor, drive: Tensor, inverse: Tensor) -> Tensor:
+def _resolvent(
+    v: Tensor, alpha: float, W: Tensor, drive: Tensor, inverse: Tensor
+) -> Tensor:
     del alpha, W, drive
     return v @ inverse.T
 
 
 class MonotoneDEQ(torch.nn.Module):
-    """The layer x ↦ z*, where z* = σ(Wz* + Ux + b) has one solution, whatever its parameters.
+    """The layer x ↦ z*, where z* = σ(Wz* + Ux + b) has one solution, whatever its
+    parameters.
 
-    W is a :class:`MonotoneLinear`, σ = prox¹ of a convex function. z* is found by operator
-    splitting, and differentiated implicitly by the same splitting; both converge from every start.
+    W is a :class:`MonotoneLinear`, σ = prox¹ of a convex function. z* is found by
+    operator splitting, and differentiated implicitly by the same splitting; both
+    converge from every start.
 
     Parameters
     ----------
@@ -87,9 +91,9 @@ class MonotoneDEQ(torch.nn.Module):
         The operator. Peaceman-Rachford splitting inverts a matrix for every call and
         takes two matrix products a step where the other takes one, but far fewer steps.
     step : float, optional
-        The step α. By default it follows W: 2/‖I − W‖ for Peaceman-Rachford splitting, and three
-        quarters of :func:`fixedpoint.operators.largest_step` for forward-backward splitting, which
-        refuses a step beyond that.
+        The step α. By default it follows W: 2/‖I − W‖ for Peaceman-Rachford splitting,
+        and three quarters of :func:`fixedpoint.operators.largest_step` for
+        forward-backward splitting, which refuses a step beyond that.
     prox : callable, optional
         ``prox(v, alpha)``, the proximal operator of αh: ReLU by default.
     solver : Solver, optional
@@ -97,8 +101,9 @@ class MonotoneDEQ(torch.nn.Module):
     adjoint : Adjoint, optional
         By default Picard iteration as well.
     rtol : float, optional
-        As in :func:`fixedpoint.fixed_point`, of both solves. In single precision forward-backward
-        splitting with small steps reaches the default and not much less.
+        As in :func:`fixedpoint.fixed_point`, of both solves. In single precision
+        forward-backward splitting with small steps reaches the default and not much
+        less.
     max_steps : int, optional
         Of the solve, and of the default adjoint.
 
@@ -129,12 +134,16 @@ class MonotoneDEQ(torch.nn.Module):
     ) -> None:
         super().__init__()
         if splitting not in _OPERATORS:
-            raise ValueError(f"splitting must be one of {list(_OPERATORS)}, got {splitting!r}")
+            raise ValueError(
+                f"splitting must be one of {list(_OPERATORS)}, got {splitting!r}"
+            )
         if step is not None:
             check_positive("step", step)
         self.splitting, self.step, self.prox = splitting, step, prox
         self.solver = solver or fp.Picard()
-        self.adjoint = adjoint or fp.ImplicitAdjoint(solver=fp.Picard(), max_steps=max_steps)
+        self.adjoint = adjoint or fp.ImplicitAdjoint(
+            solver=fp.Picard(), max_steps=max_steps
+        )
         self.rtol, self.max_steps = rtol, max_steps
         self.state = MonotoneLinear(width, m)
         self.input = torch.nn.Linear(inputs, width)
@@ -144,8 +153,11 @@ class MonotoneDEQ(torch.nn.Module):
         value: Tensor = self.solve(x).value
         return value
 
-    def solve(self, x: Tensor, z0: Tensor | None = None, **settings: Any) -> fp.Solution:
-        """The solution with its status, steps and residual, from the start `z0` or zero.
+    def solve(
+        self, x: Tensor, z0: Tensor | None = None, **settings: Any
+    ) -> fp.Solution:
+        """The solution with its status, steps and residual, from the start `z0` or
+        zero.
 
         `settings` go to :func:`fixedpoint.fixed_point`.
         """
@@ -153,10 +165,14 @@ class MonotoneDEQ(torch.nn.Module):
         operator, inverse = _OPERATORS[self.splitting](W.detach(), self.prox, self.step)
         start = torch.zeros_like(drive) if z0 is None else z0
         own: dict[str, Any] = {
-            "solver": self.solver, "adjoint": self.adjoint, "rtol": self.rtol,
-            "test": "residual", "norm": "leaves",
-            "max_steps": self.max_steps, "batch_ndim": x.ndim - 1,
-        }  # fmt: skip
+            "solver": self.solver,
+            "adjoint": self.adjoint,
+            "rtol": self.rtol,
+            "test": "residual",
+            "norm": "leaves",
+            "max_steps": self.max_steps,
+            "batch_ndim": x.ndim - 1,
+        }
         return fp.fixed_point(operator, start, (W, drive, *inverse), **(own | settings))
 
 
@@ -167,16 +183,24 @@ def _forward_backward(W: Tensor, prox: Any, step: float | None) -> Split:
     limit = largest_step(W)
     if step is not None and not step < limit:
         raise ValueError(
-            f"step must be below {limit:.3g} for forward-backward splitting with these weights, "
+            f"step must be below {limit:.3g} for forward-backward splitting with these "
+            "weights, "
             f"got {step!r}: leave it out, or use peaceman_rachford"
         )
-    return ForwardBackward(_affine, prox, 0.75 * limit if step is None else step, limit), ()
+    return ForwardBackward(
+        _affine, prox, 0.75 * limit if step is None else step, limit
+    ), ()
 
 
 def _peaceman_rachford(W: Tensor, prox: Any, step: float | None) -> Split:
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
     alpha = step or 2.0 / float(torch.linalg.matrix_norm(identity - W, 2))
-    return PeacemanRachford(_affine, prox, _resolvent, alpha), (resolvent_matrix(W, alpha),)
+    return PeacemanRachford(_affine, prox, _resolvent, alpha), (
+        resolvent_matrix(W, alpha),
+    )
 
 
-_OPERATORS = {"peaceman_rachford": _peaceman_rachford, "forward_backward": _forward_backward}
+_OPERATORS = {
+    "peaceman_rachford": _peaceman_rachford,
+    "forward_backward": _forward_backward,
+}

@@ -1,4 +1,6 @@
-"""The nested method: descent on the input, an equilibrium and an adjoint solved at each step."""
+"""The nested method: descent on the input, an equilibrium and an adjoint solved at each
+step.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,8 @@ class Progress(NamedTuple):
 class Nested:
     """Minimise ℓ(z*(x), x, y) over x by a first-order method on x.
 
-    Every step solves z = f(z, x), then μ = (∂f/∂z)ᵀμ + ∂ℓ/∂z, each from where it stood a step
-    ago, and hands ∇ₓ = (∂f/∂x)ᵀμ + ∂ℓ/∂x to an optimiser of ``torch.optim``.
+    Every step solves z = f(z, x), then μ = (∂f/∂z)ᵀμ + ∂ℓ/∂z, each from where it stood
+    a step ago, and hands ∇ₓ = (∂f/∂x)ᵀμ + ∂ℓ/∂x to an optimiser of ``torch.optim``.
 
     Parameters
     ----------
@@ -74,7 +76,9 @@ class Nested:
     project: Callable[[torch.Tensor], torch.Tensor] | None = None
     normalised: bool = False
 
-    def steps(self, z: Any, x: torch.Tensor, *, params: Any, y: Any) -> Iterator[Progress]:
+    def steps(
+        self, z: Any, x: torch.Tensor, *, params: Any, y: Any
+    ) -> Iterator[Progress]:
         """Descend from `x`, without end: the caller stops."""
         mu = leafwise(torch.zeros_like, z)
         x = x.clone().requires_grad_()
@@ -88,16 +92,25 @@ class Nested:
             at = x.detach().clone()
             self._move(optimizer, x, gradient, loss)
             seconds += time.process_time() - begin
-            # The linearisation for the adjoint evaluates f once more at the equilibrium.
+            # The linearisation for the adjoint evaluates f once more at the
+            # equilibrium.
             evaluations += equilibrium.work.f + 1
             products += pulled
-            yield Progress(at, z, mu, x.detach().clone(), seconds, evaluations, products)
+            yield Progress(
+                at, z, mu, x.detach().clone(), seconds, evaluations, products
+            )
 
     def _move(
-        self, optimizer: torch.optim.Optimizer, x: torch.Tensor, gradient: torch.Tensor, loss: float
+        self,
+        optimizer: torch.optim.Optimizer,
+        x: torch.Tensor,
+        gradient: torch.Tensor,
+        loss: float,
     ) -> None:
         if self.normalised:
-            gradient = torch.nn.functional.normalize(gradient.flatten(1)).reshape(gradient.shape)
+            gradient = torch.nn.functional.normalize(gradient.flatten(1)).reshape(
+                gradient.shape
+            )
         x.grad = gradient
         optimizer.step(lambda: loss)
         if self.project is not None:
@@ -107,16 +120,25 @@ class Nested:
     def _solve(self, f: Callable[..., Any], start: Any, args: Any) -> fp.Solution:
         with torch.no_grad():
             return fp.fixed_point(
-                f, start, args, solver=self.solver, rtol=self.tolerance, test="residual",
-                batch_ndim=1, on_failure="return",
-            )  # fmt: skip
+                f,
+                start,
+                args,
+                solver=self.solver,
+                rtol=self.tolerance,
+                test="residual",
+                batch_ndim=1,
+                on_failure="return",
+            )
 
     def _adjoint(
         self, z: Any, mu: Any, x: torch.Tensor, params: Any, y: Any
     ) -> tuple[Any, torch.Tensor, float, int]:
         """The adjoint, the gradient in x, the loss, and the products they took."""
         leaves, structure = tree.flatten(z)
-        leaves, x = [leaf.clone().requires_grad_() for leaf in leaves], x.requires_grad_()
+        leaves, x = (
+            [leaf.clone().requires_grad_() for leaf in leaves],
+            x.requires_grad_(),
+        )
         with torch.enable_grad():
             state = structure.rebuild(leaves)
             image = tree.flatten(self.problem.f(state, x, params))[0]
@@ -128,7 +150,9 @@ class Nested:
         def adjoint(mu: Any) -> Any:
             seeds = tree.flatten(mu)[0]
             pulled = torch.autograd.grad(image, leaves, seeds, retain_graph=True)
-            return structure.rebuild([a + b for a, b in zip(pulled, right, strict=True)])
+            return structure.rebuild(
+                [a + b for a, b in zip(pulled, right, strict=True)]
+            )
 
         solution = self._solve(adjoint, mu, ())
         mu = solution.value

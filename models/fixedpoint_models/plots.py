@@ -30,7 +30,9 @@ def draw_recovered(rows: Mapping[str, Any], file: Path) -> None:
 
 
 def fill_with_images(figure: FigureBase, rows: Mapping[str, Any]) -> None:
-    """Draw a grid of images in a figure, or a part of one; rows as for `draw_recovered`."""
+    """Draw a grid of images in a figure, or a part of one; rows as for
+    `draw_recovered`.
+    """
     columns = len(next(iter(rows.values())))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
@@ -77,5 +79,9 @@ def draw_race(groups: Mapping[str, Sequence[Trace]], lowest: float, file: Path) 
 
 def _reached(traces: Sequence[Trace], seconds: float) -> float:
     """The lowest objective of any trace until then."""
-    points = (pair for t in traces for pair in zip(t.seconds, t.objectives, strict=True))
-    return min((objective for s, objective in points if s <= seconds), default=float("inf"))
+    points = (
+        pair for t in traces for pair in zip(t.seconds, t.objectives, strict=True)
+    )
+    return min(
+        (objective for s, objective in points if s <= seconds), default=float("inf")
+    )

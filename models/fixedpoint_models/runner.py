@@ -65,7 +65,8 @@ def processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     Parameters
     ----------
     device : str
-        "cpu", "cuda", or "cuda:0" and the like; with torchrun "cuda" is each process's own.
+        "cpu", "cuda", or "cuda:0" and the like; with torchrun "cuda" is each process's
+        own.
 
     Raises
     ------
@@ -73,7 +74,9 @@ def processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
         If there is no such device.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    place = checked_device(device, int(os.environ.get("LOCAL_RANK", "0")) if ranks > 1 else None)
+    place = checked_device(
+        device, int(os.environ.get("LOCAL_RANK", "0")) if ranks > 1 else None
+    )
     if ranks == 1:
         yield Processes(), place
         return
@@ -102,7 +105,9 @@ def checked_device(name: str, local_rank: int | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"--device: expected cpu, cuda or cuda:0, got {name!r}") from None
+        raise DeviceError(
+            f"--device: expected cpu, cuda or cuda:0, got {name!r}"
+        ) from None
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(f"--device: expected cpu, cuda or cuda:0, got {name!r}")
     if device.type == "cuda":
@@ -117,7 +122,9 @@ def checked_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def mixed_dtype(device: torch.device) -> torch.dtype:
-    """The type of mixed precision: bfloat16, or float16 on CUDA devices that lack it."""
+    """The type of mixed precision: bfloat16, or float16 on CUDA devices that lack
+    it.
+    """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return torch.float16
     return torch.bfloat16
@@ -169,7 +176,8 @@ class Run:
     def __post_init__(self) -> None:
         settings = self.config.training
         self.epoch = 0
-        # All processes have made the same parameters; from here on each draws its own numbers.
+        # All processes have made the same parameters; from here on each draws its own
+        # numbers.
         torch.manual_seed(self.config.settings.seed + self.team.rank)
         self.optimizer = torch.optim.Adam(
             self.experiment.module.parameters(),
@@ -198,9 +206,13 @@ class Run:
         log = Log(self.folder, self.epoch) if first else None
         epochs = self.config.training.epochs
         bar = tqdm(
-            range(self.epoch, epochs), initial=self.epoch, total=epochs, desc=self.name,
-            unit="epoch", disable=not (progress and first),
-        )  # fmt: skip
+            range(self.epoch, epochs),
+            initial=self.epoch,
+            total=epochs,
+            desc=self.name,
+            unit="epoch",
+            disable=not (progress and first),
+        )
         for _ in bar:
             row = self._epoch()
             self.epoch += 1
@@ -246,13 +258,16 @@ class Run:
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient is not finite in epoch {self.epoch + 1}: lower the learning rate"
+                f"the gradient is not finite in epoch {self.epoch + 1}: lower the "
+                "learning rate"
             )
         self.optimizer.step()
         return {**metrics, "gradient_norm": norm}
 
     def save(self) -> None:
-        """Write beside the file and rename: a checkpoint is whole, or it is the one before."""
+        """Write beside the file and rename: a checkpoint is whole, or it is the one
+        before.
+        """
         random = self.team.everywhere(_random_state())
         if self.team.rank != 0:
             return
@@ -303,16 +318,23 @@ def load_checkpoint(file: Path, task: str) -> dict[str, Any]:
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
-        raise CheckpointError(f"{file}: not a checkpoint ({type(error).__name__})") from error
+        raise CheckpointError(
+            f"{file}: not a checkpoint ({type(error).__name__})"
+        ) from error
     if not isinstance(content, dict) or not set(content) >= _KEYS:
         raise CheckpointError(f"{file}: not a checkpoint of this program")
     if content["task"] != task:
-        raise CheckpointError(f"{file}: a checkpoint of {content['task']!r}, expected {task!r}")
+        raise CheckpointError(
+            f"{file}: a checkpoint of {content['task']!r}, expected {task!r}"
+        )
     return content
 
 
 def restore(
-    experiment: Experiment, content: dict[str, Any], file: Path, config: Config | None = None
+    experiment: Experiment,
+    content: dict[str, Any],
+    file: Path,
+    config: Config | None = None,
 ) -> None:
     """Give a task the parameters and the state of a checkpoint.
 
@@ -325,8 +347,9 @@ def restore(
     file : Path
         Where it was read, for messages.
     config : Config, optional
-        The settings that the task was made with, to compare with those that it was trained with:
-        with another seed, say, images that are held out now may be those it was trained on.
+        The settings that the task was made with, to compare with those that it was
+        trained with: with another seed, say, images that are held out now may be those
+        it was trained on.
 
     Raises
     ------
@@ -334,32 +357,39 @@ def restore(
         If it does not fit.
     """
     if config is not None:
-        _refuse_difference(file, content["config"]["settings"], config.plain()["settings"])
+        _refuse_difference(
+            file, content["config"]["settings"], config.plain()["settings"]
+        )
     try:
         experiment.module.load_state_dict(content["module"])
         experiment.load_state_dict(content["experiment"])
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{file}: does not fit these settings ({reason})") from error
+        raise CheckpointError(
+            f"{file}: does not fit these settings ({reason})"
+        ) from error
 
 
 def _refuse_difference(file: Path, old: Any, new: Any) -> None:
     difference = _difference(old, new)
     if difference:
-        raise CheckpointError(f"{file}: written with other settings ({difference}); "
-                              "move it away to start anew")  # fmt: skip
+        raise CheckpointError(
+            f"{file}: written with other settings ({difference}); "
+            "move it away to start anew"
+        )
 
 
 class Log:
-    """What is written down of each epoch: a row of a CSV file, and points for TensorBoard.
+    """What is written down of each epoch: a row of a CSV file, and points for
+    TensorBoard.
 
     Parameters
     ----------
     folder : Path
         Where the files are.
     epoch : int
-        The epochs that are kept of a file that is there: a run may have been interrupted after a
-        row was written and before the checkpoint was.
+        The epochs that are kept of a file that is there: a run may have been
+        interrupted after a row was written and before the checkpoint was.
     """
 
     def __init__(self, folder: Path, epoch: int) -> None:
@@ -391,7 +421,9 @@ class Log:
         new = not self.columns
         self.columns = self.columns or list(row)
         if set(row) != set(self.columns):
-            raise TrainingError(f"{self.file}: the columns are {self.columns}, got {list(row)}")
+            raise TrainingError(
+                f"{self.file}: the columns are {self.columns}, got {list(row)}"
+            )
         with self.file.open("a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self.columns)
             if new:
@@ -409,7 +441,9 @@ def _tensorboard(folder: Path, epoch: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
     except ImportError:
-        tqdm.write("TensorBoard is not installed (extra 'tensorboard'): metrics.csv alone")
+        tqdm.write(
+            "TensorBoard is not installed (extra 'tensorboard'): metrics.csv alone"
+        )
         return None
     writer: Callable[..., Any] = SummaryWriter
     return writer(str(folder / "tensorboard"), purge_step=epoch + 1)
@@ -436,13 +470,20 @@ def _gradients(module: torch.nn.Module) -> list[torch.Tensor]:
     for parameter in module.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return [
+        parameter.grad
+        for parameter in module.parameters()
+        if parameter.grad is not None
+    ]
 
 
 def _mean(parts: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
     """The metrics of all processes, weighted; a process without samples has none."""
     names = next(metrics for weight, metrics in parts if weight)
-    return {n: sum(weight * metrics[n] for weight, metrics in parts if weight) for n in names}
+    return {
+        n: sum(weight * metrics[n] for weight, metrics in parts if weight)
+        for n in names
+    }
 
 
 def _random_state() -> dict[str, torch.Tensor]:
@@ -462,6 +503,10 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
     """The first setting in which two differ, or nothing."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return "" if old == new else f"{where}: {old!r}, now {new!r}"
-    pairs = ((key, old.get(key), new.get(key)) for key in [*old, *(set(new) - set(old))])
-    found = (_difference(a, b, f"{where}.{key}" if where else key) for key, a, b in pairs)
+    pairs = (
+        (key, old.get(key), new.get(key)) for key in [*old, *(set(new) - set(old))]
+    )
+    found = (
+        _difference(a, b, f"{where}.{key}" if where else key) for key, a, b in pairs
+    )
     return next(filter(None, found), "")

@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 import fixedpoint as fp
 from fixedpoint_models.augmented import AugmentedDEQ
-from fixedpoint_models.decoder import DenseDecoder, Params, decode, equilibrium_map, masked_loss
+from fixedpoint_models.decoder import (
+    DenseDecoder,
+    Params,
+    decode,
+    equilibrium_map,
+    masked_loss,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +66,29 @@ class Trained:
     codes: torch.Tensor
 
     def params(self, prior: float = 0.03) -> Params:
-        """The decoder's parameters without derivatives, for codes of unit second moment.
+        """The decoder's parameters without derivatives, for codes of unit second
+        moment.
 
-        With S the second moment of the codes, U S^(1/2) in place of U makes the second moment of
-        S^(-1/2)x the identity, so that λ‖x‖² is the prior under which the codes were drawn, and
-        one step size suits all entries.
+        With S the second moment of the codes, U S^(1/2) in place of U makes the second
+        moment of S^(-1/2)x the identity, so that λ‖x‖² is the prior under which the
+        codes were drawn, and one step size suits all entries.
 
         Parameters
         ----------
         prior : float, optional
-            λ, about the variance of a pixel that the decoder leaves unexplained, or somewhat more.
+            λ, about the variance of a pixel that the decoder leaves unexplained, or
+            somewhat more.
         """
         with torch.no_grad():
             params = self.decoder.params()
-            variances, axes = torch.linalg.eigh(self.codes.T @ self.codes / len(self.codes))
+            variances, axes = torch.linalg.eigh(
+                self.codes.T @ self.codes / len(self.codes)
+            )
             root = (axes * torch.sqrt(torch.clamp(variances, min=0.0))) @ axes.T
-        frozen = {k: p.detach() if isinstance(p, torch.Tensor) else p for k, p in params.items()}
+        frozen = {
+            k: p.detach() if isinstance(p, torch.Tensor) else p
+            for k, p in params.items()
+        }
         return {**frozen, "U": frozen["U"] @ root, "prior": prior}
 
 
@@ -101,11 +114,13 @@ class CheckpointError(ValueError):
 def train(
     images: torch.Tensor, settings: Training, checkpoint: Path, *, progress: bool = True
 ) -> Trained:
-    """Train a decoder and a latent code per image, going on from `checkpoint` if it is there.
+    """Train a decoder and a latent code per image, going on from `checkpoint` if it is
+    there.
 
-    Each step takes the joint iteration for z, μ and x of a batch a few steps further from where it
-    stood an epoch ago, and then the parameters one step of Adam along the gradient that the
-    envelope theorem gives, μᵀ∂f/∂θ + ∂ℓ/∂θ: there is no backward solve.
+    Each step takes the joint iteration for z, μ and x of a batch a few steps further
+    from where it stood an epoch ago, and then the parameters one step of Adam along the
+    gradient that the envelope theorem gives, μᵀ∂f/∂θ + ∂ℓ/∂θ: there is no backward
+    solve.
 
     Parameters
     ----------
@@ -114,8 +129,8 @@ def train(
     settings : Training
         How to train.
     checkpoint : Path
-        Written after each epoch. A run that was interrupted goes on from there and ends as it would
-        have without the interruption.
+        Written after each epoch. A run that was interrupted goes on from there and ends
+        as it would have without the interruption.
     progress : bool, optional
         Whether to show a progress bar.
 
@@ -133,9 +148,13 @@ def train(
     if checkpoint.exists():
         _restore(run, images, settings, checkpoint)
     bar = tqdm(
-        range(run.epoch, settings.epochs), initial=run.epoch, total=settings.epochs,
-        desc="training", unit="epoch", disable=not progress,
-    )  # fmt: skip
+        range(run.epoch, settings.epochs),
+        initial=run.epoch,
+        total=settings.epochs,
+        desc="training",
+        unit="epoch",
+        disable=not progress,
+    )
     for _ in bar:
         bar.set_postfix(loss=f"{_epoch(run, images, settings):.3f}")
         run.epoch += 1
@@ -144,13 +163,18 @@ def train(
 
 
 def _begin(images: torch.Tensor, settings: Training) -> _Run:
-    decoder = DenseDecoder(images.shape[1], settings.width, settings.latent, seed=settings.seed)
+    decoder = DenseDecoder(
+        images.shape[1], settings.width, settings.latent, seed=settings.seed
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     number = images.shape[0]
     joint = {
         "z": torch.zeros(number, settings.width, dtype=torch.float64),
         "mu": torch.zeros(number, settings.width, dtype=torch.float64),
-        "x": 0.01 * torch.randn(number, settings.latent, generator=generator, dtype=torch.float64),
+        "x": 0.01
+        * torch.randn(
+            number, settings.latent, generator=generator, dtype=torch.float64
+        ),
     }
     optimizer = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
     return _Run(decoder, optimizer, generator, joint)
@@ -169,20 +193,32 @@ def _epoch(run: _Run, images: torch.Tensor, settings: Training) -> float:
     return total / len(images)
 
 
-def _step(run: _Run, batch: torch.Tensor, rows: torch.Tensor, settings: Training) -> float:
+def _step(
+    run: _Run, batch: torch.Tensor, rows: torch.Tensor, settings: Training
+) -> float:
     """The joint solve for one batch, and one step of Adam."""
-    model = AugmentedDEQ(equilibrium_map, masked_loss, decode, step_size=settings.step_size)
+    model = AugmentedDEQ(
+        equilibrium_map, masked_loss, decode, step_size=settings.step_size
+    )
     params, y = run.decoder.params(), (batch, torch.ones_like(batch))
     z, mu, x = (run.joint[name][rows] for name in ("z", "mu", "x"))
     solution = model.iterate(
-        z, x, mu0=mu, params=params, y=y, max_steps=settings.joint_steps, on_failure="return",
+        z,
+        x,
+        mu0=mu,
+        params=params,
+        y=y,
+        max_steps=settings.joint_steps,
+        on_failure="return",
         solver=fp.Anderson(memory=settings.memory),
-    )  # fmt: skip
+    )
     for name, block in solution.value.items():
         run.joint[name][rows] = block
     loss = model.lagrangian(**solution.value, params=params, y=y).mean()
     if not bool(torch.isfinite(loss)):
-        raise TrainingError(f"the loss is not finite at epoch {run.epoch}: lower the learning rate")
+        raise TrainingError(
+            f"the loss is not finite at epoch {run.epoch}: lower the learning rate"
+        )
     run.optimizer.zero_grad()
     loss.backward()
     run.optimizer.step()
@@ -190,14 +226,20 @@ def _step(run: _Run, batch: torch.Tensor, rows: torch.Tensor, settings: Training
 
 
 def fingerprint(images: torch.Tensor) -> str:
-    """What tells images from others: of their bytes, as sums depend on the number of threads."""
+    """What tells images from others: of their bytes, as sums depend on the number of
+    threads.
+    """
     array = images.detach().cpu().contiguous().numpy()
     content = f"{array.dtype} {array.shape}".encode() + array.tobytes()
     return hashlib.sha256(content).hexdigest()
 
 
-def _save(run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path) -> None:
-    """Write beside the file and rename, so that a checkpoint is whole or the one before it."""
+def _save(
+    run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path
+) -> None:
+    """Write beside the file and rename, so that a checkpoint is whole or the one before
+    it.
+    """
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "settings": asdict(settings),
@@ -213,14 +255,18 @@ def _save(run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path)
     partial.replace(checkpoint)
 
 
-def _restore(run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path) -> None:
+def _restore(
+    run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path
+) -> None:
     content = _load(checkpoint)
     if content["settings"] != asdict(settings):
         raise CheckpointError(
             f"{checkpoint}: written with other settings; move it away to start anew"
         )
     if content["images"] != fingerprint(images):
-        raise CheckpointError(f"{checkpoint}: written for other images; move it away to start anew")
+        raise CheckpointError(
+            f"{checkpoint}: written for other images; move it away to start anew"
+        )
     run.decoder.load_state_dict(content["decoder"])
     run.optimizer.load_state_dict(content["optimizer"])
     run.generator.set_state(content["generator"])
@@ -231,10 +277,18 @@ def _load(checkpoint: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
-        raise CheckpointError(f"{checkpoint}: not a checkpoint ({type(error).__name__})") from error
-    missing = {"settings", "images", "decoder", "optimizer", "generator", "joint", "epoch"} - set(
-        content
-    )
+        raise CheckpointError(
+            f"{checkpoint}: not a checkpoint ({type(error).__name__})"
+        ) from error
+    missing = {
+        "settings",
+        "images",
+        "decoder",
+        "optimizer",
+        "generator",
+        "joint",
+        "epoch",
+    } - set(content)
     if missing:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of this program")
     return content

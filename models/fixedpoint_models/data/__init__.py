@@ -1,7 +1,8 @@
-"""Images to train and test on: published sets, photographs, glyphs, and few-shot episodes.
+"""Images to train and test on: published sets, photographs, glyphs, and few-shot
+episodes.
 
-All is read from local files, or from files that come with installed packages; nothing is
-downloaded, and nothing is unpickled. Everything is NumPy.
+All is read from local files, or from files that come with installed packages; nothing
+is downloaded, and nothing is unpickled. Everything is NumPy.
 """
 
 from fixedpoint_models.data.few_shot import (
@@ -15,7 +16,11 @@ from fixedpoint_models.data.few_shot import (
 from fixedpoint_models.data.folders import celeba, omniglot
 from fixedpoint_models.data.fonts import glyphs
 from fixedpoint_models.data.images import DataError, digits, load_images, square_masks
-from fixedpoint_models.data.patches import TEST_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, photographs
+from fixedpoint_models.data.patches import (
+    TEST_PHOTOGRAPHS,
+    TRAIN_PHOTOGRAPHS,
+    photographs,
+)
 from fixedpoint_models.data.records import cifar10, mnist
 
 __all__ = [

@@ -47,7 +47,9 @@ class FewShot:
     def __post_init__(self) -> None:
         shape = self.images.shape
         if len(shape) != 4 or shape[2] != shape[3]:
-            raise ValueError(f"images must be (classes, examples, side, side), got {shape}")
+            raise ValueError(
+                f"images must be (classes, examples, side, side), got {shape}"
+            )
         if len(self.names) != len(self.images):
             raise ValueError(f"names must be {len(self.images)}, got {len(self.names)}")
 
@@ -62,10 +64,14 @@ class FewShot:
 
     def take(self, classes: NDArray[np.int64]) -> FewShot:
         """The set of these classes alone, in this order."""
-        return FewShot(self.images[classes], tuple(self.names[index] for index in classes))
+        return FewShot(
+            self.images[classes], tuple(self.names[index] for index in classes)
+        )
 
 
-def split_classes(few_shot: FewShot, fraction: float, seed: int) -> tuple[FewShot, FewShot]:
+def split_classes(
+    few_shot: FewShot, fraction: float, seed: int
+) -> tuple[FewShot, FewShot]:
     """Split into classes for training and other classes for testing.
 
     Parameters
@@ -161,8 +167,10 @@ def episode(
 
     References
     ----------
-    .. [1] O. Vinyals, C. Blundell, T. Lillicrap, K. Kavukcuoglu, D. Wierstra, "Matching networks
-       for one shot learning", Advances in Neural Information Processing Systems 29 (2016).
+    .. [1] O. Vinyals, C. Blundell, T. Lillicrap, K. Kavukcuoglu, D. Wierstra, "Matching
+        networks
+       for one shot learning", Advances in Neural Information Processing Systems 29
+       (2016).
 
     Examples
     --------
@@ -170,7 +178,8 @@ def episode(
     >>> from fixedpoint_models.data import FewShot, episode
     >>> images = np.random.default_rng(0).random((10, 6, 28, 28), np.float32)
     >>> few_shot = FewShot(images, tuple("abcdefghij"))
-    >>> drawn = episode(few_shot, ways=5, shots=1, queries=2, generator=np.random.default_rng(1))
+    >>> drawn = episode(few_shot, ways=5, shots=1, queries=2,
+    ...                 generator=np.random.default_rng(1))
     >>> drawn.support.shape, drawn.query.shape
     ((5, 28, 28), (10, 28, 28))
     >>> drawn.query_labels
@@ -181,7 +190,10 @@ def episode(
     chosen = [_examples(few_shot.examples, shots, queries, generator) for _ in classes]
     parts = [
         np.concatenate(
-            [few_shot.images[index, part] for index, part in zip(classes, p, strict=True)]
+            [
+                few_shot.images[index, part]
+                for index, part in zip(classes, p, strict=True)
+            ]
         )
         for p in zip(*chosen, strict=True)
     ]
@@ -190,16 +202,21 @@ def episode(
     return Episode(support, labels.repeat(shots), query, labels.repeat(queries))
 
 
-def _check_episode(few_shot: FewShot, ways: int, shots: int, queries: int, warp: bool) -> None:
+def _check_episode(
+    few_shot: FewShot, ways: int, shots: int, queries: int, warp: bool
+) -> None:
     for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
         check_count(name, value, 1)
     if ways > len(few_shot):
-        raise ValueError(f"ways must be at most the {len(few_shot)} classes, got {ways}")
+        raise ValueError(
+            f"ways must be at most the {len(few_shot)} classes, got {ways}"
+        )
     # With warps one example is enough for all queries.
     needed = shots + (1 if warp else queries)
     if needed > few_shot.examples:
         raise ValueError(
-            f"{shots} shots and {queries} queries need {needed} examples or more of each class, "
+            f"{shots} shots and {queries} queries need {needed} examples or more of "
+            "each class, "
             f"got {few_shot.examples}"
         )
 
@@ -207,7 +224,9 @@ def _check_episode(few_shot: FewShot, ways: int, shots: int, queries: int, warp:
 def _examples(
     number: int, shots: int, queries: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which examples are support, and which of the others are queries, over again if too few."""
+    """Which examples are support, and which of the others are queries, over again if
+    too few.
+    """
     order = generator.permutation(number)
     return order[:shots], np.resize(order[shots:], queries)
 
@@ -249,12 +268,16 @@ def affine_warps(
     return warped
 
 
-def _matrix(rotation: float, rows: float, columns: float, shear: float) -> NDArray[np.float64]:
+def _matrix(
+    rotation: float, rows: float, columns: float, shear: float
+) -> NDArray[np.float64]:
     """From four numbers between -1 and 1."""
     angle = ROTATION * rotation
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     skew = np.array([[1.0, 0.0], [SHEAR * shear, 1.0]])
-    matrix: NDArray[np.float64] = turn @ skew * np.exp(STRETCH * np.array([rows, columns]))
+    matrix: NDArray[np.float64] = (
+        turn @ skew * np.exp(STRETCH * np.array([rows, columns]))
+    )
     return matrix
 
 
@@ -298,4 +321,6 @@ class Episodes:
     def __iter__(self) -> Iterator[Episode]:
         generator = np.random.default_rng(self.seed)
         while True:
-            yield episode(self.few_shot, self.ways, self.shots, self.queries, generator, self.warp)
+            yield episode(
+                self.few_shot, self.ways, self.shots, self.queries, generator, self.warp
+            )

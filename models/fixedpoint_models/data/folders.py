@@ -14,8 +14,11 @@ from fixedpoint_models.data.few_shot import FewShot
 from fixedpoint_models.data.images import SUFFIXES, DataError
 
 
-def celeba(folder: Path | str, size: int = 64, limit: int | None = None) -> NDArray[np.float32]:
-    """Faces, from the folder ``img_align_celeba`` of CelebA [1]_, or any folder of photographs.
+def celeba(
+    folder: Path | str, size: int = 64, limit: int | None = None
+) -> NDArray[np.float32]:
+    """Faces, from the folder ``img_align_celeba`` of CelebA [1]_, or any folder of
+    photographs.
 
     The largest square in the middle of each image is resized.
 
@@ -40,7 +43,8 @@ def celeba(folder: Path | str, size: int = 64, limit: int | None = None) -> NDAr
 
     References
     ----------
-    .. [1] Z. Liu, P. Luo, X. Wang, X. Tang, "Deep learning face attributes in the wild",
+    .. [1] Z. Liu, P. Luo, X. Wang, X. Tang, "Deep learning face attributes in the
+        wild",
        International Conference on Computer Vision (2015).
 
     Examples
@@ -67,7 +71,9 @@ def celeba(folder: Path | str, size: int = 64, limit: int | None = None) -> NDAr
 
 
 def _inner(folder: Path, name: str) -> Path:
-    """The folder of this name inside `folder`, or `folder` itself where there is none."""
+    """The folder of this name inside `folder`, or `folder` itself where there is
+    none.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     return folder / name if (folder / name).is_dir() else folder
@@ -76,17 +82,23 @@ def _inner(folder: Path, name: str) -> Path:
 def _image_files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise DataError(f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder")
+        raise DataError(
+            f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder"
+        )
     return files
 
 
-def _pixels(file: Path, change: Callable[[Image.Image], Image.Image]) -> NDArray[np.float32]:
+def _pixels(
+    file: Path, change: Callable[[Image.Image], Image.Image]
+) -> NDArray[np.float32]:
     """The pixels of an image after a change, from 0 to 1."""
     try:
         with Image.open(file) as image:
             return np.asarray(change(image), np.float32) / np.float32(255.0)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not an image that can be read ({type(error).__name__})") from None
+        raise DataError(
+            f"{file}: not an image that can be read ({type(error).__name__})"
+        ) from None
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
@@ -112,12 +124,13 @@ def omniglot(folder: Path | str, side: int = 28) -> FewShot:
     Raises
     ------
     DataError
-        If there are no characters, if one has more examples than another, or if an image cannot
-        be read.
+        If there are no characters, if one has more examples than another, or if an
+        image cannot be read.
 
     References
     ----------
-    .. [1] B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, "Human-level concept learning through
+    .. [1] B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, "Human-level concept learning
+        through
        probabilistic program induction", Science 350 (2015) 1332-1338.
 
     Examples
@@ -148,9 +161,13 @@ def omniglot(folder: Path | str, side: int = 28) -> FewShot:
                 f"{characters[0].relative_to(home)}, got {len(examples)}"
             )
     images = np.stack([[_ink(file, side) for file in examples] for examples in files])
-    return FewShot(images, tuple(path.relative_to(home).as_posix() for path in characters))
+    return FewShot(
+        images, tuple(path.relative_to(home).as_posix() for path in characters)
+    )
 
 
 def _ink(file: Path, side: int) -> NDArray[np.float32]:
     """One where ink is; an image in between after resizing."""
-    return np.float32(1.0) - _pixels(file, lambda image: _square(image.convert("L"), side))
+    return np.float32(1.0) - _pixels(
+        file, lambda image: _square(image.convert("L"), side)
+    )

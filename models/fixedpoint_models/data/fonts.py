@@ -20,7 +20,12 @@ FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSansMono", "DejaVuSansMono-Bold"),
     *("DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
-    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    *(
+        "DejaVuSerif",
+        "DejaVuSerif-Bold",
+        "DejaVuSerif-Italic",
+        "DejaVuSerif-BoldItalic",
+    ),
 )
 # First and last code point. Of characters that look the same, the first stays.
 BLOCKS = (
@@ -41,16 +46,18 @@ MISSING = "\uffff"
 EM = 64
 """Pixels of an em, in the rendering that is then reduced."""
 ALIKE = 0.1
-"""Root mean square between the mean images of two classes, of which one is dropped below it."""
+"""Root mean square between the mean images of two classes, of which one is dropped
+below it.
+"""
 
 
 def glyphs(side: int = 28, seed: int = 0) -> FewShot:
     """Hundreds of characters of many alphabets, one example from each of `FONTS`.
 
-    Every character is as large as the image allows, whence a small letter that looks like its
-    capital is the same. Of characters that look alike, as the Latin and the Greek A, one is
-    kept. A character that a font lacks is left out, and so is one that looks the same in two of
-    the fonts, and a letter with an accent.
+    Every character is as large as the image allows, whence a small letter that looks
+    like its capital is the same. Of characters that look alike, as the Latin and the
+    Greek A, one is kept. A character that a font lacks is left out, and so is one that
+    looks the same in two of the fonts, and a letter with an accent.
 
     Parameters
     ----------
@@ -75,7 +82,8 @@ def glyphs(side: int = 28, seed: int = 0) -> FewShot:
     >>> characters = glyphs()
     >>> characters.images.shape[1:], len(characters) > 400
     ((12, 28, 28), True)
-    >>> sorted({"A", "\N{GREEK CAPITAL LETTER ALPHA}", "\N{CYRILLIC CAPITAL LETTER ZHE}"}
+    >>> sorted({"A", "\N{GREEK CAPITAL LETTER ALPHA}",
+    ...         "\N{CYRILLIC CAPITAL LETTER ZHE}"}
     ...        & set(characters.names))
     ['A', 'Ж']
     """
@@ -107,31 +115,43 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
         # The basic layout is that of every installation of Pillow.
         return ImageFont.truetype(file, EM, layout_engine=ImageFont.Layout.BASIC)
     except OSError:
-        raise DataError(f"{file}: no such font, or damaged; Matplotlib comes with it") from None
+        raise DataError(
+            f"{file}: no such font, or damaged; Matplotlib comes with it"
+        ) from None
 
 
 def _candidates() -> list[str]:
     """Letters, digits and symbols, without those made of others."""
     # Punctuation is dots and strokes, which are alike once they are warped.
-    characters = [chr(code) for first, last in BLOCKS for code in range(first, last + 1)]
+    characters = [
+        chr(code) for first, last in BLOCKS for code in range(first, last + 1)
+    ]
     return [
         character
         for character in characters
-        if unicodedata.category(character)[0] in "LNS" and not unicodedata.decomposition(character)
+        if unicodedata.category(character)[0] in "LNS"
+        and not unicodedata.decomposition(character)
     ]
 
 
 def _drawn(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     """The character alone, cropped to its ink; of no size if it has none."""
     canvas = Image.new("L", (3 * EM, 3 * EM))
-    ImageDraw.Draw(canvas).text((EM, 2 * EM), character, fill=255, font=font, anchor="ls")
+    ImageDraw.Draw(canvas).text(
+        (EM, 2 * EM), character, fill=255, font=font, anchor="ls"
+    )
     return canvas.crop(canvas.getbbox() or (0, 0, 0, 0))
 
 
 def _renderings(
-    character: str, fonts: list[ImageFont.FreeTypeFont], blanks: list[Image.Image], side: int
+    character: str,
+    fonts: list[ImageFont.FreeTypeFont],
+    blanks: list[Image.Image],
+    side: int,
 ) -> NDArray[np.float32] | None:
-    """An image from each font, or None if one lacks the character or two draw it the same."""
+    """An image from each font, or None if one lacks the character or two draw it the
+    same.
+    """
     images = []
     for font, blank in zip(fonts, blanks, strict=True):
         drawn = _drawn(character, font)
@@ -141,11 +161,15 @@ def _renderings(
         images.append(_fitted(drawn, side))
     if len({image.tobytes() for image in images}) < len(images):
         return None
-    return np.stack([np.asarray(image, np.float32) / np.float32(255.0) for image in images])
+    return np.stack(
+        [np.asarray(image, np.float32) / np.float32(255.0) for image in images]
+    )
 
 
 def _fitted(drawn: Image.Image, side: int) -> Image.Image:
-    """Resized so that the longer side leaves a margin, which warps need, and put in the middle."""
+    """Resized so that the longer side leaves a margin, which warps need, and put in the
+    middle.
+    """
     scale = (side - 2 * (side // 9)) / max(drawn.size)
     width, height = (max(1, round(scale * length)) for length in drawn.size)
     image = Image.new("L", (side, side))

@@ -1,4 +1,6 @@
-"""Grey-scale images for the demo: scikit-learn's digits, a folder, or an ``.npz`` file."""
+"""Grey-scale images for the demo: scikit-learn's digits, a folder, or an ``.npz``
+file.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ def load_images(path: Path) -> Any:
     Parameters
     ----------
     path : Path
-        A folder of image files of one size, read in the order of their names and turned grey; or
-        an ``.npz`` file with one array of shape (number, height, width), of bytes or of
-        floats from 0 to 1.
+        A folder of image files of one size, read in the order of their names and turned
+        grey; or an ``.npz`` file with one array of shape (number, height, width), of
+        bytes or of floats from 0 to 1.
 
     Returns
     -------
@@ -60,7 +62,9 @@ def load_images(path: Path) -> Any:
 def _from_folder(folder: Path) -> Any:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise DataError(f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder")
+        raise DataError(
+            f"{folder}: no image files ({', '.join(SUFFIXES)}) in this folder"
+        )
     images = [_read(file) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
@@ -76,7 +80,9 @@ def _read(file: Path) -> Any:
         with Image.open(file) as image:
             return np.asarray(image.convert("L"), dtype=np.float64) / 255.0
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not an image that can be read ({type(error).__name__})") from None
+        raise DataError(
+            f"{file}: not an image that can be read ({type(error).__name__})"
+        ) from None
 
 
 def _size(image: Any) -> str:
@@ -90,10 +96,14 @@ def _from_npz(file: Path) -> Any:
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{file}: not an .npz file of plain arrays ({error})") from None
     if len(arrays) != 1:
-        raise DataError(f"{file}: expected one array, got {len(arrays)}: {', '.join(arrays)}")
+        raise DataError(
+            f"{file}: expected one array, got {len(arrays)}: {', '.join(arrays)}"
+        )
     images = next(iter(arrays.values()))
     if images.ndim != 3:
-        raise DataError(f"{file}: expected the shape (number, height, width), got {images.shape}")
+        raise DataError(
+            f"{file}: expected the shape (number, height, width), got {images.shape}"
+        )
     if images.dtype == np.uint8:
         images = images / 255.0
     if not np.issubdtype(images.dtype, np.floating):
@@ -104,20 +114,27 @@ def _from_npz(file: Path) -> Any:
 def _checked(images: Any, path: Path) -> Any:
     number, height, width = images.shape
     if number < 40:
-        raise DataError(f"{path}: at least 40 images are needed to train and test, got {number}")
+        raise DataError(
+            f"{path}: at least 40 images are needed to train and test, got {number}"
+        )
     if min(height, width) < 4 or height * width > 4096:
-        raise DataError(f"{path}: images of 4×4 to 64×64 pixels are needed, got {width}×{height}")
+        raise DataError(
+            f"{path}: images of 4×4 to 64×64 pixels are needed, got {width}×{height}"
+        )
     if not np.isfinite(images).all():
         bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))[0])
         raise DataError(f"{path}: image {bad} holds NaN or infinite values")
     if images.min() < 0.0 or images.max() > 1.0:
         raise DataError(
-            f"{path}: values must lie in [0, 1], got {images.min():.3g} to {images.max():.3g}"
+            f"{path}: values must lie in [0, 1], got {images.min():.3g} to "
+            f"{images.max():.3g}"
         )
     return images
 
 
-def square_masks(number: int, height: int, width: int, seed: int, side: int | None = None) -> Any:
+def square_masks(
+    number: int, height: int, width: int, seed: int, side: int | None = None
+) -> Any:
     """Masks that hide one random square each, by default of half the height.
 
     Returns

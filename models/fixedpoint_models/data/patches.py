@@ -13,9 +13,10 @@ from PIL import Image
 from fixedpoint.checks import check_count
 from fixedpoint_models.data.images import DataError
 
-# Package and file of each. Only what the wheels hold is listed, as nothing is to be downloaded.
-# Left out are drawings, silhouettes, the second of a stereo pair, and images of one tone nearly
-# everywhere (cell, clock_motion, hubble_deep_field, microaneurysms, retina).
+# Package and file of each. Only what the wheels hold is listed, as nothing is to be
+# downloaded. Left out are drawings, silhouettes, the second of a stereo pair, and
+# images of one tone nearly everywhere (cell, clock_motion, hubble_deep_field,
+# microaneurysms, retina).
 _SKIMAGE, _SKLEARN = "skimage.data", "sklearn.datasets.images"
 _FILES = {
     "astronaut": (_SKIMAGE, "astronaut.png"),
@@ -35,7 +36,8 @@ _FILES = {
     "rocket": (_SKIMAGE, "rocket.jpg"),
     "text": (_SKIMAGE, "text.png"),
 }
-# Always the same, whatever the seed: what is trained with one seed can be tested with another.
+# Always the same, whatever the seed: what is trained with one seed can be tested with
+# another.
 TEST_PHOTOGRAPHS = ("camera", "chelsea", "china", "gravel", "page")
 TRAIN_PHOTOGRAPHS = tuple(name for name in _FILES if name not in TEST_PHOTOGRAPHS)
 
@@ -48,16 +50,17 @@ def photographs(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Grey patches of the photographs that come with scikit-image and scikit-learn.
 
-    The photographs of `TEST_PHOTOGRAPHS` are cut for testing, those of `TRAIN_PHOTOGRAPHS` for
-    training, so that no patch for testing shares its photograph with one for training. Patches
-    with nearly no variance are left out.
+    The photographs of `TEST_PHOTOGRAPHS` are cut for testing, those of
+    `TRAIN_PHOTOGRAPHS` for training, so that no patch for testing shares its photograph
+    with one for training. Patches with nearly no variance are left out.
 
     Parameters
     ----------
     size : int
         The side of a patch, in pixels.
     stride : int, optional
-        Pixels from one patch to the next; `size` by default, and patches overlap if it is less.
+        Pixels from one patch to the next; `size` by default, and patches overlap if it
+        is less.
     limit : int, optional
         Return only so many patches for training, and for testing.
     seed : int
@@ -71,7 +74,8 @@ def photographs(
     Raises
     ------
     DataError
-        If scikit-image is not installed or lacks a photograph, or if `size` leaves no patches.
+        If scikit-image is not installed or lacks a photograph, or if `size` leaves no
+        patches.
 
     Examples
     --------
@@ -93,9 +97,13 @@ def photographs(
 
 
 def _patches_of(names: Iterable[str], size: int, stride: int) -> NDArray[np.float32]:
-    patches = np.concatenate([_patches(_photograph(name), size, stride) for name in names])
+    patches = np.concatenate(
+        [_patches(_photograph(name), size, stride) for name in names]
+    )
     if len(patches) == 0:
-        raise DataError(f"size: expected patches that fit the photographs, got {size}×{size}")
+        raise DataError(
+            f"size: expected patches that fit the photographs, got {size}×{size}"
+        )
     return patches
 
 
@@ -106,12 +114,18 @@ def _photograph(name: str) -> NDArray[np.float32]:
         with as_file(files(package) / file) as path, Image.open(path) as image:
             return np.asarray(image.convert("L"), np.float32) / np.float32(255.0)
     except ModuleNotFoundError:
-        raise DataError(f"{file}: {package.partition('.')[0]} is not installed") from None
+        raise DataError(
+            f"{file}: {package.partition('.')[0]} is not installed"
+        ) from None
     except OSError as error:
-        raise DataError(f"{file}: not in {package}, or damaged ({type(error).__name__})") from None
+        raise DataError(
+            f"{file}: not in {package}, or damaged ({type(error).__name__})"
+        ) from None
 
 
-def _patches(photograph: NDArray[np.float32], size: int, stride: int) -> NDArray[np.float32]:
+def _patches(
+    photograph: NDArray[np.float32], size: int, stride: int
+) -> NDArray[np.float32]:
     """The patches that are not nearly of one value."""
     if min(photograph.shape) < size:
         return np.empty((0, size, size), np.float32)

@@ -23,7 +23,9 @@ CIFAR_FILES = {
 CIFAR_SHAPE = (3, 32, 32)
 
 
-def mnist(folder: Path | str, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def mnist(
+    folder: Path | str, split: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Handwritten digits, from the IDX files of MNIST [1]_.
 
     Sets published in the same files, as Fashion-MNIST and KMNIST, are read as well.
@@ -31,8 +33,8 @@ def mnist(folder: Path | str, split: str) -> tuple[NDArray[np.float32], NDArray[
     Parameters
     ----------
     folder : Path or str
-        Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their ``t10k``
-        counterparts are, as they are or with ``.gz``.
+        Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their
+        ``t10k`` counterparts are, as they are or with ``.gz``.
     split : {"train", "test"}
         Which images to read.
 
@@ -50,7 +52,8 @@ def mnist(folder: Path | str, split: str) -> tuple[NDArray[np.float32], NDArray[
 
     References
     ----------
-    .. [1] Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
+    .. [1] Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied
+        to
        document recognition", Proceedings of the IEEE 86 (1998) 2278-2324.
 
     Examples
@@ -60,9 +63,12 @@ def mnist(folder: Path | str, split: str) -> tuple[NDArray[np.float32], NDArray[
     >>> from tempfile import TemporaryDirectory
     >>> from fixedpoint_models.data import mnist
     >>> with TemporaryDirectory() as folder:
-    ...     images, labels = struct.pack(">4I", 2051, 3, 28, 28), struct.pack(">2I", 2049, 3)
-    ...     _ = Path(folder, "t10k-images-idx3-ubyte").write_bytes(images + bytes(3 * 28 * 28))
-    ...     _ = Path(folder, "t10k-labels-idx1-ubyte").write_bytes(labels + bytes([7, 2, 1]))
+    ...     images, labels = struct.pack(">4I", 2051, 3, 28, 28),
+    ...     struct.pack(">2I", 2049, 3)
+    ...     _ = Path(folder,
+    ...              "t10k-images-idx3-ubyte").write_bytes(images + bytes(3 * 28 * 28))
+    ...     _ = Path(folder,
+    ...              "t10k-labels-idx1-ubyte").write_bytes(labels + bytes([7, 2, 1]))
     ...     images, labels = mnist(folder, "test")
     >>> images.shape, labels
     ((3, 28, 28), array([7, 2, 1]))
@@ -72,11 +78,15 @@ def mnist(folder: Path | str, split: str) -> tuple[NDArray[np.float32], NDArray[
     images = _read_idx(file, 3)
     if images.shape[1:] != (28, 28):
         height, width = images.shape[1:]
-        raise DataError(f"{file}: expected images of 28×28 pixels, got {width}×{height}")
+        raise DataError(
+            f"{file}: expected images of 28×28 pixels, got {width}×{height}"
+        )
     file = _plain_or_gzipped(Path(folder), f"{prefix}-labels-idx1-ubyte")
     labels = _read_idx(file, 1)
     if len(labels) != len(images):
-        raise DataError(f"{file}: expected {len(images)} labels, one an image, got {len(labels)}")
+        raise DataError(
+            f"{file}: expected {len(images)} labels, one an image, got {len(labels)}"
+        )
     return _unit(images), _checked_labels(labels, file)
 
 
@@ -104,14 +114,16 @@ def _read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
     try:
         with _opened(file) as stream:
             shape = _read_header(stream, file, dimensions)
-            # One byte more than there should be is asked for, to notice a file that is too long.
+            # One byte more than there should be is asked for, to notice a file that is
+            # too long.
             content = stream.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({error})") from None
     if len(content) != math.prod(shape):
         got = "more" if len(content) > math.prod(shape) else f"{len(content)}"
         raise DataError(
-            f"{file}: expected {math.prod(shape)} bytes after the header, for the shape "
+            f"{file}: expected {math.prod(shape)} bytes after the header, for the "
+            "shape "
             f"{shape}, got {got}"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
@@ -125,14 +137,19 @@ def _read_header(stream: BinaryIO, file: Path, dimensions: int) -> tuple[int, ..
     size = 4 * (1 + dimensions)
     header = stream.read(size)
     if len(header) != size:
-        raise DataError(f"{file}: expected a header of {size} bytes, got {len(header)} in all")
+        raise DataError(
+            f"{file}: expected a header of {size} bytes, got {len(header)} in all"
+        )
     magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
-    # Unsigned bytes are type 8; the last byte of the magic number counts the dimensions.
+    # Unsigned bytes are type 8; the last byte of the magic number counts the
+    # dimensions.
     expected = 0x800 + dimensions
     if magic != expected:
         raise DataError(f"{file}: expected the magic number {expected}, got {magic}")
     if 0 in shape:
-        raise DataError(f"{file}: expected sizes of 1 or more, got the shape {tuple(shape)}")
+        raise DataError(
+            f"{file}: expected sizes of 1 or more, got the shape {tuple(shape)}"
+        )
     return tuple(shape)
 
 
@@ -146,17 +163,20 @@ def _unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return pixels.astype(np.float32) / np.float32(255.0)
 
 
-def cifar10(folder: Path | str, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Small colour photographs of ten classes, from the binary version of CIFAR-10 [1]_.
+def cifar10(
+    folder: Path | str, split: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Small colour photographs of ten classes, from the binary version of CIFAR-10
+    [1]_.
 
-    The version for Python consists of pickles, which can run any code when they are read; they
-    are not opened.
+    The version for Python consists of pickles, which can run any code when they are
+    read; they are not opened.
 
     Parameters
     ----------
     folder : Path or str
-        Where ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` are; or what
-        holds their folder, ``cifar-10-batches-bin``.
+        Where ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` are;
+        or what holds their folder, ``cifar-10-batches-bin``.
     split : {"train", "test"}
         Which images to read.
 
@@ -174,7 +194,8 @@ def cifar10(folder: Path | str, split: str) -> tuple[NDArray[np.float32], NDArra
 
     References
     ----------
-    .. [1] A. Krizhevsky, "Learning multiple layers of features from tiny images", technical
+    .. [1] A. Krizhevsky, "Learning multiple layers of features from tiny images",
+        technical
        report, University of Toronto (2009).
 
     Examples
@@ -209,16 +230,22 @@ def _read_cifar(home: Path, name: str) -> tuple[NDArray[np.float32], NDArray[np.
     content = file.read_bytes()
     size = 1 + math.prod(CIFAR_SHAPE)
     if not content or len(content) % size:
-        raise DataError(f"{file}: expected records of {size} bytes, got {len(content)} bytes")
+        raise DataError(
+            f"{file}: expected records of {size} bytes, got {len(content)} bytes"
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
-    return _unit(records[:, 1:]).reshape(-1, *CIFAR_SHAPE), _checked_labels(records[:, 0], file)
+    return _unit(records[:, 1:]).reshape(-1, *CIFAR_SHAPE), _checked_labels(
+        records[:, 0], file
+    )
 
 
 def _why_missing(home: Path, name: str) -> str:
     for pickled in (home / name, home / "cifar-10-batches-py" / name):
         if pickled.is_file():
             return (
-                f"{pickled}: this is the version for Python, of pickles, which are not opened; "
-                f"the binary version is needed ({name}.bin, from cifar-10-binary.tar.gz)"
+                f"{pickled}: this is the version for Python, of pickles, which are not "
+                "opened; "
+                f"the binary version is needed ({name}.bin, from "
+                "cifar-10-binary.tar.gz)"
             )
     return f"{home / name}.bin: no such file"

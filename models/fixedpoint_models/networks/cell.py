@@ -19,13 +19,15 @@ from fixedpoint_models.networks.layers import (
     group_norm,
 )
 
-# Gains at the start: of the last convolution of a residual block, and of all that a branch receives
-# from each of the others. The drive and what a branch has itself are of size one.
+# Gains at the start: of the last convolution of a residual block, and of all that a
+# branch receives from each of the others. The drive and what a branch has itself are of
+# size one.
 RESIDUAL, FUSION = 0.05, 0.2
 
 
 class Block(torch.nn.Module):
-    """The residual block of a branch, norm(σ(z + norm(conv(σ(norm(conv z))) + injected))).
+    """The residual block of a branch, norm(σ(z + norm(conv(σ(norm(conv z))) +
+    injected))).
 
     Parameters
     ----------
@@ -45,7 +47,9 @@ class Block(torch.nn.Module):
         super().__init__()
         self.activation = activation_of(activation)
         self.conv1 = convolution(channels, inner, 3, normalised=weight_norm)
-        self.conv2 = convolution(inner, channels, 3, gain=RESIDUAL, normalised=weight_norm)
+        self.conv2 = convolution(
+            inner, channels, 3, gain=RESIDUAL, normalised=weight_norm
+        )
         self.norm1 = group_norm(groups, inner)
         self.norm2 = group_norm(groups, channels)
         self.norm3 = group_norm(groups, channels)
@@ -58,12 +62,16 @@ class Block(torch.nn.Module):
 
 
 def resample(
-    channels: Sequence[int], source: int, target: int, upsampling: str, weight_norm: bool
+    channels: Sequence[int],
+    source: int,
+    target: int,
+    upsampling: str,
+    weight_norm: bool,
 ) -> torch.nn.Module:
     """The map from branch `source` to branch `target`.
 
-    Down it is a 3×3 convolution of stride two for each halving; up, a 1×1 convolution, made where
-    the image is small, and an interpolation.
+    Down it is a 3×3 convolution of stride two for each halving; up, a 1×1 convolution,
+    made where the image is small, and an interpolation.
     """
     inputs, outputs = channels[source], channels[target]
     if source == target:
@@ -71,18 +79,28 @@ def resample(
     if source > target:
         first = convolution(inputs, outputs, 1, gain=FUSION, normalised=weight_norm)
         factor = 2 ** (source - target)
-        return torch.nn.Sequential(first, torch.nn.Upsample(scale_factor=factor, mode=upsampling))
+        return torch.nn.Sequential(
+            first, torch.nn.Upsample(scale_factor=factor, mode=upsampling)
+        )
     halvings = target - source
     widths = [inputs] * halvings + [outputs]
     gains = [1.0] * (halvings - 1) + [FUSION]
-    return torch.nn.Sequential(*(
-        convolution(width, next_width, 3, stride=2, gain=gain, normalised=weight_norm)
-        for width, next_width, gain in zip(widths[:-1], widths[1:], gains, strict=True)
-    ))  # fmt: skip
+    return torch.nn.Sequential(
+        *(
+            convolution(
+                width, next_width, 3, stride=2, gain=gain, normalised=weight_norm
+            )
+            for width, next_width, gain in zip(
+                widths[:-1], widths[1:], gains, strict=True
+            )
+        )
+    )
 
 
 class Total(torch.nn.ModuleList):
-    """What a branch receives: the sum of all branches, each through a module of its own."""
+    """What a branch receives: the sum of all branches, each through a module of its
+    own.
+    """
 
     def forward(self, outputs: Sequence[Tensor]) -> Tensor:
         """The sum."""
@@ -92,12 +110,14 @@ class Total(torch.nn.ModuleList):
 
 
 class MDEQCell(torch.nn.Module):
-    """One step of a multiscale equilibrium: a residual block per branch, then their fusion.
+    """One step of a multiscale equilibrium: a residual block per branch, then their
+    fusion.
 
-    The state is a tuple of maps, that of branch i of shape (batch, channels[i], side/2ⁱ, side/2ⁱ).
-    Each branch passes a residual block, which the features of the input enter; then each
-    receives the sum of all of them, brought to its resolution, through an activation and a norm.
-    Norms are of groups of channels, within a sample: no sample sees another.
+    The state is a tuple of maps, that of branch i of shape (batch, channels[i],
+    side/2ⁱ, side/2ⁱ). Each branch passes a residual block, which the features of the
+    input enter; then each receives the sum of all of them, brought to its resolution,
+    through an activation and a norm. Norms are of groups of channels, within a sample:
+    no sample sees another.
 
     Parameters
     ----------
@@ -106,8 +126,8 @@ class MDEQCell(torch.nn.Module):
     side : int
         Of the first branch; each of the others has half the side of the one before.
     injection : nn.Module
-        What makes the features: :class:`LatentInjection`, :class:`ImageInjection`, :class:`FiLM`
-        of either, or another module that returns one map for each branch.
+        What makes the features: :class:`LatentInjection`, :class:`ImageInjection`,
+        :class:`FiLM` of either, or another module that returns one map for each branch.
     groups : int, optional
         Of the group norms; divides all channels.
     activation : {"relu", "softplus"}, optional
@@ -119,26 +139,28 @@ class MDEQCell(torch.nn.Module):
     upsampling : {"nearest", "bilinear"}, optional
         How a map is enlarged.
     weight_norm : bool, optional
-        Whether the convolutions are weight-normalised. Torch has no forward-mode derivatives with
-        respect to the parameters of such weights.
+        Whether the convolutions are weight-normalised. Torch has no forward-mode
+        derivatives with respect to the parameters of such weights.
 
     Notes
     -----
-    Each group norm divides by the size of its input: what passes it contracts as far as something
-    else contributes to that size. So at first the drive is of size one, the state of size
-    `gain`, and what passes the two convolutions of a block a twentieth. With the default gain the
-    spectral radius of ∂cell/∂z is then 0.3 to 0.55 at the equilibria of random latent codes and of
-    zero, and 0.3 to 0.75 at those of random images, the larger the smaller the coarsest branch:
-    Picard iteration converges. A blank image, which drives a channel equally everywhere, may come
-    to 0.95, and beyond one where each channel is a group. Training may end all that; see
+    Each group norm divides by the size of its input: what passes it contracts as far as
+    something else contributes to that size. So at first the drive is of size one, the
+    state of size `gain`, and what passes the two convolutions of a block a twentieth.
+    With the default gain the spectral radius of ∂cell/∂z is then 0.3 to 0.55 at the
+    equilibria of random latent codes and of zero, and 0.3 to 0.75 at those of random
+    images, the larger the smaller the coarsest branch: Picard iteration converges. A
+    blank image, which drives a channel equally everywhere, may come to 0.95, and beyond
+    one where each channel is a group. Training may end all that; see
     :func:`fixedpoint_torch.jacobian_penalty`.
 
-    The block is that of the paper. Its fusion has further norms after each convolution and a
-    further convolution at the end, and only the first branch is driven.
+    The block is that of the paper. Its fusion has further norms after each convolution
+    and a further convolution at the end, and only the first branch is driven.
 
     References
     ----------
-    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020, arXiv:2006.08656.
+    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020,
+    arXiv:2006.08656.
 
     Examples
     --------
@@ -146,7 +168,8 @@ class MDEQCell(torch.nn.Module):
     >>> from fixedpoint_models.networks import ImageInjection, MDEQCell
     >>> cell = MDEQCell((8, 4), side=8, injection=ImageInjection(1, (8, 4)))
     >>> image = torch.rand(3, 1, 8, 8)
-    >>> sol = fp.fixed_point(cell, cell.zero_state(3), (image,), batch_ndim=1, rtol=1e-4)
+    >>> sol = fp.fixed_point(cell, cell.zero_state(3), (image,), batch_ndim=1,
+    ...                      rtol=1e-4)
     >>> [tuple(leaf.shape) for leaf in sol.value]
     [(3, 8, 8, 8), (3, 4, 4, 4)]
     """
@@ -171,7 +194,9 @@ class MDEQCell(torch.nn.Module):
         check_count("expansion", expansion, 1)
         check_positive("gain", gain)
         if upsampling not in ("nearest", "bilinear"):
-            raise ValueError(f"upsampling must be nearest or bilinear, got {upsampling!r}")
+            raise ValueError(
+                f"upsampling must be nearest or bilinear, got {upsampling!r}"
+            )
         self.shapes = tuple((c, s, s) for c, s in zip(channels, sides, strict=True))
         self.activation = activation_of(activation)
         self.injection = injection
@@ -181,9 +206,12 @@ class MDEQCell(torch.nn.Module):
         )
         every = range(len(channels))
         self.fusion = torch.nn.ModuleList(
-            Total(resample(channels, j, i, upsampling, weight_norm) for j in every) for i in every
+            Total(resample(channels, j, i, upsampling, weight_norm) for j in every)
+            for i in every
         )
-        self.norms = torch.nn.ModuleList(group_norm(groups, number, gain) for number in channels)
+        self.norms = torch.nn.ModuleList(
+            group_norm(groups, number, gain) for number in channels
+        )
 
     def inject(self, x: Any) -> State:
         """The features of the input, the same at every step of a solve."""

@@ -21,8 +21,9 @@ from fixedpoint_models.networks.layers import (
 class ImageHead(torch.nn.Module):
     """A state to an image.
 
-    All branches are enlarged to the first one's side and pass a 3×3 convolution, an activation and
-    a 1×1 convolution, whose channels are shuffled into the pixels of the image.
+    All branches are enlarged to the first one's side and pass a 3×3 convolution, an
+    activation and a 1×1 convolution, whose channels are shuffled into the pixels of the
+    image.
 
     Parameters
     ----------
@@ -68,7 +69,9 @@ class ImageHead(torch.nn.Module):
         check_count("out_channels", out_channels, 1)
         check_count("out_side", out_side, 1)
         if out_side % side:
-            raise ValueError(f"out_side must be a multiple of the side {side}, got {out_side}")
+            raise ValueError(
+                f"out_side must be a multiple of the side {side}, got {out_side}"
+            )
         self.enlarge, self.sigmoid = out_side // side, sigmoid
         self.activation = activation_of(activation)
         hidden = width if hidden is None else hidden
@@ -80,14 +83,17 @@ class ImageHead(torch.nn.Module):
         """The image."""
         maps = [z[0]]
         for level, leaf in enumerate(z[1:], 1):
-            maps.append(functional.interpolate(leaf, scale_factor=2**level, mode="nearest"))
+            maps.append(
+                functional.interpolate(leaf, scale_factor=2**level, mode="nearest")
+            )
         hidden = self.activation(self.conv1(torch.cat(maps, dim=1)))
         image = functional.pixel_shuffle(self.conv2(hidden), self.enlarge)
         return torch.sigmoid(image) if self.sigmoid else image
 
 
 class ClassHead(torch.nn.Module):
-    """A state to a score for each class: the averages of all maps, and a linear map of these.
+    """A state to a score for each class: the averages of all maps, and a linear map of
+    these.
 
     Parameters
     ----------
@@ -112,5 +118,7 @@ class ClassHead(torch.nn.Module):
 
     def forward(self, z: State) -> Tensor:
         """The scores."""
-        scores: Tensor = self.linear(torch.cat([leaf.mean(dim=(-2, -1)) for leaf in z], dim=-1))
+        scores: Tensor = self.linear(
+            torch.cat([leaf.mean(dim=(-2, -1)) for leaf in z], dim=-1)
+        )
         return scores

@@ -12,8 +12,8 @@ from torch.nn import functional
 from fixedpoint.checks import check_count
 from fixedpoint_models.networks.layers import State, Tensor, check_channels, convolution
 
-# The drive of an input that is zero. A group norm divides by the size of its input: were there no
-# drive, it would blow up what little the state itself contributes.
+# The drive of an input that is zero. A group norm divides by the size of its input:
+# were there no drive, it would blow up what little the state itself contributes.
 LATENT_BIAS, IMAGE_BIAS = 1.0, 0.5
 
 
@@ -36,17 +36,25 @@ class LatentInjection(torch.nn.Module):
     [(5, 8, 16, 16), (5, 4, 8, 8)]
     """
 
-    def __init__(self, latent: int, channels: Sequence[int], sides: Sequence[int]) -> None:
+    def __init__(
+        self, latent: int, channels: Sequence[int], sides: Sequence[int]
+    ) -> None:
         super().__init__()
         check_count("latent", latent, 1)
         if len(channels) != len(sides):
-            raise ValueError(f"sides must be as many as channels, got {sides!r} and {channels!r}")
-        self.shapes = [(c, s, s) for c, s in zip(check_channels(channels), sides, strict=True)]
+            raise ValueError(
+                f"sides must be as many as channels, got {sides!r} and {channels!r}"
+            )
+        self.shapes = [
+            (c, s, s) for c, s in zip(check_channels(channels), sides, strict=True)
+        ]
         self.maps = torch.nn.ModuleList(
             torch.nn.Linear(latent, math.prod(shape)) for shape in self.shapes
         )
         for layer in self.maps:
-            torch.nn.init.normal_(layer.get_parameter("weight"), std=1.0 / math.sqrt(latent))
+            torch.nn.init.normal_(
+                layer.get_parameter("weight"), std=1.0 / math.sqrt(latent)
+            )
             torch.nn.init.normal_(layer.get_parameter("bias"), std=LATENT_BIAS)
 
     def forward(self, x: Tensor) -> State:
@@ -60,9 +68,10 @@ class LatentInjection(torch.nn.Module):
 class ImageInjection(torch.nn.Module):
     """An image to a map of features for each branch.
 
-    The highest resolution gets a convolution of the image, each lower one a convolution of the
-    image's averages. (In the paper those branches start from nothing and see the input through the
-    fusion alone. A branch without drive is a loop of norms, which do not contract.)
+    The highest resolution gets a convolution of the image, each lower one a convolution
+    of the image's averages. (In the paper those branches start from nothing and see the
+    input through the fusion alone. A branch without drive is a loop of norms, which do
+    not contract.)
 
     Parameters
     ----------
@@ -71,8 +80,8 @@ class ImageInjection(torch.nn.Module):
     channels : sequence of int
         Of each branch.
     shrink : int, optional
-        How many times the side of the first branch the image's side is. Squares of that side
-        become channels, so that nothing is lost.
+        How many times the side of the first branch the image's side is. Squares of that
+        side become channels, so that nothing is lost.
     weight_norm : bool, optional
         Whether the convolutions are weight-normalised.
 
@@ -98,7 +107,9 @@ class ImageInjection(torch.nn.Module):
         check_count("shrink", shrink, 1)
         self.shrink = shrink
         self.convolutions = torch.nn.ModuleList(
-            convolution(in_channels * shrink**2, number, 3, bias=True, normalised=weight_norm)
+            convolution(
+                in_channels * shrink**2, number, 3, bias=True, normalised=weight_norm
+            )
             for number in check_channels(channels)
         )
         for layer in self.convolutions:
@@ -130,8 +141,8 @@ class FiLM(torch.nn.Module):
 
     References
     ----------
-    Perez, Strub, de Vries, Dumoulin and Courville, "FiLM: visual reasoning with a general
-    conditioning layer", AAAI 2018, arXiv:1709.07871.
+    Perez, Strub, de Vries, Dumoulin and Courville, "FiLM: visual reasoning with a
+    general conditioning layer", AAAI 2018, arXiv:1709.07871.
 
     Examples
     --------
@@ -144,18 +155,25 @@ class FiLM(torch.nn.Module):
     True
     """
 
-    def __init__(self, injection: torch.nn.Module, task: int, channels: Sequence[int]) -> None:
+    def __init__(
+        self, injection: torch.nn.Module, task: int, channels: Sequence[int]
+    ) -> None:
         super().__init__()
         check_count("task", task, 1)
         self.injection = injection
         self.maps = torch.nn.ModuleList(
-            torch.nn.Linear(task, 2 * number, bias=False) for number in check_channels(channels)
+            torch.nn.Linear(task, 2 * number, bias=False)
+            for number in check_channels(channels)
         )
         for layer in self.maps:
-            torch.nn.init.normal_(layer.get_parameter("weight"), std=0.1 / math.sqrt(task))
+            torch.nn.init.normal_(
+                layer.get_parameter("weight"), std=0.1 / math.sqrt(task)
+            )
 
     def forward(self, x: tuple[Any, Tensor]) -> State:
-        """The features of a pair: what `injection` takes, and v of shape (batch, task)."""
+        """The features of a pair: what `injection` takes, and v of shape (batch,
+        task).
+        """
         inner, v = x
         features = []
         for h, layer in zip(self.injection(inner), self.maps, strict=True):
@@ -165,6 +183,8 @@ class FiLM(torch.nn.Module):
 
 
 def _alternate(bias: Tensor) -> None:
-    """Set `bias` to values of alternating sign, so that channels differ where an image is blank."""
+    """Set `bias` to values of alternating sign, so that channels differ where an image
+    is blank.
+    """
     with torch.no_grad():
         bias.fill_(IMAGE_BIAS)[1::2].neg_()

@@ -19,8 +19,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": functional.softplus,
 }
 
-# The derivative of a group norm at a constant is 1/√ε: solves start at one, zero, and an image
-# without contrast makes others. This bounds it by 10; Torch's own default, 1e-5, allows 316.
+# The derivative of a group norm at a constant is 1/√ε: solves start at one, zero, and
+# an image without contrast makes others. This bounds it by 10; Torch's own default,
+# 1e-5, allows 316.
 EPSILON = 1e-2
 
 
@@ -54,7 +55,9 @@ def convolution(
     normalised : bool, optional
         Whether length and direction of each filter are parameters of their own.
     """
-    layer = torch.nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=bias)
+    layer = torch.nn.Conv2d(
+        inputs, outputs, size, stride=stride, padding=size // 2, bias=bias
+    )
     torch.nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs * size**2))
     if layer.bias is not None:
         torch.nn.init.zeros_(layer.bias)
@@ -69,7 +72,9 @@ def group_norm(groups: int, channels: int, gain: float = 1.0) -> torch.nn.GroupN
 
 
 def check_channels(channels: Sequence[int]) -> tuple[int, ...]:
-    """The channels of one to four branches; raise ValueError if they are something else."""
+    """The channels of one to four branches; raise ValueError if they are something
+    else.
+    """
     if not 1 <= len(channels) <= 4:
         raise ValueError(f"channels must be those of 1 to 4 branches, got {channels!r}")
     for number in channels:
@@ -78,23 +83,31 @@ def check_channels(channels: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_sides(side: int, branches: int) -> tuple[int, ...]:
-    """The sides of all branches, each half of the one before; raise ValueError if one is odd."""
+    """The sides of all branches, each half of the one before; raise ValueError if one
+    is odd.
+    """
     check_count("side", side, 1)
     if side % 2 ** (branches - 1):
         raise ValueError(
-            f"side must be a multiple of {2 ** (branches - 1)} for {branches} branches, got {side}"
+            f"side must be a multiple of {2 ** (branches - 1)} for {branches} "
+            f"branches, got {side}"
         )
     return tuple(side >> i for i in range(branches))
 
 
 def check_groups(groups: int, channels: Sequence[int], sides: Sequence[int]) -> None:
-    """Raise ValueError unless the norms' groups divide the channels and hold several numbers."""
+    """Raise ValueError unless the norms' groups divide the channels and hold several
+    numbers.
+    """
     check_count("groups", groups, 1)
     for number, side in zip(channels, sides, strict=True):
         if number % groups:
-            raise ValueError(f"groups must divide all channels, got {groups} and {tuple(channels)}")
+            raise ValueError(
+                f"groups must divide all channels, got {groups} and {tuple(channels)}"
+            )
         if number * side**2 == groups:
             raise ValueError(
-                f"groups must be fewer than {groups}: at side {side} each would hold one number, "
+                f"groups must be fewer than {groups}: at side {side} each would hold "
+                "one number, "
                 "and its norm be zero"
             )

@@ -1,4 +1,6 @@
-"""Multiscale equilibrium models as the functions that an augmented system is made of."""
+"""Multiscale equilibrium models as the functions that an augmented system is made
+of.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class _MDEQ(torch.nn.Module):
         self.cell, self.readout = cell, readout
 
     def zero_state(self, *batch: int) -> State:
-        """A state of zeros, of the parameters' dtype and on their device; where to start.
+        """A state of zeros, of the parameters' dtype and on their device; where to
+        start.
 
         Parameters
         ----------
@@ -70,7 +73,9 @@ class _MDEQ(torch.nn.Module):
             What :meth:`params` returns, or the like.
         """
         batch = z[0].shape[:-3]
-        output: Tensor = functional_call(self.readout, _part(params, "readout."), (_merged(z),))
+        output: Tensor = functional_call(
+            self.readout, _part(params, "readout."), (_merged(z),)
+        )
         return output.reshape(*batch, *output.shape[1:])
 
     def _inputs(self, x: Any, params: Params, batch: torch.Size) -> Any:
@@ -81,8 +86,8 @@ class _MDEQ(torch.nn.Module):
 class MDEQDecoder(_MDEQ):
     """A latent code to an image, by a multiscale equilibrium.
 
-    The code is the input x that an augmented system solves for, as in generative modelling and
-    inverse problems.
+    The code is the input x that an augmented system solves for, as in generative
+    modelling and inverse problems.
 
     Parameters
     ----------
@@ -101,10 +106,11 @@ class MDEQDecoder(_MDEQ):
 
     References
     ----------
-    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020, arXiv:2006.08656.
+    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020,
+    arXiv:2006.08656.
 
-    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-    networks", NeurIPS 2021, arXiv:2111.13236.
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+    equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 
     Examples
     --------
@@ -113,10 +119,12 @@ class MDEQDecoder(_MDEQ):
     >>> from fixedpoint_models.networks import MDEQDecoder
     >>> decoder = MDEQDecoder(latent=5, channels=(8, 8), side=4, out_side=8)
     >>> def loss(z, x, y, params):
-    ...     return ((decoder.head(z, params) - y) ** 2).mean((1, 2, 3)) + 0.01 * (x**2).sum(-1)
+    ...     return ((decoder.head(z, params) - y) ** 2).mean((1, 2,
+    ...     3)) + 0.01 * (x**2).sum(-1)
     >>> model = AugmentedDEQ(decoder.f, loss, step_size=0.1)
     >>> params, images = decoder.params(), torch.rand(3, 1, 8, 8)
-    >>> sol = model.iterate(decoder.zero_state(3), torch.zeros(3, 5), params=params, y=images,
+    >>> sol = model.iterate(decoder.zero_state(3), torch.zeros(3, 5), params=params,
+    ...                     y=images,
     ...                     max_steps=10, on_failure="return")
     >>> sol.value["x"].shape
     torch.Size([3, 5])
@@ -140,14 +148,25 @@ class MDEQDecoder(_MDEQ):
     ) -> None:
         sides = check_sides(side, len(check_channels(channels)))
         cell = MDEQCell(
-            channels, side, LatentInjection(latent, channels, sides), groups=groups,
-            activation=activation, expansion=expansion, gain=gain, upsampling=upsampling,
+            channels,
+            side,
+            LatentInjection(latent, channels, sides),
+            groups=groups,
+            activation=activation,
+            expansion=expansion,
+            gain=gain,
+            upsampling=upsampling,
             weight_norm=weight_norm,
-        )  # fmt: skip
+        )
         head = ImageHead(
-            channels, side, out_channels, out_side, activation=activation, sigmoid=sigmoid,
+            channels,
+            side,
+            out_channels,
+            out_side,
+            activation=activation,
+            sigmoid=sigmoid,
             weight_norm=weight_norm,
-        )  # fmt: skip
+        )
         super().__init__(cell, head)
 
     def params(self) -> Params:
@@ -162,13 +181,14 @@ class MDEQDecoder(_MDEQ):
 class MDEQClassifier(_MDEQ):
     """An image to a score for each class, by a multiscale equilibrium.
 
-    The input x that an augmented system solves for is a perturbation added to the image, as in
-    adversarial attacks and training; or with `task` positive a vector that modulates
-    the features of the image by :class:`FiLM`, as in meta-learning, where it is what is adapted.
+    The input x that an augmented system solves for is a perturbation added to the
+    image, as in adversarial attacks and training; or with `task` positive a vector that
+    modulates the features of the image by :class:`FiLM`, as in meta-learning, where it
+    is what is adapted.
 
-    The image itself is part of the parameters: an augmented system hands its data y to the loss
-    alone, and what f depends on besides z and x has to be passed to it, or the derivative with
-    respect to it would be lost.
+    The image itself is part of the parameters: an augmented system hands its data y to
+    the loss alone, and what f depends on besides z and x has to be passed to it, or the
+    derivative with respect to it would be lost.
 
     Parameters
     ----------
@@ -183,34 +203,38 @@ class MDEQClassifier(_MDEQ):
     side : int, optional
         Of the first branch, a divisor of `side_in`; the same by default.
     groups : int, optional
-        Of the norms; divides all channels and is less than each, since the average of a channel
-        that is normalised by itself says nothing.
+        Of the norms; divides all channels and is less than each, since the average of a
+        channel that is normalised by itself says nothing.
     activation, expansion, gain, upsampling, weight_norm
         As for :class:`MDEQCell`.
 
     References
     ----------
-    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020, arXiv:2006.08656.
+    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020,
+    arXiv:2006.08656.
 
-    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-    networks", NeurIPS 2021, arXiv:2111.13236.
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+    equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
 
     Examples
     --------
     >>> import torch, fixedpoint as fp
     >>> from fixedpoint_models.networks import MDEQClassifier
     >>> model = MDEQClassifier(1, 8, channels=(8, 8), classes=10)
-    >>> params, perturbation = model.params(torch.rand(3, 1, 8, 8)), torch.zeros(3, 1, 8, 8)
+    >>> perturbation = torch.zeros(3, 1, 8, 8)
+    >>> params = model.params(torch.rand(3, 1, 8, 8))
     >>> sol = fp.fixed_point(model.f, model.zero_state(3), (perturbation, params),
     ...                      batch_ndim=1, rtol=1e-4)
     >>> model.head(sol.value, params).shape
     torch.Size([3, 10])
 
-    Two tasks of three images each. A sample is a task, its state that of all its images:
+    Two tasks of three images each. A sample is a task, its state that of all its
+    images:
 
     >>> model = MDEQClassifier(1, 8, channels=(8, 8), classes=10, task=5)
     >>> params, v = model.params(torch.rand(2, 3, 1, 8, 8)), torch.zeros(2, 5)
-    >>> sol = fp.fixed_point(model.f, model.zero_state(2, 3), (v, params), batch_ndim=1, rtol=1e-4)
+    >>> sol = fp.fixed_point(model.f, model.zero_state(2, 3), (v, params), batch_ndim=1,
+    ...                      rtol=1e-4)
     >>> sol.status.shape, model.head(sol.value, params).shape
     (torch.Size([2]), torch.Size([2, 3, 10]))
     """
@@ -238,10 +262,16 @@ class MDEQClassifier(_MDEQ):
             in_channels, channels, shrink=side_in // side, weight_norm=weight_norm
         )
         cell = MDEQCell(
-            channels, side, FiLM(injection, task, channels) if task else injection, groups=groups,
-            activation=activation, expansion=expansion, gain=gain, upsampling=upsampling,
+            channels,
+            side,
+            FiLM(injection, task, channels) if task else injection,
+            groups=groups,
+            activation=activation,
+            expansion=expansion,
+            gain=gain,
+            upsampling=upsampling,
             weight_norm=weight_norm,
-        )  # fmt: skip
+        )
         super().__init__(cell, ClassHead(channels, classes))
         self.task = task
 
@@ -256,7 +286,8 @@ class MDEQClassifier(_MDEQ):
         Returns
         -------
         dict
-            ``{"weights": the parameters by name, "image": image}``; the head needs no image.
+            ``{"weights": the parameters by name, "image": image}``; the head needs no
+            image.
         """
         return {"weights": dict(self.named_parameters()), "image": image}
 
@@ -271,13 +302,19 @@ class MDEQClassifier(_MDEQ):
         return image.reshape(-1, *image.shape[-3:]), vector
 
 
-def _check_classifier(side_in: int, side: int, groups: int, channels: Sequence[int]) -> None:
+def _check_classifier(
+    side_in: int, side: int, groups: int, channels: Sequence[int]
+) -> None:
     check_count("side_in", side_in, 1)
     check_count("side", side, 1)
     if side_in % side:
-        raise ValueError(f"side_in must be a multiple of the side {side}, got {side_in}")
+        raise ValueError(
+            f"side_in must be a multiple of the side {side}, got {side_in}"
+        )
     if groups >= min(check_channels(channels)):
-        raise ValueError(f"groups must be fewer than the channels {channels!r}, got {groups}")
+        raise ValueError(
+            f"groups must be fewer than the channels {channels!r}, got {groups}"
+        )
 
 
 def _merged(z: State) -> State:

@@ -12,7 +12,9 @@ TASKS: dict[str, str] = {
     "inverse": "fixedpoint_models.tasks.inverse:Inverse",
     "meta": "fixedpoint_models.tasks.meta:Meta",
 }
-"""``module:class`` of each, a subclass of :class:`fixedpoint_models.tasks.base.Experiment`."""
+"""``module:class`` of each, a subclass of
+:class:`fixedpoint_models.tasks.base.Experiment`.
+"""
 
 
 def offered() -> list[str]:

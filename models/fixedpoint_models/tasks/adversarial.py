@@ -44,8 +44,8 @@ class Attack:
     Parameters
     ----------
     method : {"joint", "recipe", "nested", "none"}
-        Tracked conditional gradients; the published Anderson iteration; projected steps along the
-        normalised gradient with full inner solves; or no perturbation at all.
+        Tracked conditional gradients; the published Anderson iteration; projected steps
+        along the normalised gradient with full inner solves; or no perturbation at all.
     steps : int
         Moves of the perturbation, or joint steps.
     sweeps : int
@@ -128,15 +128,18 @@ def load(settings: Settings) -> tuple[Batch, Batch]:
 def _batch(images: Any, classes: Any) -> Batch:
     images = torch.as_tensor(np.asarray(images, np.float32))
     one_hot = torch.nn.functional.one_hot(torch.as_tensor(classes).long(), CLASSES)
-    return Batch(images if images.ndim == 4 else images[:, None], one_hot.to(images.dtype))
+    return Batch(
+        images if images.ndim == 4 else images[:, None], one_hot.to(images.dtype)
+    )
 
 
 class Adversarial(Experiment):
     """A classifier trained on images perturbed against it.
 
-    An attack minimises −ℓ, ℓ the cross-entropy, over perturbations in a ball; the network minimises
-    ℓ at the perturbation. By the envelope theorem the parameters' gradient is the negative of that
-    of the attack's Lagrangian: what the attack leaves is enough, and there is no backward solve.
+    An attack minimises −ℓ, ℓ the cross-entropy, over perturbations in a ball; the
+    network minimises ℓ at the perturbation. By the envelope theorem the parameters'
+    gradient is the negative of that of the attack's Lagrangian: what the attack leaves
+    is enough, and there is no backward solve.
 
     Parameters
     ----------
@@ -147,10 +150,10 @@ class Adversarial(Experiment):
 
     References
     ----------
-    Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards deep learning models resistant to
-    adversarial attacks", ICLR 2018, arXiv:1706.06083. Gurumurthy, Bai, Manchester and Kolter,
-    "Joint inference and input optimization in equilibrium networks", NeurIPS 2021,
-    arXiv:2111.13236.
+    Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards deep learning models resistant
+    to adversarial attacks", ICLR 2018, arXiv:1706.06083. Gurumurthy, Bai, Manchester
+    and Kolter, "Joint inference and input optimization in equilibrium networks",
+    NeurIPS 2021, arXiv:2111.13236.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
@@ -161,13 +164,17 @@ class Adversarial(Experiment):
         )
         self.module: Any = self._network().to(device)
         dense = settings.kind == "dense"
-        f, head = (perturbed_map, scores) if dense else (self.module.f, self.module.head)
+        f, head = (
+            (perturbed_map, scores) if dense else (self.module.f, self.module.head)
+        )
         self.model = AugmentedDEQ(self.network(f), attack_loss, self.network(head))
 
     def _network(self) -> Any:
         settings, (channels, side) = self.settings, self.train.images.shape[1:3]
         if settings.kind == "mdeq":
-            return MDEQClassifier(channels, side, settings.channels, CLASSES, weight_norm=False)
+            return MDEQClassifier(
+                channels, side, settings.channels, CLASSES, weight_norm=False
+            )
         pixels = self.train.images[0].numel()
         return DenseClassifier(
             pixels, CLASSES, settings.width, seed=settings.seed, dtype=torch.float32
@@ -195,12 +202,18 @@ class Adversarial(Experiment):
             z = self.module.zero_state(len(images))
             return self.module.params(images), z, torch.zeros_like(images)
         flat = images.flatten(1)
-        return self.module.params(flat), flat.new_zeros(len(flat), self.module.width), 0.0 * flat
+        return (
+            self.module.params(flat),
+            flat.new_zeros(len(flat), self.module.width),
+            0.0 * flat,
+        )
 
     def posed_in_ball(self, attack: Attack) -> AugmentedDEQ:
         """The augmented system of an attack."""
         return replace(
-            self.model, project=ball(attack.radius, attack.norm), step_size=attack.step_size
+            self.model,
+            project=ball(attack.radius, attack.norm),
+            step_size=attack.step_size,
         )
 
     def attacked(self, batch: Batch, attack: Attack) -> tuple[Any, ...]:
@@ -215,44 +228,66 @@ class Adversarial(Experiment):
             how = {"method": TrackedDescent(rule=rule, sweeps=attack.sweeps)}
         with torch.no_grad():
             found = self.posed_in_ball(attack).iterate(
-                z, x, params=params, y=batch.classes, max_steps=attack.steps, rtol=1e-3,
-                on_failure="return", **how,
-            )  # fmt: skip
+                z,
+                x,
+                params=params,
+                y=batch.classes,
+                max_steps=attack.steps,
+                rtol=1e-3,
+                on_failure="return",
+                **how,
+            )
         return tuple(found.value[name] for name in ("z", "mu", "x"))
 
     def _nested(
         self, z: Any, x: Tensor, params: Any, classes: Tensor, attack: Attack
     ) -> tuple[Any, ...]:
-        """Projected steps with full inner solves; the last ones at the perturbation returned."""
+        """Projected steps with full inner solves; the last ones at the perturbation
+        returned.
+        """
         rate = partial(torch.optim.SGD, lr=attack.step_size)
         method = Nested(
-            self.model.problem, rate, fp.Anderson(memory=5),
+            self.model.problem,
+            rate,
+            fp.Anderson(memory=5),
             project=ball(attack.radius, attack.norm),
             normalised=True,
-        )  # fmt: skip
+        )
         number = 0 if attack.method == "none" else attack.steps
         now = next(islice(method.steps(z, x, params=params, y=classes), number, None))
         return now.z, now.mu, now.at
 
     def logits(self, images: Tensor) -> Tensor:
-        """The scores of images at their equilibria, a differentiable function of them."""
+        """The scores of images at their equilibria, a differentiable function of
+        them.
+        """
         params, z, x = self.posed(images)
         found = fp.fixed_point(
-            self.model.f, z, (x, params), rtol=1e-4, atol=1e-6, batch_ndim=1,
-            test="residual", on_failure="return",
+            self.model.f,
+            z,
+            (x, params),
+            rtol=1e-4,
+            atol=1e-6,
+            batch_ndim=1,
+            test="residual",
+            on_failure="return",
             adjoint=fp.ImplicitAdjoint(on_failure="return", rtol=1e-3),
-        )  # fmt: skip
+        )
         assert self.model.output is not None
         seen: Tensor = self.model.output(found.value, params)
         return seen
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy on clean images, and under attacks: ours, a nested one, and Foolbox's."""
+        """Accuracy on clean images, and under attacks: ours, a nested one, and
+        Foolbox's.
+        """
         figures = {"clean": self.accuracy(self.test.images)}
         trained = self.settings.attack
         strong = {
             "joint": replace(trained, method="joint", steps=50),
-            "nested": replace(trained, method="nested", steps=20, step_size=0.4 * trained.radius),
+            "nested": replace(
+                trained, method="nested", steps=20, step_size=0.4 * trained.radius
+            ),
         }
         for name, attack in strong.items():
             figures[name] = self.accuracy(self.perturbed(attack))
@@ -272,7 +307,9 @@ class Adversarial(Experiment):
         return float(right.double().mean())
 
     def foolbox(self) -> float | None:
-        """Accuracy under Foolbox's projected gradient attack of the same ball; None without it."""
+        """Accuracy under Foolbox's projected gradient attack of the same ball; None
+        without it.
+        """
         try:
             import foolbox  # noqa: PLC0415 - optional
         except ImportError:
@@ -292,11 +329,14 @@ class Adversarial(Experiment):
         attacked = self.perturbed(self.settings.attack)
         images = self.test.images
         rows = {
-            "image": images, "perturbation": 0.5 + (attacked - images), "attacked": attacked,
-        }  # fmt: skip
+            "image": images,
+            "perturbation": 0.5 + (attacked - images),
+            "attacked": attacked,
+        }
         file = folder / "attacks.png"
         draw_recovered(
-            {k: v[:SHOWN].mean(1).clamp(0, 1).cpu().numpy() for k, v in rows.items()}, file
+            {k: v[:SHOWN].mean(1).clamp(0, 1).cpu().numpy() for k, v in rows.items()},
+            file,
         )
         return [file]
 

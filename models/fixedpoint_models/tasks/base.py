@@ -15,12 +15,13 @@ from fixedpoint import tree
 class Experiment(ABC):
     """A task: its data, its network, and what training, evaluating and sampling mean.
 
-    It is made of settings and a device, on which it puts its network and its data. The settings
-    are the frozen dataclass that the first parameter of its ``__init__`` is annotated with; its
-    fields are the keys of the YAML file, beside ``task`` and ``training``, with ranges given by
-    :func:`fixedpoint_models.config.setting`, and one of them is `seed`. All that is random has to
-    follow from the seed, or from Torch's global generator, which is seeded before the task is made
-    and whose state is part of a checkpoint.
+    It is made of settings and a device, on which it puts its network and its data. The
+    settings are the frozen dataclass that the first parameter of its ``__init__`` is
+    annotated with; its fields are the keys of the YAML file, beside ``task`` and
+    ``training``, with ranges given by :func:`fixedpoint_models.config.setting`, and one
+    of them is `seed`. All that is random has to follow from the seed, or from Torch's
+    global generator, which is seeded before the task is made and whose state is part of
+    a checkpoint.
 
     Parameters
     ----------
@@ -32,9 +33,11 @@ class Experiment(ABC):
     Attributes
     ----------
     trains : bool
-        Whether there is something to train; otherwise a checkpoint of another task is used.
+        Whether there is something to train; otherwise a checkpoint of another task is
+        used.
     mixed : bool
-        Whether ``--amp`` has an effect: the network is then evaluated by way of :meth:`network`.
+        Whether ``--amp`` has an effect: the network is then evaluated by way of
+        :meth:`network`.
     module : torch.nn.Module
         What is trained.
     amp : torch.dtype, optional
@@ -60,9 +63,11 @@ class Experiment(ABC):
 
     @abstractmethod
     def step(self, batch: Any) -> dict[str, float]:
-        """Add the gradient of the batch's mean loss to the parameters; return what to write down.
+        """Add the gradient of the batch's mean loss to the parameters; return what to
+        write down.
 
-        The names are the same in every call. Where several processes train, `batch` is a part.
+        The names are the same in every call. Where several processes train, `batch` is
+        a part.
         """
 
     @abstractmethod
@@ -90,7 +95,8 @@ class Experiment(ABC):
         return len(tree.flatten(batch)[0][0])
 
     def part(self, batch: Any, rank: int, ranks: int) -> Any:
-        """The samples of a batch that one of several processes takes; there may be none.
+        """The samples of a batch that one of several processes takes; there may be
+        none.
 
         Tensors as long as the first one are cut, and others are passed whole.
         """
@@ -99,9 +105,12 @@ class Experiment(ABC):
         leaves, structure = tree.flatten(batch)
         number = len(leaves[0])
         rows = slice(number * rank // ranks, number * (rank + 1) // ranks)
-        return structure.rebuild([
-            leaf[rows] if getattr(leaf, "shape", ())[:1] == (number,) else leaf for leaf in leaves
-        ])  # fmt: skip
+        return structure.rebuild(
+            [
+                leaf[rows] if getattr(leaf, "shape", ())[:1] == (number,) else leaf
+                for leaf in leaves
+            ]
+        )
 
     def merge(self, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Collect what the processes stored for their samples, after each epoch.
@@ -114,10 +123,12 @@ class Experiment(ABC):
         del total
 
     def network(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, which evaluates the network on a state, so that it heeds :attr:`amp`.
+        """`function`, which evaluates the network on a state, so that it heeds
+        :attr:`amp`.
 
-        Only what runs inside is of low precision. What comes out is of the precision of the first
-        argument: solvers add up small differences of states, which half precision loses.
+        Only what runs inside is of low precision. What comes out is of the precision of
+        the first argument: solvers add up small differences of states, which half
+        precision loses.
         """
 
         def evaluated(z: Any, *args: Any) -> Any:

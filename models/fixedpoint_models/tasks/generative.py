@@ -1,4 +1,6 @@
-"""Generative modelling: an equilibrium decoder, trained while its latent codes are optimised."""
+"""Generative modelling: an equilibrium decoder, trained while its latent codes are
+optimised.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ Tensor = torch.Tensor
 Loss = Callable[[Any, Any, Any, Any], Any]
 SHOWN = 10
 _LOOSE = 0.1
-"""What is left of a state or adjoint, in parts of it, that its gradient is trusted with."""
+"""What is left of a state or adjoint, in parts of it, that its gradient is trusted
+with.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,9 @@ class Images:
     stride : int, optional
         From one patch of photographs to the next.
     limit, held_out : int, optional
-        How many to train on, and to test with; all by default. Digits and faces, which come in one
-        piece, are divided: a quarter of the digits and a tenth of the faces are for testing.
+        How many to train on, and to test with; all by default. Digits and faces, which
+        come in one piece, are divided: a quarter of the digits and a tenth of the faces
+        are for testing.
     """
 
     name: Literal["digits", "photographs", "mnist", "cifar10", "celeba"]
@@ -80,13 +85,14 @@ class Network:
     width, bound
         Of the dense decoder: entries of its state, and the bound of ‖W‖₂.
     head_gain : float
-        Of the other: what the weights of its last convolution are multiplied by at first. Where
-        images move little with the state, codes are driven far out to explain anything, to where
-        the state no longer follows them, as its norms allow it a certain size only.
+        Of the other: what the weights of its last convolution are multiplied by at
+        first. Where images move little with the state, codes are driven far out to
+        explain anything, to where the state no longer follows them, as its norms allow
+        it a certain size only.
     channels, side, groups, activation, gain, weight_norm, sigmoid
-        Of the other. The activation is "softplus" where Newton's method solves: with "relu" the
-        derivative jumps from step to step, and solves have been seen to fail, or to succeed at the
-        code zero because no unit of the head was active.
+        Of the other. The activation is "softplus" where Newton's method solves: with
+        "relu" the derivative jumps from step to step, and solves have been seen to
+        fail, or to succeed at the code zero because no unit of the head was active.
     """
 
     kind: Literal["dense", "mdeq"]
@@ -110,7 +116,8 @@ class Solve:
     Parameters
     ----------
     method : {"newton", "recipe"}
-        :class:`TrackedNewton`; or the published recipe, Anderson's method on the joint map.
+        :class:`TrackedNewton`; or the published recipe, Anderson's method on the joint
+        map.
     steps : int
         At most, in training.
     rtol : float
@@ -128,8 +135,8 @@ class Solve:
     state_damping, adjoint_damping : float
         Of the recipe.
     warm : {"none", "code", "all"}
-        What the recipe begins with: zeros, or what it found an epoch ago of x alone, or of z and μ
-        as well, which takes memory. Newton's method is fastest from zeros.
+        What the recipe begins with: zeros, or what it found an epoch ago of x alone, or
+        of z and μ as well, which takes memory. Newton's method is fastest from zeros.
     """
 
     method: Literal["newton", "recipe"] = "newton"
@@ -159,8 +166,8 @@ class Regularisation:
     weight : float
         Of the estimate of ‖J‖²/d.
     where : {"end", "trajectory"}
-        At the solution; or at the state after a random number of steps, for which the solve is
-        repeated up to there.
+        At the solution; or at the state after a random number of steps, for which the
+        solve is repeated up to there.
     probes : int
         Of the estimate.
     """
@@ -210,7 +217,8 @@ class Batch(NamedTuple):
 
 
 class DenseImages(torch.nn.Module):
-    """A :class:`DenseDecoder` for images of any shape, with the methods of :class:`MDEQDecoder`.
+    """A :class:`DenseDecoder` for images of any shape, with the methods of
+    :class:`MDEQDecoder`.
 
     Parameters
     ----------
@@ -237,7 +245,9 @@ class DenseImages(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
-        self.decoder = DenseDecoder(math.prod(shape), width, latent, bound, seed=seed).float()
+        self.decoder = DenseDecoder(
+            math.prod(shape), width, latent, bound, seed=seed
+        ).float()
 
     def params(self) -> Any:
         """What the maps take."""
@@ -279,8 +289,10 @@ def load(images: Images, seed: int) -> tuple[Tensor, Tensor]:
     train, test = (part if part.ndim == 4 else part[:, None] for part in pair)
     train, test = train[: images.limit], test[: images.held_out]
     if min(len(train), len(test)) == 0:
-        raise DataError(f"{images.name}: there are {len(train)} images to train on, {len(test)} "
-                        "to test with")  # fmt: skip
+        raise DataError(
+            f"{images.name}: there are {len(train)} images to train on, {len(test)} "
+            "to test with"
+        )
     return train, test
 
 
@@ -298,7 +310,9 @@ def _arrays(images: Images, seed: int) -> tuple[Any, Any]:
     return _divided(sets.digits(), 0.25, images.held_out, seed)
 
 
-def _divided(images: Any, part: float, held_out: int | None, seed: int) -> tuple[Any, Any]:
+def _divided(
+    images: Any, part: float, held_out: int | None, seed: int
+) -> tuple[Any, Any]:
     """All but some, and those, in random order."""
     number = min(held_out or round(part * len(images)), len(images) - 1)
     order = np.random.default_rng(seed).permutation(len(images))
@@ -321,7 +335,8 @@ class Decoder:
     shape : tuple of int
         Of an image: channels, height, width.
     seed : int
-        Of the weights of a dense one; those of the other are drawn from Torch's generator.
+        Of the weights of a dense one; those of the other are drawn from Torch's
+        generator.
     device : torch.device
         Where it is.
     """
@@ -334,7 +349,11 @@ class Decoder:
 
     def params(self, prior: float) -> Any:
         """What the maps and the loss take."""
-        return {**self.module.params(), "prior": prior, "scale": 64.0 / math.prod(self.shape)}
+        return {
+            **self.module.params(),
+            "prior": prior,
+            "scale": 64.0 / math.prod(self.shape),
+        }
 
     def frozen(self, prior: float) -> Any:
         """The same without derivatives."""
@@ -351,12 +370,20 @@ class Decoder:
         """The states of codes, from a cold start."""
         with torch.no_grad():
             return fp.fixed_point(
-                self.module.f, self.start(len(x))[0], (x, params), batch_ndim=1, rtol=1e-5,
-                atol=1e-9, test="residual", on_failure="return",
-            )  # fmt: skip
+                self.module.f,
+                self.start(len(x))[0],
+                (x, params),
+                batch_ndim=1,
+                rtol=1e-5,
+                atol=1e-9,
+                test="residual",
+                on_failure="return",
+            )
 
     def images(self, x: Tensor, params: Any) -> Tensor:
-        """The images at the equilibria of codes, their values cut to those of images."""
+        """The images at the equilibria of codes, their values cut to those of
+        images.
+        """
         decoded: Tensor = self.module.head(self.equilibrium(x, params).value, params)
         return decoded.detach().clamp(0.0, 1.0)
 
@@ -366,25 +393,38 @@ def _module(network: Network, shape: tuple[int, ...], seed: int) -> torch.nn.Mod
         return DenseImages(shape, network.width, network.latent, network.bound, seed)
     if shape[1] != shape[2] or shape[1] % network.side:
         raise ConfigError(
-            f"network.side: expected a divisor of the images' side {shape[1]}, got {network.side}"
+            f"network.side: expected a divisor of the images' side {shape[1]}, got "
+            f"{network.side}"
         )
     try:
         decoder = MDEQDecoder(
-            network.latent, network.channels, network.side, shape[0], shape[1],
-            groups=network.groups, activation=network.activation, gain=network.gain,
-            weight_norm=network.weight_norm, sigmoid=network.sigmoid,
-        )  # fmt: skip
+            network.latent,
+            network.channels,
+            network.side,
+            shape[0],
+            shape[1],
+            groups=network.groups,
+            activation=network.activation,
+            gain=network.gain,
+            weight_norm=network.weight_norm,
+            sigmoid=network.sigmoid,
+        )
     except ValueError as error:
         raise ConfigError(f"network: {error}") from None
-    # A weight-normalised filter has a length of its own, which comes first of two tensors.
+    # A weight-normalised filter has a length of its own, which comes first of two
+    # tensors.
     last: Any = decoder.readout.conv2
-    weight = last.parametrizations.weight.original0 if network.weight_norm else last.weight
+    weight = (
+        last.parametrizations.weight.original0 if network.weight_norm else last.weight
+    )
     weight.data.mul_(network.head_gain)
     return decoder
 
 
 class Inferred(NamedTuple):
-    """What a solve found: ``{"z", "mu", "x"}``, and per sample whether it converged, and steps."""
+    """What a solve found: ``{"z", "mu", "x"}``, and per sample whether it converged,
+    and steps.
+    """
 
     value: dict[str, Any]
     converged: Tensor
@@ -392,9 +432,15 @@ class Inferred(NamedTuple):
 
 
 def infer(
-    model: AugmentedDEQ, solve: Solve, start: dict[str, Any], *, params: Any, y: Any, steps: int,
+    model: AugmentedDEQ,
+    solve: Solve,
+    start: dict[str, Any],
+    *,
+    params: Any,
+    y: Any,
+    steps: int,
     rtol: float,
-) -> Inferred:  # fmt: skip
+) -> Inferred:
     """Solve the augmented system as the settings say.
 
     Parameters
@@ -412,7 +458,12 @@ def infer(
     rtol : float
         Of every block.
     """
-    control: dict[str, Any] = {"params": params, "y": y, "rtol": rtol, "on_failure": "return"}
+    control: dict[str, Any] = {
+        "params": params,
+        "y": y,
+        "rtol": rtol,
+        "on_failure": "return",
+    }
     # A block of zeros, as that of codes without a gradient, converges by this alone.
     control["atol"] = 1e-8
     z, mu, x = (start[name] for name in ("z", "mu", "x"))
@@ -426,9 +477,13 @@ def infer(
         parts = ((solve.step_size, first), (solve.final_step_size, steps - first))
         for size, number in (part for part in parts if part[1]):
             found = replace(model, step_size=size).iterate(
-                value["z"], value["x"], mu0=value["mu"], max_steps=number,
-                solver=fp.Anderson(memory=solve.memory), **control,
-            )  # fmt: skip
+                value["z"],
+                value["x"],
+                mu0=value["mu"],
+                max_steps=number,
+                solver=fp.Anderson(memory=solve.memory),
+                **control,
+            )
             value, taken = found.value, taken + found.steps
     return Inferred(value, found.converged, taken)
 
@@ -446,14 +501,19 @@ def quality(decoded: Tensor, images: Tensor) -> dict[str, list[float]]:
     >>> import torch
     >>> from fixedpoint_models.tasks.generative import quality
     >>> image = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
-    >>> {name: round(value, 3) for name, (value,) in quality(image, 0.9 * image).items()}
+    >>> {name: round(value, 3) for name,
+    ...  (value,) in quality(image, 0.9 * image).items()}
     {'mse': 0.003, 'psnr': 24.737, 'ssim': 0.989}
     """
     errors = ((decoded - images) ** 2).flatten(1).mean(1).double().cpu()
     pairs = zip(decoded.cpu().numpy(), images.cpu().numpy(), strict=True)
     similarity: Callable[..., Any] = structural_similarity
     ssim = [float(similarity(a, b, data_range=1.0, channel_axis=0)) for a, b in pairs]
-    return {"mse": errors.tolist(), "psnr": (-10.0 * errors.log10()).tolist(), "ssim": ssim}
+    return {
+        "mse": errors.tolist(),
+        "psnr": (-10.0 * errors.log10()).tolist(),
+        "ssim": ssim,
+    }
 
 
 def shown(images: Tensor) -> Any:
@@ -465,8 +525,9 @@ def shown(images: Tensor) -> Any:
 class Generative(Experiment):
     """A decoder whose codes are optimised along with its equilibria and their adjoints.
 
-    Every step solves the augmented system for a batch, for states, adjoints and codes, and moves
-    the parameters along the gradient that the envelope theorem gives of what it found.
+    Every step solves the augmented system for a batch, for states, adjoints and codes,
+    and moves the parameters along the gradient that the envelope theorem gives of what
+    it found.
 
     Parameters
     ----------
@@ -477,8 +538,8 @@ class Generative(Experiment):
 
     References
     ----------
-    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-    networks", NeurIPS 2021, arXiv:2111.13236.
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+    equilibrium networks", NeurIPS 2021, arXiv:2111.13236.
     """
 
     mixed = True
@@ -487,7 +548,9 @@ class Generative(Experiment):
         self.settings, self.device = settings, device
         train, test = load(settings.images, settings.seed)
         self.images, self.held_out = train.to(device), test.to(device)
-        self.decoder = Decoder(settings.network, tuple(train.shape[1:]), settings.seed, device)
+        self.decoder = Decoder(
+            settings.network, tuple(train.shape[1:]), settings.seed, device
+        )
         self.module: Any = self.decoder.module
         if settings.network.kind == "mdeq" and not settings.network.sigmoid:
             torch.nn.init.constant_(self.module.readout.conv2.bias, float(train.mean()))
@@ -501,9 +564,12 @@ class Generative(Experiment):
         """The augmented system of this decoder and a loss of images."""
         solve = self.settings.solve
         return AugmentedDEQ(
-            self.network(self.module.f), loss, self.network(self.module.head),
-            state_damping=solve.state_damping, adjoint_damping=solve.adjoint_damping,
-        )  # fmt: skip
+            self.network(self.module.f),
+            loss,
+            self.network(self.module.head),
+            state_damping=solve.state_damping,
+            adjoint_damping=solve.adjoint_damping,
+        )
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """All images in random order."""
@@ -516,10 +582,11 @@ class Generative(Experiment):
     def step(self, batch: Batch) -> dict[str, float]:
         """The joint solve, and the gradient of the Lagrangian at what it found.
 
-        The gradient is that of solutions; at fixed codes, it is right if states and adjoints are.
-        Where they are not, to a tenth of their size, or where the Lagrangian is more than the loss
-        at the code zero, which is always to be had, or less than nothing, the solve has failed, and
-        the sample is `left_out`. In the mean loss it counts with the loss at zero.
+        The gradient is that of solutions; at fixed codes, it is right if states and
+        adjoints are. Where they are not, to a tenth of their size, or where the
+        Lagrangian is more than the loss at the code zero, which is always to be had, or
+        less than nothing, the solve has failed, and the sample is `left_out`. In the
+        mean loss it counts with the loss at zero.
         """
         settings = self.settings
         params = self.decoder.params(settings.prior)
@@ -531,12 +598,18 @@ class Generative(Experiment):
         # What failed is a bad start for the next epoch.
         value = leafwise(lambda leaf: leaf[sound], found.value)
         self._store(batch.rows[sound], value)
-        shares = {"converged": found.converged, "steps": found.steps, "left_out": ~sound}
+        shares = {
+            "converged": found.converged,
+            "steps": found.steps,
+            "left_out": ~sound,
+        }
         means = {name: float(values.double().mean()) for name, values in shares.items()}
         return {"loss": float(losses.mean()), **metrics, **means}
 
     def _judged(self, batch: Batch, found: Inferred) -> tuple[Tensor, Tensor]:
-        """Which samples are solved well enough, and what they, or else the code zero, cost."""
+        """Which samples are solved well enough, and what they, or else the code zero,
+        cost.
+        """
         params, images = self.decoder.frozen(self.settings.prior), batch.images
         zero = self.decoder.start(1)[1]
         with torch.no_grad():
@@ -552,7 +625,9 @@ class Generative(Experiment):
     def _surrogate(
         self, batch: Batch, found: Inferred, sound: Tensor, params: Any
     ) -> tuple[Tensor | None, dict[str, float]]:
-        """What is differentiated, the mean over all samples, and the penalty that it contains."""
+        """What is differentiated, the mean over all samples, and the penalty that it
+        contains.
+        """
         weight = self.settings.jacobian.weight
         if not sound.any():
             return None, {"jacobian": 0.0} if weight else {}
@@ -573,7 +648,13 @@ class Generative(Experiment):
             start.update(leafwise(lambda leaf: leaf[batch.rows], self.stored))
         params = self.decoder.frozen(self.settings.prior)
         return infer(
-            self.model, solve, start, params=params, y=batch.images, steps=steps, rtol=solve.rtol
+            self.model,
+            solve,
+            start,
+            params=params,
+            y=batch.images,
+            steps=steps,
+            rtol=solve.rtol,
         )
 
     def _store(self, rows: Tensor, value: dict[str, Any]) -> None:
@@ -584,13 +665,17 @@ class Generative(Experiment):
         self.written[rows] = 1.0
 
     def _penalty(self, batch: Batch, value: dict[str, Any], params: Any) -> Tensor:
-        """An estimate of ‖J‖²/d for each sample, at the solution or on the way there."""
+        """An estimate of ‖J‖²/d for each sample, at the solution or on the way
+        there.
+        """
         jacobian, number = self.settings.jacobian, int(batch.number)
         if jacobian.where == "trajectory":
             generator = np.random.default_rng((self.settings.seed, number))
             steps = int(generator.integers(1, self.settings.solve.steps + 1))
             value = self._infer(batch, steps).value
-        probes = [self._probe(value["z"], batch, probe) for probe in range(jacobian.probes)]
+        probes = [
+            self._probe(value["z"], batch, probe) for probe in range(jacobian.probes)
+        ]
         args = (value["x"], params)
         estimates: Tensor = jacobian_penalty(self.model.f, value["z"], args, probes, 1)
         return estimates
@@ -601,29 +686,40 @@ class Generative(Experiment):
         generator = torch.Generator()
         drawn: list[list[Tensor]] = []
         for row in batch.rows.tolist():
-            generator.manual_seed(_seed(self.settings.seed, int(batch.number), row, probe))
-            drawn.append([torch.randn(leaf.shape[1:], generator=generator) for leaf in leaves])
+            generator.manual_seed(
+                _seed(self.settings.seed, int(batch.number), row, probe)
+            )
+            drawn.append(
+                [torch.randn(leaf.shape[1:], generator=generator) for leaf in leaves]
+            )
         columns = (torch.stack(column) for column in zip(*drawn, strict=True))
         return structure.rebuild([column.to(self.device) for column in columns])
 
     def evaluate(self) -> dict[str, float]:
-        """How well codes of held-out images are found, and how good the images are there.
+        """How well codes of held-out images are found, and how good the images are
+        there.
 
-        `objective` is re-solved from a cold start at the codes found, and images are those of its
-        equilibria; `kkt_fraction` counts the samples whose residuals are 1e-4 of each block, within
-        `test_steps`; the spectral radius is that of ∂f/∂z.
+        `objective` is re-solved from a cold start at the codes found, and images are
+        those of its equilibria; `kkt_fraction` counts the samples whose residuals are
+        1e-4 of each block, within `test_steps`; the spectral radius is that of ∂f/∂z.
         """
         rows = [
-            self._evaluated(part) for part in torch.split(self.held_out, self.settings.batch_size)
+            self._evaluated(part)
+            for part in torch.split(self.held_out, self.settings.batch_size)
         ]
-        merged = {k: np.array(list(itertools.chain(*(row[k] for row in rows)))) for k in rows[0]}
+        merged = {
+            k: np.array(list(itertools.chain(*(row[k] for row in rows))))
+            for k in rows[0]
+        }
         radii = merged.pop("radius")
         failed = float(np.isnan(merged["objective"]).mean())
         means = {name: float(np.nanmean(values)) for name, values in merged.items()}
         return {
-            **means, "failed": failed, "radius_median": float(np.median(radii)),
+            **means,
+            "failed": failed,
+            "radius_median": float(np.median(radii)),
             "radius_most": float(np.max(radii)),
-        }  # fmt: skip
+        }
 
     def _evaluated(self, images: Tensor) -> dict[str, list[float]]:
         params = self.decoder.frozen(self.settings.prior)
@@ -633,19 +729,26 @@ class Generative(Experiment):
         objective = self.model.objective(z0, x, params=params, y=images)
         figures = quality(self.decoder.images(x, params), images)
         return {
-            "objective": objective.tolist(), **figures,
+            "objective": objective.tolist(),
+            **figures,
             "kkt_fraction": found.converged.double().tolist(),
-            "steps": found.steps.double().tolist(), "radius": self._radii(x, params).tolist(),
-        }  # fmt: skip
+            "steps": found.steps.double().tolist(),
+            "radius": self._radii(x, params).tolist(),
+        }
 
     def reconstruct(self, images: Tensor) -> Inferred:
         """The codes of images, from a cold start."""
         solve = replace(self.settings.solve, warm="none")
         z, x = self.decoder.start(len(images))
         return infer(
-            self.model, solve, {"z": z, "mu": z, "x": x}, y=images, rtol=1e-4,
-            params=self.decoder.frozen(self.settings.prior), steps=self.settings.test_steps,
-        )  # fmt: skip
+            self.model,
+            solve,
+            {"z": z, "mu": z, "x": x},
+            y=images,
+            rtol=1e-4,
+            params=self.decoder.frozen(self.settings.prior),
+            steps=self.settings.test_steps,
+        )
 
     def _radii(self, x: Tensor, params: Any) -> Tensor:
         """The spectral radius of ∂f/∂z at the equilibrium of each code."""
@@ -657,11 +760,15 @@ class Generative(Experiment):
 
         with torch.no_grad():
             start = leafwise(normal, solution.value)
-            radii: Tensor = fp.spectral_radius(solution.linearise(), start, steps=20, batch_ndim=1)
+            radii: Tensor = fp.spectral_radius(
+                solution.linearise(), start, steps=20, batch_ndim=1
+            )
         return radii
 
     def draw(self, folder: Path) -> list[Path]:
-        """New images, at the equilibria of codes from a Gaussian mixture; and held-out ones."""
+        """New images, at the equilibria of codes from a Gaussian mixture; and held-out
+        ones.
+        """
         params = self.decoder.frozen(self.settings.prior)
         codes = self.sample(8 * SHOWN)
         drawn = shown(self.decoder.images(codes, params))
@@ -678,30 +785,41 @@ class Generative(Experiment):
         """Codes, drawn from a Gaussian mixture of those of the training images."""
         codes = self.stored["x"].cpu().double().numpy()
         components = min(self.settings.components, len(codes))
-        mixture = GaussianMixture(components, random_state=self.settings.seed).fit(codes)
+        mixture = GaussianMixture(components, random_state=self.settings.seed).fit(
+            codes
+        )
         drawn = mixture.sample(number)[0]
         # They come component by component.
         order = np.random.default_rng(self.settings.seed).permutation(number)
         return torch.as_tensor(drawn[order], dtype=torch.float32, device=self.device)
 
     def merge(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Collect the codes, and what else is stored, from the processes that found them."""
+        """Collect the codes, and what else is stored, from the processes that found
+        them.
+        """
         count = total(self.written)
         for leaf in tree.flatten(self.stored)[0]:
             shape = (-1, *(1,) * (leaf.ndim - 1))
-            found = total(leaf * self.written.reshape(shape)) / count.clamp(min=1.0).reshape(shape)
+            found = total(leaf * self.written.reshape(shape)) / count.clamp(
+                min=1.0
+            ).reshape(shape)
             leaf.copy_(torch.where(count.reshape(shape) > 0.0, found, leaf))
         self.written.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """The codes, and what else the next epoch begins with."""
-        return {"stored": tree.flatten(self.stored)[0], "images": fingerprint(self.images)}
+        return {
+            "stored": tree.flatten(self.stored)[0],
+            "images": fingerprint(self.images),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of a checkpoint."""
         if state["images"] != fingerprint(self.images):
             raise ValueError("written for other images")
-        for leaf, stored in zip(tree.flatten(self.stored)[0], state["stored"], strict=True):
+        for leaf, stored in zip(
+            tree.flatten(self.stored)[0], state["stored"], strict=True
+        ):
             leaf.copy_(stored)
 
 

@@ -40,8 +40,8 @@ class Problem:
     hidden : int, optional
         The side of the square; by default 20/64 of the image's.
     operator : str, optional
-        ``package.module:callable``, which takes images of shape (number, channels, height, width)
-        to measurements, sample by sample and differentiably; see
+        ``package.module:callable``, which takes images of shape (number, channels,
+        height, width) to measurements, sample by sample and differentiably; see
         :mod:`fixedpoint_models.tasks.operators`.
     prior : float, optional
         The weight of ‖x‖², by default that of training.
@@ -56,9 +56,13 @@ class Problem:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"name: expected letters, digits, - and _, got {self.name!r}")
+            raise ValueError(
+                f"name: expected letters, digits, - and _, got {self.name!r}"
+            )
         if (self.kind == "operator") != (self.operator is not None):
-            raise ValueError("operator: to be given with the kind operator, and not otherwise")
+            raise ValueError(
+                "operator: to be given with the kind operator, and not otherwise"
+            )
 
 
 PROBLEMS = (
@@ -102,7 +106,9 @@ class Settings:
     def __post_init__(self) -> None:
         names = [problem.name for problem in self.problems]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"problems: expected some, with names of their own, got {names}")
+            raise ValueError(
+                f"problems: expected some, with names of their own, got {names}"
+            )
 
 
 class Measured(NamedTuple):
@@ -113,10 +119,11 @@ class Measured(NamedTuple):
 
 
 class Inverse(Experiment):
-    """Images from measurements A(image) + noise: the codes that explain these are solved for.
+    """Images from measurements A(image) + noise: the codes that explain these are
+    solved for.
 
-    The loss is s‖A(D(z)) − measurements‖² + λ‖x‖² with the scale s of training, 64/pixels of the
-    image, as all that is measured is as precise as a pixel.
+    The loss is s‖A(D(z)) − measurements‖² + λ‖x‖² with the scale s of training,
+    64/pixels of the image, as all that is measured is as precise as a pixel.
 
     Parameters
     ----------
@@ -152,10 +159,14 @@ class Inverse(Experiment):
         masks = self._masks(problem, generator)
         operator = _operator(problem)
         exact = _checked(problem, operator, self.images, masks)
-        noise = problem.sigma * generator.standard_normal(tuple(exact.shape), dtype=np.float32)
+        noise = problem.sigma * generator.standard_normal(
+            tuple(exact.shape), dtype=np.float32
+        )
         values = exact + torch.as_tensor(noise).to(exact)
         # What is hidden has no noise either.
-        return Measured(values * masks if problem.kind == "inpainting" else values, masks)
+        return Measured(
+            values * masks if problem.kind == "inpainting" else values, masks
+        )
 
     def _masks(self, problem: Problem, generator: np.random.Generator) -> Tensor:
         """Masks that hide a random square of each image, or nothing."""
@@ -165,48 +176,68 @@ class Inverse(Experiment):
             return masks
         side = problem.hidden or round(20 / 64 * min(height, width))
         if side > min(height, width):
-            raise ConfigError(f"problems: {problem.name}: hidden: expected at most "
-                              f"{min(height, width)}, got {side}")  # fmt: skip
+            raise ConfigError(
+                f"problems: {problem.name}: hidden: expected at most "
+                f"{min(height, width)}, got {side}"
+            )
         for mask in masks:
             row, column = generator.integers(0, (height - side + 1, width - side + 1))
             mask[:, row : row + side, column : column + side] = 0.0
         return masks
 
     def posed(self, problem: Problem) -> AugmentedDEQ:
-        """The augmented system of a problem, whose data are of type :class:`Measured`."""
+        """The augmented system of a problem, whose data are of type
+        :class:`Measured`.
+        """
         operator = _operator(problem)
 
         def loss(decoded: Any, x: Any, y: Any, params: Any) -> Any:
             misfit = operator(decoded, y.masks) - y.values
-            return params["scale"] * (misfit**2).flatten(1).sum(-1) + params["prior"] * (x**2).sum(
-                -1
-            )
+            return params["scale"] * (misfit**2).flatten(1).sum(-1) + params[
+                "prior"
+            ] * (x**2).sum(-1)
 
         return self.generative.posed(loss)
 
-    def _recover(self, problem: Problem, y: Measured) -> tuple[Tensor, dict[str, list[float]]]:
-        """The images recovered from some measurements, and what the solve says of them."""
+    def _recover(
+        self, problem: Problem, y: Measured
+    ) -> tuple[Tensor, dict[str, list[float]]]:
+        """The images recovered from some measurements, and what the solve says of
+        them.
+        """
         decoder, settings = self.generative.decoder, self.settings
-        prior = self.generative.settings.prior if problem.prior is None else problem.prior
+        prior = (
+            self.generative.settings.prior if problem.prior is None else problem.prior
+        )
         params, model = decoder.frozen(prior), self.posed(problem)
         z, x = decoder.start(len(y.values))
         found = infer(
-            model, self.solve, {"z": z, "mu": z, "x": x}, params=params, y=y,
-            steps=settings.steps, rtol=settings.rtol,
-        )  # fmt: skip
+            model,
+            self.solve,
+            {"z": z, "mu": z, "x": x},
+            params=params,
+            y=y,
+            steps=settings.steps,
+            rtol=settings.rtol,
+        )
         x = found.value["x"]
         objective = model.objective(z, x, params=params, y=y).tolist()
         converged = found.converged.double().tolist()
-        return decoder.images(x, params), {"objective": objective, "converged": converged}
+        return decoder.images(x, params), {
+            "objective": objective,
+            "converged": converged,
+        }
 
     def evaluate(self) -> dict[str, float]:
         """Mean figures of each problem, by the original images.
 
-        `objective` is re-solved from a cold start; `psnr_measured` is that of the measurements
-        themselves, where they are images other than the original ones.
+        `objective` is re-solved from a cold start; `psnr_measured` is that of the
+        measurements themselves, where they are images other than the original ones.
         """
         figures: dict[str, float] = {}
-        for problem, measured in zip(self.settings.problems, self.measured, strict=True):
+        for problem, measured in zip(
+            self.settings.problems, self.measured, strict=True
+        ):
             for name, value in self._evaluated(problem, measured).items():
                 figures[f"{problem.name}/{name}"] = value
         return figures
@@ -219,21 +250,33 @@ class Inverse(Experiment):
             recovered, told = self._recover(problem, Measured(values, masks))
             rows.append({**told, **quality(recovered, images)})
             if values.shape == images.shape and not torch.equal(values, images):
-                rows[-1]["psnr_measured"] = quality(values.clamp(0.0, 1.0), images)["psnr"]
-        joined = {k: np.array(list(itertools.chain(*(row[k] for row in rows)))) for k in rows[0]}
+                rows[-1]["psnr_measured"] = quality(values.clamp(0.0, 1.0), images)[
+                    "psnr"
+                ]
+        joined = {
+            k: np.array(list(itertools.chain(*(row[k] for row in rows))))
+            for k in rows[0]
+        }
         return {name: float(np.nanmean(values)) for name, values in joined.items()}
 
     def draw(self, folder: Path) -> list[Path]:
-        """Originals, measurements and what is recovered of them, a file for each problem."""
+        """Originals, measurements and what is recovered of them, a file for each
+        problem.
+        """
         files = []
-        for problem, measured in zip(self.settings.problems, self.measured, strict=True):
+        for problem, measured in zip(
+            self.settings.problems, self.measured, strict=True
+        ):
             few = Measured(*(tensor[:SHOWN] for tensor in measured))
             originals = self.images[:SHOWN]
             rows = {"original": shown(originals)}
             if few.values.ndim == 4 and few.values.shape[1] == originals.shape[1]:
                 seen = few.values.clamp(0.0, 1.0)
-                rows["measured"] = shown(torch.where(few.masks > 0.0, seen, torch.nan)
-                                         if problem.kind == "inpainting" else seen)  # fmt: skip
+                rows["measured"] = shown(
+                    torch.where(few.masks > 0.0, seen, torch.nan)
+                    if problem.kind == "inpainting"
+                    else seen
+                )
             rows["recovered"] = shown(self._recover(problem, few)[0])
             files.append(folder / f"{problem.name}.png")
             draw_recovered(rows, files[-1])
@@ -256,7 +299,9 @@ def _operator(problem: Problem) -> Callable[[Any, Any], Any]:
     """What takes images and masks to measurements without noise."""
     if problem.kind == "inpainting":
         return lambda images, masks: images * masks
-    operator = (lambda images: images) if problem.operator is None else _imported(problem)
+    operator = (
+        (lambda images: images) if problem.operator is None else _imported(problem)
+    )
 
     def measured(images: Any, masks: Any) -> Any:
         del masks
@@ -294,4 +339,6 @@ def _checked(
 
 
 def _unusable(problem: Problem, reason: str) -> ConfigError:
-    return ConfigError(f"problems: {problem.name}: operator {problem.operator} {reason}")
+    return ConfigError(
+        f"problems: {problem.name}: operator {problem.operator} {reason}"
+    )

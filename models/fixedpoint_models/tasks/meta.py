@@ -1,4 +1,6 @@
-"""Meta-learning: a task's vector adapted to a few labelled images, on an equilibrium network."""
+"""Meta-learning: a task's vector adapted to a few labelled images, on an equilibrium
+network.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ from fixedpoint.operators import BarzilaiBorwein
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.comparison import Task
 from fixedpoint_models.config import setting
-from fixedpoint_models.data import Episode, Episodes, FewShot, glyphs, omniglot, split_classes
+from fixedpoint_models.data import (
+    Episode,
+    Episodes,
+    FewShot,
+    glyphs,
+    omniglot,
+    split_classes,
+)
 from fixedpoint_models.methods import TrackedDescent
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.networks import FiLM, MDEQCell
@@ -39,18 +48,20 @@ NESTED_TOLERANCE = 1e-2
 
 
 class TaskNetwork(torch.nn.Module):
-    """Images of a task to scores of its classes, by an equilibrium that the task's vector steers.
+    """Images of a task to scores of its classes, by an equilibrium that the task's
+    vector steers.
 
-    Convolutions take an image to the drive of an :class:`MDEQCell`, whose equilibrium z is read
-    out as a feature vector φ(z), normalised. The task's vector v is a context c and a code uₖ for
-    each class. The score of class k is ⟨φ(z), uₖ⟩, and the drive is modulated by :class:`FiLM` of
-    c and of the mean square of the codes, entry by entry.
+    Convolutions take an image to the drive of an :class:`MDEQCell`, whose equilibrium z
+    is read out as a feature vector φ(z), normalised. The task's vector v is a context c
+    and a code uₖ for each class. The score of class k is ⟨φ(z), uₖ⟩, and the drive is
+    modulated by :class:`FiLM` of c and of the mean square of the codes, entry by entry.
 
-    Labels are dealt out anew in every task: which character is called the third is known from
-    the support alone. A vector that modulates features and cannot reach the read-out cannot tell;
-    the codes bind labels to characters, and at v = 0 all scores are zero. They enter the
-    equilibrium in a way that does not depend on the order of the labels: their mean is zero at the
-    minimum of a cross-entropy, their mean square says along which features the classes differ.
+    Labels are dealt out anew in every task: which character is called the third is
+    known from the support alone. A vector that modulates features and cannot reach the
+    read-out cannot tell; the codes bind labels to characters, and at v = 0 all scores
+    are zero. They enter the equilibrium in a way that does not depend on the order of
+    the labels: their mean is zero at the minimum of a cross-entropy, their mean square
+    says along which features the classes differ.
 
     Parameters
     ----------
@@ -67,9 +78,10 @@ class TaskNetwork(torch.nn.Module):
 
     References
     ----------
-    Zintgraf, Shiarlis, Kurin, Hofmann and Whiteson, "Fast context adaptation via meta-learning",
-    ICML 2019, arXiv:1810.03642. Lee, Maji, Ravichandran and Soatto, "Meta-learning with
-    differentiable convex optimization", CVPR 2019, arXiv:1904.03758.
+    Zintgraf, Shiarlis, Kurin, Hofmann and Whiteson, "Fast context adaptation via
+    meta-learning", ICML 2019, arXiv:1810.03642. Lee, Maji, Ravichandran and Soatto,
+    "Meta-learning with differentiable convex optimization", CVPR 2019,
+    arXiv:1904.03758.
 
     Examples
     --------
@@ -77,18 +89,31 @@ class TaskNetwork(torch.nn.Module):
     >>> network = TaskNetwork(ways=5, side=16)
     >>> images, v = torch.rand(2, 5, 1, 16, 16), torch.zeros(2, network.entries)
     >>> params = network.params(images)
-    >>> sol = fp.fixed_point(network.f, network.zero_state(2, 5), (v, params), batch_ndim=1,
+    >>> sol = fp.fixed_point(network.f, network.zero_state(2, 5), (v, params),
+    ...                      batch_ndim=1,
     ...                      rtol=1e-4)
     >>> network.scores(sol.value, v, params).shape
     torch.Size([2, 5, 5])
     """
 
     def __init__(
-        self, ways: int, side: int, *, channels: int = 32, features: int = 32, context: int = 8,
-        groups: int = 4, activation: str = "softplus", gain: float = 0.15,
-    ) -> None:  # fmt: skip
+        self,
+        ways: int,
+        side: int,
+        *,
+        channels: int = 32,
+        features: int = 32,
+        context: int = 8,
+        groups: int = 4,
+        activation: str = "softplus",
+        gain: float = 0.15,
+    ) -> None:
         super().__init__()
-        for name, value in (("ways", ways), ("features", features), ("context", context)):
+        for name, value in (
+            ("ways", ways),
+            ("features", features),
+            ("context", context),
+        ):
             check_count(name, value, 1)
         if side % 4:
             raise ValueError(f"side must be a multiple of 4, got {side}")
@@ -106,9 +131,14 @@ class TaskNetwork(torch.nn.Module):
         )
         film = FiLM(torch.nn.Identity(), context + features, (channels,))
         self.cell = MDEQCell(
-            (channels,), side // 4, film, groups=groups, activation=activation, gain=gain,
+            (channels,),
+            side // 4,
+            film,
+            groups=groups,
+            activation=activation,
+            gain=gain,
             weight_norm=False,
-        )  # fmt: skip
+        )
         self.readout = torch.nn.Linear(channels * (side // 4) ** 2, features)
         self.scale = torch.nn.Parameter(torch.tensor(float(features)).sqrt())
 
@@ -122,7 +152,8 @@ class TaskNetwork(torch.nn.Module):
         return self.cell.zero_state(*batch)
 
     def params(self, images: Tensor) -> Params:
-        """What :meth:`f` and :meth:`scores` take: the weights, and the drive of the images.
+        """What :meth:`f` and :meth:`scores` take: the weights, and the drive of the
+        images.
 
         The drive does not depend on what is solved for, and is computed once.
 
@@ -138,13 +169,17 @@ class TaskNetwork(torch.nn.Module):
         return {**weights, "scale": self.scale, "drive": drive}
 
     def f(self, z: State, v: Tensor, params: Params) -> State:
-        """The equilibrium map of states (tasks, images, …) and vectors (tasks, entries)."""
+        """The equilibrium map of states (tasks, images, …) and vectors (tasks,
+        entries).
+        """
         batch = z[0].shape[:2]
         spread = self._codes(v).square().mean(-2)
         steer = torch.cat([v[..., : self.context], spread], dim=-1)
         steer = steer[:, None].expand(*batch, steer.shape[-1]).flatten(0, 1)
         inputs = (params["drive"].flatten(0, 1),), steer
-        image = functional_call(self.cell, params["cell"], ((z[0].flatten(0, 1),), inputs))
+        image = functional_call(
+            self.cell, params["cell"], ((z[0].flatten(0, 1),), inputs)
+        )
         return (image[0].unflatten(0, batch),)
 
     def scores(self, z: State, v: Tensor, params: Params) -> Tensor:
@@ -180,9 +215,14 @@ class Batch(NamedTuple):
     query_labels: Tensor
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], device: torch.device | str = "cpu") -> Batch:
+    def of(
+        cls, episodes: Sequence[Episode], device: torch.device | str = "cpu"
+    ) -> Batch:
         """Tasks made of episodes."""
-        parts = [torch.stack([torch.as_tensor(a) for a in p]) for p in zip(*episodes, strict=True)]
+        parts = [
+            torch.stack([torch.as_tensor(a) for a in p])
+            for p in zip(*episodes, strict=True)
+        ]
         support, labels, query, query_labels = (part.to(device) for part in parts)
         return cls(support[:, :, None], labels, query[:, :, None], query_labels)
 
@@ -206,9 +246,9 @@ class MetaSettings:
     penalty : float
         λ of the inner loss.
     method : {"recipe", "descent", "nested"}
-        How tasks are adapted: by the published recipe, Anderson's method on the joint map; by
-        :class:`TrackedDescent` with the steps of Barzilai and Borwein; or, to compare, by
-        :class:`Nested` with Nesterov's momentum, all of the `steps`.
+        How tasks are adapted: by the published recipe, Anderson's method on the joint
+        map; by :class:`TrackedDescent` with the steps of Barzilai and Borwein; or, to
+        compare, by :class:`Nested` with Nesterov's momentum, all of the `steps`.
     steps : int
         Of adaptation, at most.
     step_size : float
@@ -256,11 +296,12 @@ class MetaSettings:
 class Meta(Experiment):
     """Learn to learn characters: tasks of a few labelled images of classes never seen.
 
-    A task's vector v is adapted to the support, the least cross-entropy of its scores plus λ‖v‖²
-    over v, subject to z = f(z, v): an augmented system, of which a sample is a task, with the
-    states of all its support images. The outer loss is the cross-entropy of the query at the
-    adapted v, with equilibria of its own. Its derivative passes through these and, by
-    the implicit function theorem for the augmented system as a whole, through the adaptation.
+    A task's vector v is adapted to the support, the least cross-entropy of its scores
+    plus λ‖v‖² over v, subject to z = f(z, v): an augmented system, of which a sample is
+    a task, with the states of all its support images. The outer loss is the
+    cross-entropy of the query at the adapted v, with equilibria of its own. Its
+    derivative passes through these and, by the implicit function theorem for the
+    augmented system as a whole, through the adaptation.
 
     Parameters
     ----------
@@ -271,9 +312,9 @@ class Meta(Experiment):
 
     References
     ----------
-    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in equilibrium
-    networks", NeurIPS 2021, arXiv:2111.13236. Rajeswaran, Finn, Kakade and Levine, "Meta-learning
-    with implicit gradients", NeurIPS 2019, arXiv:1909.04630.
+    Gurumurthy, Bai, Manchester and Kolter, "Joint inference and input optimization in
+    equilibrium networks", NeurIPS 2021, arXiv:2111.13236. Rajeswaran, Finn, Kakade and
+    Levine, "Meta-learning with implicit gradients", NeurIPS 2019, arXiv:1909.04630.
 
     Examples
     --------
@@ -287,15 +328,20 @@ class Meta(Experiment):
 
     module: TaskNetwork
 
-    def __init__(self, settings: MetaSettings, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, settings: MetaSettings, device: torch.device | str = "cpu"
+    ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self.train, self.test = self._classes()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             network = TaskNetwork(
-                settings.ways, settings.side, channels=settings.channels,
-                features=settings.features, context=settings.context,
-            )  # fmt: skip
+                settings.ways,
+                settings.side,
+                channels=settings.channels,
+                features=settings.features,
+                context=settings.context,
+            )
         self.module = network.to(self.device)
 
     def _classes(self) -> tuple[FewShot, FewShot]:
@@ -310,13 +356,15 @@ class Meta(Experiment):
     @property
     def model(self) -> AugmentedDEQ:
         """The inner problem; params are those of the support, y its labels."""
-        return AugmentedDEQ(self._map(), self.inner_loss, step_size=self.settings.step_size)
+        return AugmentedDEQ(
+            self._map(), self.inner_loss, step_size=self.settings.step_size
+        )
 
     def _map(self) -> Callable[..., State]:
         """The equilibrium map as a function of its arguments alone.
 
-        A method of a module would have its parameters differentiated as well, for nothing: they
-        are among the arguments.
+        A method of a module would have its parameters differentiated as well, for
+        nothing: they are among the arguments.
         """
         return partial(TaskNetwork.f, self.module)
 
@@ -330,40 +378,60 @@ class Meta(Experiment):
         with torch.no_grad():
             params = self.module.params(batch.support)
         frozen = tree_map(torch.Tensor.detach, params)
-        return Task(self.model, frozen, batch.support_labels, *self._start(batch.support))
+        return Task(
+            self.model, frozen, batch.support_labels, *self._start(batch.support)
+        )
 
     def _start(self, images: Tensor) -> tuple[State, Tensor]:
         tasks, number = images.shape[:2]
-        return self.module.zero_state(tasks, number), images.new_zeros(tasks, self.module.entries)
+        return self.module.zero_state(tasks, number), images.new_zeros(
+            tasks, self.module.entries
+        )
 
     def _method(self) -> dict[str, Any]:
         settings = self.settings
         if settings.method == "recipe":
             return {"solver": fp.Anderson(memory=settings.memory)}
         if settings.method == "nested":
-            # The joint map is only evaluated, and differentiated, where the descent has ended.
+            # The joint map is only evaluated, and differentiated, where the descent has
+            # ended.
             return {"solver": fp.Anderson(memory=settings.memory), "max_steps": 0}
         rule = BarzilaiBorwein(step_size=settings.step_size)
         return {"method": TrackedDescent(rule=rule, sweeps=settings.sweeps)}
 
-    def _nested(self, z: State, v: Tensor, params: Params, labels: Tensor) -> dict[str, Any]:
-        """Where the nested method ends: ``z0``, ``mu0`` and ``x0`` for the augmented system."""
+    def _nested(
+        self, z: State, v: Tensor, params: Params, labels: Tensor
+    ) -> dict[str, Any]:
+        """Where the nested method ends: ``z0``, ``mu0`` and ``x0`` for the augmented
+        system.
+        """
         settings = self.settings
         method = Nested(
             self.model.problem,
-            partial(torch.optim.SGD, lr=settings.step_size, momentum=settings.momentum,
-                    nesterov=settings.momentum > 0.0),
-            fp.Picard(), tolerance=NESTED_TOLERANCE,
-        )  # fmt: skip
+            partial(
+                torch.optim.SGD,
+                lr=settings.step_size,
+                momentum=settings.momentum,
+                nesterov=settings.momentum > 0.0,
+            ),
+            fp.Picard(),
+            tolerance=NESTED_TOLERANCE,
+        )
         frozen = tree_map(torch.Tensor.detach, params)
         steps = islice(method.steps(z, v, params=frozen, y=labels), settings.steps + 1)
         *_, end = steps
         return {"z0": end.z, "mu0": end.mu, "x0": end.at}
 
     def adapt(
-        self, images: Tensor, labels: Tensor, *, adjoint: fp.Adjoint | None = None, **control: Any
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        adjoint: fp.Adjoint | None = None,
+        **control: Any,
     ) -> fp.Solution:
-        """The task's vectors, adapted: ``"x"`` of the value, along with ``"z"`` and ``"mu"``.
+        """The task's vectors, adapted: ``"x"`` of the value, along with ``"z"`` and
+        ``"mu"``.
 
         Parameters
         ----------
@@ -377,16 +445,23 @@ class Meta(Experiment):
             For :meth:`AugmentedDEQ.iterate`, in place of the settings.
         """
         settings, (z, v) = self.settings, self._start(images)
-        given = {"max_steps": settings.steps, "rtol": settings.rtol, "on_failure": "return"}
+        given = {
+            "max_steps": settings.steps,
+            "rtol": settings.rtol,
+            "on_failure": "return",
+        }
         with torch.set_grad_enabled(adjoint is not None):
             params = self.module.params(images)
             start: dict[str, Any] = {"z0": z, "x0": v}
             if settings.method == "nested":
                 start = self._nested(z, v, params, labels)
             return self.model.iterate(
-                **start, params=params, y=labels, adjoint=adjoint,
+                **start,
+                params=params,
+                y=labels,
+                adjoint=adjoint,
                 **{**given, **self._method(), **control},
-            )  # fmt: skip
+            )
 
     def query_scores(self, v: Tensor, images: Tensor, **control: Any) -> Tensor:
         """The scores of images at vectors `v`, from equilibria of their own.
@@ -402,24 +477,34 @@ class Meta(Experiment):
         """
         params, start = self.module.params(images), self._start(images)[0]
         given: dict[str, Any] = {
-            "solver": fp.Anderson(memory=5), "rtol": self.settings.rtol, "max_steps": 50,
-            "test": "residual", "on_failure": "return", "adjoint": self._adjoint(),
-        } | control  # fmt: skip
+            "solver": fp.Anderson(memory=5),
+            "rtol": self.settings.rtol,
+            "max_steps": 50,
+            "test": "residual",
+            "on_failure": "return",
+            "adjoint": self._adjoint(),
+        } | control
         z = fp.fixed_point(self._map(), start, (v, params), batch_ndim=1, **given).value
         return self.module.scores(z, v, params)
 
     def _adjoint(self) -> fp.ImplicitAdjoint:
-        return fp.ImplicitAdjoint(rtol=self.settings.rtol, max_steps=80, on_failure="return")
+        return fp.ImplicitAdjoint(
+            rtol=self.settings.rtol, max_steps=80, on_failure="return"
+        )
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, the same ones for the same epoch."""
         settings = self.settings
         seed = (settings.seed << 32) + epoch  # no epoch of one seed is that of another
-        episodes = iter(Episodes(self.train, settings.ways, settings.shots, settings.queries, seed))
+        episodes = iter(
+            Episodes(self.train, settings.ways, settings.shots, settings.queries, seed)
+        )
         for _ in range(settings.batches):
             yield Batch.of(list(islice(episodes, settings.tasks)), self.device)
 
-    def outer_loss(self, batch: Batch, **control: Any) -> tuple[Tensor, Tensor, fp.Solution]:
+    def outer_loss(
+        self, batch: Batch, **control: Any
+    ) -> tuple[Tensor, Tensor, fp.Solution]:
         """The loss of the query per task, the scores, and the adaptation.
 
         Parameters
@@ -435,9 +520,13 @@ class Meta(Experiment):
         return cross_entropy(scores, batch.query_labels), scores, adapted
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Add the gradient of the batch's loss to the parameters; return what to write down."""
+        """Add the gradient of the batch's loss to the parameters; return what to write
+        down.
+        """
         losses, scores, adapted = self.outer_loss(batch)
-        z, v = (tree_map(torch.Tensor.detach, adapted.value[name]) for name in ("z", "x"))
+        z, v = (
+            tree_map(torch.Tensor.detach, adapted.value[name]) for name in ("z", "x")
+        )
         params = self.module.params(batch.support)
         stiffness = jacobian_penalty(self._map(), z, (v, params)).mean()
         total: Any = losses.mean() + self.settings.jacobian * stiffness
@@ -456,7 +545,11 @@ class Meta(Experiment):
         settings, left = self.settings, self.settings.test_tasks
         episodes = iter(
             Episodes(
-                self.test, settings.ways, settings.shots, settings.test_queries, settings.seed + 1
+                self.test,
+                settings.ways,
+                settings.shots,
+                settings.test_queries,
+                settings.seed + 1,
             )
         )
         while left > 0:
@@ -470,14 +563,22 @@ class Meta(Experiment):
         return float((scores.argmax(-1) == batch.query_labels).float().mean())
 
     def evaluate(self) -> dict[str, float]:
-        """On unseen classes: the share of the query labelled rightly, and what adaptation took."""
+        """On unseen classes: the share of the query labelled rightly, and what
+        adaptation took.
+        """
         rows = []
         for batch in self.held_out():
             adapted = self.adapt(batch.support, batch.support_labels)
             solved = adapted.converged.float().mean()
-            seen = self.accuracy(adapted.value["x"], batch), float(solved), float(adapted.work.f)
+            seen = (
+                self.accuracy(adapted.value["x"], batch),
+                float(solved),
+                float(adapted.work.f),
+            )
             rows.append([len(batch.support) * number for number in seen])
-        totals = [sum(column) / self.settings.test_tasks for column in zip(*rows, strict=True)]
+        totals = [
+            sum(column) / self.settings.test_tasks for column in zip(*rows, strict=True)
+        ]
         return dict(zip(("accuracy", "converged", "evaluations"), totals, strict=True))
 
     def draw(self, folder: Path) -> list[Path]:
@@ -486,24 +587,34 @@ class Meta(Experiment):
         one = Batch(*(part[:1] for part in batch))
         v = self.adapt(one.support, one.support_labels).value["x"]
         with torch.no_grad():
-            labels = [self.query_scores(u, one.query)[0].argmax(-1) for u in (0.0 * v, v)]
-        right = [float((given == one.query_labels[0]).float().mean()) for given in labels]
+            labels = [
+                self.query_scores(u, one.query)[0].argmax(-1) for u in (0.0 * v, v)
+            ]
+        right = [
+            float((given == one.query_labels[0]).float().mean()) for given in labels
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "meta.png"
         _picture(one, labels[1].cpu(), right, self.settings).savefig(file, dpi=120)
         return [file]
 
 
-def _picture(task: Batch, labels: Tensor, right: list[float], settings: MetaSettings) -> Figure:
-    """A row for each class: the support, a gap, the query; what is labelled wrongly has its label.
+def _picture(
+    task: Batch, labels: Tensor, right: list[float], settings: MetaSettings
+) -> Figure:
+    """A row for each class: the support, a gap, the query; what is labelled wrongly has
+    its label.
 
-    `labels` are those of the query after adaptation, `right` what share was right before and after.
+    `labels` are those of the query after adaptation, `right` what share was right
+    before and after.
     """
     rows = (settings.ways, -1, settings.side, settings.side)
     support, query = (part.reshape(rows).cpu() for part in (task.support, task.query))
     given = labels.reshape(settings.ways, -1)
     columns = settings.shots + query.shape[1]
-    figure = Figure(figsize=(0.9 * columns + 0.6, settings.ways + 0.8), layout="constrained")
+    figure = Figure(
+        figsize=(0.9 * columns + 0.6, settings.ways + 0.8), layout="constrained"
+    )
     axes = figure.subplots(settings.ways, columns, squeeze=False)
     for way, line in enumerate(axes):
         line[0].set_ylabel(str(way), rotation=0, ha="right", va="center")
@@ -517,5 +628,7 @@ def _picture(task: Batch, labels: Tensor, right: list[float], settings: MetaSett
                 axis.set_xlabel(f"taken for {int(given[way, index])}", color="tab:red")
     axes[0][0].set_title("support")
     axes[0][settings.shots].set_title("query")
-    figure.suptitle(f"query right before adaptation {right[0]:.0%}, after {right[1]:.0%}")
+    figure.suptitle(
+        f"query right before adaptation {right[0]:.0%}, after {right[1]:.0%}"
+    )
     return figure

@@ -1,7 +1,7 @@
 """Measurements of images that can be inverted: examples for the key ``operator``.
 
-Each takes images of shape (number, channels, height, width) to measurements of any shape with the
-same first axis, sample by sample, differentiably.
+Each takes images of shape (number, channels, height, width) to measurements of any
+shape with the same first axis, sample by sample, differentiably.
 """
 
 from __future__ import annotations
