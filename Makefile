@@ -16,7 +16,7 @@ unexport MYPYPATH
 .PHONY: help demo test test-oldest lint docs bench gpu clean
 
 help:
-	@echo 'make demo   optimise the latent codes of a small equilibrium decoder, write pictures'
+	@echo 'make demo   optimize the latent codes of a small equilibrium decoder, write pictures'
 	@echo 'make test   lint, then all tests'
 	@echo 'make test-oldest  some tests, on the oldest NumPy, SciPy and JAX that are supported'
 	@echo 'make lint   style, types and the import contracts'
@@ -58,7 +58,7 @@ docs: .venv/.ready
 bench: .venv/.bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/gradients.py
-	$(BIN)/python benchmarks/input_optimisation.py
+	$(BIN)/python benchmarks/input_optimization.py
 	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/robustness.py $(ARGS)
 

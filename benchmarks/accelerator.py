@@ -7,7 +7,7 @@ solvers with the same cell, start, tolerance and number of states kept. Then a c
 dense layer on JAX beside jaxopt, and Newton-Krylov on a grid of 10⁸ unknowns. All run
 in turn in one process. The residual of each answer is evaluated afterwards, in the
 arithmetic of the cell. Overhead is time divided by evaluations, those of the backward
-pass left out, times the time of one; and a synchronisation is a wait of the host for
+pass left out, times the time of one; and a synchronization is a wait of the host for
 the device.
 
 Sections stop when their share of ``--seconds`` is used up. The table goes to the
@@ -51,7 +51,7 @@ class Row:
     evaluation: float
     evaluations: int
     overhead: float
-    synchronisations: int
+    synchronizations: int
     residual: float
     mebibytes: float
 
@@ -246,7 +246,7 @@ def _layer_row(
         evaluation=ms * single,
         evaluations=calls,
         overhead=overhead,
-        synchronisations=waits[0],
+        synchronizations=waits[0],
         residual=residual,
         mebibytes=peak,
     )
@@ -302,15 +302,15 @@ def _median(work: Callable[[], Any]) -> float:
     """The median seconds of a few runs, after one that does not count."""
     times = []
     for _ in range(ROUNDS + 1):
-        _synchronise()
+        _synchronize()
         begin = time.perf_counter()
         work()
-        _synchronise()
+        _synchronize()
         times.append(time.perf_counter() - begin)
     return statistics.median(times[1:])
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -447,12 +447,12 @@ def measure_large(device: str) -> list[LargeRow]:
     for name, solver in solvers.items():
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        _synchronise()
+        _synchronize()
         begin = time.perf_counter()
         with torch.no_grad():
             settings = {"solver": solver, "test": "residual", "on_failure": "return"}
             sol = fp.root(F, torch.zeros_like(b), (b,), **settings)
-            _synchronise()
+            _synchronize()
             seconds = time.perf_counter() - begin
             residual = float(torch.linalg.norm(F(sol.value, b)) / torch.linalg.norm(b))
         peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0

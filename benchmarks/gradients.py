@@ -842,7 +842,7 @@ def trained(steps: int = 200) -> Network:
     import fixedpoint as fp
 
     network = untrained()
-    optimiser = torch.optim.Adam(network.parameters, lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters, lr=1e-3)
     settings = {
         "solver": fp.Anderson(),
         "rtol": 1e-4,
@@ -853,9 +853,9 @@ def trained(steps: int = 200) -> Network:
     for step in range(steps):
         x, y = network.batch(step)
         loss = network.loss(network.solved(x, **settings).value, y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return network
 
 

@@ -20,12 +20,12 @@ from fixedpoint.testing import problems
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
 GRADIENTS, TOLERANCE = FOLDER / "gradients.json", FOLDER / "tolerance.json"
-INPUTS, ACCELERATOR = FOLDER / "input_optimisation.json", FOLDER / "accelerator.json"
+INPUTS, ACCELERATOR = FOLDER / "input_optimization.json", FOLDER / "accelerator.json"
 SCRIPTS = {
     ROBUSTNESS: "robustness.py",
     OVERHEAD: "run.py",
     GRADIENTS: "gradients.py",
-    INPUTS: "input_optimisation.py",
+    INPUTS: "input_optimization.py",
     ACCELERATOR: "accelerator.py",
     TOLERANCE: "tolerance.py",
 }
@@ -430,7 +430,7 @@ def without_products(error):
     return "–" if math.isnan(error) else f"{error:.2f}"
 
 
-def input_optimisation():
+def input_optimization():
     """Seconds to each target, by task."""
     found = content(INPUTS)
     fields = {
@@ -496,7 +496,7 @@ def ratio_or_never(tracked, nested):
 def accelerator_layers():
     """Layers on a GPU, beside torchdeq."""
     names = ("forward", "gradient", "evaluation", "overhead", "residual", "mebibytes")
-    fields = {"case": str, "method": str, "evaluations": int, "synchronisations": int}
+    fields = {"case": str, "method": str, "evaluations": int, "synchronizations": int}
     found = content(ACCELERATOR)
     rows = records(ACCELERATOR, found, "layers", fields | dict.fromkeys(names, NUMBER))
     head = [
@@ -520,7 +520,7 @@ def accelerator_layers():
             str(row["evaluations"]),
             f"{row['evaluation']:.2f}",
             f"{row['overhead']:.1f}",
-            str(row["synchronisations"]),
+            str(row["synchronizations"]),
             f"{row['residual']:.1e}",
             f"{row['mebibytes']:.0f}",
         ]
@@ -680,7 +680,7 @@ TABLES = {
     "accelerator-layers": accelerator_layers,
     "accelerator-jax": accelerator_jax,
     "accelerator-large": accelerator_large,
-    "input-optimisation": input_optimisation,
+    "input-optimization": input_optimization,
     "systems-summary": lambda: summary(systems),
     "systems": lambda: detail(systems),
     "large-summary": lambda: summary(large),

@@ -2,7 +2,7 @@
 
 The overlapping patches of a noisy photograph are the agents of a game. Each seeks a
 sparse code in a dictionary that explains what it sees, and wants to agree with its
-neighbours on the pixels they share. The equilibrium is found by proximal gradient steps
+neighbors on the pixels they share. The equilibrium is found by proximal gradient steps
 of all agents at once, accelerated, and the dictionary and the weights of the ℓ₁ norm
 are learned by differentiating it implicitly: memory does not grow with the steps, and
 no kink is smoothed. Photographs to test on are others than those to train on, and

@@ -107,8 +107,8 @@ def train(
     model: torch.nn.Sequential, images: torch.Tensor, labels: torch.Tensor, steps: int
 ) -> dict[str, list[float]]:
     """Train in place; returns what is drawn, a number for each step."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     layer: Any = next(module for module in model if isinstance(module, DEQ))
     history: dict[str, list[float]] = {
         name: [] for name in ("loss", "f", "products", "solved")
@@ -116,10 +116,10 @@ def train(
     for _ in tqdm(range(steps), disable=None):
         rows = torch.randint(len(images), (BATCH,))
         loss = functional.cross_entropy(model(images[rows]), labels[rows])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         solved = (layer.statistics.status == fp.Status.CONVERGED).float().mean()
         numbers = (

@@ -1,6 +1,6 @@
 """An implicit graph network, which sees as far along a chain as the chain is long.
 
-Each node of a graph has features z, in equilibrium with those of its neighbours,
+Each node of a graph has features z, in equilibrium with those of its neighbors,
 
     Z = relu(A Z Wᵀ + U Bᵀ) ,
 
@@ -103,7 +103,7 @@ def chains(length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def train(network: Network, length: int, steps: int) -> list[float]:
     """Train in place on fresh chains; the loss of each step."""
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     losses = []
     for _ in tqdm(range(steps), disable=None):
         u, labels = chains(length)
@@ -111,9 +111,9 @@ def train(network: Network, length: int, steps: int) -> list[float]:
         loss = functional.cross_entropy(
             scores.transpose(1, 2), labels[:, None].expand(-1, length)
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses
 

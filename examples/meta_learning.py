@@ -4,7 +4,7 @@ of each.
 A network is trained on tasks. Each shows an image of five characters, the support, and
 asks for the labels of others, the query. What a task brings is held in one vector v, a
 code for each class and a context that modulates the equilibrium z = f(z, v). It
-minimises the cross-entropy of the support plus λ‖v‖², and is found together with z and
+minimizes the cross-entropy of the support plus λ‖v‖², and is found together with z and
 the adjoint of z as one fixed point. The network is trained through that fixed point, by
 implicit differentiation, to label the query well.
 

@@ -134,16 +134,16 @@ def forests(length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def train(network: Network, length: int, steps: int) -> list[float]:
     """Train in place on fresh forests; the loss of each step."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses = []
     for _ in tqdm(range(steps), disable=None):
         parents, roots, _ = forests(length)
         loss = functional.cross_entropy(network(parents).transpose(1, 2), roots)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(loss.item())
     return losses

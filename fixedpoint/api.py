@@ -525,7 +525,7 @@ class _Call:
             trace=outcome.trace,
             state=outcome.state,
             backward=outcome.backward,
-            linearisation=_linearisation(solve, arrays),
+            linearization=_linearization(solve, arrays),
         )
         what = "root failed" if solve.is_root else "fixed_point failed"
         value = apply_policy(
@@ -563,10 +563,10 @@ def _on_containers(callback: Callable[..., Any], structure: Any) -> Callable[...
     return lambda step, value, norm: callback(step, structure.rebuild(value), norm)
 
 
-def _linearisation(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any], Any]]:
+def _linearization(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any], Any]]:
     """From the solution, as a container, to the products with f′ or F′ there."""
 
-    def linearised(container: Any) -> Callable[[Any], Any]:
+    def linearized(container: Any) -> Callable[[Any], Any]:
         backend = solve.backend
         leaves, structure = backend.flatten(container)
         product = solve.products(tuple(map(backend.leaf, leaves)), arrays)
@@ -574,7 +574,7 @@ def _linearisation(solve: Solve, arrays: Vec) -> Callable[[Any], Callable[[Any],
             product(tuple(map(backend.leaf, backend.flatten(v)[0])))
         )
 
-    return linearised
+    return linearized
 
 
 def _check_state(

@@ -410,7 +410,7 @@ class Backend:
         }
         return np.errstate(**loud)  # type: ignore[arg-type]
 
-    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+    def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, where the framework differentiates."""
         raise NotImplementedError
 

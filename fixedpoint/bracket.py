@@ -329,7 +329,7 @@ def _packed(
 ) -> Solution:
     """The solution, or what `on_failure` says."""
 
-    def linearised(at: Any) -> Callable[[Any], Any]:
+    def linearized(at: Any) -> Callable[[Any], Any]:
         product = solve.products((solve.backend.leaf(at),), args)
         return lambda v: product((solve.backend.leaf(v),))[0]
 
@@ -345,7 +345,7 @@ def _packed(
         methods=("Chandrupatla",),
         trace=outcome.trace,
         backward=outcome.backward,
-        linearisation=linearised,
+        linearization=linearized,
         bracket=outcome.bracket,
     )
     space = Space.of(solve.backend, outcome.value, solve.batch_ndim)

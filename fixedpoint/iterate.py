@@ -132,7 +132,7 @@ def iterate(solver: Solver, problem: Problem, start: Vec, course: Course) -> Ite
     """Run `solver` from `start` until every sample has a status.
 
     A sample stops as soon as it meets the tolerance; it then keeps its iterate,
-    whatever its neighbours do. What is returned is the iterate that satisfied the test,
+    whatever its neighbors do. What is returned is the iterate that satisfied the test,
     or else the one of the smallest residual, unless the solver wants the last. The
     solvers of a fallback run one after the other on the samples that have not
     converged, each from the start, and share the steps that are left in equal parts.

@@ -1,4 +1,4 @@
-"""The problems that solvers solve: a residual at a point, its linearisation, and the
+"""The problems that solvers solve: a residual at a point, its linearization, and the
 test.
 """
 
@@ -83,7 +83,7 @@ class Sizes(NamedTuple):
     changed: Array
 
 
-class Linearisation(NamedTuple):
+class Linearization(NamedTuple):
     """The products v ↦ g′(z)v, where g is the increment, and what they cost.
 
     Attributes
@@ -350,24 +350,24 @@ class Problem(ABC):
         """Whether the residual has other units than the state."""
         return False
 
-    def linearise(self, point: Point) -> Linearisation:
+    def linearize(self, point: Point) -> Linearization:
         """The products with the increment's derivative at `point`, exact where they can
         be.
         """
         given, space, backend = self.jvp, self.space, self.space.backend
         if given is not None:
             product = lambda v: self.of_user(lambda w: given(point.value, w), v)  # noqa: E731
-            return Linearisation(product, 0, 1, [0])
+            return Linearization(product, 0, 1, [0])
         if self.jacobian is not None:
             matrix = self._given(self.jacobian, point)
             times = lambda v: space.unravel(product_with(space, matrix, space.ravel(v)))  # noqa: E731
-            return Linearisation(lambda v: self.of_user(times, v), 0, 1, [0])
+            return Linearization(lambda v: self.of_user(times, v), 0, 1, [0])
         if backend.differentiates:
-            return Linearisation(
-                backend.linearise(self.increment, point.value), 0, 1, [0]
+            return Linearization(
+                backend.linearize(self.increment, point.value), 0, 1, [0]
             )
         further = [0]
-        return Linearisation(difference_product(self, point, further), 1, 0, further)
+        return Linearization(difference_product(self, point, further), 1, 0, further)
 
     def precondition(self, point: Point) -> Product | None:
         """The product with the user's approximate inverse of the increment's
@@ -405,7 +405,7 @@ class Problem(ABC):
             return Matrix(self._of_user_matrix(known), Work(), None)
         if self.jvp is None and not space.backend.differentiates:
             return difference_jacobian(self, point, sparsity, sizes)
-        product, size = self.linearise(point).product, space.real_size
+        product, size = self.linearize(point).product, space.real_size
         unit = space.identity(size)
         every = [
             space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(size)
@@ -612,7 +612,7 @@ class RootProblem(Problem):
         """The σ = ±‖g‖/‖g′g‖ of the sign that lowers ‖g + σg′g‖; 1 where it is not
         finite.
 
-        The σ that minimises it is shorter by the cosine between g and g′g: where that
+        The σ that minimizes it is shorter by the cosine between g and g′g: where that
         is small, an estimate begun with it needs ten times the 2n updates of a linear
         system.
         """

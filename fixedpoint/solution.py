@@ -38,7 +38,7 @@ _MEANING = {
     Status.STALLED: "stalled: the residual has long stopped falling",
     Status.DIVERGED: "diverged: the residual grew without bound",
     Status.LINEAR_SOLVE_FAILED: (
-        "a linear solve failed: no step reduces the linearised residual"
+        "a linear solve failed: no step reduces the linearized residual"
     ),
     Status.LINE_SEARCH_FAILED: (
         "a line search failed: no step, however short, reduces the residual"
@@ -160,8 +160,8 @@ class Solution:
         filled in by it.
     aux : object
         What the map returned beside the value, at `value`, where ``has_aux=True``.
-    linearisation : callable or None
-        What :meth:`linearise` calls.
+    linearization : callable or None
+        What :meth:`linearize` calls.
     bracket : pair of arrays, or None
         The lower and the upper ends of the last brackets, of
         :func:`fixedpoint.bracketed_root`.
@@ -179,7 +179,7 @@ class Solution:
     trace: Trace | None = None
     state: Any = None
     backward: BackwardReport | None = None
-    linearisation: Callable[[Any], Callable[[Any], Any]] | None = None
+    linearization: Callable[[Any], Callable[[Any], Any]] | None = None
     aux: Any = None
     bracket: tuple[Array, Array] | None = None
 
@@ -233,7 +233,7 @@ class Solution:
         )
         return f" ({', '.join(names)})" if names else ""
 
-    def linearise(self) -> Callable[[Any], Any]:
+    def linearize(self) -> Callable[[Any], Any]:
         """The Jacobian-vector products at the solution, v ↦ f′(z)v or v ↦ F′(x)v.
 
         Exact where the array library differentiates or the call was given ``jvp``, by
@@ -244,12 +244,12 @@ class Solution:
         --------
         >>> import numpy as np, fixedpoint as fp
         >>> sol = fp.fixed_point(np.cos, 1.0)
-        >>> round(float(sol.linearise()(1.0)), 6)  # −sin z
+        >>> round(float(sol.linearize()(1.0)), 6)  # −sin z
         -0.673612
         """
-        if self.linearisation is None:
-            raise ValueError("a solution that came out of a trace cannot be linearised")
-        return self.linearisation(self.value)
+        if self.linearization is None:
+            raise ValueError("a solution that came out of a trace cannot be linearized")
+        return self.linearization(self.value)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the residual norm against the evaluations; needs ``record=True``.
@@ -273,7 +273,7 @@ class Solution:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the map: solutions are pickled, and their maps need not be."""
-        return {**self.__dict__, "linearisation": None}
+        return {**self.__dict__, "linearization": None}
 
     def __repr__(self) -> str:
         """A line that says what happened."""

@@ -402,7 +402,7 @@ class Solve:
         problem = self.problem(value, args)
         space, product = (
             problem.space,
-            problem.linearise(problem.evaluate(value)).product,
+            problem.linearize(problem.evaluate(value)).product,
         )
         if self.is_root:
             return lambda v: space.negative(product(v))

@@ -560,7 +560,7 @@ class Space:
         total = self.backend.minus_combination(self._wide(leaf), weights, wide, axes)
         return self._as(total, leaf.dtype)
 
-    def orthogonalised(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
+    def orthogonalized(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
         """The vector u without its part in the basis, by two passes of Gram and
         Schmidt, and it.
         """

@@ -23,7 +23,7 @@ def spectral_radius(
     Parameters
     ----------
     product : callable
-        v ↦ Jv, on containers like `start`; ``sol.linearise()`` returns one. The
+        v ↦ Jv, on containers like `start`; ``sol.linearize()`` returns one. The
         transpose has the same eigenvalues: v ↦ Jᵀv serves as well.
     start : array or container of arrays
         A vector with a part in every direction, such as a random one.
@@ -67,7 +67,7 @@ def spectral_radius(
 
     >>> sol = fp.fixed_point(lambda z, c: c * np.cos(z), np.ones((2, 1)),
     ...                      (np.array([[1.0], [0.5]]),), batch_ndim=1)
-    >>> np.round(spectral_radius(sol.linearise(), np.ones((2, 1)), batch_ndim=1), 4)
+    >>> np.round(spectral_radius(sol.linearize(), np.ones((2, 1)), batch_ndim=1), 4)
     array([0.6736, 0.2176])
     """
     check_count("steps", steps, 1)
@@ -172,7 +172,7 @@ def _extended(space: Space, product: Callable[[Vec], Vec], krylov: _Krylov) -> _
     slot, write = krylov.size, space.backend.write
     basis = space.push(krylov.basis, slot, krylov.next)
     image = product(krylov.next)
-    left, column = space.orthogonalised(basis, image)
+    left, column = space.orthogonalized(basis, image)
     length = space.safe_norm(left)
     # What is no more than rounding of the image is nothing: its direction means nothing
     # either.

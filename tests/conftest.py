@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     import torch._decomp.decompositions_for_jvp
 
 jax.config.update("jax_enable_x64", True)
-# A test's program runs for milliseconds, and would be optimised for seconds. A release
+# A test's program runs for milliseconds, and would be optimized for seconds. A release
 # that does not know a flag aborts on it.
 jax.config.update("jax_disable_most_optimizations", True)
 if version("jaxlib").startswith("0.10."):

@@ -85,7 +85,7 @@ def test_other_adjoints(layer, contraction, adjoint):
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-9)
 
 
-def test_a_neighbour_that_is_not_finite_changes_nothing(layer, contraction):
+def test_a_neighbor_that_is_not_finite_changes_nothing(layer, contraction):
     A, b, z0 = problem(contraction, "cuda")
     settings = {"batch_ndim": 1, "on_failure": "return", "solver": fp.Anderson()}
     good = fp.fixed_point(layer(torch), z0, (A, b), **settings)

@@ -311,7 +311,7 @@ def test_the_exact_preconditioner_takes_one_product(gradient):
         assert sol.backward.steps.tolist() == [1, 1, 1]
 
 
-def test_several_cotangents_share_one_linearisation():
+def test_several_cotangents_share_one_linearization():
     calls = []
 
     def f(z, b, w):

@@ -26,7 +26,7 @@ def iterate(f, z0, steps, **settings):
     ).value
 
 
-def krylov_minimiser(M, b, z0, k):
+def krylov_minimizer(M, b, z0, k):
     """The point of z0 + K_k(M, r) where the residual b − Mz is least."""
     residual = b - M @ z0
     basis = [residual]
@@ -43,7 +43,7 @@ def test_with_full_memory_it_is_gmres(contraction, k):
     """
     A, b = affine(contraction, 12, 0.9)
     z0 = np.ones(12)
-    expected = A @ krylov_minimiser(np.eye(12) - A, b, z0, k) + b
+    expected = A @ krylov_minimizer(np.eye(12) - A, b, z0, k) + b
     found = iterate(lambda z: A @ z + b, z0, k + 1, memory=12)
     assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected)
 
@@ -52,7 +52,7 @@ def test_with_full_memory_it_is_gmres(contraction, k):
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_with_damping_it_is_gmres_and_a_damped_step(contraction, k, damping):
     A, b = affine(contraction, 12, 0.9)
-    z = krylov_minimiser(np.eye(12) - A, b, np.zeros(12), k)
+    z = krylov_minimizer(np.eye(12) - A, b, np.zeros(12), k)
     expected = z + damping * (A @ z + b - z)
     found = iterate(
         lambda z: A @ z + b, np.zeros(12), k + 1, memory=12, damping=damping

@@ -1,4 +1,4 @@
-"""A sample's answer, status and step count do not depend on its neighbours."""
+"""A sample's answer, status and step count do not depend on its neighbors."""
 
 import jax
 import numpy as np
@@ -92,7 +92,7 @@ def test_every_solver_of_roots_treats_each_sample_as_if_alone(eager_case, solver
         )
 
 
-def test_a_neighbour_changes_nothing_under_jit(solver):
+def test_a_neighbor_changes_nothing_under_jit(solver):
     """One compiled call for all, as another shape may be another order of sums."""
     f, z0 = elementwise(jax.numpy), jax.numpy.zeros((3, 3)) + AWAY
     options = {
@@ -137,10 +137,10 @@ def test_leaving_the_batch_changes_nothing(eager_case, contraction, layer, solve
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
-@pytest.mark.parametrize("neighbour", list(KINDS))
-def test_a_neighbour_changes_nothing(xp_case, solver, neighbour):
+@pytest.mark.parametrize("neighbor", list(KINDS))
+def test_a_neighbor_changes_nothing(xp_case, solver, neighbor):
     alone = solve(xp_case, [GOOD], solver)
-    both = solve(xp_case, [KINDS[neighbour], GOOD, KINDS[neighbour]], solver)
+    both = solve(xp_case, [KINDS[neighbor], GOOD, KINDS[neighbor]], solver)
     assert int(alone.status[0]) == fp.Status.CONVERGED
     assert_same(xp_case, both, 1, alone)
 

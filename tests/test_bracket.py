@@ -290,7 +290,7 @@ def test_what_is_returned_besides_is_that_of_the_root(jit_case):
 
 NASTY = {
     "flat cube": (lambda x: x**3, -1, 2, 0),
-    "flat cube off centre": (lambda x: x**3, -1e-3, 1e6, 0),
+    "flat cube off center": (lambda x: x**3, -1e-3, 1e6, 0),
     "ninth power at zero": (lambda x: x**9, -1, 2, 0),
     "ninth power": (lambda x: (x - 1) ** 9, 0, 3, 1),
     "steep": (lambda x: np.tanh(50 * x), -1, 2, 0),
@@ -609,10 +609,10 @@ def test_the_message_names_the_method():
     assert repr(sol).startswith("Solution(converged (Chandrupatla); largest error ")
 
 
-def test_linearisation(xp_case):
+def test_linearization(xp_case):
     a = xp_case.asarray(np.array([1.0, 8.0]))
     sol = fp.bracketed_root(lambda x, a: 1e-30 * (x**3 - a), 0.0 * a, 5.0, (a,))
-    product = sol.linearise()(xp_case.asarray(np.array([1.0, -2.0])))
+    product = sol.linearize()(xp_case.asarray(np.array([1.0, -2.0])))
     np.testing.assert_allclose(xp_case.to_numpy(product), [3e-30, -24e-30], rtol=1e-5)
 
 

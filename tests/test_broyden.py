@@ -204,7 +204,7 @@ def test_a_residual_that_its_image_is_orthogonal_to_is_stepped_along():
 
 
 def test_each_sample_has_its_own_estimate(contraction):
-    """In a batch, and while its neighbours have long stopped."""
+    """In a batch, and while its neighbors have long stopped."""
     A = np.stack(
         [contraction(4, norm, seed) for seed, norm in enumerate((0.01, 0.5, 0.95))]
     )
@@ -255,7 +255,7 @@ def test_the_products_are_those_of_a_matrix_and_its_transpose():
 
 
 def test_a_line_search_that_fails_is_a_status():
-    """From a minimiser of ‖F‖ that is no root there is no descent."""
+    """From a minimizer of ‖F‖ that is no root there is no descent."""
     F = lambda x: np.stack([x[0] ** 2 + 1.0, 0.0 * x[1] + x[0]])
     sol = fp.root(
         F,

@@ -289,7 +289,7 @@ def test_correction_loss():
     assert jax.grad(loss)(states)[1].tolist() == [1.0, 1.0]
 
 
-# Regularisation.
+# Regularization.
 
 
 def jacobians(f, z, *args):

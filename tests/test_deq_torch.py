@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 
 import fixedpoint as fp
 import fixedpoint_torch as ft
-from fixedpoint.regularisation import jacobian_penalty as penalty_of_probes
+from fixedpoint.regularization import jacobian_penalty as penalty_of_probes
 
 TIGHT = {"rtol": 1e-13, "atol": 1e-13}
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -412,7 +412,7 @@ def test_correction_loss():
     assert states[1].grad.tolist() == [1.0, 1.0]
 
 
-# Regularisation.
+# Regularization.
 
 
 def jacobians(f, z, *args):
@@ -494,7 +494,7 @@ def test_spectral_radius_at_the_equilibrium():
     assert_close(half.double(), expected.detach(), rtol=0.1)
 
 
-# Parametrised weights.
+# Parametrized weights.
 
 
 class Counting(torch.nn.Module):
@@ -523,7 +523,7 @@ def test_weights_are_computed_once_a_solve():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("wrap", [weight_norm, spectral_norm, orthogonal, counting])
-def test_parametrised_weights(wrap, training):
+def test_parametrized_weights(wrap, training):
     layer, x = ft.DEQ(Cell(wrap), **TIGHT).train(training), data()
     twin = copy.deepcopy(layer)
     inputs, twins = (x, *layer.parameters()), (x, *twin.parameters())
@@ -542,7 +542,7 @@ def test_parametrised_weights(wrap, training):
         assert torch.equal(ours, theirs)
 
 
-def test_copies_of_one_parametrised_cell_keep_their_own_weights():
+def test_copies_of_one_parametrized_cell_keep_their_own_weights():
     first = Cell(weight_norm)
     second = copy.deepcopy(first)
     with torch.no_grad():
@@ -667,7 +667,7 @@ def test_on_a_gpu(wrap):
     layer, x = layer.eval(), x.detach()
     expected, radius = layer(x), layer.spectral_radius(x)
     layer.cuda()
-    # Torch's own kernel of weight normalisation agrees with that on the CPU to 4e-8
+    # Torch's own kernel of weight normalization agrees with that on the CPU to 4e-8
     # only.
     kernel = {} if wrap is None else {"rtol": 1e-6, "atol": 1e-6}
     assert_close(layer(x.cuda()).cpu(), expected, **kernel)

@@ -174,7 +174,7 @@ def norm(vectors):
 
 
 def weights_of(known):
-    return np.random.default_rng(0).standard_normal(known.centre.shape)
+    return np.random.default_rng(0).standard_normal(known.center.shape)
 
 
 @functools.cache

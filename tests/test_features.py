@@ -843,7 +843,7 @@ def test_a_callback_and_a_shrinking_batch_exclude_each_other():
 
 
 @pytest.mark.parametrize("is_root", [True, False])
-def test_the_linearisation_is_the_jacobian(xp_case, is_root):
+def test_the_linearization_is_the_jacobian(xp_case, is_root):
     """Of sin(x)·w + x² in two leaves, in closed form."""
     xp, w = xp_case.xp, np.array([0.3, -0.2])
     f = lambda z, w: {
@@ -857,7 +857,7 @@ def test_the_linearisation_is_the_jacobian(xp_case, is_root):
     sol = solve(F, start, args, solver=fp.Picard(), rtol=1e-9)
     u, v = (xp_case.to_numpy(sol.value[name]) for name in "uv")
     p, q = np.array([1.0, -2.0]), np.array([0.5, 3.0])
-    image = sol.linearise()(xp_case.tree({"u": p, "v": q}))
+    image = sol.linearize()(xp_case.tree({"u": p, "v": q}))
     expected = {"u": np.cos(u) * w * p + 0.5 * v * q, "v": -0.5 * np.sin(u) * p}
     if is_root:
         expected = {"u": p - expected["u"], "v": q - expected["v"]}
@@ -868,21 +868,21 @@ def test_the_linearisation_is_the_jacobian(xp_case, is_root):
 
 
 @pytest.mark.parametrize("given", ["jvp", "jacobian"])
-def test_the_linearisation_uses_what_was_given(given):
+def test_the_linearization_uses_what_was_given(given):
     A = np.array([[0.5, 0.1], [0.0, 0.2]])
     functions = {"jvp": lambda _, v: A @ v, "jacobian": lambda _: A}
     sol = fp.fixed_point(
         lambda z: A @ z + 1.0, np.zeros(2), **{given: functions[given]}
     )
     np.testing.assert_allclose(
-        sol.linearise()(np.array([1.0, 2.0])), A @ [1.0, 2.0], rtol=1e-14
+        sol.linearize()(np.array([1.0, 2.0])), A @ [1.0, 2.0], rtol=1e-14
     )
 
 
-def test_a_solution_from_a_trace_is_not_linearised():
+def test_a_solution_from_a_trace_is_not_linearized():
     sol = jax.jit(lambda z: fp.fixed_point(jnp.cos, z))(jnp.ones(2))
     with pytest.raises(ValueError, match="trace"):
-        sol.linearise()
+        sol.linearize()
 
 
 def test_a_solution_tells_what_happened():
@@ -1009,7 +1009,7 @@ def test_every_status_is_reached_and_has_words(status):
 def test_a_residual_that_stays_the_same_ends_the_same_in_any_company(
     jit_case, numpy_case
 ):
-    """As z + 1 does: with a neighbour that has converged, alone, and in a trace."""
+    """As z + 1 does: with a neighbor that has converged, alone, and in a trace."""
     ends = []
     for case, number in ((numpy_case, 1), (jit_case, 1), (jit_case, 2)):
         a = np.array([[1.0], [0.0]])[:number]

@@ -128,7 +128,7 @@ def test_deviations_cost():
 
 
 def lasso(X, y, w):
-    """The minimiser of ½‖y − Xz‖² + Σ wₖ|zₖ| by scikit-learn, whose penalty has one
+    """The minimizer of ½‖y − Xz‖² + Σ wₖ|zₖ| by scikit-learn, whose penalty has one
     weight.
     """
     model = Lasso(alpha=1 / len(y), fit_intercept=False, tol=1e-14, max_iter=1_000_000)

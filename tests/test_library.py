@@ -8,7 +8,7 @@ import pytest
 import fixedpoint as fp
 from fixedpoint.testing import problems
 
-# The generalised Rosenbrock system is a chain, of which Newton's method solves one
+# The generalized Rosenbrock system is a chain, of which Newton's method solves one
 # equation a step: in 1000 unknowns that is more steps than any of the solvers that are
 # tried has for itself.
 OUT_OF_REACH = {("rosenbrock", 1000)}

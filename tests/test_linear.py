@@ -186,7 +186,7 @@ def test_a_preconditioner_saves_products_and_keeps_the_residual(method):
 
 
 @pytest.mark.parametrize("k", range(1, 7))
-def test_gmres_minimises_over_the_preconditioned_krylov_space(k):
+def test_gmres_minimizes_over_the_preconditioned_krylov_space(k):
     rng = np.random.default_rng(6)
     A, P = rng.standard_normal((2, 10, 10)) + 3.0 * np.eye(10)
     b = rng.standard_normal(10)
@@ -210,7 +210,7 @@ def test_gmres_allows_a_preconditioner_that_changes():
     np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-8)
 
 
-# What GMRES minimises, and where it is robust.
+# What GMRES minimizes, and where it is robust.
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_restarts_go_on_from_what_is_left(restart):
 
 
 @pytest.mark.parametrize("cycles", [1, 2, 3])
-def test_a_cycle_minimises_over_the_space_of_its_own_residual(cycles):
+def test_a_cycle_minimizes_over_the_space_of_its_own_residual(cycles):
     A, b = matrices(GENERAL[0], (), 20), np.random.default_rng(9).standard_normal(20)
     x = np.zeros(20)
     for _ in range(cycles):
@@ -288,7 +288,7 @@ def test_steps_are_bounded_within_a_cycle_and_over_all(steps):
     assert solve(fp.ConjugateGradient(max_steps=steps), A, b, 0.0)[2] == steps
 
 
-def test_conjugate_gradients_minimise_the_energy_over_the_krylov_space():
+def test_conjugate_gradients_minimize_the_energy_over_the_krylov_space():
     method = fp.ConjugateGradient()
     A, b = matrices(method, (), 12), np.random.default_rng(10).standard_normal(12)
     for k in range(1, 6):

@@ -176,7 +176,7 @@ def test_a_sample_does_not_see_the_others(branches):
 
 
 @pytest.mark.parametrize("weight_norm", [True, False])
-def test_all_convolutions_are_weight_normalised_by_option(weight_norm):
+def test_all_convolutions_are_weight_normalized_by_option(weight_norm):
     model = MDEQClassifier(1, 8, (4, 4, 4), 3, groups=2, weight_norm=weight_norm)
     for module in [*model.modules(), *decoder(weight_norm=weight_norm).modules()]:
         if isinstance(module, torch.nn.Conv2d):
@@ -432,7 +432,7 @@ def test_a_penalty_on_the_jacobian_lowers_the_radius():
 
     def after(weight):
         trained = copy.deepcopy(layer)
-        optimiser = torch.optim.Adam(trained.parameters(), lr=1e-2)
+        optimizer = torch.optim.Adam(trained.parameters(), lr=1e-2)
         for _ in range(20):
             step = int(torch.randint(1, 10, (1,), generator=generator))
             middle, end = trained.trajectory(x, steps=[step])
@@ -443,9 +443,9 @@ def test_a_penalty_on_the_jacobian_lowers_the_radius():
                     trained.cell, at, (x,), probes=2, generator=generator
                 )
                 loss = loss + weight * penalty.mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         return trained.spectral_radius(x)
 
     before, with_penalty, without = layer.spectral_radius(x), after(1.0), after(0.0)

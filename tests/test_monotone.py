@@ -101,8 +101,8 @@ def test_the_subgradient_at_a_kink_is_the_frameworks():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
-def test_soft_threshold_minimises(xp_case, alpha):
-    """p minimises αt|p| + (p − v)²/2: (v − p)/(αt) is a subgradient of |·| at p."""
+def test_soft_threshold_minimizes(xp_case, alpha):
+    """p minimizes αt|p| + (p − v)²/2: (v − p)/(αt) is a subgradient of |·| at p."""
     v = np.linspace(-5.0, 5.0, 21)
     p = xp_case.to_numpy(SoftThreshold(0.5)(xp_case.asarray(v), alpha))
     slope = (v - p) / (0.5 * alpha)
@@ -536,7 +536,7 @@ def small_layer(name="peaceman_rachford", **settings):
 @given(
     seed=st.integers(0, 2**32 - 1), scale=st.floats(0.0, 100.0), m=st.floats(0.01, 10.0)
 )
-def test_the_parametrisation_is_strongly_monotone(seed, scale, m):
+def test_the_parametrization_is_strongly_monotone(seed, scale, m):
     torch.manual_seed(seed)
     linear = MonotoneLinear(4, m).double()
     with torch.no_grad():
@@ -660,14 +660,14 @@ def test_training_lowers_the_loss_and_keeps_the_monotonicity(name):
     labels = torch.tensor(digits.target)
     layer, head = MonotoneDEQ(64, 40, m=1.0, splitting=name), torch.nn.Linear(40, 10)
     model = torch.nn.Sequential(layer, head)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for step in range(40):
         rows = slice(100 * (step % 15), 100 * (step % 15) + 100)
         loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.25 * losses[0]
     assert smallest_gap(layer) >= 1.0 - 1e-4

@@ -111,14 +111,14 @@ def test_an_affine_system_takes_one_step(contraction, solver):
     assert int(sol.steps) == 1
 
 
-# Local minimisers of ‖F‖ that are no roots.
+# Local minimizers of ‖F‖ that are no roots.
 
 FREUDENSTEIN = problems.freudenstein_roth()
 MINIMISER, MINIMUM = [11.4127790, -0.8968053], 48.9842537**0.5
 
 
 @pytest.mark.parametrize("solver", DAMPED)
-def test_descent_ends_near_a_minimiser_and_says_so(solver):
+def test_descent_ends_near_a_minimizer_and_says_so(solver):
     """In a valley where the Jacobian is singular; of the three, a trust region goes on
     along it.
     """
@@ -245,7 +245,7 @@ def test_a_start_that_is_not_finite_is_a_status(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_neighbour_outside_its_domain_changes_nothing(solver):
+def test_a_neighbor_outside_its_domain_changes_nothing(solver):
     F = lambda x, a: silent(x) - a
     x0, a = np.array([[10.0], [2.0], [-1.0]]), np.array([[0.0], [0.3], [0.0]])
     settings = {"solver": solver, "batch_ndim": 1, "on_failure": "return", "rtol": 1e-9}

@@ -354,7 +354,7 @@ def test_an_iteration_costs_one_evaluation_and_one_product(xp_case, solver, step
     assert counts == [steps + 1, steps + 1]
 
 
-def test_both_products_come_from_one_linearisation(counted):
+def test_both_products_come_from_one_linearization(counted):
     """Where derivatives are recorded too, f is evaluated once."""
     f = counted(affine)
     state = {name: torch.as_tensor(leaf) for name, leaf in start().items()}

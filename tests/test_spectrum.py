@@ -81,7 +81,7 @@ def test_radii_of_a_batch(jit_case):
 
 
 @pytest.mark.parametrize("sample", range(len(MATRICES)), ids=list(MATRICES))
-def test_samples_do_not_depend_on_their_neighbours(eager_case, sample):
+def test_samples_do_not_depend_on_their_neighbors(eager_case, sample):
     alone = run(eager_case, STACK[sample], STARTS[sample])
     np.testing.assert_allclose(
         alone, run(eager_case, STACK, STARTS)[sample], rtol=1e-13
@@ -197,7 +197,7 @@ def test_at_a_solution(eager_case, size):
     sol = fp.fixed_point(f, start, args, batch_ndim=1, rtol=1e-13, **known)
     z = eager_case.to_numpy(sol.value)
     expected = exact((1.0 - z**2)[..., None] * matrix)
-    got = spectral_radius(sol.linearise(), start, batch_ndim=1, steps=size)
+    got = spectral_radius(sol.linearize(), start, batch_ndim=1, steps=size)
     np.testing.assert_allclose(eager_case.to_numpy(got), expected, rtol=1e-8)
 
 

@@ -20,7 +20,7 @@ from fixedpoint_models.tasks.generative import (
     Generative,
     Images,
     Network,
-    Regularisation,
+    Regularization,
     Settings,
     Solve,
     load,
@@ -154,7 +154,7 @@ def test_the_radius_is_that_of_the_jacobian():
 @pytest.mark.parametrize("where", ["end", "trajectory"])
 def test_the_penalty_lowers_the_spectral_radius(where, tmp_path):
     def radius(weight):
-        jacobian = Regularisation(weight=weight, where=where)
+        jacobian = Regularization(weight=weight, where=where)
         task = trained(
             tmp_path / f"{weight}",
             epochs=6,
@@ -288,7 +288,7 @@ def test_samples_that_are_not_solved_are_left_out(monkeypatch):
 
 
 def test_a_batch_of_which_nothing_is_solved_has_no_gradient(monkeypatch):
-    task = generative(jacobian=Regularisation(weight=1.0))
+    task = generative(jacobian=Regularization(weight=1.0))
     (batch, *_) = task.batches(0)
     names = set(task.step(batch))
     original = task._infer

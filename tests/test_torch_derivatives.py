@@ -375,8 +375,8 @@ def test_frozen_parameters_have_no_gradient():
     assert cell.linear.bias.grad.abs().min() > 0
 
 
-class Normalised(torch.nn.Module):
-    """A cell whose batch normalisation keeps statistics."""
+class Normalized(torch.nn.Module):
+    """A cell whose batch normalization keeps statistics."""
 
     def __init__(self):
         super().__init__()
@@ -388,7 +388,7 @@ class Normalised(torch.nn.Module):
 
 
 def test_running_statistics_move_forward_and_not_backward():
-    cell, reference = Normalised().train(), Normalised().train()
+    cell, reference = Normalized().train(), Normalized().train()
     x = rand(8, N, seed=3)
     sol = fp.fixed_point(cell, torch.zeros_like(x), (x,), rtol=1e-10)
     assert int(cell.norm.num_batches_tracked) == sol.work.f
@@ -400,7 +400,7 @@ def test_running_statistics_move_forward_and_not_backward():
 
 
 def test_gradients_through_batch_statistics():
-    cell, x = Normalised().train(), rand(8, N, seed=3)
+    cell, x = Normalized().train(), rand(8, N, seed=3)
     value = root(cell, torch.zeros_like(x), x)
     weights = rand(8, N, seed=5)
     found = torch.autograd.grad((value * weights).sum(), list(cell.parameters()))
@@ -598,7 +598,7 @@ def test_a_failed_forward_sample_leaves_the_gradients_of_the_others():
     close(grad_b[0], torch.full((2,), 1 / 0.9, dtype=torch.float64))
 
 
-def test_the_backward_linearisation_costs_two_evaluations_at_most(counted):
+def test_the_backward_linearization_costs_two_evaluations_at_most(counted):
     (b,) = tracked(rand(N))
     f = counted(lambda z, b: 0.5 * torch.tanh(z) + b)
     sol = fp.fixed_point(f, torch.zeros_like(b), (b,), rtol=1e-10)

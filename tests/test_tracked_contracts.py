@@ -48,14 +48,14 @@ def separable(o, x, y, p):
 
 
 def coupled(o, x, y, p):
-    """Differences between neighbours, along which a vector of ones is nothing."""
+    """Differences between neighbors, along which a vector of ones is nothing."""
     return ((o - y).diff(dim=-1) ** 2).sum(-1) + 0.1 * (x**2).sum(-1)
 
 
 METHODS = {
     "newton": TrackedNewton(),
     "momentum": TrackedDescent(rule=Momentum(step_size=0.0625, momentum=0.5)),
-    "normalised": TrackedDescent(rule=Momentum(step_size=0.125, normalised=True)),
+    "normalized": TrackedDescent(rule=Momentum(step_size=0.125, normalized=True)),
     "Barzilai and Borwein": TrackedDescent(rule=BarzilaiBorwein(step_size=0.0625)),
 }
 
@@ -89,7 +89,7 @@ def test_lengths_scale_exactly(name, loss):
 
 
 @pytest.mark.parametrize("loss", [separable, coupled])
-@pytest.mark.parametrize("name", ["newton", "normalised"])
+@pytest.mark.parametrize("name", ["newton", "normalized"])
 def test_the_unit_of_the_loss_is_nothing(name, loss):
     ours, theirs = (
         iterate(loss, METHODS[name], height=height) for height in (1.0, 2.0**-9)

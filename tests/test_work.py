@@ -60,7 +60,7 @@ def test_a_jacobian_saves_all_products(layer, counted, problem, solver, by):
 def test_every_library_does_the_same_work(
     xp_case, numpy_case, layer, problem, solver, by
 ):
-    """Where it differentiates, a linearisation stands for the caller's products."""
+    """Where it differentiates, a linearization stands for the caller's products."""
     z0, args = problem
     settings = {"by": by, "solver": solver, "rtol": 1e-6, "max_steps": 30}
     here, there = (
@@ -73,7 +73,7 @@ def test_every_library_does_the_same_work(
 
 
 @pytest.mark.parametrize("xp_case", ["torch", "jax"], indirect=True)
-def test_a_step_linearises_once(xp_case, layer, counted, problem, solver):
+def test_a_step_linearizes_once(xp_case, layer, counted, problem, solver):
     z0, args = problem
     f = counted(layer(xp_case.xp))
     sol = xp_case.solve(f, z0, args, solver=solver, **SETTINGS)

@@ -7,6 +7,6 @@ Nothing here needs to be called: the core finds the adapter when it is given JAX
 from fixedpoint_jax.axes import MeshAxes
 from fixedpoint_jax.backend import JaxBackend
 from fixedpoint_jax.layer import DEQ
-from fixedpoint_jax.regularisation import correction_loss, jacobian_penalty
+from fixedpoint_jax.regularization import correction_loss, jacobian_penalty
 
 __all__ = ["DEQ", "JaxBackend", "MeshAxes", "correction_loss", "jacobian_penalty"]

@@ -23,7 +23,7 @@ from fixedpoint_jax.elimination import eliminated
 from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
 
 # Unknowns up to which a trace eliminates by a loop of its own: the library's
-# factorisation takes longer to compile than all the rest of a solve.
+# factorization takes longer to compile than all the rest of a solve.
 _ELIMINATED = 32
 
 _RECORDED = Recorded(jnp)
@@ -33,7 +33,7 @@ _RECORDED = Recorded(jnp)
 _FIELDS = tuple(
     field.name
     for field in dataclasses.fields(Solution)
-    if field.name not in ("methods", "linearisation")
+    if field.name not in ("methods", "linearization")
 )
 
 
@@ -251,7 +251,7 @@ class JaxBackend(Backend):
         """JAX does not warn of overflow."""
         return nullcontext()
 
-    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+    def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v."""
         return linearized(f, value)
 

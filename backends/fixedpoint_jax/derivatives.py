@@ -60,7 +60,7 @@ def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
 
 
 def _is_forward(jaxpr: Any) -> bool:
-    """Whether no function with a reverse-mode rule alone is in a linearised program."""
+    """Whether no function with a reverse-mode rule alone is in a linearized program."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "custom_lin":
             return False

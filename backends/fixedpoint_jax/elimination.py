@@ -15,7 +15,7 @@ class _Elimination(NamedTuple):
     the pivots'.
 
     Rows stay in their places: that of each pivot is marked instead of exchanged. The
-    axes of the batch are the last, which is what vectorises.
+    axes of the batch are the last, which is what vectorizes.
     """
 
     table: Array

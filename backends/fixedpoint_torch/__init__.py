@@ -8,7 +8,7 @@ from fixedpoint_torch.backend import TorchBackend
 from fixedpoint_torch.layer import DEQ, Statistics
 from fixedpoint_torch.maps import HiddenTensorError
 from fixedpoint_torch.processes import Processes
-from fixedpoint_torch.regularisation import (
+from fixedpoint_torch.regularization import (
     VariationalDropout,
     correction_loss,
     jacobian_penalty,

@@ -20,7 +20,7 @@ from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import host, maps
 from fixedpoint_torch.checkpoint import Checkpoint
 from fixedpoint_torch.functions import Call, Root, apply, pushed, run
-from fixedpoint_torch.linearisation import products, recorded
+from fixedpoint_torch.linearization import products, recorded
 from fixedpoint_torch.namespace import NAMESPACE
 from fixedpoint_torch.surroundings import Surroundings, Untouched, exact
 
@@ -145,7 +145,7 @@ class TorchBackend(Backend):
         """Torch does not warn of overflow."""
         return nullcontext()
 
-    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+    def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, each the transpose of v ↦ f′(value)ᵀv."""
         return products(lambda z, _: f(z), value, (), transposed=False)
 
@@ -308,7 +308,7 @@ class RecordingBackend(TorchBackend):
         """A new tensor."""
         return array + coefficient * onto
 
-    def linearise(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
+    def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, differentiable."""
         if torch.is_grad_enabled() and not _inside_transform():
             return recorded(f, value)

@@ -24,7 +24,7 @@ from fixedpoint.course import Memory
 from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import host
-from fixedpoint_torch.linearisation import gradients, products
+from fixedpoint_torch.linearization import gradients, products
 from fixedpoint_torch.surroundings import exact
 
 Tensors = tuple[torch.Tensor, ...]
@@ -79,7 +79,7 @@ class Call:
         self.report.note(solve.rebuild(tuple(leaf.detach() for leaf in u)), end)
         return u
 
-    def vectorised(self, in_dims: tuple[int | None, ...]) -> Call:
+    def vectorized(self, in_dims: tuple[int | None, ...]) -> Call:
         """The call for a map with one more batch axis in front of every state leaf."""
         state_dims, rest_dims = (0,) * self.n, in_dims[self.n :]
         image = torch.func.vmap(self.solve.image, in_dims=(state_dims, rest_dims))
@@ -179,7 +179,7 @@ class Root(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, call: Call, *tensors: torch.Tensor) -> Any:
         """One more batch axis."""
         value, rest = call.split(_to_front(info, in_dims[1:], tensors, call.n))
-        mapped = call.vectorised(_front_dims(in_dims[1:], call.n))
+        mapped = call.vectorized(_front_dims(in_dims[1:], call.n))
         outputs = apply(Root, mapped, *value, *rest)
         return outputs, (0,) * len(outputs)
 
@@ -243,7 +243,7 @@ class LinearSolve(torch.autograd.Function):
         else:
             fronted = _to_front(info, dims, tensors, 2 * call.n)
             fronted, mapped = _lanes_to_batch(call, fronted)
-            mapped = mapped.vectorised(_front_dims(dims[call.n :], call.n))
+            mapped = mapped.vectorized(_front_dims(dims[call.n :], call.n))
             outputs = apply(LinearSolve, mapped, transposed, *fronted)
         return outputs, (0,) * len(outputs)
 
@@ -255,7 +255,7 @@ def _lanes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
     right, value, rest = _thirds(call, fronted)
     lanes = tuple(right[0].shape[1 : 1 + call.lanes])
     for _ in lanes:
-        call = call.vectorised((*(0,) * call.n, *(None,) * len(rest)))
+        call = call.vectorized((*(0,) * call.n, *(None,) * len(rest)))
     spread = []
     for leaf in value:
         front, shape = leaf.shape[0], leaf.shape[1:]
@@ -272,7 +272,7 @@ def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
 def _pulled_once(
     call: Call, value: Tensors, rest: Tensors, needed: Any, right: Tensors
 ) -> list[torch.Tensor | None]:
-    """The cotangents of the `rest`, by one linearisation for the solve and for what
+    """The cotangents of the `rest`, by one linearization for the solve and for what
     follows it.
 
     Nothing is recorded: this is the first derivative, outside of all transforms.

@@ -21,7 +21,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.problem import Map
 from fixedpoint.solution import ConvergenceError
 from fixedpoint.solve import Outcome, Solve
-from fixedpoint_torch.linearisation import products
+from fixedpoint_torch.linearization import products
 
 NUMPY = Backend()
 
@@ -172,7 +172,7 @@ def _matrix(given: Any) -> Any:
 
 
 class _Products:
-    """The products with the derivative of `f`, one linearisation for all at the same
+    """The products with the derivative of `f`, one linearization for all at the same
     state.
     """
 

@@ -15,7 +15,7 @@ from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
 from fixedpoint_torch import maps
 from fixedpoint_torch.backend import TorchBackend
-from fixedpoint_torch.parametrised import held
+from fixedpoint_torch.parametrized import held
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
 from fixedpoint.problem import Map
-from fixedpoint_torch.parametrised import Held
+from fixedpoint_torch.parametrized import Held
 
 
 class HiddenTensorError(ValueError):
@@ -57,10 +57,10 @@ def lift(f: Callable[..., Any]) -> Vec:
     module = _as_module(f)
     if module is None:
         return ()
-    parametrised = any(map(parametrize.is_parametrized, module.modules()))
-    if parametrize._cache_enabled and parametrised and not isinstance(f, Held):
+    parametrized = any(map(parametrize.is_parametrized, module.modules()))
+    if parametrize._cache_enabled and parametrized and not isinstance(f, Held):
         raise ValueError(
-            "inside parametrize.cached() a module's parametrised weights are "
+            "inside parametrize.cached() a module's parametrized weights are "
             "constants, so their "
             "gradients would be lost: solve outside of it, or by fixedpoint_torch.DEQ"
         )

@@ -32,7 +32,7 @@ class ImplicitAdjoint(LinearAdjoint):
 
     The system is solved as the fixed point of u ↦ Jᵀu + v, matrix-free, by the engine
     that solves for z*, each sample for itself. For a root F(x*, θ) = 0 the system is
-    F′ᵀu = v, and the cotangent of θ is −(∂F/∂θ)ᵀu. One linearisation of f serves all
+    F′ᵀu = v, and the cotangent of θ is −(∂F/∂θ)ᵀu. One linearization of f serves all
     its products, and memory does not grow with the steps of either solve. The
     derivative is that of the exact solution: its error is that of z* and of u, times
     the condition number of I − J.

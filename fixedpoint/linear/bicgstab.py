@@ -1,4 +1,4 @@
-"""The stabilised method of biconjugate gradients."""
+"""The stabilized method of biconjugate gradients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BiCGStab(LinearSolver):
     """BiCGStab, preconditioned from the right.
 
     A short recurrence for any Jacobian: eight vectors and two products a step, and
-    nothing to orthogonalise. Where it would break down it begins anew from the
+    nothing to orthogonalize. Where it would break down it begins anew from the
     residual, and its steps of minimal residual are kept from vanishing. Where the
     recurrence of the residual has drifted from b − Ax, that takes its place at the cost
     of a product. It may stagnate where GMRES would not, which is reported.
@@ -145,7 +145,7 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
 
 
 def _minimal(space: Space, s: Vec, t: Vec) -> Array:
-    """The ω that minimises ‖s − ωt‖, but no shorter than if the cosine of their angle
+    """The ω that minimizes ‖s − ωt‖, but no shorter than if the cosine of their angle
     were 0.7.
     """
     xp, product = space.xp, space.dot(t, s)

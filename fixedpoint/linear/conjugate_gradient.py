@@ -38,7 +38,7 @@ class Spectrum(NamedTuple):
 
 
 class _Lanczos(NamedTuple):
-    """The residuals of a solve, normalised, and the numbers that make up the
+    """The residuals of a solve, normalized, and the numbers that make up the
     tridiagonal matrix.
     """
 
@@ -64,7 +64,7 @@ class ConjugateGradient(LinearSolver):
     definite.
 
     Three vectors and one product a step: where the Jacobian of F is known to be
-    symmetric definite (the gradient of a convex function, a discretised elliptic
+    symmetric definite (the gradient of a convex function, a discretized elliptic
     problem), nothing is cheaper. On others it may not converge, which is reported.
 
     With `recycle` the first solve keeps its residuals, which are Lanczos vectors, and
@@ -138,7 +138,7 @@ class ConjugateGradient(LinearSolver):
 
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:
-    """Minimise along p, and make the next p conjugate to it."""
+    """Minimize along p, and make the next p conjugate to it."""
     space, (x, r, p, rz, norm, busy, steps, lanczos) = system.space, carry
     q = system.product(p)
     length = space.xp.where(busy, space.ratio(rz, space.dot(p, q)), space.zero)

@@ -38,7 +38,7 @@ class Factors(NamedTuple):
     finite: Array
 
 
-def factorised(space: Space, matrix: Array, scales: Array) -> Factors:
+def factorized(space: Space, matrix: Array, scales: Array) -> Factors:
     """The factors of `matrix` with its columns divided by `scales`."""
     xp = space.xp
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
@@ -271,7 +271,7 @@ class Dense(System):
                 trusted[..., None, None], self.scaled, space.identity(right.shape[-1])
             )
             entries = space.backend.solve(sound, right / self.rows) / self.scales
-        least = solved(space, factorised(space, self.matrix, self.scales), right)
+        least = solved(space, factorized(space, self.matrix, self.scales), right)
         return xp.where(trusted[..., None], entries, least)
 
     def times(self, entries: Array) -> Array:
@@ -318,7 +318,7 @@ class Sparse(System):
         if not self.is_finite:
             return None
         if not any(_same(last, self.scaled) for last, _ in self.kept):
-            self.kept[:] = [(self.scaled, _factorised(self.scaled))]
+            self.kept[:] = [(self.scaled, _factorized(self.scaled))]
         return self.kept[0][1]
 
     def solved(self, right: Array) -> Array:
@@ -346,7 +346,7 @@ class Sparse(System):
         return brought(self.space, self.matrix.toarray())
 
 
-def _factorised(matrix: Any) -> Any:
+def _factorized(matrix: Any) -> Any:
     from scipy.sparse.linalg import factorized  # noqa: PLC0415  there, since the matrix is
 
     try:

@@ -1,4 +1,4 @@
-"""The generalised minimal residual method."""
+"""The generalized minimal residual method."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Carry(NamedTuple):
 class GMRES(LinearSolver):
     """Flexible GMRES, preconditioned from the right and restarted.
 
-    The residual is minimised over the space of the directions pⱼ = P rⱼ, whose images
+    The residual is minimized over the space of the directions pⱼ = P rⱼ, whose images
     are kept orthonormal, A P = Q R: "simpler" GMRES with the adaptive choice of
     directions, which is as stable as Arnoldi's process, knows its true residual at
     every step, and allows the preconditioner to change from one to the next.
@@ -124,10 +124,10 @@ def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
     unit = space.ratio(space.full(1.0), space.norm(cycle.next))
     p = system.preconditioned(space.scale(unit, cycle.next))
     image = system.product(p)
-    q, h = space.orthogonalised(space.filled(cycle.basis, slot), image)
+    q, h = space.orthogonalized(space.filled(cycle.basis, slot), image)
     length = space.norm(q)
     # What is left of the image must be more than the rounding errors of the
-    # orthogonalisation, by so much that the solution, which is divided by it, keeps the
+    # orthogonalization, by so much that the solution, which is divided by it, keeps the
     # residual true.
     least = space.precision**0.75 * space.norm(image)
     holds = cycle.busy & (length > least) & (length < xp.inf)

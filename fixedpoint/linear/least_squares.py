@@ -7,7 +7,7 @@ from fixedpoint.space import Space
 
 
 def least_squares(space: Space, gram: Array, products: Array) -> Array:
-    """The coefficients γ that minimise ‖g − Qγ‖² + λ‖Dγ‖², of every sample.
+    """The coefficients γ that minimize ‖g − Qγ‖² + λ‖Dγ‖², of every sample.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from fixedpoint.operators.augmented import (
     AdjointMap,
     InputStep,
     Lagrangian,
-    Linearisation,
+    Linearization,
     StateMap,
     augmented,
 )
@@ -45,7 +45,7 @@ __all__ = [
     "InputStep",
     "Joint",
     "Lagrangian",
-    "Linearisation",
+    "Linearization",
     "Map",
     "Momentum",
     "Operator",

@@ -15,7 +15,7 @@ from fixedpoint.operators.base import Evaluation, Map, Operator, leafwise
 from fixedpoint.operators.joint import Joint
 
 
-class Linearisation(NamedTuple):
+class Linearization(NamedTuple):
     """What one evaluation of f and one vector-Jacobian product tell at (z, μ, x).
 
     Attributes
@@ -38,7 +38,7 @@ class Linearisation(NamedTuple):
 
 @dataclass(frozen=True)
 class Lagrangian:
-    """L = ℓ(z, x, y) + μᵀ(f(z, x) − z), linearised at a state ``{"z", "mu", "x"}``.
+    """L = ℓ(z, x, y) + μᵀ(f(z, x) − z), linearized at a state ``{"z", "mu", "x"}``.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Lagrangian:
         seen = z if self.output is None else self.output(z, params)
         return self.loss(seen, x, y, params)
 
-    def __call__(self, state: Any, params: Any, y: Any) -> Linearisation:
+    def __call__(self, state: Any, params: Any, y: Any) -> Linearization:
         """One evaluation of f, one of ℓ, and one reverse pass through both."""
         z, mu, x = state["z"], state["mu"], state["x"]
         if self.vjp is not None and self.loss_gradient is not None:
@@ -88,7 +88,7 @@ class Lagrangian:
                 leafwise(_add, *pair)
                 for pair in zip(pullback(mu), gradients, strict=True)
             )
-            return Linearisation(value, objective, *pulled)
+            return Linearization(value, objective, *pulled)
         backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
 
         def both(z: Any, x: Any) -> tuple[Any, Any]:
@@ -96,32 +96,32 @@ class Lagrangian:
 
         (value, objective), pullback = backend.vjp(both, z, x)
         ones = backend.namespace(objective).ones_like(objective)
-        return Linearisation(value, objective, *pullback((mu, ones)))
+        return Linearization(value, objective, *pullback((mu, ones)))
 
 
 def _add(a: Any, b: Any) -> Any:
     return a + b
 
 
-def _value(z: Any, linearisation: Linearisation) -> Any:
+def _value(z: Any, linearization: Linearization) -> Any:
     del z
-    return linearisation.value
+    return linearization.value
 
 
-def _state_gradient(mu: Any, linearisation: Linearisation) -> Any:
+def _state_gradient(mu: Any, linearization: Linearization) -> Any:
     del mu
-    return linearisation.state_gradient
+    return linearization.state_gradient
 
 
 class StateMap(Map):
-    """The block z ← f(z, x), read off a :class:`Linearisation`."""
+    """The block z ← f(z, x), read off a :class:`Linearization`."""
 
     def __init__(self) -> None:
         super().__init__(_value)
 
 
 class AdjointMap(Map):
-    """The block μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, read off a :class:`Linearisation`."""
+    """The block μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, read off a :class:`Linearization`."""
 
     def __init__(self) -> None:
         super().__init__(_state_gradient)
@@ -145,9 +145,9 @@ class InputStep(Operator):
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
 
-    def evaluate(self, state: Any, linearisation: Linearisation) -> Evaluation:
+    def evaluate(self, state: Any, linearization: Linearization) -> Evaluation:
         """No evaluation: the gradient is there already."""
-        gradient = linearisation.input_gradient
+        gradient = linearization.input_gradient
         image = self._moved(state, gradient, self.step_size)
         full = self._moved(state, gradient, 1.0)
         return Evaluation(image, leafwise(lambda p, x: p - x, full, state))

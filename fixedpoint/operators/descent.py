@@ -12,7 +12,7 @@ from typing import Any
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec, backend_of
 from fixedpoint.checks import check_count, check_positive
-from fixedpoint.operators.augmented import Lagrangian, Linearisation
+from fixedpoint.operators.augmented import Lagrangian, Linearization
 from fixedpoint.operators.base import Evaluation, Operator, leafwise
 from fixedpoint.space import Space
 
@@ -71,7 +71,7 @@ class Momentum(DescentRule):
         The step α.
     momentum : float in [0, 1), optional
         The factor β.
-    normalised : bool, optional
+    normalized : bool, optional
         Whether g is the gradient of each sample divided by its norm.
 
     References
@@ -83,7 +83,7 @@ class Momentum(DescentRule):
 
     step_size: float
     momentum: float = 0.0
-    normalised: bool = False
+    normalized: bool = False
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
@@ -99,7 +99,7 @@ class Momentum(DescentRule):
     ) -> tuple[Vec, tuple[Vec, ...]]:
         """One step."""
         space = inputs.space
-        if self.normalised:
+        if self.normalized:
             gradient = space.scale(
                 space.ratio(space.one, space.norm(gradient)), gradient
             )
@@ -168,12 +168,12 @@ class BarzilaiBorwein(DescentRule):
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionalGradient(DescentRule):
-    """Steps towards the point of C that is best for the linearised loss, x ← x + γ(x̂ −
+    """Steps towards the point of C that is best for the linearized loss, x ← x + γ(x̂ −
     x).
 
     With x̂ = argmin over C of ⟨g, x̂⟩. Where the loss falls along every direction that
     grows, as that of an attack does, the minimum lies on the boundary, and γ = 1 goes
-    there at once: a generalised power iteration.
+    there at once: a generalized power iteration.
 
     Parameters
     ----------
@@ -313,7 +313,7 @@ class TrackedDescent(Operator):
             Space.of(backend, tuple(leaves), self.batch_ndim), structure, self.project
         )
 
-    def _residual(self, state: Any, here: Linearisation) -> dict[str, Any]:
+    def _residual(self, state: Any, here: Linearization) -> dict[str, Any]:
         """The blocks of the KKT residual; what is remembered is right by itself."""
         x = state["x"]
         full = leafwise(_minus, x, here.input_gradient)
@@ -326,7 +326,7 @@ class TrackedDescent(Operator):
         }
 
 
-def _advanced(here: Linearisation, x: Any) -> dict[str, Any]:
+def _advanced(here: Linearization, x: Any) -> dict[str, Any]:
     return {"z": here.value, "mu": here.state_gradient, "x": x}
 
 

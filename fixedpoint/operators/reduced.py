@@ -13,7 +13,7 @@ from fixedpoint import tree
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.operators import steps
-from fixedpoint.operators.augmented import Lagrangian, Linearisation
+from fixedpoint.operators.augmented import Lagrangian, Linearization
 from fixedpoint.operators.base import Evaluation, Operator
 from fixedpoint.operators.curvature import Loss, inverted
 from fixedpoint.operators.sensitivity import Tangents, corrections, leaves_of
@@ -268,7 +268,7 @@ class _Frame:
         return {"z": state, "mu": adjoint, "x": self.input_of(x), "memory": memory}
 
     def residual(
-        self, state: Any, here: Linearisation, defect: Vec, adjoint_defect: Vec
+        self, state: Any, here: Linearization, defect: Vec, adjoint_defect: Vec
     ) -> dict[str, Any]:
         """The blocks of the KKT residual; what is remembered is right by itself."""
         zeros = self.inputs.xp.zeros_like(state["memory"])

@@ -105,7 +105,7 @@ def tangents(
     systems of linear equations", SIAM J. Numer. Anal. 20, 1983.
     """
     copies = _Copies.of(z, x)
-    product, drive = copies.linearised(lagrangian.f, params)
+    product, drive = copies.linearized(lagrangian.f, params)
     left, right, sensitivity = _inverse(copies.states, product, drive, blocks, rtol)
     split = copies.split
     moved = copies.output(lagrangian.output, split(sensitivity), params)
@@ -135,7 +135,7 @@ class _Copies:
         spaces = Space.of(backend, state, 1), Space.of(backend, given, 1)
         return cls(state, given, *spaces, (tree.flatten(z)[1], tree.flatten(x)[1]))
 
-    def linearised(self, f: Any, params: Any) -> tuple[Callable[[Array], Array], Array]:
+    def linearized(self, f: Any, params: Any) -> tuple[Callable[[Array], Array], Array]:
         """The product with ∂f/∂z of rows of states, and the rows of ∂f/∂x."""
         backend, xp, split = self.states.backend, self.states.xp, len(self.state)
 
@@ -146,7 +146,7 @@ class _Copies:
             )
             return _alike(backend.flatten(f(z, x, params))[0], self.state)
 
-        product = backend.linearise(image, (*self.state, *self.given))
+        product = backend.linearize(image, (*self.state, *self.given))
         rest, still = (
             tuple(map(xp.zeros_like, self.given)),
             tuple(map(xp.zeros_like, self.state)),
@@ -175,7 +175,7 @@ class _Copies:
                 backend.flatten(output(self.structures[0].rebuild(vec), params))[0]
             )
 
-        moved = backend.linearise(image, self.state)(self.states.shaped(sensitivity))
+        moved = backend.linearize(image, self.state)(self.states.shaped(sensitivity))
         return Space.of(backend, moved, 1).rows(moved)
 
 

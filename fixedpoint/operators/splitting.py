@@ -150,7 +150,7 @@ class PeacemanRachford(Operator):
     resolvent : callable
         ``resolvent(v, alpha, *args)`` solves (I + α(I − W))z = v. It acts as a
         preconditioner: the solution and its derivatives do not depend on it, so that
-        what it needs, an inverse from :func:`resolvent_matrix` or a factorisation, is
+        what it needs, an inverse from :func:`resolvent_matrix` or a factorization, is
         computed once and passed without derivatives.
     step_size : float
         The step α > 0. A good one is 2/‖I − W‖.

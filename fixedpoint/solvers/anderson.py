@@ -66,7 +66,7 @@ class Anderson(Solver):
 
         γ = (ΔGᵀΔG + λD²)⁻¹ ΔGᵀg ,    z ← z + τg − (ΔZ + τΔG) γ ,    D = diag ‖Δg‖ ,
 
-    which minimises ‖g − ΔGγ‖ up to a ridge relative to each column's length, so that
+    which minimizes ‖g − ΔGγ‖ up to a ridge relative to each column's length, so that
     neither the scale of the problem nor the fall of the residual matters to it. A
     column that is nothing but rounding is left out. On an affine map it is GMRES, step
     for step, as long as the memory lasts. Type I solves ΔZᵀ(g − ΔGγ) = 0 instead, as

@@ -103,7 +103,7 @@ class Broyden(Solver):
 
     so that HΔg = −Δz: the secant equation of the newest step always holds. For fixed
     points H starts as the identity, and the first step is Picard's; for roots as the
-    multiple σ of it that minimises ‖g + σg′g‖, at the cost of one product. Once the
+    multiple σ of it that minimizes ‖g + σg′g‖, at the cost of one product. Once the
     memory is full it is emptied before the next update. An update whose denominator is
     rounding is left out.
 

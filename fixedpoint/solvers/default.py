@@ -37,7 +37,7 @@ def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solv
     ======= ============ ===========================================================
 
     The sequences and their order were chosen by measurement on
-    :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimiser of
+    :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimizer of
     ‖F‖ that is no root, or creep along a curved valley; Newton steps whose entries are
     only kept from exceeding the size of the state escape both, and fail where only
     descent helps. Plain iteration comes last: a contraction must not fail because what

@@ -14,7 +14,7 @@ from fixedpoint.linear.direct import (
     System,
     column_norms,
     damped,
-    factorised,
+    factorized,
     turned,
     turned_back,
 )
@@ -103,7 +103,7 @@ class Newton(Solver):
     ----------
     line_search : bool, optional
         Whether to damp. Without, every finite step is taken, which may leave a local
-        minimiser of ‖g‖ that damping is caught in.
+        minimizer of ‖g‖ that damping is caught in.
     step_bound : float, optional
         No entry of d may exceed this many times the largest entry of z: the others keep
         their full length, so that in a chain of equations each is solved as soon as
@@ -341,7 +341,7 @@ class Region(NamedTuple):
 class LevenbergMarquardt(Solver):
     """The Levenberg-Marquardt method as a trust region, for small systems.
 
-    Minimises ‖g + g′d‖ over ‖Dd‖ ≤ Δ, where D holds the largest norm that each column
+    Minimizes ‖g + g′d‖ over ‖Dd‖ ≤ Δ, where D holds the largest norm that each column
     of g′ has had: d = −(g′ᵀg′ + λD²)⁻¹ g′ᵀg with the λ ≥ 0 that the radius Δ calls for,
     found by bisection in the singular vectors of g′D⁻¹. A step is taken if it brings a
     10⁻⁴ of the decrease that the model promised; the radius follows how good the
@@ -405,7 +405,7 @@ class LevenbergMarquardt(Solver):
         rows = units(space, system, value, state.rows)
         scaled = rows[..., :, None] * system.dense()
         scales = xp.maximum(state.scales, column_norms(space, scaled))
-        factors = factorised(space, scaled, scales)
+        factors = factorized(space, scaled, scales)
         size = xp.linalg.vector_norm(scales * value, axis=-1)
         first = self.radius * xp.where(size > 0.0, size, xp.ones_like(size))
         radius = xp.where(state.radius > 0.0, state.radius, first)

@@ -70,7 +70,7 @@ class NewtonKrylov(Solver):
         :class:`ConjugateGradient` is for Jacobians that are symmetric and definite.
     line_search : bool, optional
         Whether to damp. Without, every finite step is taken, which may leave a local
-        minimiser of ‖g‖ that damping is caught in.
+        minimizer of ‖g‖ that damping is caught in.
     step_bound : float, optional
         No entry of d may exceed this many times the largest entry of z.
     forcing, forcing_max : float in (0, 1), optional
@@ -142,10 +142,10 @@ class NewtonKrylov(Solver):
         """One linear solve and one line search."""
         merit = space.norm(point.increment)
         eta = self._eta(space, problem, point, state, merit)
-        linearisation = problem.linearise(point)
+        linearization = problem.linearize(point)
         system = LinearSystem(
             space,
-            linearisation.product,
+            linearization.product,
             space.negative(point.increment),
             eta * merit,
             problem.precondition(point),
@@ -175,7 +175,7 @@ class NewtonKrylov(Solver):
         return Step(
             new,
             state,
-            linearisation.work(solution.products).plus(Work(f=search.trials)),
+            linearization.work(solution.products).plus(Work(f=search.trials)),
             _failure(space, useful | escaping, search.pending),
             False,
             correction,

@@ -51,7 +51,7 @@ class PseudoTransient(Solver):
 
     which are short and stable at first, and become Newton's as the residual falls. For
     problems whose steady state is stable under the flow, from starts where a damped
-    Newton method is caught in a local minimiser of ‖g‖. A step to where g is not finite
+    Newton method is caught in a local minimizer of ‖g‖. A step to where g is not finite
     is repeated with a quarter of δ.
 
     Parameters
@@ -119,11 +119,11 @@ class PseudoTransient(Solver):
         """One linear solve, one trial."""
         xp = space.xp
         merit = space.norm(point.increment)
-        linearisation = problem.linearise(point)
+        linearization = problem.linearize(point)
         inverse = 1.0 / state.size
         system = LinearSystem(
             space,
-            lambda v: space.axpy(inverse, v, space.negative(linearisation.product(v))),
+            lambda v: space.axpy(inverse, v, space.negative(linearization.product(v))),
             point.increment,
             self.rtol * merit,
             active=active,
@@ -140,7 +140,7 @@ class PseudoTransient(Solver):
             xp.full_like(change, _CHANGE),
         )
         size = state.size * xp.where(finite, change, xp.full_like(change, 0.25))
-        work = linearisation.work(solution.products).plus(Work(f=1))
+        work = linearization.work(solution.products).plus(Work(f=1))
         failure = xp.astype(hopeless & ~finite, xp.int32) * int(Status.NON_FINITE)
         failure = None if space.backend.known_all(finite) else failure
         # Newton's correction is (I + (−g′)⁻¹/δ) d.

@@ -83,7 +83,7 @@ def backtrack(
     """Armijo's rule along a direction, from the full step on.
 
     Accepts z + λd if ‖g(z + λd)‖² ≤ ‖g‖² − 2 10⁻⁴ λ s, s the expected decrease of
-    ½‖g‖², else shortens λ to the minimiser of the parabola through what is known. All
+    ½‖g‖², else shortens λ to the minimizer of the parabola through what is known. All
     norms are taken relative to ‖g‖, whose square may be beyond the range of floats.
     Where g is not finite at a trial point λ is halved; without `monotone` that is all
     that is asked, and so it is of a step that is itself within tolerance: rounding

@@ -185,7 +185,7 @@ def _grid(n: int) -> np.ndarray:
 
 
 def rosenbrock(n: int = 10) -> Problem:
-    """Generalised Rosenbrock: 1 − x₁ and 10 (xᵢ − xᵢ₋₁²).
+    """Generalized Rosenbrock: 1 − x₁ and 10 (xᵢ − xᵢ₋₁²).
 
     Parameters
     ----------
@@ -659,11 +659,11 @@ def _bratu(u: Array, parameter: float) -> Array:
 
 def _negative_laplacian(u: Array) -> Array:
     """−Δu by the five-point formula."""
-    return (4.0 * u - _neighbour_sum(u)) * (u.shape[0] + 1.0) ** 2
+    return (4.0 * u - _neighbor_sum(u)) * (u.shape[0] + 1.0) ** 2
 
 
-def _neighbour_sum(u: Array) -> Array:
-    """The sum of the four neighbours of each inner point.
+def _neighbor_sum(u: Array) -> Array:
+    """The sum of the four neighbors of each inner point.
 
     At n = 64 on NumPy this takes half the time of two products with a matrix of
     differences.
@@ -676,7 +676,7 @@ def _neighbour_sum(u: Array) -> Array:
 
 
 def bratu_jacobi_map(n: int = 16, parameter: float = 6.0) -> Problem:
-    """Bratu's problem as Jacobi's iteration: each point from its neighbours.
+    """Bratu's problem as Jacobi's iteration: each point from its neighbors.
 
     Parameters
     ----------
@@ -691,7 +691,7 @@ def bratu_jacobi_map(n: int = 16, parameter: float = 6.0) -> Problem:
 
 def _bratu_jacobi(u: Array, parameter: float) -> Array:
     source = parameter / (u.shape[0] + 1) ** 2 * array_namespace(u).exp(u)
-    return 0.25 * (_neighbour_sum(u) + source)
+    return 0.25 * (_neighbor_sum(u) + source)
 
 
 def bratu_poisson_map(n: int = 16, parameter: float = 6.0) -> Problem:

@@ -56,7 +56,7 @@ class KnownMap:
         M at t = 0, and its derivative by the sum of the parameters.
     inner : ndarray of shape (n, n)
         Q, orthogonal.
-    centre, amplitude, phase : ndarray of shape (\\*batch, n)
+    center, amplitude, phase : ndarray of shape (\\*batch, n)
         p, q and φ.
     frequency : ndarray of shape (\\*batch, n, m)
         Ω, for m parameters.
@@ -79,7 +79,7 @@ class KnownMap:
     outer: np.ndarray
     drift: np.ndarray
     inner: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     amplitude: np.ndarray
     phase: np.ndarray
     frequency: np.ndarray
@@ -94,7 +94,7 @@ class KnownMap:
     @property
     def batch_ndim(self) -> int:
         """The number of batch axes, 0 or 1."""
-        return self.centre.ndim - 1
+        return self.center.ndim - 1
 
     @property
     def parameters_shape(self) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ class KnownMap:
 
     def start(self, t: Array) -> Any:
         """A point near the solution at t = 0, in the containers of the state."""
-        return self._split(_constant(self.centre, t))
+        return self._split(_constant(self.center, t))
 
     def args(self, t: Array) -> tuple[dict[str, Array], Array]:
         """θ(t), on the array library of t."""
@@ -126,7 +126,7 @@ class KnownMap:
         """z*(t), one leaf."""
         angle = _product(_constant(self.frequency, t), t) + _constant(self.phase, t)
         wave = array_namespace(t).sin(angle)
-        return _constant(self.centre, t) + _constant(self.amplitude, t) * wave
+        return _constant(self.center, t) + _constant(self.amplitude, t) * wave
 
     def derivative(self, order: int, t: np.ndarray | None = None) -> np.ndarray:
         """A derivative of z*.
@@ -146,7 +146,7 @@ class KnownMap:
         angle = self.phase if t is None else self.phase + _product(self.frequency, t)
         tensor = np.asarray(self.amplitude * np.sin(angle + 0.5 * np.pi * order))
         if order == 0:
-            return np.asarray(self.centre + tensor)
+            return np.asarray(self.center + tensor)
         for k in range(order):
             ones = (1,) * k
             shape = (*self.frequency.shape[:-1], *ones, self.frequency.shape[-1])
@@ -235,13 +235,13 @@ def known_map(
     )
     derivative = np.eye(size) - jacobian
     small = np.minimum(1.0, np.linalg.norm(derivative, -2, axis=(-2, -1)))[..., None]
-    centre, amplitude = (
+    center, amplitude = (
         rng.uniform(-0.5, 0.5, vector),
         small * rng.uniform(0.2, 0.5, vector),
     )
     quarters = rng.integers(0, 4, vector) + rng.uniform(0.4, 0.6, vector)
     phase = 0.5 * np.pi * quarters  # so that no derivative vanishes
-    slope = _SLOPES[shape](_product(inner, centre + amplitude * np.sin(phase)))
+    slope = _SLOPES[shape](_product(inner, center + amplitude * np.sin(phase)))
     outer = (derivative if is_root else jacobian) @ inner.T / slope[..., None, :]
     drift = 0.3 * small[..., None] * rng.standard_normal((*vector, size))
     frequency = rng.choice([-1.0, 1.0], (*vector, 2)) * rng.uniform(
@@ -255,7 +255,7 @@ def known_map(
         outer=outer,
         drift=drift,
         inner=inner,
-        centre=centre,
+        center=center,
         amplitude=amplitude,
         phase=phase,
         frequency=frequency,

@@ -46,7 +46,7 @@ class AugmentedSolution:
 
 @dataclass(frozen=True)
 class AugmentedDEQ:
-    """An equilibrium network whose input is optimised while it is evaluated.
+    """An equilibrium network whose input is optimized while it is evaluated.
 
     Solves min ℓ(z, x, y) over x in C, subject to z = f(z, x), as one fixed point in the
     state, its adjoint and the input; see :func:`fixedpoint.operators.augmented`.
@@ -160,7 +160,7 @@ class AugmentedDEQ:
 
         Examples
         --------
-        x minimises (w x − 1)² + x², where z = w x, and so is w / (1 + w²):
+        x minimizes (w x − 1)² + x², where z = w x, and so is w / (1 + w²):
 
         >>> import torch, fixedpoint as fp
         >>> from fixedpoint_models import AugmentedDEQ

@@ -30,12 +30,12 @@ def cross_entropy(o: Any, classes: Any) -> Any:
     """
     xp = array_namespace(o)
     top = xp.max(o, axis=-1, keepdims=True)
-    normaliser = xp.log(xp.sum(xp.exp(o - top), axis=-1)) + top[..., 0]
-    return normaliser - xp.sum(classes * o, axis=-1)
+    normalizer = xp.log(xp.sum(xp.exp(o - top), axis=-1)) + top[..., 0]
+    return normalizer - xp.sum(classes * o, axis=-1)
 
 
 def attack_loss(o: Any, x: Any, y: Any, params: Params) -> Any:
-    """What an attack minimises, the negative of the cross-entropy."""
+    """What an attack minimizes, the negative of the cross-entropy."""
     del x, params
     return -cross_entropy(o, y)
 

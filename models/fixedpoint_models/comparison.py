@@ -1,4 +1,4 @@
-"""The joint solve against nested optimisation: time to reach an objective."""
+"""The joint solve against nested optimization: time to reach an objective."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEWTON_STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """An input to optimise: min over x of ℓ(z, x, y), z = f(z, x), from a common start.
+    """An input to optimize: min over x of ℓ(z, x, y), z = f(z, x), from a common start.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def _append(trace: Trace, seconds: float, objective: float, f: int, vjp: int) ->
 
 
 def optimizers() -> dict[str, Optimizer]:
-    """The optimisers of the nested methods, over a grid of step sizes."""
+    """The optimizers of the nested methods, over a grid of step sizes."""
     sgd, adam, lbfgs = torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS
     grid: dict[str, Any] = {}
     for rate, momentum in itertools.product((0.05, 0.1, 0.2, 0.4), (0.5, 0.7, 0.9)):
@@ -205,7 +205,7 @@ def optimizers() -> dict[str, Optimizer]:
 
 
 def nested_methods(problem: Lagrangian) -> dict[str, Nested]:
-    """The grid of nested methods: optimiser and step size, inner solver."""
+    """The grid of nested methods: optimizer and step size, inner solver."""
     inner = {"Picard": fp.Picard(), "Anderson(5)": fp.Anderson(memory=5)}
     return {
         f"nested, {name}, {solver}": Nested(problem, optimizer, settings)

@@ -87,7 +87,7 @@ class DenseNetwork(torch.nn.Module):
 
 
 class DenseDecoder(DenseNetwork):
-    """The parameters of the decoder, W bounded by its parametrisation.
+    """The parameters of the decoder, W bounded by its parametrization.
 
     W = γV / max(1, ‖V‖₂), so that ‖W‖₂ ≤ γ < 1 whatever V is: the equilibrium exists,
     is unique, and Picard iteration finds it.

@@ -134,7 +134,7 @@ class PatchGame(torch.nn.Module):
         ½‖Pᵢy − Dzᵢ‖² + Σₖ wₖ|zᵢₖ| + ½ρ‖zᵢ‖² + ½κ‖Dzᵢ − Pᵢx̄‖² ,
 
     with x̄ the image in which each pixel is the mean of its values in all pieces Dzⱼ,
-    those of agent i included: it wants to agree with its neighbours on the pixels they
+    those of agent i included: it wants to agree with its neighbors on the pixels they
     share. The answer is x̄ at the Nash equilibrium, where no agent gains by changing
     its own code alone. The dictionary D and the weights w > 0, one for each atom, are
     learned by differentiating that equilibrium implicitly.
@@ -149,7 +149,7 @@ class PatchGame(torch.nn.Module):
 
     As (I − B)(I − Π) is symmetric and positive semidefinite, with norm at most 1, these
     are the gradients of a function of z, convex and with the weighted norm coercive,
-    and its minimisers are the equilibria: they exist, and x̄ is the same at all of
+    and its minimizers are the equilibria: they exist, and x̄ is the same at all of
     them.
 
     *Convergence.* With ‖D‖ = 1, to which D is scaled, the Hessian lies between ρ and L
@@ -397,14 +397,14 @@ def train_denoiser(
     check_count("batch_size", batch_size, 1)
     check_positive("learning_rate", learning_rate)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(game.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(game.parameters(), lr=learning_rate)
     losses = []
     for step in range(steps):
         fall = 0.55 + 0.45 * math.cos(math.pi * step / steps)
-        optimiser.param_groups[0]["lr"] = learning_rate * fall
+        optimizer.param_groups[0]["lr"] = learning_rate * fall
         clean = images[torch.randint(len(images), (batch_size,), generator=generator)]
         losses.append(
-            _adam_step(game, optimiser, clean, _noisy(clean, sigma, generator))
+            _adam_step(game, optimizer, clean, _noisy(clean, sigma, generator))
         )
     return losses
 
@@ -417,11 +417,11 @@ def _noisy(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
 
 
 def _adam_step(
-    game: PatchGame, optimiser: torch.optim.Optimizer, clean: Tensor, noisy: Tensor
+    game: PatchGame, optimizer: torch.optim.Optimizer, clean: Tensor, noisy: Tensor
 ) -> float:
     """One step; returns the loss."""
     loss = (game(noisy) - clean).square().mean()
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return float(loss.detach())

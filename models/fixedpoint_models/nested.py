@@ -48,24 +48,24 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Nested:
-    """Minimise ℓ(z*(x), x, y) over x by a first-order method on x.
+    """Minimize ℓ(z*(x), x, y) over x by a first-order method on x.
 
     Every step solves z = f(z, x), then μ = (∂f/∂z)ᵀμ + ∂ℓ/∂z, each from where it stood
-    a step ago, and hands ∇ₓ = (∂f/∂x)ᵀμ + ∂ℓ/∂x to an optimiser of ``torch.optim``.
+    a step ago, and hands ∇ₓ = (∂f/∂x)ᵀμ + ∂ℓ/∂x to an optimizer of ``torch.optim``.
 
     Parameters
     ----------
     problem : Lagrangian
         f and ℓ.
     optimizer : callable
-        Makes the optimiser of a list of tensors.
+        Makes the optimizer of a list of tensors.
     solver : Solver
         For both inner solves.
     tolerance : float, optional
         The relative tolerance of the inner solves.
     project : callable, optional
         The projection onto a convex set, after every step.
-    normalised : bool, optional
+    normalized : bool, optional
         Whether each sample's gradient is made a unit vector.
     """
 
@@ -74,7 +74,7 @@ class Nested:
     solver: Solver
     tolerance: float = 1e-3
     project: Callable[[torch.Tensor], torch.Tensor] | None = None
-    normalised: bool = False
+    normalized: bool = False
 
     def steps(
         self, z: Any, x: torch.Tensor, *, params: Any, y: Any
@@ -92,7 +92,7 @@ class Nested:
             at = x.detach().clone()
             self._move(optimizer, x, gradient, loss)
             seconds += time.process_time() - begin
-            # The linearisation for the adjoint evaluates f once more at the
+            # The linearization for the adjoint evaluates f once more at the
             # equilibrium.
             evaluations += equilibrium.work.f + 1
             products += pulled
@@ -107,7 +107,7 @@ class Nested:
         gradient: torch.Tensor,
         loss: float,
     ) -> None:
-        if self.normalised:
+        if self.normalized:
             gradient = torch.nn.functional.normalize(gradient.flatten(1)).reshape(
                 gradient.shape
             )

@@ -19,7 +19,7 @@ def draw_recovered(rows: Mapping[str, Any], file: Path) -> None:
     Parameters
     ----------
     rows : mapping of str to array of shape (number, height, width)
-        Images with values from 0 to 1; NaN is drawn in colour.
+        Images with values from 0 to 1; NaN is drawn in color.
     file : Path
         The PNG to write.
     """
@@ -58,15 +58,15 @@ def draw_race(groups: Mapping[str, Sequence[Trace]], lowest: float, file: Path) 
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    for colour, (label, traces) in zip(_COLOURS, groups.items(), strict=False):
+    for color, (label, traces) in zip(_COLOURS, groups.items(), strict=False):
         for trace in traces:
             relative = [objective / lowest for objective in trace.objectives]
-            axis.plot(trace.seconds, relative, color=colour, alpha=0.15)
+            axis.plot(trace.seconds, relative, color=color, alpha=0.15)
         seconds = sorted({s for trace in traces for s in trace.seconds})
         axis.plot(
             seconds,
             [_reached(traces, s) / lowest for s in seconds],
-            color=colour,
+            color=color,
             lw=2,
             label=label,
         )

@@ -258,12 +258,12 @@ def affine_warps(
     ((1, 28, 28), True)
     """
     warped = np.empty_like(images)
-    centre = (np.array(images.shape[1:]) - 1.0) / 2.0
+    center = (np.array(images.shape[1:]) - 1.0) / 2.0
     draws = generator.uniform(-1.0, 1.0, (len(images), 6))
     for image, out, draw in zip(images, warped, draws, strict=True):
         matrix = _matrix(*draw[:4])
         # A pixel of the result is looked up at matrix @ pixel + offset in the image.
-        offset = centre - matrix @ (centre + SHIFT * len(image) * draw[4:])
+        offset = center - matrix @ (center + SHIFT * len(image) * draw[4:])
         affine_transform(image, matrix, offset, output=out, order=1)
     return warped
 

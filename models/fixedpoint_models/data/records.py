@@ -166,7 +166,7 @@ def _unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 def cifar10(
     folder: Path | str, split: str
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Small colour photographs of ten classes, from the binary version of CIFAR-10
+    """Small color photographs of ten classes, from the binary version of CIFAR-10
     [1]_.
 
     The version for Python consists of pickles, which can run any code when they are

@@ -38,7 +38,7 @@ class Block(torch.nn.Module):
     activation : str
         σ.
     weight_norm : bool
-        Whether the convolutions are weight-normalised.
+        Whether the convolutions are weight-normalized.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Block(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation_of(activation)
-        self.conv1 = convolution(channels, inner, 3, normalised=weight_norm)
+        self.conv1 = convolution(channels, inner, 3, normalized=weight_norm)
         self.conv2 = convolution(
-            inner, channels, 3, gain=RESIDUAL, normalised=weight_norm
+            inner, channels, 3, gain=RESIDUAL, normalized=weight_norm
         )
         self.norm1 = group_norm(groups, inner)
         self.norm2 = group_norm(groups, channels)
@@ -77,7 +77,7 @@ def resample(
     if source == target:
         return torch.nn.Identity()
     if source > target:
-        first = convolution(inputs, outputs, 1, gain=FUSION, normalised=weight_norm)
+        first = convolution(inputs, outputs, 1, gain=FUSION, normalized=weight_norm)
         factor = 2 ** (source - target)
         return torch.nn.Sequential(
             first, torch.nn.Upsample(scale_factor=factor, mode=upsampling)
@@ -88,7 +88,7 @@ def resample(
     return torch.nn.Sequential(
         *(
             convolution(
-                width, next_width, 3, stride=2, gain=gain, normalised=weight_norm
+                width, next_width, 3, stride=2, gain=gain, normalized=weight_norm
             )
             for width, next_width, gain in zip(
                 widths[:-1], widths[1:], gains, strict=True
@@ -139,7 +139,7 @@ class MDEQCell(torch.nn.Module):
     upsampling : {"nearest", "bilinear"}, optional
         How a map is enlarged.
     weight_norm : bool, optional
-        Whether the convolutions are weight-normalised. Torch has no forward-mode
+        Whether the convolutions are weight-normalized. Torch has no forward-mode
         derivatives with respect to the parameters of such weights.
 
     Notes

@@ -40,7 +40,7 @@ class ImageHead(torch.nn.Module):
     sigmoid : bool, optional
         Whether a sigmoid takes the pixels into (0, 1).
     weight_norm : bool, optional
-        Whether the convolutions are weight-normalised.
+        Whether the convolutions are weight-normalized.
 
     Examples
     --------
@@ -76,8 +76,8 @@ class ImageHead(torch.nn.Module):
         self.activation = activation_of(activation)
         hidden = width if hidden is None else hidden
         pixels = out_channels * self.enlarge**2
-        self.conv1 = convolution(width, hidden, 3, bias=True, normalised=weight_norm)
-        self.conv2 = convolution(hidden, pixels, 1, bias=True, normalised=weight_norm)
+        self.conv1 = convolution(width, hidden, 3, bias=True, normalized=weight_norm)
+        self.conv2 = convolution(hidden, pixels, 1, bias=True, normalized=weight_norm)
 
     def forward(self, z: State) -> Tensor:
         """The image."""

@@ -83,7 +83,7 @@ class ImageInjection(torch.nn.Module):
         How many times the side of the first branch the image's side is. Squares of that
         side become channels, so that nothing is lost.
     weight_norm : bool, optional
-        Whether the convolutions are weight-normalised.
+        Whether the convolutions are weight-normalized.
 
     Examples
     --------
@@ -108,7 +108,7 @@ class ImageInjection(torch.nn.Module):
         self.shrink = shrink
         self.convolutions = torch.nn.ModuleList(
             convolution(
-                in_channels * shrink**2, number, 3, bias=True, normalised=weight_norm
+                in_channels * shrink**2, number, 3, bias=True, normalized=weight_norm
             )
             for number in check_channels(channels)
         )

@@ -40,7 +40,7 @@ def convolution(
     stride: int = 1,
     gain: float = 1.0,
     bias: bool = False,
-    normalised: bool = True,
+    normalized: bool = True,
 ) -> torch.nn.Conv2d:
     """A convolution whose outputs have about `gain` times the size of its inputs.
 
@@ -52,7 +52,7 @@ def convolution(
         Root mean square of an output for independent inputs of unit variance.
     bias : bool, optional
         Whether there is one, zero at first.
-    normalised : bool, optional
+    normalized : bool, optional
         Whether length and direction of each filter are parameters of their own.
     """
     layer = torch.nn.Conv2d(
@@ -61,7 +61,7 @@ def convolution(
     torch.nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs * size**2))
     if layer.bias is not None:
         torch.nn.init.zeros_(layer.bias)
-    return weight_norm(layer) if normalised else layer
+    return weight_norm(layer) if normalized else layer
 
 
 def group_norm(groups: int, channels: int, gain: float = 1.0) -> torch.nn.GroupNorm:

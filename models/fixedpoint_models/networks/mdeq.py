@@ -204,7 +204,7 @@ class MDEQClassifier(_MDEQ):
         Of the first branch, a divisor of `side_in`; the same by default.
     groups : int, optional
         Of the norms; divides all channels and is less than each, since the average of a
-        channel that is normalised by itself says nothing.
+        channel that is normalized by itself says nothing.
     activation, expansion, gain, upsampling, weight_norm
         As for :class:`MDEQCell`.
 

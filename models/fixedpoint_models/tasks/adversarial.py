@@ -45,7 +45,7 @@ class Attack:
     ----------
     method : {"joint", "recipe", "nested", "none"}
         Tracked conditional gradients; the published Anderson iteration; projected steps
-        along the normalised gradient with full inner solves; or no perturbation at all.
+        along the normalized gradient with full inner solves; or no perturbation at all.
     steps : int
         Moves of the perturbation, or joint steps.
     sweeps : int
@@ -136,8 +136,8 @@ def _batch(images: Any, classes: Any) -> Batch:
 class Adversarial(Experiment):
     """A classifier trained on images perturbed against it.
 
-    An attack minimises −ℓ, ℓ the cross-entropy, over perturbations in a ball; the
-    network minimises ℓ at the perturbation. By the envelope theorem the parameters'
+    An attack minimizes −ℓ, ℓ the cross-entropy, over perturbations in a ball; the
+    network minimizes ℓ at the perturbation. By the envelope theorem the parameters'
     gradient is the negative of that of the attack's Lagrangian: what the attack leaves
     is enough, and there is no backward solve.
 
@@ -251,7 +251,7 @@ class Adversarial(Experiment):
             rate,
             fp.Anderson(memory=5),
             project=ball(attack.radius, attack.norm),
-            normalised=True,
+            normalized=True,
         )
         number = 0 if attack.method == "none" else attack.steps
         now = next(islice(method.steps(z, x, params=params, y=classes), number, None))

@@ -79,7 +79,7 @@ class Experiment(ABC):
         """Write pictures to `folder`, and return their paths."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold beside the parameters and the optimiser.
+        """What a checkpoint has to hold beside the parameters and the optimizer.
 
         Tensors, numbers and strings, in lists and dicts: it is read without unpickling.
         """

@@ -1,5 +1,5 @@
 """Generative modelling: an equilibrium decoder, trained while its latent codes are
-optimised.
+optimized.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sklearn.mixture import GaussianMixture
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.operators.base import leafwise
-from fixedpoint.regularisation import jacobian_penalty
+from fixedpoint.regularization import jacobian_penalty
 from fixedpoint_models import data as sets
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.config import ConfigError, setting
@@ -158,7 +158,7 @@ class Solve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regularisation:
+class Regularization:
     """The penalty on the Jacobian ∂f/∂z.
 
     Parameters
@@ -200,7 +200,7 @@ class Settings:
     images: Images
     network: Network
     solve: Solve = field(default_factory=Solve)
-    jacobian: Regularisation = field(default_factory=Regularisation)
+    jacobian: Regularization = field(default_factory=Regularization)
     prior: float = setting(0.03, least=0.0)
     batch_size: int = setting(64, least=1)
     test_steps: int = setting(200, least=1)
@@ -411,7 +411,7 @@ def _module(network: Network, shape: tuple[int, ...], seed: int) -> torch.nn.Mod
         )
     except ValueError as error:
         raise ConfigError(f"network: {error}") from None
-    # A weight-normalised filter has a length of its own, which comes first of two
+    # A weight-normalized filter has a length of its own, which comes first of two
     # tensors.
     last: Any = decoder.readout.conv2
     weight = (
@@ -517,13 +517,13 @@ def quality(decoded: Tensor, images: Tensor) -> dict[str, list[float]]:
 
 
 def shown(images: Tensor) -> Any:
-    """Images as Matplotlib takes them: grey without, colours with a last axis."""
+    """Images as Matplotlib takes them: grey without, colors with a last axis."""
     arrays = images.detach().cpu().numpy()
     return arrays[:, 0] if arrays.shape[1] == 1 else np.moveaxis(arrays, 1, -1)
 
 
 class Generative(Experiment):
-    """A decoder whose codes are optimised along with its equilibria and their adjoints.
+    """A decoder whose codes are optimized along with its equilibria and their adjoints.
 
     Every step solves the augmented system for a batch, for states, adjoints and codes,
     and moves the parameters along the gradient that the envelope theorem gives of what
@@ -761,7 +761,7 @@ class Generative(Experiment):
         with torch.no_grad():
             start = leafwise(normal, solution.value)
             radii: Tensor = fp.spectral_radius(
-                solution.linearise(), start, steps=20, batch_ndim=1
+                solution.linearize(), start, steps=20, batch_ndim=1
             )
         return radii
 

@@ -52,7 +52,7 @@ class TaskNetwork(torch.nn.Module):
     vector steers.
 
     Convolutions take an image to the drive of an :class:`MDEQCell`, whose equilibrium z
-    is read out as a feature vector φ(z), normalised. The task's vector v is a context c
+    is read out as a feature vector φ(z), normalized. The task's vector v is a context c
     and a code uₖ for each class. The score of class k is ⟨φ(z), uₖ⟩, and the drive is
     modulated by :class:`FiLM` of c and of the mean square of the codes, entry by entry.
 
@@ -621,8 +621,8 @@ def _picture(
         for column, axis in enumerate(line):
             index = column - settings.shots
             image = support[way, column] if index < 0 else query[way, index]
-            colours = "gray" if index >= 0 else "bone"
-            axis.imshow(1.0 - image.numpy(), cmap=colours, vmin=0.0, vmax=1.0)
+            colors = "gray" if index >= 0 else "bone"
+            axis.imshow(1.0 - image.numpy(), cmap=colors, vmin=0.0, vmax=1.0)
             axis.set(xticks=[], yticks=[])
             if index >= 0 and given[way, index] != way:
                 axis.set_xlabel(f"taken for {int(given[way, index])}", color="tab:red")

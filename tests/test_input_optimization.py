@@ -1,4 +1,4 @@
-"""Methods that optimise an input while its equilibrium and the adjoint are tracked."""
+"""Methods that optimize an input while its equilibrium and the adjoint are tracked."""
 
 from dataclasses import replace
 
@@ -173,7 +173,7 @@ def test_descent_takes_as_many_evaluations_as_sweeps(sweeps):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_sample_does_not_depend_on_its_neighbours(name):
+def test_a_sample_does_not_depend_on_its_neighbors(name):
     params, y = jax.tree.map(torch.tensor, arguments())
     run = lambda rows: MODEL.iterate(
         torch.zeros(len(rows), N, dtype=torch.float64),
@@ -208,7 +208,7 @@ def test_samples_that_have_converged_leave_the_batch():
     )
 
 
-def test_a_nan_neighbour_is_left_alone():
+def test_a_nan_neighbor_is_left_alone():
     params, y = jax.tree.map(torch.tensor, arguments())
     poisoned = y.clone()
     poisoned[2] = torch.nan
@@ -395,7 +395,7 @@ def test_an_iterate_is_better_by_its_residual_or_its_loss():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("rule", ["conditional gradient", "normalised", "projected"])
+@pytest.mark.parametrize("rule", ["conditional gradient", "normalized", "projected"])
 def test_a_linear_loss_is_least_on_the_boundary(norm, rule):
     params, _ = to(arguments())
     direction = to(RNG.standard_normal((B, N)))
@@ -406,7 +406,7 @@ def test_a_linear_loss_is_least_on_the_boundary(norm, rule):
     )
     rules = {
         "conditional gradient": ConditionalGradient(oracle=farthest(0.7, norm)),
-        "normalised": Momentum(step_size=0.2, normalised=True),
+        "normalized": Momentum(step_size=0.2, normalized=True),
         "projected": Momentum(step_size=0.1, momentum=0.5),
     }
     zeros = to((np.zeros((B, N)), np.zeros((B, M))))

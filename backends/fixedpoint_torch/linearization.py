@@ -16,7 +16,7 @@ def products(
     transposed: bool,
     lanes: int = 0,
 ) -> Callable[[Vec], Vec]:
-    """The products with Jᵀ or J at (value, rest), from one linearisation.
+    """The products with Jᵀ or J at (value, rest), from one linearization.
 
     Jᵀw is linear in w, so that J is the transpose of its derivative: a second reverse
     pass, which asks no more of f than that it can be differentiated twice.

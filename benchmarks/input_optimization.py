@@ -1,11 +1,11 @@
 """Time to an objective: the joint solve of state, adjoint and input against nested
-optimisation.
+optimization.
 
 Every objective is re-solved from a cold start at x. Times are processor time on one
 thread, all methods in one process. The nested methods, and the published recipe, are
 tuned for each target over their grids; the tracked methods run with their defaults.
 
-    python benchmarks/input_optimisation.py [TASK ...] [--output FILE]
+    python benchmarks/input_optimization.py [TASK ...] [--output FILE]
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ from fixedpoint_models.training import Trained
 
 HELD_OUT = 100
 SEED = 0
-# An attack maximises: what it minimises is negative, and these parts of it are easier
+# An attack maximizes: what it minimizes is negative, and these parts of it are easier
 # targets.
 ATTACK_FACTORS = (0.99, 0.95, 0.9, 0.8, 0.5)
 # The tasks that run where none is named.
@@ -260,7 +260,7 @@ def attack() -> Task:
 
 
 def attack_methods(task: Task) -> dict[str, Nested]:
-    """Nested attacks: projected gradient steps, plain, normalised, and by Adam."""
+    """Nested attacks: projected gradient steps, plain, normalized, and by Adam."""
     problem, project, inner = task.model.problem, task.model.project, fp.Picard()
     methods: dict[str, Nested] = {}
     for rate, momentum in itertools.product(
@@ -269,9 +269,9 @@ def attack_methods(task: Task) -> dict[str, Nested]:
         make: Any = partial(
             torch.optim.SGD, lr=rate, momentum=momentum, nesterov=momentum > 0
         )
-        for name, normalised in (("PGD", False), ("normalised PGD", True)):
+        for name, normalized in (("PGD", False), ("normalized PGD", True)):
             methods[f"{name} {rate}, momentum {momentum}"] = Nested(
-                problem, make, inner, project=project, normalised=normalised
+                problem, make, inner, project=project, normalized=normalized
             )
     for rate in (0.05, 0.1, 0.2, 0.4):
         make = partial(torch.optim.Adam, lr=rate)
@@ -476,7 +476,7 @@ def radius(task: Task, x: torch.Tensor) -> tuple[float, float]:
             task.model.f, task.z, (x, task.params), batch_ndim=1, on_failure="return"
         )
         start = leafwise(torch.randn_like, task.z)
-        radii = fp.spectral_radius(found.linearise(), start, steps=60, batch_ndim=1)
+        radii = fp.spectral_radius(found.linearize(), start, steps=60, batch_ndim=1)
     return float(radii.min()), float(radii.median())
 
 

@@ -85,7 +85,7 @@ def correction_loss(
 
     Examples
     --------
-    >>> from fixedpoint.regularisation import correction_loss
+    >>> from fixedpoint.regularization import correction_loss
     >>> correction_loss(lambda z, y: (z - y) ** 2, [3.0, 2.0, 1.0], 0.0, gamma=0.5)
     5.25
     """

@@ -1,4 +1,4 @@
-"""Parametrised weights, computed once a solve."""
+"""Parametrized weights, computed once a solve."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def held(
 
 
 class Held(torch.nn.Module):
-    """A cell that takes the values of its parametrised weights beside the state."""
+    """A cell that takes the values of its parametrized weights beside the state."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Regularisation of equilibrium layers."""
+"""Regularization of equilibrium layers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fixedpoint import regularisation
+from fixedpoint import regularization
 from fixedpoint.checks import check_count
-from fixedpoint.regularisation import correction_loss
+from fixedpoint.regularization import correction_loss
 
 __all__ = ["correction_loss", "jacobian_penalty"]
 
@@ -70,7 +70,7 @@ def jacobian_penalty(
     check_count("probes", probes, 1)
     z = jax.tree.map(jnp.asarray, z)
     drawn = [_normal(key, z) for key in jax.random.split(key, probes)]
-    penalty: jax.Array = regularisation.jacobian_penalty(f, z, args, drawn, batch_ndim)
+    penalty: jax.Array = regularization.jacobian_penalty(f, z, args, drawn, batch_ndim)
     return penalty
 
 

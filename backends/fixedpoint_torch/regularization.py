@@ -1,4 +1,4 @@
-"""Regularisation of equilibrium layers."""
+"""Regularization of equilibrium layers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fixedpoint import regularisation, tree
+from fixedpoint import regularization, tree
 from fixedpoint.checks import check_count
-from fixedpoint.regularisation import correction_loss
+from fixedpoint.regularization import correction_loss
 
 __all__ = ["VariationalDropout", "correction_loss", "jacobian_penalty"]
 
@@ -70,7 +70,7 @@ def jacobian_penalty(
     def draw() -> Any:
         return structure.rebuild([_normal(leaf, generator) for leaf in leaves])
 
-    penalty: torch.Tensor = regularisation.jacobian_penalty(
+    penalty: torch.Tensor = regularization.jacobian_penalty(
         f, z, args, [draw() for _ in range(probes)], batch_ndim
     )
     return penalty
