@@ -15,7 +15,7 @@ from fixedpoint.adjoints import (
 from fixedpoint.api import fixed_point, root
 from fixedpoint.bracket import bracketed_root
 from fixedpoint.communicator import Communicator
-from fixedpoint.course import Budget
+from fixedpoint.control import Budget
 from fixedpoint.implicit import implicit_jvp, implicit_vjp
 from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
 from fixedpoint.solution import (

@@ -11,7 +11,7 @@ from fixedpoint.adjoints import Adjoint, ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of_state, numbers
 from fixedpoint.checks import check_count
 from fixedpoint.communicator import Communicator
-from fixedpoint.course import Budget, Course, Memory
+from fixedpoint.control import Budget, Control, Memory
 from fixedpoint.failure import apply_policy, check_policy
 from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Operator
@@ -360,7 +360,7 @@ class _Call:
             tolerance=self._tolerance(space, backend.rounding(value), start),
             batch_ndim=self.batch_ndim,
             adjoint=adjoint,
-            course=self._course(structure, bool(batched), len(solver.sequence)),
+            control=self._course(structure, bool(batched), len(solver.sequence)),
             is_root=is_root,
             is_operator=isinstance(self.f, Operator),
             project=map_.project if self.project else None,
@@ -437,7 +437,7 @@ class _Call:
             return "euclidean"
         return "entries" if space.dimension <= ENTRIES else "leaves"
 
-    def _course(self, structure: Any, compact: bool, solvers: int) -> Course:
+    def _course(self, structure: Any, compact: bool, solvers: int) -> Control:
         if compact and self.callback is not None:
             raise ValueError(
                 "a callback sees whole batches: give it, or batched_args, not both"
@@ -447,7 +447,7 @@ class _Call:
         steps = (
             DEFAULT_MAX_STEPS * solvers if self.max_steps is None else self.max_steps
         )
-        return Course(steps, budget, callback, self.record, compact, self.state)
+        return Control(steps, budget, callback, self.record, compact, self.state)
 
     def _leaf_map(
         self, backend: Backend, structure: Any, names: Sequence[str], surroundings: Any

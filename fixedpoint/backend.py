@@ -180,7 +180,7 @@ class Backend:
         """
         return not self.any(mask)
 
-    def amended(
+    def replaced_where(
         self,
         arrays: tuple[Array, ...],
         mask: Array,
@@ -265,7 +265,7 @@ class Backend:
         )
         return left, values, right
 
-    def room(self, xp: Any) -> Callable[..., Array]:
+    def empty(self, xp: Any) -> Callable[..., Array]:
         """What makes an array of which only those rows are read that were written
         before.
         """
@@ -366,7 +366,7 @@ class Backend:
         del value
         return None
 
-    def tell(self, function: Callable[..., Any], *arrays: Array) -> None:
+    def report(self, function: Callable[..., Any], *arrays: Array) -> None:
         """Call `function` with the arrays, once their values are known."""
         function(*arrays)
 

@@ -14,7 +14,7 @@ from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of, numbers
 from fixedpoint.chandrupatla import BracketSolve, Division, Quotient
 from fixedpoint.checks import check_count
-from fixedpoint.course import Budget, Course
+from fixedpoint.control import Budget, Control
 from fixedpoint.failure import apply_policy, check_policy
 from fixedpoint.operators.base import Operator
 from fixedpoint.solution import Solution, Work
@@ -141,7 +141,7 @@ def bracketed_root(
         tolerance=tolerance,
         batch_ndim=x.ndim,
         adjoint=Quotient(on_failure="raise" if adjoint is None else adjoint.on_failure),
-        course=Course(max_steps, budget or Budget(), watched, record),
+        control=Control(max_steps, budget or Budget(), watched, record),
         is_root=True,
         xtol=_tolerance("xtol", xtol, x),
         expand=bool(expand),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Array, Vec
-from fixedpoint.course import Memory
+from fixedpoint.control import Memory
 from fixedpoint.iterate import Iteration
 from fixedpoint.solution import Status, Trace, Work
 from fixedpoint.solve import Outcome, Solve
@@ -251,7 +251,7 @@ class BracketSolve(Solve):
         ends = Ends.of(
             xp, value[0], xp.broadcast_to(args[-1], value[0].shape), self.expand
         )
-        deadline = self.course.deadline((*value, *args), self.backend)
+        deadline = self.control.deadline((*value, *args), self.backend)
         with self.backend.quiet():
             f1, f2 = self.evaluate(ends.x1, args), self.evaluate(ends.x2, args)
             info = xp.finfo(ends.x1.dtype)
@@ -313,13 +313,15 @@ class _Loop:
 
     def run(self, first: Bracket) -> Search:
         """All steps."""
-        loop, stop = self.solve.backend.while_loop, self.solve.course.max_steps
+        loop, stop = self.solve.backend.while_loop, self.solve.control.max_steps
         start = self.opened(first, stop)
         end: Search = loop(
             lambda s: s.running & (s.step < stop), self.turn, start, stop
         )
         return (
-            end if end.latest is None else self.watched(self.advanced(end, *end.latest))
+            end
+            if end.latest is None
+            else self.observed(self.advanced(end, *end.latest))
         )
 
     def opened(self, first: Bracket, stop: int) -> Search:
@@ -329,7 +331,9 @@ class _Loop:
         xp = self.xp
         opening = Opening.of(xp, first)
         found = first.holds
-        status, reference = self.judged(first, opening, found, xp.zeros_like(first.f1))
+        status, reference = self.assessed(
+            first, opening, found, xp.zeros_like(first.f1)
+        )
         movable = (self.ends.free1 | self.ends.free2) & (first.x1 != first.x2)
         status = mark(xp, status, ~(found | movable), Status.NO_BRACKET)
         status = mark(
@@ -351,7 +355,7 @@ class _Loop:
             steps=xp.zeros_like(status),
             step=0,
             running=True,
-            trace=Trace(*blank) if self.solve.course.record else None,
+            trace=Trace(*blank) if self.solve.control.record else None,
             latest=(first.x1, first.f1)
             if self.solve.backend.is_traced(first)
             else None,
@@ -374,7 +378,7 @@ class _Loop:
         x = xp.where(search.status == int(Status.RUNNING), x, old.x1)
         f = self.solve.evaluate(x, self.args)
         search = search._replace(step=search.step + 1)
-        after = self.watched(self.recorded(self.advanced(search, x, f)))
+        after = self.observed(self.recorded(self.advanced(search, x, f)))
         if search.latest is None:
             return after
         return search._replace(latest=(x, f), running=after.running, trace=after.trace)
@@ -388,7 +392,7 @@ class _Loop:
         new = active & sought & bracket.holds
         pairs = zip(Opening.of(xp, bracket), search.opening, strict=True)
         opening = Opening(*(xp.where(new, a, b) for a, b in pairs))
-        status, reference = self.judged(
+        status, reference = self.assessed(
             bracket, opening, search.found | new, search.reference
         )
         spent = sought & ((x == old.x1) | (x == old.x2))
@@ -430,13 +434,13 @@ class _Loop:
             trace=Trace(norms, write(search.trace.evaluations, index, work))
         )
 
-    def watched(self, search: Search) -> Search:
+    def observed(self, search: Search) -> Search:
         """Heed the callback and the budget."""
-        xp, course = self.xp, self.solve.course
-        if not course.is_plain:
+        xp, control = self.xp, self.solve.control
+        if not control.is_plain:
             x, f, *_ = search.bracket.best_first(xp)
             evaluations = 2 + search.step
-            for over, reason in course.ends(
+            for over, reason in control.ends(
                 self.deadline, search.step, (x,), xp.abs(f), evaluations
             ):
                 ended = (search.status == int(Status.RUNNING)) & over
@@ -487,7 +491,7 @@ class _Loop:
         asked = self.solve.xtol + self.solve.tolerance.rtol * self.xp.abs(x)
         return self.xp.maximum(asked, self.limit(x))
 
-    def judged(
+    def assessed(
         self, bracket: Bracket, opening: Opening, found: Array, reference: Array
     ) -> tuple[Array, Array]:
         """The status of each entry, and the reference that F has to fall from."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
+from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import (
     Evidence,
     Verdict,
@@ -19,7 +20,6 @@ from fixedpoint.convergence import (
     opened,
     vanished_states,
 )
-from fixedpoint.course import Course, Memory
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.rounding import at_rounding, irregular_at_zero
 from fixedpoint.solution import Status, Trace, Work
@@ -108,7 +108,7 @@ class Carry(NamedTuple):
     active: Array | None
     running: Any
     step: Any
-    smooth: Any
+    all_improved: Any
     work: Work
     trace: Trace | None
 
@@ -128,7 +128,9 @@ class Iteration(NamedTuple):
     state: Memory
 
 
-def iterate(solver: Solver, problem: Problem, start: Vec, course: Course) -> Iteration:
+def iterate(
+    solver: Solver, problem: Problem, start: Vec, control: Control
+) -> Iteration:
     """Run `solver` from `start` until every sample has a status.
 
     A sample stops as soon as it meets the tolerance; it then keeps its iterate,
@@ -138,18 +140,18 @@ def iterate(solver: Solver, problem: Problem, start: Vec, course: Course) -> Ite
     converged, each from the start, and share the steps that are left in equal parts.
     """
     space = problem.space
-    deadline = course.deadline(start, space.backend)
-    sequence = _sequence(solver, course.state)
+    deadline = control.deadline(start, space.backend)
+    sequence = _sequence(solver, control.state)
     with space.backend.quiet():
         first = problem.evaluate(start)
-        carry = _open(problem, first, course)
+        carry = _open(problem, first, control)
         for index, method in enumerate(sequence):
             if index and _final(space, carry, first):
                 break
             stop = carry.step + -(
-                (carry.step - course.max_steps) // (len(sequence) - index)
+                (carry.step - control.max_steps) // (len(sequence) - index)
             )
-            loop = _Loop(method, index, problem, course, first, stop, deadline)
+            loop = _Loop(method, index, problem, control, first, stop, deadline)
             carry = _reopened(problem, carry, first) if index else carry
             carry = loop.turns(loop.begun(carry, index == 0))
     best, memory = carry.best, Memory(loop.solver, carry.state)
@@ -189,7 +191,7 @@ def _owned(value: Vec, start: Vec) -> Vec:
     return tuple(1.0 * leaf if leaf is first else leaf for leaf, first in leaves)
 
 
-def _open(problem: Problem, first: Point, course: Course) -> Carry:
+def _open(problem: Problem, first: Point, control: Control) -> Carry:
     """The loop before its first turn: samples that need none, or cannot begin, have a
     status.
     """
@@ -217,12 +219,12 @@ def _open(problem: Problem, first: Point, course: Course) -> Carry:
         active=None,
         running=True,
         step=0,
-        smooth=0,
+        all_improved=0,
         work=Work(f=1),
         trace=None,
     )
-    if course.record:
-        blank = [space.full(float("nan"), (course.max_steps + 1,)) for _ in range(2)]
+    if control.record:
+        blank = [space.full(float("nan"), (control.max_steps + 1,)) for _ in range(2)]
         carry = _recorded(space, carry._replace(trace=Trace(*blank)))
     return _sifted(space, carry)
 
@@ -263,7 +265,7 @@ def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
             lowest=infinite,
             reference=infinite,
             evidence=opened(problem, first),
-            smooth=-1,
+            all_improved=-1,
         ),
     )
 
@@ -279,7 +281,7 @@ class _Loop:
     solver: Solver
     index: int
     problem: Problem
-    course: Course
+    control: Control
     first: Point
     stop: Any
     deadline: float | None
@@ -289,8 +291,8 @@ class _Loop:
         space, point = self.problem.space, carry.point
         state = self.solver.init(space, self.problem, point)
         work = carry.work.plus(self.solver.initial_work(state))
-        if is_first and self.course.state is not None:
-            kept = self.course.state.contents
+        if is_first and self.control.state is not None:
+            kept = self.control.state.contents
             _check_same(kept, state)
             state = self.solver.resume(space, kept, point, state)
         return carry._replace(state=state, work=work)
@@ -299,7 +301,7 @@ class _Loop:
         """Turn until no sample runs, or the steps are used up."""
         xp = self.problem.space.xp
         end = self.problem.space.backend.while_loop(
-            self.unfinished, self.turn, carry, self.course.max_steps
+            self.unfinished, self.turn, carry, self.control.max_steps
         )
         late = end.status == _RUNNING
         return self.settle(end, _mark(xp, end.status, late, Status.MAX_STEPS))
@@ -315,20 +317,22 @@ class _Loop:
         )
         verdict = judge(self.problem, carry.evidence, carry.point, step)
         carry = carry._replace(evidence=verdict.evidence)
-        if self.smooth(carry, step, verdict):
+        if self.all_improved(carry, step, verdict):
             carry = self.improved(carry, step, verdict.error)
         else:
-            carry = self.judged(carry, step, verdict)
-        return carry if self.course.is_plain else self.watched(_recorded(space, carry))
+            carry = self.assessed(carry, step, verdict)
+        return (
+            carry if self.control.is_plain else self.observed(_recorded(space, carry))
+        )
 
-    def smooth(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
+    def all_improved(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
         """Whether it is known that every sample has a new best iterate, and none is
         done.
         """
         if carry.active is not None or step.failure is not None:
             return False
         # What is best so far is not where the step came from.
-        if carry.smooth != carry.step:
+        if carry.all_improved != carry.step:
             return False
         backend, new = self.problem.space.backend, step.point
         fell = step.fell or backend.known_all(
@@ -348,11 +352,11 @@ class _Loop:
             best=Best(point.value, point.residual_norm, error, method),
             lowest=point.residual_norm,
             step=now,
-            smooth=now,
+            all_improved=now,
             work=carry.work.plus(step.work),
         )
 
-    def judged(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
+    def assessed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
         """Renew each active sample's best iterate and status."""
         space, old, point = self.problem.space, carry.point, step.point
         carry = carry._replace(
@@ -366,7 +370,7 @@ class _Loop:
         wanted = norm < (xp.inf if self.solver.latest else carry.best.residual_norm)
         better = _live(converged | (wanted & ~verdict.hidden), active)
         carry = self._improved_in(carry, better, verdict.error)
-        carry, stalled = self._watched_for_stalls(carry)
+        carry, stalled = self._checked_for_stalls(carry)
         lost, diverged = ~(norm < xp.inf), norm > _DIVERGENCE * carry.evidence.first
         carry, precise = self._precise(carry, verdict, stalled, step.failure)
         ending = _live(converged | precise | lost | diverged | stalled, active)
@@ -393,17 +397,19 @@ class _Loop:
         """The carry with new best iterates in the samples that are `better`."""
         xp, point = self.problem.space.xp, carry.point
         best = self._renewed(carry.best, better, point, error)
-        since = xp.maximum(carry.improved, xp.zeros_like(carry.improved) + carry.smooth)
+        since = xp.maximum(
+            carry.improved, xp.zeros_like(carry.improved) + carry.all_improved
+        )
         renewed, fell = best is not carry.best and best.value is point.value, better
         if self.solver.latest:  # the last iterate is none the better for being the last
             least = xp.minimum(carry.lowest, carry.reference)
             fell = better & (point.residual_norm < least)
             renewed = renewed and self.problem.space.backend.known_all(fell)
         improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
-        smooth = carry.step if renewed else carry.smooth
-        return carry._replace(best=best, improved=improved, smooth=smooth)
+        all_improved = carry.step if renewed else carry.all_improved
+        return carry._replace(best=best, improved=improved, all_improved=all_improved)
 
-    def _watched_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
+    def _checked_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
         """The samples whose residual has long stopped falling.
 
         That of a contraction may rise at first, in another norm than its own. So a
@@ -472,7 +478,7 @@ class _Loop:
             holds, evaluations = question()
             return holds, nothing[1] + evaluations
 
-        found = backend.amended(nothing, mask, answer)
+        found = backend.replaced_where(nothing, mask, answer)
         if found is nothing:
             return carry, found[0]
         most = xp.max(found[1]) if math.prod(mask.shape) else 0
@@ -501,18 +507,23 @@ class _Loop:
         steps = xp.where(stopped, xp.zeros_like(carry.steps) + carry.step, carry.steps)
         return _sifted(self.problem.space, carry._replace(status=status, steps=steps))
 
-    def watched(self, carry: Carry) -> Carry:
+    def observed(self, carry: Carry) -> Carry:
         """Heed the callback and the budget, and let finished samples leave the
         batch.
         """
-        course, point = self.course, carry.point
+        control, point = self.control, carry.point
         evaluations = sum(carry.work)
-        for over, reason in course.ends(
+        for over, reason in control.ends(
             self.deadline, carry.step, point.value, point.residual_norm, evaluations
         ):
             carry = self._ended(carry, over, reason)
         traced = self.problem.space.backend.is_traced((carry.status,))
-        if course.compact and not traced and carry.active is not None and carry.running:
+        if (
+            control.compact
+            and not traced
+            and carry.active is not None
+            and carry.running
+        ):
             return self._compacted(carry)
         return carry
 

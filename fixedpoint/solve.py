@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint, Product
 from fixedpoint.backend import Array, Backend, Vec, numbers, of_one_backend, type_name
-from fixedpoint.course import Course, Memory
+from fixedpoint.control import Control, Memory
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.operators.base import Operator
 from fixedpoint.problem import FixedPointProblem, Map, Problem, RootProblem
@@ -287,7 +287,7 @@ class Solve:
         name.
     backend, solver, tolerance, batch_ndim, adjoint, project
         As in :func:`fixedpoint.fixed_point` and :mod:`fixedpoint.problem`.
-    course : Course
+    control : Control
         How far to go, and who watches.
     is_root, is_operator : bool
         Whether a root is sought, and whether the map brings a residual of its own.
@@ -310,7 +310,7 @@ class Solve:
     tolerance: Tolerance
     batch_ndim: int
     adjoint: Adjoint
-    course: Course
+    control: Control
     is_root: bool = False
     is_operator: bool = False
     project: Callable[[Vec], Vec] | None = None
@@ -322,7 +322,7 @@ class Solve:
     def run(self, value: Vec, args: Vec) -> Outcome:
         """Iterate from `value`, recording no derivatives."""
         problem = self.problem(value, args)
-        end = iterate(self.solver, problem, value, self.course)
+        end = iterate(self.solver, problem, value, self.control)
         return Outcome(
             value=end.value,
             status=end.status,

@@ -371,7 +371,7 @@ class Space:
         if not doubts:
             return norms
         safe = lambda: tuple([self.safe_norm(u, kind) for u, kind in pairs])  # noqa: E731
-        return self.backend.amended(norms, reduce(or_, doubts), safe)
+        return self.backend.replaced_where(norms, reduce(or_, doubts), safe)
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
         """The norm of a vector whose parts have these `norms`."""
@@ -445,11 +445,11 @@ class Space:
         """Room for `memory` vectors, zero at first."""
         return self._histories(memory, self.xp.zeros)
 
-    def room(self, memory: int) -> Vec:
+    def empty(self, memory: int) -> Vec:
         """Room for `memory` vectors, with anything in it where :meth:`filled` leaves
         that out.
         """
-        return self._histories(memory, self.backend.room(self.xp))
+        return self._histories(memory, self.backend.empty(self.xp))
 
     def _histories(self, memory: int, make: Any) -> Vec:
         return tuple(

@@ -7,7 +7,7 @@ import pytest
 
 import fixedpoint as fp
 from fixedpoint.backend import backend_of
-from fixedpoint.solvers.broyden import InverseEstimate
+from fixedpoint.solvers.broyden import BroydenState
 from fixedpoint.space import Space
 
 UPDATES = ["good", "bad"]
@@ -232,7 +232,7 @@ def test_the_products_are_those_of_a_matrix_and_its_transpose():
     space = Space.of(backend_of([u], ["u"]), (u,), 0)
     used = np.array([1.0, 0.0, 1.0])
     left, right = rng.standard_normal((2, 3, 7))
-    estimate = InverseEstimate(
+    estimate = BroydenState(
         left=(left,),
         right=(right,),
         used=used,

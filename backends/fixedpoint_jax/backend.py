@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
-from fixedpoint.course import Memory
+from fixedpoint.control import Memory
 from fixedpoint.recording import Recorded
 from fixedpoint.solution import Solution
 from fixedpoint.solve import Outcome, Solve
@@ -128,7 +128,7 @@ class JaxBackend(Backend):
         """Whether none of `mask` is true; in a trace that is never known."""
         return not self.is_traced((mask,)) and not self.any(mask)
 
-    def amended(
+    def replaced_where(
         self,
         arrays: tuple[Array, ...],
         mask: Array,
@@ -137,15 +137,15 @@ class JaxBackend(Backend):
         """The arrays, with those of `function` where `mask` holds; it runs only where
         that is.
         """
-        amend = super().amended
+        amend = super().replaced_where
         if not self.is_traced((mask,)):
             return amend(arrays, mask, function)
         arrays = axes.settled(lambda arrays: amend(arrays, mask, function), arrays)
         some = self.agreed(_any_lane(mask))
-        amended: tuple[Array, ...] = jax.lax.cond(
+        replaced_where: tuple[Array, ...] = jax.lax.cond(
             some, lambda: amend(arrays, mask, function), lambda: arrays
         )
-        return amended
+        return replaced_where
 
     def any(self, mask: Array) -> Any:
         """Whether any of `mask` is true; a symbol in a trace."""
@@ -201,7 +201,7 @@ class JaxBackend(Backend):
         inside = (indices < np.asarray(matrix.shape)).all(-1)  # the rest is padding
         return coo_array((entries[inside], indices[inside].T), matrix.shape)
 
-    def room(self, xp: Any) -> Callable[..., Array]:
+    def empty(self, xp: Any) -> Callable[..., Array]:
         """Zeros: in a trace all rows are read."""
         make: Callable[..., Array] = xp.zeros
         return make
@@ -243,7 +243,7 @@ class JaxBackend(Backend):
         """
         return leaf if isinstance(leaf, jax.Array) else super().conform(leaf, like)
 
-    def tell(self, function: Callable[..., Any], *arrays: Array) -> None:
+    def report(self, function: Callable[..., Any], *arrays: Array) -> None:
         """Call `function` when the computation comes by."""
         jax.debug.callback(function, *arrays)
 

@@ -277,7 +277,7 @@ class RecordingBackend(TorchBackend):
         """Whether none of `mask` is true, in any lane of a transform."""
         return not self.any(mask)
 
-    def room(self, xp: Any) -> Callable[..., torch.Tensor]:
+    def empty(self, xp: Any) -> Callable[..., torch.Tensor]:
         """Zeros."""
         make: Callable[..., torch.Tensor] = xp.zeros
         return make

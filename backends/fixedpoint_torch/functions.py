@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fixedpoint.backend import Vec
-from fixedpoint.course import Memory
+from fixedpoint.control import Memory
 from fixedpoint.solution import BackwardReport
 from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import host

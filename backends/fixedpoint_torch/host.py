@@ -16,7 +16,7 @@ import torch
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Vec
-from fixedpoint.course import Course, Memory
+from fixedpoint.control import Control, Memory
 from fixedpoint.iterate import Iteration
 from fixedpoint.problem import Map
 from fixedpoint.solution import ConvergenceError
@@ -120,7 +120,7 @@ def _hosted(solve: Solve) -> Solve:
             rtol=_array(solve.tolerance.rtol),
             atol=_array(solve.tolerance.atol),
         ),
-        course=_watched(solve.course),
+        control=_watched(solve.control),
         adjoint=_reporting(solve.adjoint),
         project=solve.project and _between(solve.project),
         start=None if start is None else arrays(start),
@@ -199,18 +199,18 @@ def _same(a: Any, b: Any) -> bool:
     return bool(first["data"] == second["data"])
 
 
-def _watched(course: Course) -> Course:
-    """`course`, its callback still called with tensors."""
-    callback, state = course.callback, course.state
+def _watched(control: Control) -> Control:
+    """`control`, its callback still called with tensors."""
+    callback, state = control.callback, control.state
     if state is not None:
         state = Memory(state.solver, _converted(state.contents, _array))
     if callback is None:
-        return dataclasses.replace(course, state=state)
+        return dataclasses.replace(control, state=state)
 
     def called(step: int, value: Vec, norm: Any) -> Any:
         return callback(step, tensors(value), _tensor(norm))
 
-    return dataclasses.replace(course, state=state, callback=called)
+    return dataclasses.replace(control, state=state, callback=called)
 
 
 def _reporting(adjoint: Any) -> Any:

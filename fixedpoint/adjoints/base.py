@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fixedpoint.backend import Vec
-from fixedpoint.course import Memory
+from fixedpoint.control import Memory
 from fixedpoint.failure import apply_policy
 from fixedpoint.iterate import Iteration
 from fixedpoint.solution import Solution, Status, Work
@@ -147,7 +147,7 @@ class LinearAdjoint(Adjoint):
         """The solution, or what :attr:`policy` says, and what became of it."""
         end, space = self.solve(system), system.space
         if self.report is not None:
-            space.backend.tell(self.report, end.status, end.residual_norm, end.steps)
+            space.backend.report(self.report, end.status, end.residual_norm, end.steps)
         what = (
             "the adjoint solve failed"
             if system.transposed

@@ -8,7 +8,7 @@ from typing import Any
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.checks import check_count
-from fixedpoint.course import Course
+from fixedpoint.control import Control
 from fixedpoint.failure import check_policy
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.linear import GMRES
@@ -98,7 +98,7 @@ class ImplicitAdjoint(LinearAdjoint):
         problem = linear_problem(system, rtol, self.atol)
         fresh = system.space.zeros(system.right) if system.is_root else system.right
         start = fresh if system.start is None else system.start
-        return iterate(self._method(system), problem, start, Course(self.max_steps))
+        return iterate(self._method(system), problem, start, Control(self.max_steps))
 
     def _method(self, system: AdjointSystem) -> Solver:
         preconditioned = system.precondition is not None

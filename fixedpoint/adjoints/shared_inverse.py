@@ -9,12 +9,12 @@ from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.adjoints.implicit import linear_problem
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
-from fixedpoint.course import Course, Memory
+from fixedpoint.control import Control, Memory
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.linear import GMRES, LinearSystem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Broyden, Solver
-from fixedpoint.solvers.broyden import InverseEstimate
+from fixedpoint.solvers.broyden import BroydenState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class SharedInverse(LinearAdjoint):
     def solve(self, system: AdjointSystem) -> Iteration:
         """The product with the shared inverse, improved as asked."""
         assert system.memory is not None
-        kept: InverseEstimate = system.memory.contents
+        kept: BroydenState = system.memory.contents
         inverse = kept.transposed() if system.transposed else kept
         u = self._shared(system, inverse)
         end = system.unfinished(u, 0)
@@ -92,7 +92,7 @@ class SharedInverse(LinearAdjoint):
             inverse = end.state.contents
         return _refined(system, inverse, end, self.refine) if self.refine else end
 
-    def _shared(self, system: AdjointSystem, inverse: InverseEstimate) -> Vec:
+    def _shared(self, system: AdjointSystem, inverse: BroydenState) -> Vec:
         """The product with the inverse, where it is not too long."""
         space, v = system.space, system.right
         u = inverse.times(space, v)
@@ -103,7 +103,7 @@ class SharedInverse(LinearAdjoint):
 
 
 def _aware(
-    system: AdjointSystem, inverse: InverseEstimate, u: Vec, steps: int
+    system: AdjointSystem, inverse: BroydenState, u: Vec, steps: int
 ) -> Iteration:
     """Broyden's method on the adjoint system, from u and the inverse."""
     most = 2 * system.space.real_size
@@ -112,11 +112,11 @@ def _aware(
     )
     solver = Broyden(memory=wider.used.shape[-1])
     problem = linear_problem(system, system.rtol, 0.0)
-    return iterate(solver, problem, u, Course(steps, state=Memory(solver, wider)))
+    return iterate(solver, problem, u, Control(steps, state=Memory(solver, wider)))
 
 
 def _refined(
-    system: AdjointSystem, inverse: InverseEstimate, end: Iteration, products: int
+    system: AdjointSystem, inverse: BroydenState, end: Iteration, products: int
 ) -> Iteration:
     """GMRES from where the iteration stands, or from zero if that is closer,
     preconditioned.

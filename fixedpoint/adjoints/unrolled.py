@@ -53,10 +53,10 @@ class Unrolled(Adjoint):
 
     def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
         """Run `solve` on a backend that records."""
-        recording, course = solve.backend.recording(self.checkpoint), solve.course
-        if self.checkpoint is not None and course.is_watched:
-            course = dataclasses.replace(course, told={})
-        recorded = dataclasses.replace(solve, backend=recording, course=course)
+        recording, control = solve.backend.recording(self.checkpoint), solve.control
+        if self.checkpoint is not None and control.is_observed:
+            control = dataclasses.replace(control, told={})
+        recorded = dataclasses.replace(solve, backend=recording, control=control)
         outcome: Outcome = recording.run(recorded.run, value, args)
         norm, error = recording.stop((outcome.residual_norm, outcome.error))
         return outcome._replace(residual_norm=norm, error=error)

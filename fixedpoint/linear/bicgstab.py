@@ -119,7 +119,7 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     moved = (norm < space.xp.inf) & (alpha != 0.0) & (omega != 0.0)
     drift = _DRIFT * space.rounding * highest
     drifted = busy & moved & (norm < drift) & (drift > system.target)
-    r = space.backend.amended(
+    r = space.backend.replaced_where(
         r, drifted[..., None], lambda: space.subtract(system.right, system.product(x))
     )
     shadow = space.where(drifted, r, shadow)

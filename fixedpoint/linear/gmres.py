@@ -106,8 +106,8 @@ def _opened(space: Space, memory: int, carry: _Carry) -> _Cycle:
     filled.
     """
     return _Cycle(
-        directions=space.room(memory),
-        basis=space.room(memory),
+        directions=space.empty(memory),
+        basis=space.empty(memory),
         triangle=space.identity(memory),
         coefficients=space.full(0.0, (memory,)),
         next=carry.r,

@@ -21,7 +21,7 @@ _SHORTENINGS = 20
 _ONE = Work(f=1)
 
 
-class Secants(NamedTuple):
+class AndersonState(NamedTuple):
     """What Anderson's method remembers.
 
     Attributes
@@ -141,7 +141,7 @@ class Anderson(Solver):
         for weight in self.weights or ():
             check_positive("weights", weight)
 
-    def init(self, space: Space, problem: Problem, point: Point) -> Secants:
+    def init(self, space: Space, problem: Problem, point: Point) -> AndersonState:
         """An empty memory."""
         del problem
         memory = min(self.memory, space.dimension)
@@ -150,9 +150,9 @@ class Anderson(Solver):
         ridge = max(self.regularization or 0.0, 10 * space.precision)
         # Traced, if that is.
         none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
-        state = Secants(
-            space.room(memory),
-            space.room(memory),
+        state = AndersonState(
+            space.empty(memory),
+            space.empty(memory),
             unit,
             1.0 + ridge * unit,
             self.safeguard * point.residual_norm,
@@ -165,8 +165,8 @@ class Anderson(Solver):
         return state._replace(proposal=moved)
 
     def resume(
-        self, space: Space, state: Secants, point: Point, fresh: Secants
-    ) -> Secants:
+        self, space: Space, state: AndersonState, point: Point, fresh: AndersonState
+    ) -> AndersonState:
         """The columns of an earlier call, with the envelope of this one."""
         kept = state._replace(
             residuals=space.copy(state.residuals),
@@ -182,7 +182,7 @@ class Anderson(Solver):
         space: Space,
         problem: Problem,
         point: Point,
-        state: Secants,
+        state: AndersonState,
         active: Array | None,
     ) -> Step:
         """One step, one evaluation."""
@@ -200,8 +200,13 @@ class Anderson(Solver):
         return Step(new, state, _ONE, None, smooth, correction)
 
     def _rejected(
-        self, space: Space, old: Point, state: Secants, new: Point, accepted: Array
-    ) -> tuple[Point, Secants]:
+        self,
+        space: Space,
+        old: Point,
+        state: AndersonState,
+        new: Point,
+        accepted: Array,
+    ) -> tuple[Point, AndersonState]:
         """The old point where the new one is not accepted."""
         xp = space.xp
         zero = xp.zeros_like(accepted, dtype=xp.int32)
@@ -219,8 +224,8 @@ class Anderson(Solver):
         return new, state._replace(rejected=rejected)
 
     def _proposed(
-        self, space: Space, point: Point, state: Secants
-    ) -> tuple[Secants, Vec]:
+        self, space: Space, point: Point, state: AndersonState
+    ) -> tuple[AndersonState, Vec]:
         """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step
         from z.
         """
@@ -241,7 +246,7 @@ class Anderson(Solver):
             mixed = space.where(state.rejected > 0, plain, mixed)
         return state._replace(proposal=mixed), correction
 
-    def _gamma(self, space: Space, point: Point, state: Secants) -> Array:
+    def _gamma(self, space: Space, point: Point, state: AndersonState) -> Array:
         count = state.pushed
         residuals, images = (
             space.filled(state.residuals, count),
@@ -259,8 +264,13 @@ class Anderson(Solver):
         return products if self.type == 2 else space.gram(images, vector) - products
 
     def _remembered(
-        self, space: Space, state: Secants, old: Point, new: Point, active: Array | None
-    ) -> Secants:
+        self,
+        space: Space,
+        state: AndersonState,
+        old: Point,
+        new: Point,
+        active: Array | None,
+    ) -> AndersonState:
         """Push the newest differences, and renew their row and column of the Gram
         matrix.
 

@@ -21,7 +21,7 @@ _SHORTENINGS = 20
 _NOISE = 4.0
 
 
-class InverseEstimate(NamedTuple):
+class BroydenState(NamedTuple):
     """What Broyden's method remembers: H = σI + Σ uⱼvⱼᵀ ≈ −g′⁻¹.
 
     Attributes
@@ -65,11 +65,11 @@ class InverseEstimate(NamedTuple):
         coefficients = -self.used[..., : space.rows_of(left)] * space.gram(right, v)
         return space.minus_combination(space.scale(self.scale, v), coefficients, left)
 
-    def transposed(self) -> InverseEstimate:
+    def transposed(self) -> BroydenState:
         """The estimate Hᵀ."""
         return self._replace(left=self.right, right=self.left)
 
-    def widened(self, space: Space, columns: int) -> InverseEstimate:
+    def widened(self, space: Space, columns: int) -> BroydenState:
         """The same estimate, with room for more columns."""
         xp = space.xp
 
@@ -140,16 +140,16 @@ class Broyden(Solver):
         if self.update not in ("good", "bad"):
             raise ValueError(f"update must be 'good' or 'bad', got {self.update!r}")
 
-    def init(self, space: Space, problem: Problem, point: Point) -> InverseEstimate:
+    def init(self, space: Space, problem: Problem, point: Point) -> BroydenState:
         """No columns."""
         scale, spent = problem.initial_scale(point)
         memory = self.memory
         # Traced, if that is.
         count = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
         none = None if space.backend.known_all(count == 0) else count
-        return InverseEstimate(
-            space.room(memory),
-            space.room(memory),
+        return BroydenState(
+            space.empty(memory),
+            space.empty(memory),
             space.full(0.0, (memory,)),
             scale,
             space.scale(scale, point.increment),
@@ -164,13 +164,13 @@ class Broyden(Solver):
         """
         return super().patience(space) + min(5 * space.dimension, 200)
 
-    def initial_work(self, state: InverseEstimate) -> Work:
+    def initial_work(self, state: BroydenState) -> Work:
         """What σ took."""
         return Work(f=state.spent)
 
     def resume(
-        self, space: Space, state: InverseEstimate, point: Point, fresh: InverseEstimate
-    ) -> InverseEstimate:
+        self, space: Space, state: BroydenState, point: Point, fresh: BroydenState
+    ) -> BroydenState:
         """The estimate of an earlier call, and its direction here."""
         return state._replace(
             left=space.copy(state.left),
@@ -185,7 +185,7 @@ class Broyden(Solver):
         space: Space,
         problem: Problem,
         point: Point,
-        state: InverseEstimate,
+        state: BroydenState,
         active: Array | None,
     ) -> Step:
         """One step, one update."""
@@ -204,7 +204,7 @@ class Broyden(Solver):
         space: Space,
         problem: Problem,
         point: Point,
-        state: InverseEstimate,
+        state: BroydenState,
         active: Array | None,
     ) -> Step:
         """A step whose length is searched for."""
@@ -226,7 +226,7 @@ class Broyden(Solver):
     def _shortened(
         self,
         space: Space,
-        state: InverseEstimate,
+        state: BroydenState,
         old: Point,
         new: Point,
         finite: Array,
@@ -247,8 +247,8 @@ class Broyden(Solver):
         return Step(point, state, correction=correction)
 
     def _updated(
-        self, space: Space, state: InverseEstimate, old: Point, new: Point
-    ) -> InverseEstimate:
+        self, space: Space, state: BroydenState, old: Point, new: Point
+    ) -> BroydenState:
         """The estimate with one more column, in the samples that moved."""
         xp = space.xp
         state = _emptied(space, state, old)
@@ -273,7 +273,7 @@ class Broyden(Solver):
         return _pushed(space, state, u, v, space.accumulate(image, amount, u))
 
 
-def _emptied(space: Space, state: InverseEstimate, point: Point) -> InverseEstimate:
+def _emptied(space: Space, state: BroydenState, point: Point) -> BroydenState:
     """The estimate without columns, if none is free."""
     full = (state.pushed > 0) & (state.pushed % state.used.shape[-1] == 0)
     if isinstance(full, bool) and not full:
@@ -287,8 +287,8 @@ def _emptied(space: Space, state: InverseEstimate, point: Point) -> InverseEstim
 
 
 def _pushed(
-    space: Space, state: InverseEstimate, u: Vec, v: Vec, direction: Vec
-) -> InverseEstimate:
+    space: Space, state: BroydenState, u: Vec, v: Vec, direction: Vec
+) -> BroydenState:
     slot = state.pushed % state.used.shape[-1]
     used = space.backend.write(state.used, (..., slot), space.full(1.0))
     return state._replace(

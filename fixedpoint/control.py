@@ -37,7 +37,7 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class Control:
     """How far an iteration may go, and who watches it.
 
     Parameters
@@ -75,14 +75,14 @@ class Course:
         return not (bounded or self.callback or self.record or self.compact)
 
     @property
-    def is_watched(self) -> bool:
+    def is_observed(self) -> bool:
         """Whether there is a callback or a clock, which only what runs now can ask."""
         return self.budget.seconds is not None or self.callback is not None
 
     def deadline(self, start: Vec, backend: Backend) -> float | None:
         """When time is up, if it ever is."""
         seconds = self.budget.seconds
-        if self.is_watched and backend.is_traced(start):
+        if self.is_observed and backend.is_traced(start):
             raise TypeError(
                 "inside a trace there is no clock and no callback: use max_steps"
             )
