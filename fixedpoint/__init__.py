@@ -84,3 +84,8 @@ __all__ = [
     "spectral_norm",
     "spectral_radius",
 ]
+
+
+def __dir__() -> list[str]:
+    """What is public."""
+    return [*__all__, "__version__"]

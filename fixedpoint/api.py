@@ -12,7 +12,7 @@ from fixedpoint.backend import Array, Backend, Vec, backend_of_state, numbers
 from fixedpoint.checks import check_count
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
-from fixedpoint.failure import apply_policy, check_policy
+from fixedpoint.failure import Policy, apply_policy, check_policy
 from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Operator
 from fixedpoint.solution import Solution, Work
@@ -39,7 +39,7 @@ def fixed_point(
     batch_ndim: int = 0,
     batched_args: Any = None,
     adjoint: Adjoint | None = None,
-    on_failure: str = "raise",
+    on_failure: Policy = "raise",
     project: Callable[[Any], Any] | None = None,
     jvp: Callable[..., Any] | None = None,
     jacobian: Any = None,
@@ -89,7 +89,7 @@ def fixed_point(
         Of a slow contraction a small residual is no small error.
     max_steps : int, optional
         Steps at most, not counting the evaluation at `z0`, summed over the solvers of a
-        fallback; by default 1000 for each.
+        fallback; by default 1000 times their number.
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf index independent problems. Each has
         its own coefficients, status and number of steps, and its answer does not depend
@@ -213,7 +213,7 @@ def root(
     batch_ndim: int = 0,
     batched_args: Any = None,
     adjoint: Adjoint | None = None,
-    on_failure: str = "raise",
+    on_failure: Policy = "raise",
     project: Callable[[Any], Any] | None = None,
     jvp: Callable[..., Any] | None = None,
     jacobian: Any = None,
@@ -319,7 +319,7 @@ class _Call:
     batch_ndim: int
     batched_args: Any
     adjoint: Adjoint | None
-    on_failure: str
+    on_failure: Policy
     project: Callable[[Any], Any] | None
     jvp: Callable[..., Any] | None
     jacobian: Any
@@ -348,7 +348,7 @@ class _Call:
         batched = self._batched(backend, map_, arrays, space)
         adjoint = self.adjoint or _IMPLICIT
         solver = self.solver or adjoint.default_solver(
-            space.dimension, is_root, self.jacobian is not None
+            space.dimension, is_root, self.jacobian is not None, self.batch_ndim > 0
         )
         adjoint.check(solver, is_root)
         solve = Solve(

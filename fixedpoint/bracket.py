@@ -15,7 +15,7 @@ from fixedpoint.backend import Array, Backend, Vec, backend_of, numbers
 from fixedpoint.chandrupatla import BracketSolve, Division, Quotient
 from fixedpoint.checks import check_count
 from fixedpoint.control import Budget, Control
-from fixedpoint.failure import apply_policy, check_policy
+from fixedpoint.failure import Policy, apply_policy, check_policy
 from fixedpoint.operators.base import Operator
 from fixedpoint.solution import Solution, Work
 from fixedpoint.solve import LeafMap, Outcome
@@ -35,7 +35,7 @@ def bracketed_root(
     expand: bool = False,
     max_steps: int = 200,
     adjoint: ImplicitAdjoint | None = None,
-    on_failure: str = "raise",
+    on_failure: Policy = "raise",
     has_aux: bool = False,
     record: bool = False,
     callback: Callable[[int, Any, Array], Any] | None = None,
@@ -155,7 +155,7 @@ def bracketed_root(
 
 
 def _check_settings(
-    F: Any, args: Any, adjoint: Any, max_steps: Any, on_failure: str
+    F: Any, args: Any, adjoint: Any, max_steps: Any, on_failure: Policy
 ) -> None:
     if isinstance(F, Operator):
         raise TypeError("an operator has fixed points, not roots: use fixed_point")
@@ -325,7 +325,7 @@ def _opposite(map_: LeafMap) -> Callable[[Vec, Vec], Vec]:
 
 
 def _packed(
-    solve: BracketSolve, outcome: Outcome, args: Vec, on_failure: str
+    solve: BracketSolve, outcome: Outcome, args: Vec, on_failure: Policy
 ) -> Solution:
     """The solution, or what `on_failure` says."""
 

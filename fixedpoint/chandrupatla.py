@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Array, Vec
 from fixedpoint.control import Memory
+from fixedpoint.failure import Policy
 from fixedpoint.iterate import Iteration
 from fixedpoint.solution import Status, Trace, Work
 from fixedpoint.solve import Outcome, Solve
@@ -556,10 +557,10 @@ class Quotient(LinearAdjoint):
         What to do where F′(x*) is zero or not finite, and v is not zero.
     """
 
-    on_failure: str = "raise"
+    on_failure: Policy = "raise"
 
     @property
-    def policy(self) -> str:
+    def policy(self) -> Policy:
         """What to do where there is no quotient."""
         return self.on_failure
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Literal, get_args
 
-from fixedpoint.backend import Vec
+from fixedpoint.backend import Array, Vec
 from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution
 from fixedpoint.space import Space
 
-POLICIES = ("raise", "warn", "return", "nan")
+Policy = Literal["raise", "warn", "return", "nan"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 def check_policy(name: str, policy: str) -> None:
@@ -19,7 +20,12 @@ def check_policy(name: str, policy: str) -> None:
 
 
 def apply_policy(
-    policy: str, what: str, space: Space, value: Vec, solution: Solution, depth: int = 4
+    policy: Policy,
+    what: str,
+    space: Space,
+    value: Vec,
+    solution: Solution,
+    depth: int = 4,
 ) -> Vec:
     """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so
     asked.
@@ -42,7 +48,7 @@ def apply_policy(
     return value
 
 
-def _poison(space: Space, converged: Any, value: Vec) -> Vec:
+def _poison(space: Space, converged: Array, value: Vec) -> Vec:
     """The samples that failed times NaN: so are their derivatives."""
     one = space.full(1.0)
     factor = space.xp.where(converged, one, space.xp.full_like(one, space.xp.nan))

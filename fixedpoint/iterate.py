@@ -137,7 +137,7 @@ def iterate(
     whatever its neighbors do. What is returned is the iterate that satisfied the test,
     or else the one of the smallest residual, unless the solver wants the last. The
     solvers of a fallback run one after the other on the samples that have not
-    converged, each from the start, and share the steps that are left in equal parts.
+    converged, each from the start, and each for half of the steps that are left.
     """
     space = problem.space
     deadline = control.deadline(start, space.backend)
@@ -148,9 +148,10 @@ def iterate(
         for index, method in enumerate(sequence):
             if index and _final(space, carry, first):
                 break
-            stop = carry.step + -(
-                (carry.step - control.max_steps) // (len(sequence) - index)
-            )
+            is_last = index == len(sequence) - 1
+            # Half of what is left, rounded up.
+            stop = control.max_steps - (control.max_steps - carry.step) // 2
+            stop = control.max_steps if is_last else stop
             loop = _Loop(method, index, problem, control, first, stop, deadline)
             carry = _reopened(problem, carry, first) if index else carry
             carry = loop.turns(loop.begun(carry, index == 0))
@@ -447,7 +448,9 @@ class _Loop:
         open_ = ~(verdict.satisfied | verdict.hidden)
         stuck = _live(stuck & open_ & (fallen | small), carry.active)
         return self._asked(
-            carry, stuck, lambda: at_rounding(self.problem, carry.point, self.first)
+            carry,
+            stuck,
+            lambda: at_rounding(self.problem, carry.point, self.first, stuck),
         )
 
     def _collapsed(self, carry: Carry, converged: Array) -> tuple[Carry, Array]:

@@ -32,28 +32,34 @@ _TINY, _ADDITIVE = 1e-12, 1e-6
 
 
 class _Noise(NamedTuple):
-    """What rounding does to each entry of g, as far as it has been looked at."""
+    """What rounding does to each entry of g, as far as it has been looked at.
+
+    ``is_open`` are the samples in which another look may tell something.
+    """
 
     size: Vec
+    is_open: Array
     looks: Any
 
 
-def at_rounding(problem: Problem, point: Point, first: Point) -> tuple[Array, Any]:
-    """Whether the residual is noise, in every part of every sample, and the evaluations
-    it took.
+def at_rounding(
+    problem: Problem, point: Point, first: Point, asked: Array
+) -> tuple[Array, Any]:
+    """Whether the residual is noise, in every part of the samples that are `asked`, and
+    the evaluations it took.
 
     It must have fallen from that of the first point, or be noise there too, lest a
     state grows until its rounding covers any residual.
     """
     space = problem.space
-    noise = _noise(problem, point)
-    covered = space.every(_covered(problem, point, noise.size))
+    noise, evaluations = _noise(problem, point, asked)
+    covered = asked & space.every(_covered(problem, point, noise))
     fell = point.residual_norm <= _FALLEN * first.residual_norm
     if space.backend.known_all(fell | ~covered):
-        return covered, noise.looks
-    before = _noise(problem, first)
-    near = point.residual_norm <= _GROWTH * space.norm(before.size)
-    return covered & (fell | near), noise.looks + before.looks
+        return covered, evaluations
+    before, further = _noise(problem, first, covered & ~fell)
+    near = point.residual_norm <= _GROWTH * space.norm(before)
+    return covered & (fell | near), evaluations + further
 
 
 def _covered(problem: Problem, point: Point, noise: Vec) -> list[Array]:
@@ -63,14 +69,14 @@ def _covered(problem: Problem, point: Point, noise: Vec) -> list[Array]:
     return [size <= _NOISE * most for size, most in pairs]
 
 
-def _noise(problem: Problem, point: Point) -> _Noise:
-    """The rounding errors of g at a point.
+def _noise(problem: Problem, point: Point, asked: Array) -> tuple[Vec, Any]:
+    """The rounding errors of g at a point, and the evaluations it took to tell.
 
     That of an entry is its change when every entry of the state is moved by a unit in
     the last place, up or down: a residual below that cannot be told from one at the
     next representable state. Of many entries one or the other changes little by chance:
-    while most are covered, and not all, it is looked again. Where an entry feels
-    nothing, all are moved by more.
+    while most of a sample are covered, and not all, it is looked at again. Where an
+    entry feels nothing, all are moved by more.
 
     References
     ----------
@@ -80,25 +86,17 @@ def _noise(problem: Problem, point: Point) -> _Noise:
     noise, evaluations = problem.least_noise(point), 0
     traced = backend.is_traced(point.value)
     for ulps in _ULPS[:1] if traced else _ULPS:
-        further = backend.while_loop(
-            partial(_is_uncertain, problem, point),
+        end = backend.while_loop(
+            lambda noise: backend.any(noise.is_open) & (noise.looks < _LOOKS[1]),
             partial(_looked, problem, point, ulps),
-            _Noise(noise, 0),
+            _Noise(noise, asked, 0),
             _LOOKS[1],
         )
-        noise, evaluations = further.size, evaluations + further.looks
-        if backend.known_all(_felt(problem, point.increment, noise)):
+        noise, evaluations = end.size, evaluations + end.looks
+        asked = asked & ~_felt(problem, point.increment, noise)
+        if backend.known_none(asked):
             break
-    return _Noise(noise, evaluations)
-
-
-def _is_uncertain(problem: Problem, point: Point, noise: _Noise) -> Any:
-    """Whether another look may tell something: most parts are covered, and not all."""
-    space, looks, (fewest, most) = problem.space, noise.looks, _LOOKS
-    masks = _covered(problem, point, noise.size)
-    share = space.mean_over_entries([space.as_coefficient(mask) for mask in masks])
-    uncertain = space.backend.any((share >= 0.5) & (share < 1.0))
-    return (looks < fewest) | ((looks < most) & uncertain)
+    return noise, evaluations
 
 
 def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Noise:
@@ -106,9 +104,12 @@ def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Nois
     space, xp = problem.space, problem.space.xp
     moved = problem.increment_nearby(_nudged(problem, point.value, ulps, noise.looks))
     pairs = zip(noise.size, space.subtract(moved, point.increment), strict=True)
-    return _Noise(
-        tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs]), noise.looks + 1
-    )
+    larger = tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs])
+    size, looks = space.where(noise.is_open, larger, noise.size), noise.looks + 1
+    masks = [space.as_coefficient(mask) for mask in _covered(problem, point, size)]
+    share = space.mean_over_entries(masks)
+    uncertain = (share >= 0.5) & (share < 1.0)
+    return _Noise(size, noise.is_open & ((looks < _LOOKS[0]) | uncertain), looks)
 
 
 def _nudged(problem: Problem, value: Vec, ulps: float, look: Any) -> Vec:

@@ -540,7 +540,7 @@ def test_a_fallback_within_a_fallback_is_one_sequence():
 
 @pytest.mark.parametrize("max_steps", [1, 2, 7, 30])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_steps_are_shared_in_equal_parts(max_steps, number):
+def test_each_solver_takes_half_of_the_steps_that_are_left(max_steps, number):
     """Nothing converges on z + 1; where z falls the next solver has begun."""
     seen = []
     sol = fp.fixed_point(
@@ -558,8 +558,11 @@ def test_steps_are_shared_in_equal_parts(max_steps, number):
     ]
     assert int(sol.steps) == sum(lengths) == max_steps
     assert sol.work.f == max_steps + 1
-    assert len(lengths) == min(number, max_steps)
-    assert max(lengths) - min(lengths) <= 1
+    left, expected = max_steps, []
+    for rest in reversed(range(number)):
+        expected.append(left if rest == 0 else (left + 1) // 2)
+        left -= expected[-1]
+    assert lengths == [length for length in expected if length]
 
 
 def test_a_solver_that_gives_up_leaves_its_share_to_the_next():
@@ -662,6 +665,14 @@ def test_the_defaults_are_sequences_by_kind_and_size():
         solve = fp.root if is_root else fp.fixed_point
         sol = solve(lambda z, c=1.0 - 2.0 * is_root: c * (z - 1.0) / 2, z, atol=1.0)
         assert sol.methods == tuple(rung.name for rung in solver.sequence)
+
+
+def test_a_batch_is_given_no_matrices():
+    f = lambda z: 0.5 * z + 1.0
+    one = fp.fixed_point(f, np.zeros(100))
+    assert one.methods == ("Anderson", "NewtonKrylov", "Picard", "Newton")
+    many = fp.fixed_point(f, np.zeros((2, 100)), batch_ndim=1)
+    assert many.methods == ("Anderson", "NewtonKrylov", "Picard")
 
 
 # Batches that shrink.

@@ -438,6 +438,20 @@ def test_samples_that_are_not_finite_are_not_numbers():
     assert np.all(np.isnan(sol.value))
 
 
+@pytest.mark.parametrize("size", [20, 170])
+def test_small_entries_in_single_precision_end_soon(size):
+    """None is right to the tolerance, which is ten units in the last place of each."""
+    rng = np.random.default_rng(0)
+    A = 0.5 * np.linalg.qr(rng.standard_normal((size, size)))[0].astype(np.float32)
+    b = (10.0 ** rng.uniform(-4.0, 0.0, (16, size))).astype(np.float32)
+    f, zeros = lambda z: z @ A + b, np.zeros((16, size), np.float32)
+    sol = fp.fixed_point(f, zeros, batch_ndim=1)
+    rough = fp.fixed_point(f, zeros, batch_ndim=1, test="residual")
+    assert np.all(sol.precise | (sol.error <= 1e-5 * np.linalg.norm(sol.value, axis=1)))
+    assert set(sol.method) == {0}
+    assert sum(sol.work) <= 6 * sum(rough.work)
+
+
 def test_plain_iteration_that_keeps_its_last_iterate_ends_at_rounding():
     f = lambda z: (
         np.float32(0.9) * np.cos(z) + np.float32(0.1) * np.sin(np.float32(3.0) * z)

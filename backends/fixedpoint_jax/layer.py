@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
+from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
@@ -64,7 +65,7 @@ class DEQ:
     test: Test = "error"
     max_steps: int = 1000
     batch_ndim: int = 1
-    on_failure: str = "warn"
+    on_failure: Policy = "warn"
     start: Callable[..., Any] | None = None
 
     def __call__(self, *inputs: Any, z0: Any = None) -> Any:
@@ -164,7 +165,9 @@ class DEQ:
     def _method(self) -> Solver:
         """The solver that goes first."""
         adjoint = self.adjoint or fp.ImplicitAdjoint()
-        default = adjoint.default_solver(1, is_root=False, has_jacobian=False)
+        default = adjoint.default_solver(
+            1, is_root=False, has_jacobian=False, is_batch=True
+        )
         return (self.solver or default).sequence[0]
 
     def _solved(self, inputs: tuple[Any, ...], z0: Any, **changed: Any) -> fp.Solution:

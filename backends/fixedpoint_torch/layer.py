@@ -10,6 +10,7 @@ import torch
 
 import fixedpoint as fp
 from fixedpoint import tree
+from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
@@ -92,7 +93,7 @@ class DEQ(torch.nn.Module):
         test: Test = "error",
         max_steps: int = 1000,
         batch_ndim: int = 1,
-        on_failure: str = "warn",
+        on_failure: Policy = "warn",
         start: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()

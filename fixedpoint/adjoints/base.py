@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
-from fixedpoint.failure import apply_policy
+from fixedpoint.failure import Policy, apply_policy
 from fixedpoint.iterate import Iteration
 from fixedpoint.solution import Solution, Status, Work
 from fixedpoint.solvers import Picard, Solver, default_solver
@@ -118,9 +118,11 @@ class Adjoint(ABC):
         """
         del solver, is_root
 
-    def default_solver(self, size: int, is_root: bool, has_jacobian: bool) -> Solver:
+    def default_solver(
+        self, size: int, is_root: bool, has_jacobian: bool, is_batch: bool
+    ) -> Solver:
         """The solver to use where none is named."""
-        return default_solver(size, is_root, has_jacobian)
+        return default_solver(size, is_root, has_jacobian, is_batch)
 
 
 class LinearAdjoint(Adjoint):
@@ -131,7 +133,7 @@ class LinearAdjoint(Adjoint):
     """
 
     @property
-    def policy(self) -> str:
+    def policy(self) -> Policy:
         """What to do where :meth:`solve` fails."""
         return "return"
 

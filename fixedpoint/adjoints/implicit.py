@@ -9,7 +9,7 @@ from typing import Any
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.checks import check_count
 from fixedpoint.control import Control
-from fixedpoint.failure import check_policy
+from fixedpoint.failure import Policy, check_policy
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
@@ -80,7 +80,7 @@ class ImplicitAdjoint(LinearAdjoint):
     rtol: float | None = None
     atol: float = 0.0
     max_steps: int = 500
-    on_failure: str = "raise"
+    on_failure: Policy = "raise"
     report: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class ImplicitAdjoint(LinearAdjoint):
         check_policy("on_failure", self.on_failure)
 
     @property
-    def policy(self) -> str:
+    def policy(self) -> Policy:
         """What to do where the linear solve fails."""
         return self.on_failure
 

@@ -75,9 +75,11 @@ class SharedInverse(LinearAdjoint):
                 f"SharedInverse needs the inverse of Broyden(), got {solver!r}"
             )
 
-    def default_solver(self, size: int, is_root: bool, has_jacobian: bool) -> Solver:
+    def default_solver(
+        self, size: int, is_root: bool, has_jacobian: bool, is_batch: bool
+    ) -> Solver:
         """Broyden's method."""
-        del size, is_root, has_jacobian
+        del size, is_root, has_jacobian, is_batch
         return Broyden()
 
     def solve(self, system: AdjointSystem) -> Iteration:

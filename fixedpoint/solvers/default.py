@@ -14,7 +14,9 @@ from fixedpoint.solvers.picard import Picard
 _SMALL, _DENSE = 64, 2000
 
 
-def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solver:
+def default_solver(
+    size: int, is_root: bool, has_jacobian: bool = False, is_batch: bool = False
+) -> Solver:
     """The sequence of solvers behind :func:`fixed_point` and :func:`root`.
 
     ======= ============ ===========================================================
@@ -22,8 +24,8 @@ def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solv
     ======= ============ ===========================================================
     fixed   up to 64     :class:`Anderson`; :class:`Newton` with a line search, then
     point                with bounded steps instead; :class:`Picard`
-    ..      up to 2000   :class:`Anderson`; :class:`NewtonKrylov`; :class:`Newton`;
-                         :class:`Picard`
+    ..      up to 2000   :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`;
+                         of a single sample, :class:`Newton`
     ..      more         :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`
     root    up to 64     :class:`Newton` with a line search, then with bounded steps
                          instead; :class:`LevenbergMarquardt`
@@ -40,8 +42,8 @@ def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solv
     :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimizer of
     ‖F‖ that is no root, or creep along a curved valley; Newton steps whose entries are
     only kept from exceeding the size of the state escape both, and fail where only
-    descent helps. Plain iteration comes last: a contraction must not fail because what
-    accelerates it does.
+    descent helps. Plain iteration comes last, but for dense matrices: a contraction
+    must not fail because what accelerates it does.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solv
         Whether a root is sought, or a fixed point.
     has_jacobian : bool, optional
         Whether the call is given ``jacobian``.
+    is_batch : bool, optional
+        Whether there are several samples: then a matrix of each would be too much.
 
     Returns
     -------
@@ -71,14 +75,8 @@ def default_solver(size: int, is_root: bool, has_jacobian: bool = False) -> Solv
     if not is_root:
         if size <= _SMALL:
             return Fallback([Anderson(), damped, bounded, Picard()])
-        return Fallback(
-            [
-                Anderson(),
-                NewtonKrylov(),
-                *([damped] if size <= _DENSE else []),
-                Picard(),
-            ]
-        )
+        dense = [damped] if size <= _DENSE and not is_batch else []
+        return Fallback([Anderson(), NewtonKrylov(), Picard(), *dense])
     if size <= _SMALL:
         return Fallback([damped, bounded, LevenbergMarquardt()])
     return Fallback(

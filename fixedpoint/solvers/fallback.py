@@ -16,9 +16,10 @@ from fixedpoint.space import Space
 class Fallback(Solver):
     """Try solvers in turn, on the samples that have not converged, each from the start.
 
-    The steps that are left are shared in equal parts; a solver that reports a failure
-    before leaves its share to those after it. If none succeeds the iterate of the
-    smallest residual is returned. ``sol.method`` says which solver found the value.
+    Each may take half of the steps that are left, and the last one all of them; a
+    solver that reports a failure before leaves its share to those after it. If none
+    succeeds the iterate of the smallest residual is returned. ``sol.method`` says which
+    solver found the value.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.backend import Array, Pullback, Vec, backend_of
+from fixedpoint.failure import Policy
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
@@ -139,7 +140,7 @@ class AugmentedDEQ:
         max_steps: int = 100,
         rtol: float = 1e-4,
         atol: float = 1e-6,
-        on_failure: str = "raise",
+        on_failure: Policy = "raise",
         method: TrackedNewton | TrackedDescent | Recipe | None = None,
         adjoint: fp.Adjoint | None = None,
     ) -> fp.Solution:
@@ -219,7 +220,7 @@ class AugmentedDEQ:
         max_steps: int = 100,
         rtol: float = 1e-4,
         atol: float = 1e-6,
-        on_failure: str = "raise",
+        on_failure: Policy = "raise",
         method: TrackedNewton | TrackedDescent | Recipe | None = None,
     ) -> AugmentedSolution:
         """Solve for z, μ and x together, and say how good the x is.

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 import fixedpoint as fp
 from fixedpoint import operators, tree
 from fixedpoint.backend import backend_of
+from fixedpoint.failure import Policy
 from fixedpoint.operators import DescentRule, Lagrangian, ReducedNewton, tangents
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
@@ -244,7 +245,7 @@ class Recipe:
         y: Any,
         *,
         max_steps: int,
-        on_failure: str,
+        on_failure: Policy,
         **control: Any,
     ) -> fp.Solution:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
