@@ -110,9 +110,8 @@ def bracketed_root(
     References
     ----------
     .. [1] T. R. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding
-        the zero of
-       a nonlinear function without using derivatives", Advances in Engineering Software
-       28 (1997) 145–149.
+       the zero of a nonlinear function without using derivatives", Advances in
+       Engineering Software 28 (1997) 145–149.
     .. [2] P. O. J. Scherer, "Computational Physics", 2nd ed., Springer 2013.
 
     Examples

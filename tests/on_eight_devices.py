@@ -20,8 +20,7 @@ from fixedpoint_jax import MeshAxes
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
 
-DEVICES = np.array(jax.devices())
-LINE, GRID = Mesh(DEVICES, ("d",)), Mesh(DEVICES.reshape(4, 2), ("x", "y"))
+LINE, GRID = ("d",), ("x", "y")
 SPECS = [
     (LINE, ("d",), (16, 3)),
     (LINE, (None, "d"), (3, 16)),
@@ -34,6 +33,12 @@ SOLVERS = {
     "Broyden": fp.Broyden(memory=5),
     "NewtonKrylov": fp.NewtonKrylov(),
 }
+
+
+def mesh(names: tuple[str, ...]) -> Mesh:
+    """All devices in a line or in a grid."""
+    devices = np.array(jax.devices())
+    return Mesh(devices.reshape((4, 2) if len(names) == 2 else -1), names)
 
 
 def coupled(z: Any, a: Any) -> Any:
@@ -59,10 +64,10 @@ def count(compiled: Any, operation: str) -> int:
 
 
 def compiled(
-    name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int
+    name: str, names: Any, spec: Any, shape: Any, batch_ndim: int
 ) -> dict[str, Any]:
     """A solve under ``jit``, where the compiler spreads what is computed."""
-    place = NamedSharding(mesh, PartitionSpec(*spec))
+    place = NamedSharding(mesh(names), PartitionSpec(*spec))
     a, z0 = (
         jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
     )
@@ -95,11 +100,11 @@ def compiled(
 
 
 def eager(
-    name: str, mesh: Mesh, spec: Any, shape: Any, batch_ndim: int
+    name: str, names: Any, spec: Any, shape: Any, batch_ndim: int
 ) -> dict[str, Any]:
     """A solve outside of ``jit``."""
     del batch_ndim
-    place = NamedSharding(mesh, PartitionSpec(*spec))
+    place = NamedSharding(mesh(names), PartitionSpec(*spec))
     a, z0 = (
         jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
     )
@@ -144,7 +149,7 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
 
     parts = jax.shard_map(
         run,
-        mesh=GRID,
+        mesh=mesh(GRID),
         in_specs=(spec, spec),
         out_specs=(spec, scalars),
         check_vma=check,

@@ -597,7 +597,7 @@ def test_each_solver_begins_at_the_start():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_if_all_fail_the_smallest_residual_is_returned(order):
-    """Of z ↦ z/2: each damping brings it down by another factor in its 6, 3, 3 steps."""
+    """Of z ↦ z/2: each damping brings it down in its own way in its 6, 3, 3 steps."""
     dampings = [0.2, 1.0, 0.5][::order]
     sol = fp.fixed_point(
         lambda z: 0.5 * z,

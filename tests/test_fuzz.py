@@ -264,7 +264,7 @@ def check(problem, solver):
 def is_close(problem, value, settings):
     """Whether a step of Newton's method is tolerable, of a single sample.
 
-    Where F is small at the start by chance, a root elsewhere may have a larger residual.
+    Where F is small at the start by chance, it may be larger next to a root elsewhere.
     """
     residual = lambda z: numpy(problem.residual(problem.xp.asarray(z))[0])
     value = numpy(value)

@@ -168,9 +168,8 @@ def episode(
     References
     ----------
     .. [1] O. Vinyals, C. Blundell, T. Lillicrap, K. Kavukcuoglu, D. Wierstra, "Matching
-        networks
-       for one shot learning", Advances in Neural Information Processing Systems 29
-       (2016).
+       networks for one shot learning", Advances in Neural Information Processing
+       Systems 29 (2016).
 
     Examples
     --------

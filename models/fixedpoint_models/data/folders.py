@@ -44,8 +44,7 @@ def celeba(
     References
     ----------
     .. [1] Z. Liu, P. Luo, X. Wang, X. Tang, "Deep learning face attributes in the
-        wild",
-       International Conference on Computer Vision (2015).
+       wild", International Conference on Computer Vision (2015).
 
     Examples
     --------
@@ -130,8 +129,7 @@ def omniglot(folder: Path | str, side: int = 28) -> FewShot:
     References
     ----------
     .. [1] B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, "Human-level concept learning
-        through
-       probabilistic program induction", Science 350 (2015) 1332-1338.
+       through probabilistic program induction", Science 350 (2015) 1332-1338.
 
     Examples
     --------

@@ -53,8 +53,7 @@ def mnist(
     References
     ----------
     .. [1] Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied
-        to
-       document recognition", Proceedings of the IEEE 86 (1998) 2278-2324.
+       to document recognition", Proceedings of the IEEE 86 (1998) 2278-2324.
 
     Examples
     --------
@@ -63,12 +62,10 @@ def mnist(
     >>> from tempfile import TemporaryDirectory
     >>> from fixedpoint_models.data import mnist
     >>> with TemporaryDirectory() as folder:
-    ...     images, labels = struct.pack(">4I", 2051, 3, 28, 28),
-    ...     struct.pack(">2I", 2049, 3)
-    ...     _ = Path(folder,
-    ...              "t10k-images-idx3-ubyte").write_bytes(images + bytes(3 * 28 * 28))
-    ...     _ = Path(folder,
-    ...              "t10k-labels-idx1-ubyte").write_bytes(labels + bytes([7, 2, 1]))
+    ...     images = struct.pack(">4I", 2051, 3, 28, 28) + bytes(3 * 28 * 28)
+    ...     labels = struct.pack(">2I", 2049, 3) + bytes([7, 2, 1])
+    ...     _ = Path(folder, "t10k-images-idx3-ubyte").write_bytes(images)
+    ...     _ = Path(folder, "t10k-labels-idx1-ubyte").write_bytes(labels)
     ...     images, labels = mnist(folder, "test")
     >>> images.shape, labels
     ((3, 28, 28), array([7, 2, 1]))
@@ -195,8 +192,7 @@ def cifar10(
     References
     ----------
     .. [1] A. Krizhevsky, "Learning multiple layers of features from tiny images",
-        technical
-       report, University of Toronto (2009).
+       technical report, University of Toronto (2009).
 
     Examples
     --------
