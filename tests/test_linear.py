@@ -545,3 +545,25 @@ def test_every_library_takes_the_same_products(xp_case, method):
 def test_steps_must_be_a_positive_number(method, steps):
     with pytest.raises((TypeError, ValueError), match="max_steps"):
         method(max_steps=steps)
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [fp.GMRES(restart=4), fp.BiCGStab(), fp.ConjugateGradient(recycle=3)],
+)
+def test_the_shape_of_a_leaf_changes_nothing(linear):
+    """Bratu's problem, the state a grid or a row."""
+    n, solver = 8, fp.NewtonKrylov(linear=linear)
+
+    def residual(u):
+        inner = np.pad(u, 1)
+        around = inner[2:, 1:-1] + inner[:-2, 1:-1] + inner[1:-1, 2:] + inner[1:-1, :-2]
+        return 4.0 * u - around - 0.05 * np.exp(u)
+
+    grid = fp.root(residual, np.zeros((n, n)), solver=solver)
+    row = fp.root(
+        lambda u: residual(u.reshape(n, n)).reshape(-1), np.zeros(n * n), solver=solver
+    )
+    np.testing.assert_array_equal(grid.value.reshape(-1), row.value)
+    assert grid.work == row.work
+    assert int(grid.steps) == int(row.steps) > 1

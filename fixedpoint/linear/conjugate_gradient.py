@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array, Vec
+from fixedpoint.backend import Array, Vec, joined
 from fixedpoint.checks import check_count
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
@@ -238,5 +238,7 @@ def _combined(space: Space, weights: Array, past: Array) -> Array:
     """The Ritz vectors; those of a sample that is not finite are zero."""
     xp = space.xp
     weights = weights if weights.dtype == past.dtype else xp.astype(weights, past.dtype)
-    vectors = xp.matmul(weights, past)
+    lead = space.batch_ndim + 1
+    rows = xp.matmul(weights, joined(past, past.ndim - lead))
+    vectors = xp.reshape(rows, (*rows.shape[:lead], *past.shape[lead:]))
     return xp.where(xp.isfinite(vectors), vectors, xp.zeros_like(vectors))
