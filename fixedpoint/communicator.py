@@ -29,7 +29,8 @@ class Communicator(ABC):
     --------
     With mpi4py, for NumPy arrays:
 
-    >>> class Ranks(Communicator):
+    >>> import fixedpoint as fp
+    >>> class Ranks(fp.Communicator):
     ...     def __init__(self, comm, operations):
     ...         self.comm, self.operations = comm, operations
     ...     def reduce(self, array, reduction):
