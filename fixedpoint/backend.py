@@ -78,11 +78,14 @@ class Backend:
         Whether the framework differentiates what a solver does.
     communicator : Communicator or None
         What joins this part of the problem to others.
+    is_partial : bool
+        Whether the entries of a sample are spread.
     """
 
     differentiates = False
     records = False
     communicator: Communicator | None = None
+    is_partial = False
 
     def among(self, communicator: Communicator | None) -> Backend:
         """This backend, for a part of a state that a communicator joins to the
@@ -92,16 +95,12 @@ class Backend:
             return self
         backend = copy(self)
         backend.communicator = communicator
+        backend.is_partial = not communicator.whole_samples
         return backend
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether the entries of a sample are spread."""
-        return self.communicator is not None and not self.communicator.whole_samples
 
     def reduced(self, array: Array, reduction: Reduction) -> Array:
         """The sum or the largest over all who hold entries of these samples."""
-        if self.communicator is None or self.communicator.whole_samples:
+        if self.communicator is None or not self.is_partial:
             return array
         return self.communicator.reduce(array, reduction)
 
@@ -458,10 +457,10 @@ def joined(array: Array, axes: int) -> Array:
     if axes == 1:
         return array
     kept = array.ndim - axes
-    xp = (
-        np if isinstance(array, np.generic) else array_api_compat.array_namespace(array)
-    )
-    return xp.reshape(array, (*array.shape[:kept], math.prod(array.shape[kept:])))
+    shape = (*array.shape[:kept], math.prod(array.shape[kept:]))
+    if hasattr(array, "reshape"):  # to look for the namespace takes longer
+        return array.reshape(shape)
+    return array_api_compat.array_namespace(array).reshape(array, shape)
 
 
 def _is_long(array: Array) -> bool:
