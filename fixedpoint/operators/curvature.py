@@ -83,8 +83,8 @@ class Loss:
             product(probe),
         )
         foretold = tuple([d * v for d, v in zip(diagonal, probe, strict=True)])
-        rest = space.subtract(space.rows(image), space.rows(foretold))
-        separable = space.norm(rest) <= _COUPLED * space.norm(space.rows(image))
+        rest = space.subtract(image, foretold)
+        separable = space.norm(rest) <= _COUPLED * space.norm(image)
         return diagonal if self.space.backend.known_all(separable) else None
 
     def _irregular(self, rows: Array) -> Array:

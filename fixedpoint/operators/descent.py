@@ -45,18 +45,18 @@ class Inputs:
 
     def container(self, x: Vec) -> Any:
         """The input as the user knows it."""
-        return self.structure.rebuild(self.space.shaped(x))
+        return self.structure.rebuild(x)
 
-    def rows(self, container: Any) -> Vec:
+    def leaves(self, container: Any) -> Vec:
         """The inverse of :meth:`container`."""
-        return self.space.rows(tuple(tree.flatten(container)[0]))
+        return tuple(tree.flatten(container)[0])
 
     def projected(self, x: Vec) -> Vec:
         """Π(x)."""
         return (
             x
             if self.projection is None
-            else self.rows(self.projection(self.container(x)))
+            else self.leaves(self.projection(self.container(x)))
         )
 
 
@@ -206,7 +206,7 @@ class ConditionalGradient(DescentRule):
         """One step."""
         space, target = (
             inputs.space,
-            inputs.rows(self.oracle(inputs.container(gradient))),
+            inputs.leaves(self.oracle(inputs.container(gradient))),
         )
         return space.add(
             x, space.scale(self.step_size, space.subtract(target, x))
@@ -281,7 +281,7 @@ class TrackedDescent(Operator):
         zeros = backend.namespace(tree.flatten(z)[0][0]).zeros_like
         inputs = self._inputs(x)
         memory = [
-            inputs.container(part) for part in self.rule.start(inputs, inputs.rows(x))
+            inputs.container(part) for part in self.rule.start(inputs, inputs.leaves(x))
         ]
         return {
             "z": z,
@@ -297,9 +297,9 @@ class TrackedDescent(Operator):
         for _ in range(self.sweeps - 1):
             here = self.lagrangian(_advanced(here, x), params, y)
         inputs = self._inputs(x)
-        memory = tuple(inputs.rows(part) for part in state["memory"])
+        memory = tuple(inputs.leaves(part) for part in state["memory"])
         moved, memory = self.rule.move(
-            inputs, inputs.rows(x), inputs.rows(here.input_gradient), memory
+            inputs, inputs.leaves(x), inputs.leaves(here.input_gradient), memory
         )
         parts = [inputs.container(part) for part in memory]
         return Evaluation(

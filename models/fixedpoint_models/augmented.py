@@ -296,10 +296,7 @@ class AugmentedDEQ:
         blocks = {
             name: self._vector(_detached(residual[name])) for name in ("z", "mu", "x")
         }
-        return {
-            name: space.norm(space.rows(vector))
-            for name, (space, vector) in blocks.items()
-        }
+        return {name: space.norm(vector) for name, (space, vector) in blocks.items()}
 
     def lagrangian(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> Array:
         """ℓ + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params
@@ -312,9 +309,7 @@ class AugmentedDEQ:
         z, mu, x = _detached((z, mu, x))
         defect = fp.operators.Map(self.f).evaluate(z, x, params).residual
         (space, multiplier), (_, constraint) = self._vector(mu), self._vector(defect)
-        return self.problem.loss_at(z, x, y, params) + space.dot(
-            space.rows(multiplier), space.rows(constraint)
-        )
+        return self.problem.loss_at(z, x, y, params) + space.dot(multiplier, constraint)
 
     def _vector(self, block: Any) -> tuple[Space, Vec]:
         """A block's leaves, and the space they lie in."""
