@@ -138,6 +138,29 @@ def test_messages_of_a_step(solver, most):
     assert (counts[1] - counts[0]) / 10 <= most
 
 
+@pytest.mark.parametrize(
+    "solver", [fp.Picard(), fp.Anderson(memory=3), fp.Broyden(), fp.NewtonKrylov()]
+)
+def test_one_who_takes_part_alone_finds_the_same(xp_case, solver):
+    """On every library, batches of leaves with several axes."""
+    rng = np.random.default_rng(0)
+    z0 = {"a": rng.random((2, 3, 4)), "b": rng.random((2, 10))}
+    xp, settings = xp_case.xp, {"batch_ndim": 1, "norm": "leaves", "solver": solver}
+
+    def f(z):
+        mean = xp.reshape(xp.mean(z["b"], axis=1), (2, 1, 1))
+        return {"a": 0.5 * xp.cos(z["a"]) + 0.3 * mean, "b": 0.8 * xp.cos(z["b"])}
+
+    alone = xp_case.solve(f, z0, communicator=Alone(), **settings)
+    known = xp_case.solve(f, z0, **settings)
+    for name in z0:
+        values = [xp_case.to_numpy(sol.value[name]) for sol in (alone, known)]
+        np.testing.assert_allclose(*values, rtol=1e-12)
+    for figure in ("status", "steps"):
+        found = [xp_case.to_numpy(getattr(sol, figure)) for sol in (alone, known)]
+        np.testing.assert_array_equal(*found)
+
+
 def test_matrices_of_a_part_are_refused():
     with pytest.raises(ValueError, match="communicator"):
         fp.fixed_point(np.cos, np.ones(3), solver=fp.Newton(), communicator=Alone())
