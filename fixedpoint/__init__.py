@@ -15,9 +15,10 @@ from fixedpoint.adjoints import (
 from fixedpoint.api import fixed_point, root
 from fixedpoint.bracket import bracketed_root
 from fixedpoint.communicator import Communicator
-from fixedpoint.control import Budget
+from fixedpoint.control import Budget, Control
 from fixedpoint.implicit import implicit_jvp, implicit_vjp
 from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
+from fixedpoint.operators.base import Map
 from fixedpoint.solution import (
     BackwardReport,
     ConvergenceError,
@@ -55,6 +56,7 @@ __all__ = [
     "Budget",
     "Communicator",
     "ConjugateGradient",
+    "Control",
     "ConvergenceError",
     "ConvergenceWarning",
     "DomainError",
@@ -62,6 +64,7 @@ __all__ = [
     "ImplicitAdjoint",
     "JacobianFree",
     "LevenbergMarquardt",
+    "Map",
     "NeumannSeries",
     "Newton",
     "NewtonKrylov",

@@ -25,7 +25,8 @@ from fixedpoint import tree
 from fixedpoint.communicator import Communicator, Reduction
 
 if TYPE_CHECKING:
-    from fixedpoint.solve import Outcome, Solve
+    from fixedpoint.iterate import Iteration
+    from fixedpoint.run import Run
 
 Array = Any
 Vec = tuple[Array, ...]
@@ -423,16 +424,16 @@ class Backend:
             "pass the vector-Jacobian products yourself, or use Torch or JAX arrays"
         )
 
-    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`, with derivatives of its outcome where the framework records
-        them.
+    def attach(self, run: Run, value: Vec) -> Iteration:
+        """The solution of `run` from `value`, with its derivatives where the framework
+        records them.
         """
-        return solve.run(value, args)
+        return run.iterate(value)
 
     # What adjoints ask of a framework that records derivatives.
 
-    def implicit(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`, its outcome differentiated by ``solve.linear_solve``."""
+    def implicit(self, run: Run, value: Vec) -> Iteration:
+        """The solution of `run`, differentiated by its adjoint systems."""
         raise NotImplementedError
 
     def recording(self, checkpoint: int | None) -> Backend:

@@ -12,13 +12,14 @@ import numpy as np
 
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of, numbers
-from fixedpoint.chandrupatla import BracketSolve, Division, Quotient
+from fixedpoint.border import Border, MapOnLeaves
+from fixedpoint.chandrupatla import BracketRun, ScalarAdjoint
 from fixedpoint.checks import check_count
 from fixedpoint.control import Budget, Control
 from fixedpoint.failure import Policy, apply_policy, check_policy
-from fixedpoint.operators.base import Operator
+from fixedpoint.operators.base import Map, Operator
+from fixedpoint.problem import RootProblem
 from fixedpoint.solution import Solution, Work
-from fixedpoint.solve import LeafMap, Outcome
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance
 
@@ -126,31 +127,53 @@ def bracketed_root(
     backend, x, other = _ends(lower, upper)
     function = (lambda x: F(x, *args)[0]) if has_aux else (lambda x: F(x, *args))
     x, other = _widened(backend, x, other, args, function)
-    space = Space.of(backend, (x,), x.ndim)
-    map_, arrays = _leaf_map(F, args, has_aux, backend, x)
-    rtol = 4 * space.rounding if rtol is None else _tolerance("rtol", rtol, x)
+    rtol = 4 * _eps(backend, x) if rtol is None else _tolerance("rtol", rtol, x)
     tolerance = Tolerance(rtol, _tolerance("atol", atol, x), "entries")
     watched = callback and (lambda step, value, norm: callback(step, value[0], norm))
-    solve = BracketSolve(
-        map=map_,
-        image=_opposite(map_),
-        bind=map_.bind,
-        backend=backend,
-        solver=Division(),
-        tolerance=tolerance,
-        batch_ndim=x.ndim,
-        adjoint=Quotient(on_failure="raise" if adjoint is None else adjoint.on_failure),
-        control=Control(max_steps, budget or Budget(), watched, record),
-        is_root=True,
+    policy = "raise" if adjoint is None else adjoint.on_failure
+    map_, (border, value) = Map(F, has_aux=has_aux), Border.of(x, "lower")
+    run = BracketRun(
+        problem=_problem(map_, border, value, args, tolerance, other),
+        adjoint=ScalarAdjoint(on_failure=policy),
+        control=Control(
+            max_steps=max_steps, budget=budget, callback=watched, record=record
+        ),
+        border=border,
         xtol=_tolerance("xtol", xtol, x),
         expand=bool(expand),
     )
-    outcome = backend.attach(solve, (x,), (*arrays, other))
-    solution = _packed(solve, outcome, (*arrays, other), on_failure)
+    end = backend.attach(run, value)
+    solution, what = run.solution(end), "bracketed_root failed"
+    (solution.value,) = apply_policy(
+        on_failure, what, run.problem.space, end.value, solution, depth=3
+    )
     if has_aux:
         solution.aux = F(solution.value, *args)[1]
         solution.work = solution.work.plus(Work(f=1))
     return solution
+
+
+def _eps(backend: Backend, x: Array) -> float:
+    """The distance from 1 to the next number."""
+    return float(backend.namespace(x).finfo(x.dtype).eps)
+
+
+def _problem(
+    map_: Map,
+    border: Border,
+    value: Vec,
+    args: tuple[Any, ...],
+    tolerance: Tolerance,
+    other: Array,
+) -> RootProblem:
+    """Each entry by itself; behind the arguments the other ends."""
+    on_leaves, arrays = MapOnLeaves.of(map_, border, value, args, "F")
+    return RootProblem(
+        space=Space.of(border.backend, value, value[0].ndim),
+        functions=on_leaves.functions().of_part(slice(None, -1)),
+        args=(*arrays, other),
+        tolerance=tolerance,
+    )
 
 
 def _check_settings(
@@ -289,65 +312,3 @@ def _broadcast(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
         for x in (a, b)
     )
     return a, b
-
-
-def _leaf_map(
-    F: Callable[..., Any],
-    args: tuple[Any, ...],
-    has_aux: bool,
-    backend: Backend,
-    x: Array,
-) -> tuple[LeafMap, Vec]:
-    """The function on leaves, and the arrays among args and inside F."""
-    leaves, structure = backend.flatten(args)
-    where = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
-    constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
-    map_ = LeafMap(
-        F,
-        backend,
-        backend.flatten(x)[1],
-        structure,
-        ("lower",),
-        where,
-        constants,
-        has_aux=has_aux,
-        surroundings=backend.surroundings((x,)),
-        guard=backend.guard(),
-        name="F",
-    )
-    return map_, (*(leaves[i] for i in where), *backend.lift(F))
-
-
-def _opposite(map_: LeafMap) -> Callable[[Vec, Vec], Vec]:
-    """The function −F, without the last of its arguments, which is the other end."""
-    return lambda value, args: tuple(-leaf for leaf in map_.image(value, args[:-1]))
-
-
-def _packed(
-    solve: BracketSolve, outcome: Outcome, args: Vec, on_failure: Policy
-) -> Solution:
-    """The solution, or what `on_failure` says."""
-
-    def linearized(at: Any) -> Callable[[Any], Any]:
-        product = solve.products((solve.backend.leaf(at),), args)
-        return lambda v: product((solve.backend.leaf(v),))[0]
-
-    solution = Solution(
-        value=outcome.value[0],
-        status=outcome.status,
-        residual_norm=outcome.residual_norm,
-        steps=outcome.steps,
-        work=outcome.work,
-        error=outcome.error,
-        precise=outcome.precise,
-        method=outcome.method,
-        methods=("Chandrupatla",),
-        trace=outcome.trace,
-        backward=outcome.backward,
-        linearization=linearized,
-        bracket=outcome.bracket,
-    )
-    space = Space.of(solve.backend, outcome.value, solve.batch_ndim)
-    what = "bracketed_root failed"
-    (solution.value,) = apply_policy(on_failure, what, space, outcome.value, solution)
-    return solution

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Array, Vec
-from fixedpoint.control import Memory
 from fixedpoint.failure import Policy
 from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
 from fixedpoint.solution import Status, Trace, Work
-from fixedpoint.solve import Outcome, Solve
-from fixedpoint.solvers import Picard
 from fixedpoint.space import Space
 
 # Halving the interval brings a root near zero closer by one binary digit a step, and
@@ -225,14 +223,13 @@ def _finite(xp: Any, x: Array, other: Array) -> Array:
     return xp.where(xp.isinf(x), away, x)
 
 
-@dataclass(frozen=True, eq=False)
-class BracketSolve(Solve):
-    """A function and how to find its roots in brackets.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BracketRun(Run):
+    """A function and how its roots in brackets are found.
 
-    The state is one end of every bracket, and the last of the arguments the other.
-    `map` is F or −F, which have the same roots; `image` is −F, the derivative of which
-    the adjoint, :class:`Quotient`, inverts: that of x − F(x) would be one, but for
-    rounding, where F is small.
+    The state is one end of every bracket, and the last of the arguments the other. What
+    the adjoint, :class:`ScalarAdjoint`, inverts is the derivative of −F: that of x −
+    F(x) would be one, but for rounding, where F is small.
 
     Parameters
     ----------
@@ -245,53 +242,58 @@ class BracketSolve(Solve):
     xtol: Any = 0.0
     expand: bool = False
 
-    def run(self, value: Vec, args: Vec) -> Outcome:
-        """Narrow the brackets, recording no derivatives."""
-        space = Space.of(self.backend, value, self.batch_ndim)
-        xp = space.xp
-        ends = Ends.of(
-            xp, value[0], xp.broadcast_to(args[-1], value[0].shape), self.expand
-        )
-        deadline = self.control.deadline((*value, *args), self.backend)
-        with self.backend.quiet():
-            f1, f2 = self.evaluate(ends.x1, args), self.evaluate(ends.x2, args)
-            info = xp.finfo(ends.x1.dtype)
-            loop = _Loop(self, args, space, ends, info, deadline)
-            end = loop.run(Bracket(ends.x1, f1, ends.x2, f2, ends.x2, f2))
-        x, f, *_ = end.bracket.best_first(xp)
-        width = xp.where(f == 0, xp.zeros_like(f), 2.0 * end.bracket.half_width)
-        width = xp.where(end.found, width, xp.full_like(width, xp.inf))
-        norm, width = (xp.astype(a, space.dtype) for a in (xp.abs(f), width))
-        late = end.status == int(Status.RUNNING)
-        status = mark(xp, end.status, late, Status.MAX_STEPS)
-        status = mark(xp, status, late & ~end.found, Status.NO_BRACKET)
-        none = xp.zeros_like(status)
-        bracket = (
-            xp.minimum(end.bracket.x1, end.bracket.x2),
-            xp.maximum(*end.bracket[0:3:2]),
-        )
-        return Outcome(
-            value=(x,),
-            status=status,
-            residual_norm=norm,
-            error=width,
-            precise=none > 0,
-            steps=end.steps,
-            method=none,
-            work=Work(f=2 + end.step),
-            trace=end.trace,
-            bracket=bracket,
-        )
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The one method."""
+        return ("Chandrupatla",)
 
-    def evaluate(self, x: Array, args: Vec) -> Array:
-        """F(x), up to its sign; NaN where F says that it is not defined."""
+    def iterate(self, value: Vec) -> Iteration:
+        """Narrow the brackets, recording no derivatives."""
+        space, args = self.problem.space, self.problem.args
+        xp, x = space.xp, value[0]
+        ends = Ends.of(xp, x, xp.broadcast_to(args[-1], x.shape), self.expand)
+        deadline = self.control.deadline((x, *args), self.backend)
+        with self.backend.quiet():
+            f1, f2 = self.evaluate(ends.x1), self.evaluate(ends.x2)
+            loop = _Loop(self, space, ends, xp.finfo(ends.x1.dtype), deadline)
+            end = loop.search(Bracket(ends.x1, f1, ends.x2, f2, ends.x2, f2))
+        return _iteration(space, end)
+
+    def evaluate(self, x: Array) -> Array:
+        """F(x); NaN where F says that it is not defined."""
         try:
-            return self.map(args)((x,))[0][0]
+            return self.problem.mapped((x,))[0][0]
         except ArithmeticError:
-            if self.backend.is_traced((x, *args)):
+            if self.backend.is_traced((x, *self.problem.args)):
                 raise
             xp = self.backend.namespace(x)
             return xp.full_like(x, xp.nan)
+
+
+def _iteration(space: Space, end: Search) -> Iteration:
+    """What is reported of a search."""
+    xp = space.xp
+    x, f, *_ = end.bracket.best_first(xp)
+    width = xp.where(f == 0, xp.zeros_like(f), 2.0 * end.bracket.half_width)
+    width = xp.where(end.found, width, xp.full_like(width, xp.inf))
+    norm, width = (xp.astype(a, space.dtype) for a in (xp.abs(f), width))
+    late = end.status == int(Status.RUNNING)
+    status = mark(xp, end.status, late, Status.MAX_STEPS)
+    status = mark(xp, status, late & ~end.found, Status.NO_BRACKET)
+    none = xp.zeros_like(status)
+    least = xp.minimum(end.bracket.x1, end.bracket.x2)
+    return Iteration(
+        value=(x,),
+        status=status,
+        residual_norm=norm,
+        error=width,
+        precise=none > 0,
+        steps=end.steps,
+        method=none,
+        work=Work(f=2 + end.step),
+        trace=end.trace,
+        bracket=(least, xp.maximum(end.bracket.x1, end.bracket.x2)),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,8 +302,7 @@ class _Loop:
     their dtype.
     """
 
-    solve: BracketSolve
-    args: Vec
+    run: BracketRun
     space: Space
     ends: Ends
     info: Any
@@ -312,9 +313,9 @@ class _Loop:
         """The namespace."""
         return self.space.xp
 
-    def run(self, first: Bracket) -> Search:
+    def search(self, first: Bracket) -> Search:
         """All steps."""
-        loop, stop = self.solve.backend.while_loop, self.solve.control.max_steps
+        loop, stop = self.run.backend.while_loop, self.run.control.steps(1)
         start = self.opened(first, stop)
         end: Search = loop(
             lambda s: s.running & (s.step < stop), self.turn, start, stop
@@ -340,7 +341,7 @@ class _Loop:
         status = mark(
             xp, status, xp.isnan(first.f1) | xp.isnan(first.f2), Status.NON_FINITE
         )
-        small = xp.abs(first.best_first(xp).f1) <= self.solve.tolerance.atol
+        small = xp.abs(first.best_first(xp).f1) <= self.run.problem.tolerance.atol
         status = mark(xp, status, small, Status.CONVERGED)
         sound = xp.isfinite(first.x1) & xp.isfinite(first.x2)
         status = mark(xp, status, ~sound, Status.NON_FINITE)
@@ -356,17 +357,15 @@ class _Loop:
             steps=xp.zeros_like(status),
             step=0,
             running=True,
-            trace=Trace(*blank) if self.solve.control.record else None,
-            latest=(first.x1, first.f1)
-            if self.solve.backend.is_traced(first)
-            else None,
+            trace=Trace(*blank) if self.run.control.record else None,
+            latest=(first.x1, first.f1) if self.run.backend.is_traced(first) else None,
         )
         return self.recorded(self.counted(search))
 
     def counted(self, search: Search) -> Search:
         """The search, and whether any entry still runs."""
         return search._replace(
-            running=self.solve.backend.any(search.status == int(Status.RUNNING))
+            running=self.run.backend.any(search.status == int(Status.RUNNING))
         )
 
     def turn(self, search: Search) -> Search:
@@ -377,7 +376,7 @@ class _Loop:
         late = (search.step >= _PLAIN_STEPS) & (search.step % 2 == 0)
         x = xp.where(search.found, self.trial(old, late), self.beyond(search))
         x = xp.where(search.status == int(Status.RUNNING), x, old.x1)
-        f = self.solve.evaluate(x, self.args)
+        f = self.run.evaluate(x)
         search = search._replace(step=search.step + 1)
         after = self.observed(self.recorded(self.advanced(search, x, f)))
         if search.latest is None:
@@ -425,7 +424,7 @@ class _Loop:
         """Write down where the search stands."""
         if search.trace is None:
             return search
-        write, index = self.solve.backend.write, (..., search.step)
+        write, index = self.run.backend.write, (..., search.step)
         size = self.space.as_coefficient(
             self.xp.abs(search.bracket.best_first(self.xp).f1)
         )
@@ -437,7 +436,7 @@ class _Loop:
 
     def observed(self, search: Search) -> Search:
         """Heed the callback and the budget."""
-        xp, control = self.xp, self.solve.control
+        xp, control = self.xp, self.run.control
         if not control.is_plain:
             x, f, *_ = search.bracket.best_first(xp)
             evaluations = 2 + search.step
@@ -489,7 +488,7 @@ class _Loop:
 
     def narrow(self, x: Array) -> Array:
         """Half the width of a bracket at x that counts as narrow."""
-        asked = self.solve.xtol + self.solve.tolerance.rtol * self.xp.abs(x)
+        asked = self.run.xtol + self.run.problem.tolerance.rtol * self.xp.abs(x)
         return self.xp.maximum(asked, self.limit(x))
 
     def assessed(
@@ -514,7 +513,7 @@ class _Loop:
         status = mark(xp, status, (half <= narrow) & fell, Status.CONVERGED)
         status = mark(xp, status, ~found, Status.RUNNING)
         return mark(
-            xp, status, residual <= self.solve.tolerance.atol, Status.CONVERGED
+            xp, status, residual <= self.run.problem.tolerance.atol, Status.CONVERGED
         ), reference
 
 
@@ -539,12 +538,7 @@ def mark(xp: Any, status: Array, mask: Array, as_: Status) -> Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Division(Picard):
-    """What messages call the solver of one equation in one unknown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quotient(LinearAdjoint):
+class ScalarAdjoint(LinearAdjoint):
     """Differentiate a scalar root by a division.
 
     Where F(x*, θ) = 0, the cotangent v of x* gives that of θ as −(∂F/∂θ)ᵀu with F′(x*)
@@ -577,7 +571,6 @@ class Quotient(LinearAdjoint):
             xp.zeros_like(status),
             xp.astype(xp.abs(slope * u + v), space.dtype),
         )
-        memory = Memory(Division(), ())
         return Iteration(
             value=(u,),
             residual_norm=norm,
@@ -587,6 +580,4 @@ class Quotient(LinearAdjoint):
             precise=none > 0,
             steps=none,
             work=Work(vjp=1),
-            trace=None,
-            state=memory,
         )

@@ -1,10 +1,10 @@
-"""How far an iteration may go, who watches it, and what is remembered of it."""
+"""How far an iteration may go, and who watches it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,9 @@ from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver
+
+# Steps at most of each method, where nothing else is said.
+_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,56 +39,73 @@ class Budget:
             check_positive("seconds", self.seconds)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Control:
-    """How far an iteration may go, and who watches it.
+    """How far an iteration may go, and who watches it: all that is the run's.
 
     Parameters
     ----------
-    max_steps : int
-        Steps at most.
-    budget : Budget
-        What it may spend.
-    callback : callable or None
-        Called after each step with the step, the value and the residual norms; true
-        ends it.
-    record : bool
-        Whether to keep the trace.
-    compact : bool
-        Whether finished samples leave the batch.
-    state : Memory or None
-        What a solver remembers of an earlier call; it goes first.
-    told : dict or None
-        Where steps may be made twice, what was found after each: the callback hears of
-        it once, and the second time ends where the first did.
+    max_steps : int, optional
+        Steps at most, not counting the evaluation at the start, summed over the solvers
+        of a fallback; by default 1000 times their number.
+    budget : Budget, optional
+        Evaluations or seconds that the solve may spend.
+    callback : callable, optional
+        ``callback(step, z, residual_norm)`` after each step; a true value ends the
+        solve.
+    record : bool, optional
+        Keep the course of the residual in ``sol.trace``.
+    batched_args : tuple of bool, optional
+        For each entry of ``args`` whether its arrays have an entry per sample, along
+        their first axis. Outside a trace, samples that have converged then leave the
+        batch.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> brief = fp.Control(max_steps=3, record=True)
+    >>> sol = fp.fixed_point(np.cos, 1.0, solver=fp.Picard(), control=brief,
+    ...                      on_failure="return")
+    >>> int(sol.steps), sol.trace.residual_norm.shape
+    (3, (4,))
     """
 
-    max_steps: int
-    budget: Budget = field(default_factory=Budget)
-    callback: Callable[[int, Vec, Array], Any] | None = None
+    max_steps: int | None = None
+    budget: Budget | None = None
+    callback: Callable[[int, Any, Array], Any] | None = None
     record: bool = False
-    compact: bool = False
-    state: Memory | None = None
-    told: dict[Any, list[tuple[Any, Status]]] | None = None
+    batched_args: Sequence[bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None:
+            check_count("max_steps", self.max_steps, 0)
+        if self.batched_args is not None and self.callback is not None:
+            raise ValueError(
+                "a callback sees whole batches: give it, or batched_args, not both"
+            )
+
+    def steps(self, methods: int) -> int:
+        """Steps at most, of so many methods together."""
+        return _STEPS * methods if self.max_steps is None else self.max_steps
 
     @cached_property
     def is_plain(self) -> bool:
         """Whether nobody watches between the steps."""
-        bounded = self.budget.evaluations is not None or self.budget.seconds is not None
-        return not (bounded or self.callback or self.record or self.compact)
+        return not (self.budget or self.callback or self.record or self.batched_args)
 
     @property
     def is_observed(self) -> bool:
         """Whether there is a callback or a clock, which only what runs now can ask."""
-        return self.budget.seconds is not None or self.callback is not None
+        timed = self.budget is not None and self.budget.seconds is not None
+        return timed or self.callback is not None
 
     def deadline(self, start: Vec, backend: Backend) -> float | None:
         """When time is up, if it ever is."""
-        seconds = self.budget.seconds
         if self.is_observed and backend.is_traced(start):
             raise TypeError(
                 "inside a trace there is no clock and no callback: use max_steps"
             )
+        seconds = None if self.budget is None else self.budget.seconds
         return None if seconds is None else time.monotonic() + seconds
 
     def ends(
@@ -97,24 +117,9 @@ class Control:
         evaluations: Any,
     ) -> Iterator[tuple[Any, Status]]:
         """Whether to end after a step, for each reason to."""
-        found = self._ends(deadline, step, value, norm, evaluations)
-        if self.told is None:
-            return found
-        if step not in self.told:
-            self.told[step] = list(found)
-        return iter(self.told[step])
-
-    def _ends(
-        self,
-        deadline: float | None,
-        step: Any,
-        value: Vec,
-        norm: Array,
-        evaluations: Any,
-    ) -> Iterator[tuple[Any, Status]]:
         if self.callback is not None and self.callback(step, value, norm):
             yield True, Status.STOPPED
-        if self.budget.evaluations is not None:
+        if self.budget is not None and self.budget.evaluations is not None:
             yield evaluations >= self.budget.evaluations, Status.OUT_OF_BUDGET
         if deadline is not None and time.monotonic() > deadline:
             yield True, Status.OUT_OF_BUDGET
@@ -134,3 +139,7 @@ class Memory:
 
     solver: Solver
     contents: Any
+
+    def converted(self, convert: Callable[[Any], Any]) -> Memory:
+        """The same, its contents converted."""
+        return Memory(self.solver, convert(self.contents))

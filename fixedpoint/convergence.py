@@ -191,7 +191,7 @@ def _noted(
     highest = xp.where(norm > evidence.highest, norm, evidence.highest)
     largest = _larger(xp, sizes.state, evidence.largest)
     scale = evidence.scale
-    if problem.has_own_units:
+    if problem.is_root:
         pairs = zip(scale, sizes.residual, strict=True)
         scale = tuple([xp.where(old > 0.0, old, new) for old, new in pairs])
     return evidence._replace(

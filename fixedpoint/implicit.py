@@ -7,8 +7,9 @@ from typing import Any
 
 from fixedpoint import tree
 from fixedpoint.adjoints import AdjointSystem, ImplicitAdjoint
-from fixedpoint.adjoints.base import LinearAdjoint, Product
+from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.backend import Backend, Vec, backend_of
+from fixedpoint.functions import Product
 from fixedpoint.space import Space
 
 _IMPLICIT = ImplicitAdjoint()

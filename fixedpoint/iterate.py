@@ -22,7 +22,7 @@ from fixedpoint.convergence import (
 )
 from fixedpoint.problem import Point, Problem, choose
 from fixedpoint.rounding import at_rounding, irregular_at_zero
-from fixedpoint.solution import Status, Trace, Work
+from fixedpoint.solution import BackwardReport, Status, Trace, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 
@@ -114,7 +114,9 @@ class Carry(NamedTuple):
 
 
 class Iteration(NamedTuple):
-    """Where the iteration ended."""
+    """Where an iteration ended, in leaves: the attributes of a
+    :class:`fixedpoint.Solution`.
+    """
 
     value: Vec
     residual_norm: Array
@@ -124,12 +126,18 @@ class Iteration(NamedTuple):
     precise: Array
     steps: Array
     work: Work
-    trace: Trace | None
-    state: Memory
+    trace: Trace | None = None
+    state: Memory | None = None
+    backward: BackwardReport | None = None
+    bracket: tuple[Array, Array] | None = None
 
 
 def iterate(
-    solver: Solver, problem: Problem, start: Vec, control: Control
+    solver: Solver,
+    problem: Problem,
+    start: Vec,
+    control: Control,
+    memory: Memory | None = None,
 ) -> Iteration:
     """Run `solver` from `start` until every sample has a status.
 
@@ -139,23 +147,34 @@ def iterate(
     solvers of a fallback run one after the other on the samples that have not
     converged, each from the start, and each for half of the steps that are left.
     """
-    space = problem.space
-    deadline = control.deadline(start, space.backend)
-    sequence = _sequence(solver, control.state)
+    space, sequence = problem.space, _sequence(solver, memory)
+    deadline, most = (
+        control.deadline(start, space.backend),
+        control.steps(len(sequence)),
+    )
     with space.backend.quiet():
         first = problem.evaluate(start)
-        carry = _open(problem, first, control)
+        carry = _open(problem, first, most if control.record else None)
         for index, method in enumerate(sequence):
             if index and _final(space, carry, first):
                 break
             is_last = index == len(sequence) - 1
             # Half of what is left, rounded up.
-            stop = control.max_steps - (control.max_steps - carry.step) // 2
-            stop = control.max_steps if is_last else stop
-            loop = _Loop(method, index, problem, control, first, stop, deadline)
+            stop = most if is_last else most - (most - carry.step) // 2
+            loop = _Loop(
+                solver=method,
+                index=index,
+                problem=problem,
+                control=control,
+                first=first,
+                stop=stop,
+                most=most,
+                deadline=deadline,
+            )
             carry = _reopened(problem, carry, first) if index else carry
-            carry = loop.turns(loop.begun(carry, index == 0))
-    best, memory = carry.best, Memory(loop.solver, carry.state)
+            kept = memory if index == 0 else None
+            carry = loop.turns(loop.begun(carry, kept))
+    best = carry.best
     return Iteration(
         value=_owned(best.value, start),
         residual_norm=best.residual_norm,
@@ -166,21 +185,21 @@ def iterate(
         steps=carry.steps,
         work=carry.work,
         trace=carry.trace,
-        state=memory,
+        state=Memory(loop.solver, carry.state),
     )
 
 
-def _sequence(solver: Solver, state: Memory | None) -> tuple[Solver, ...]:
+def _sequence(solver: Solver, memory: Memory | None) -> tuple[Solver, ...]:
     """The methods to try: the one that is remembered first."""
-    if state is None:
+    if memory is None:
         return solver.sequence
-    if state.solver not in solver.sequence:
+    if memory.solver not in solver.sequence:
         raise ValueError(
-            f"state was left by {state.solver}, which is not the solver now: {solver}"
+            f"state was left by {memory.solver}, which is not the solver now: {solver}"
         )
     return (
-        state.solver,
-        *(other for other in solver.sequence if other != state.solver),
+        memory.solver,
+        *(other for other in solver.sequence if other != memory.solver),
     )
 
 
@@ -192,9 +211,9 @@ def _owned(value: Vec, start: Vec) -> Vec:
     return tuple(1.0 * leaf if leaf is first else leaf for leaf, first in leaves)
 
 
-def _open(problem: Problem, first: Point, control: Control) -> Carry:
+def _open(problem: Problem, first: Point, recorded: int | None) -> Carry:
     """The loop before its first turn: samples that need none, or cannot begin, have a
-    status.
+    status. So many steps are `recorded`.
     """
     space, xp = problem.space, problem.space.xp
     done = judge_start(problem, first)
@@ -224,8 +243,8 @@ def _open(problem: Problem, first: Point, control: Control) -> Carry:
         work=Work(f=1),
         trace=None,
     )
-    if control.record:
-        blank = [space.full(float("nan"), (control.max_steps + 1,)) for _ in range(2)]
+    if recorded is not None:
+        blank = [space.full(float("nan"), (recorded + 1,)) for _ in range(2)]
         carry = _recorded(space, carry._replace(trace=Trace(*blank)))
     return _sifted(space, carry)
 
@@ -275,8 +294,8 @@ def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
 class _Loop:
     """One solver's turns.
 
-    ``index`` is its place in the sequence, ``first`` where it starts, and ``stop`` the
-    step that it must not pass.
+    ``index`` is its place in the sequence, ``first`` where it starts, ``stop`` the step
+    that it must not pass, and ``most`` the one that none must.
     """
 
     solver: Solver
@@ -285,24 +304,24 @@ class _Loop:
     control: Control
     first: Point
     stop: Any
+    most: int
     deadline: float | None
 
-    def begun(self, carry: Carry, is_first: bool) -> Carry:
-        """The loop before this solver's first turn."""
+    def begun(self, carry: Carry, memory: Memory | None) -> Carry:
+        """The loop before this solver's first turn, with what it may remember."""
         space, point = self.problem.space, carry.point
         state = self.solver.init(space, self.problem, point)
         work = carry.work.plus(self.solver.initial_work(state))
-        if is_first and self.control.state is not None:
-            kept = self.control.state.contents
-            _check_same(kept, state)
-            state = self.solver.resume(space, kept, point, state)
+        if memory is not None:
+            _check_same(memory.contents, state)
+            state = self.solver.resume(space, memory.contents, point, state)
         return carry._replace(state=state, work=work)
 
     def turns(self, carry: Carry) -> Carry:
         """Turn until no sample runs, or the steps are used up."""
         xp = self.problem.space.xp
         end = self.problem.space.backend.while_loop(
-            self.unfinished, self.turn, carry, self.control.max_steps
+            self.unfinished, self.turn, carry, self.most
         )
         late = end.status == _RUNNING
         return self.settle(end, _mark(xp, end.status, late, Status.MAX_STEPS))
@@ -322,9 +341,9 @@ class _Loop:
             carry = self.improved(carry, step, verdict.error)
         else:
             carry = self.assessed(carry, step, verdict)
-        return (
-            carry if self.control.is_plain else self.observed(_recorded(space, carry))
-        )
+        if self.control.is_plain and not self.problem.batched:
+            return carry
+        return self.observed(_recorded(space, carry))
 
     def all_improved(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
         """Whether it is known that every sample has a new best iterate, and none is
@@ -522,7 +541,7 @@ class _Loop:
             carry = self._ended(carry, over, reason)
         traced = self.problem.space.backend.is_traced((carry.status,))
         if (
-            control.compact
+            self.problem.batched
             and not traced
             and carry.active is not None
             and carry.running

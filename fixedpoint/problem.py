@@ -8,11 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec, type_name
 from fixedpoint.differences import difference_jacobian, difference_product
+from fixedpoint.functions import Bridge, Functions, Mapped, Product
 from fixedpoint.matrix import (
     Matrix,
     Sparsity,
@@ -25,11 +26,6 @@ from fixedpoint.matrix import (
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance
-
-# The image of a state; and, where it differs from image − state, the residual that is
-# tested.
-Map = Callable[[Vec], tuple[Vec, Vec | None]]
-Product = Callable[[Vec], Vec]
 
 
 class Point(NamedTuple):
@@ -128,40 +124,61 @@ class Problem(ABC):
     ----------
     space : Space
         Where z lies.
-    map : callable
-        The user's map on leaves.
+    functions : Functions
+        The map, and what is known of it.
+    args : Vec
+        The leaves of the arguments.
     tolerance : Tolerance
         What is asked.
-    jvp : callable or None
-        The user's product (z, v) ↦ f′(z)v, on leaves.
-    jacobian : callable or None
-        The user's Jacobian z ↦ f′(z), as ``matrix_of`` takes it.
-    preconditioner : callable or None
-        Takes z to v ↦ Pv, P an approximate inverse of the derivative of the user's
-        residual.
-    project : callable or None
-        What is applied to every trial point.
-    restrict : callable or None
-        Takes indices of samples to those of the functions above that depend on the
-        sample, for these samples alone.
+    batched : tuple of bool
+        Which of `args` have an entry per sample, if samples may be taken out.
     factors : list
         Where a linear solve keeps the factors of a sparse matrix, in case it comes
         again.
     """
 
     space: Space
-    map: Any
+    functions: Functions
+    args: Vec
     tolerance: Tolerance
-    jvp: Callable[[Vec, Vec], Vec] | None = None
-    jacobian: Callable[[Vec], Any] | None = None
-    preconditioner: Callable[[Vec], Product] | None = None
-    project: Callable[[Vec], Vec] | None = None
-    restrict: Callable[[Array], dict[str, Any]] | None = None
+    batched: tuple[bool, ...] = ()
     factors: list[Any] = field(default_factory=list)
 
+    @cached_property
+    def mapped(self) -> Mapped:
+        """The map of the state alone."""
+        return self.functions.at(self.args)
+
+    @abstractmethod
+    def image(self, value: Vec, args: Vec) -> Vec:
+        """The map whose fixed point derivative rules differentiate; of a root, −F."""
+
+    @property
+    @abstractmethod
+    def is_root(self) -> bool:
+        """Whether a root is sought, whose residual has units of its own."""
+
+    def trial(self, value: Vec) -> Point:
+        """Evaluate once at a point that a solver proposes; where f cannot, the point is
+        not finite.
+        """
+        if self.functions.project is not None:
+            value = self.functions.project(value)
+        try:
+            image, residual = self.mapped(value)
+        except ArithmeticError:
+            if self.space.backend.is_traced(value):
+                raise
+            return self._undefined(value)
+        return self.point(value, image, residual)
+
     def evaluate(self, value: Vec) -> Point:
-        """Evaluate the map once at `value`."""
-        increment, residual, target = self.increments(value, *self.map(value))
+        """Evaluate once at `value`: exceptions of f pass."""
+        return self.point(value, *self.mapped(value))
+
+    def point(self, value: Vec, image: Vec, residual: Vec | None) -> Point:
+        """The point `value`, where the map returned `image` and `residual`."""
+        increment, residual, target = self.increments(value, image, residual)
         tested = increment if residual is None else residual
         vectors = (tested,) if target is tested else (tested, target)
         norms = self.space.sound_norms([(u, self.tolerance.kind) for u in vectors])
@@ -293,34 +310,49 @@ class Problem(ABC):
         F′.
         """
 
+    def at(self, args: Vec) -> Problem:
+        """The problem with other arguments."""
+        return replace(self, args=args)
+
+    def changed(self, **functions: Any) -> Problem:
+        """The problem with some of its functions changed."""
+        return replace(self, functions=replace(self.functions, **functions))
+
+    def on(self, bridge: Bridge, value: Vec) -> Problem:
+        """The problem of states like `value`, by another library's arithmetic.
+
+        The map stays where it is, and so does what differentiates it.
+        """
+        functions, here = self.functions, self.space.backend
+        if functions.product is None and functions.jacobian is None:
+            functions = replace(
+                functions,
+                product=lambda value, args: here.linearize(
+                    lambda z: functions.at(args)(z)[0], value
+                ),
+            )
+        rtol, atol = map(bridge.there, (self.tolerance.rtol, self.tolerance.atol))
+        taken = zip(self.args, self.batched, strict=False)
+        there = [bridge.there(a) if batched else a for a, batched in taken]
+        return replace(
+            self,
+            space=Space.of(
+                bridge.backend, bridge.all_there(value), self.space.batch_ndim
+            ),
+            functions=functions.across(bridge),
+            args=(*there, *self.args[len(there) :]),
+            tolerance=replace(self.tolerance, rtol=rtol, atol=atol),
+        )
+
     def take(self, rows: Array) -> Problem:
         """The problem of the samples `rows` of the first axis alone."""
-        xp, restrict = self.space.xp, self.restrict
-        functions = {} if restrict is None else restrict(rows)
-
-        def further(again: Array) -> dict[str, Any]:
-            return {} if restrict is None else restrict(xp.take(rows, again, axis=0))
-
-        space, tolerance = (
-            self.space.of_rows(int(rows.shape[0])),
-            self.tolerance.take(xp, rows),
-        )
+        xp, pairs = self.space.xp, zip(self.args, self.batched, strict=True)
         return replace(
-            self, space=space, tolerance=tolerance, restrict=further, **functions
+            self,
+            space=self.space.of_rows(int(rows.shape[0])),
+            args=tuple([xp.take(a, rows, axis=0) if b else a for a, b in pairs]),
+            tolerance=self.tolerance.take(xp, rows),
         )
-
-    def trial(self, value: Vec) -> Point:
-        """Evaluate at a point that a solver proposes; where f cannot, the point is not
-        finite.
-        """
-        if self.project is not None:
-            value = self.project(value)
-        try:
-            return self.evaluate(value)
-        except ArithmeticError:
-            if self.space.backend.is_traced(value):
-                raise
-            return self._undefined(value)
 
     def increment_nearby(self, value: Vec) -> Vec:
         """The increment at a point of a difference quotient; NaN where f cannot be
@@ -337,29 +369,23 @@ class Problem(ABC):
         xp, nan = self.space.xp, self.space.full(float("nan"))
         increment = tuple(xp.full_like(leaf, float("nan")) for leaf in value)
         return Point(
-            value, increment, increment if self.has_residual else None, nan, nan
+            value,
+            increment,
+            increment if self.functions.has_residual else None,
+            nan,
+            nan,
         )
-
-    @property
-    def has_residual(self) -> bool:
-        """Whether the residual that is tested is not the increment."""
-        return False
-
-    @property
-    def has_own_units(self) -> bool:
-        """Whether the residual has other units than the state."""
-        return False
 
     def linearize(self, point: Point) -> Linearization:
         """The products with the increment's derivative at `point`, exact where they can
         be.
         """
-        given, space, backend = self.jvp, self.space, self.space.backend
-        if given is not None:
-            product = lambda v: self.of_user(lambda w: given(point.value, w), v)  # noqa: E731
-            return Linearization(product, 0, 1, [0])
-        if self.jacobian is not None:
-            matrix = self._given(self.jacobian, point)
+        given, space, backend = self.functions, self.space, self.space.backend
+        if given.product is not None:
+            known = given.product(point.value, self.args)
+            return Linearization(lambda v: self.of_user(known, v), 0, 1, [0])
+        if given.jacobian is not None:
+            matrix = self._given(given.jacobian, point)
             times = lambda v: space.unravel(product_with(space, matrix, space.ravel(v)))  # noqa: E731
             return Linearization(lambda v: self.of_user(times, v), 0, 1, [0])
         if backend.differentiates:
@@ -373,9 +399,10 @@ class Problem(ABC):
         """The product with the user's approximate inverse of the increment's
         derivative.
         """
-        if self.preconditioner is None:
+        given, space = self.functions.preconditioner, self.space
+        if given is None:
             return None
-        inverse, space = self.preconditioner(point.value), self.space
+        inverse = given(point.value, self.args)
         apply = getattr(inverse, "solve", None) or getattr(inverse, "matvec", None)
         if apply is None:
             return lambda v: self.of_user_inverse(inverse, v)
@@ -399,11 +426,11 @@ class Problem(ABC):
                 "of them: "
                 "use a solver without one, as NewtonKrylov"
             )
-        if self.jacobian is not None:
-            given = self._given(self.jacobian, point)
+        if self.functions.jacobian is not None:
+            given = self._given(self.functions.jacobian, point)
             known = columns_of(space, given) if is_operator(given) else given
             return Matrix(self._of_user_matrix(known), Work(), None)
-        if self.jvp is None and not space.backend.differentiates:
+        if self.functions.product is None and not space.backend.differentiates:
             return difference_jacobian(self, point, sparsity, sizes)
         product, size = self.linearize(point).product, space.real_size
         unit = space.identity(size)
@@ -412,9 +439,9 @@ class Problem(ABC):
         ]
         return Matrix(space.xp.stack(every, axis=-1), Work(jvp=size), None)
 
-    def _given(self, jacobian: Callable[[Vec], Any], point: Point) -> Any:
+    def _given(self, jacobian: Callable[[Vec, Vec], Any], point: Point) -> Any:
         """The user's Jacobian at a point, checked."""
-        space, given = self.space, jacobian(point.value)
+        space, given = self.space, jacobian(point.value, self.args)
         matrix = matrix_of(space, given)
         if space.backend.is_traced(point.value) and not space.backend.is_array(matrix):
             raise TypeError(
@@ -432,12 +459,14 @@ class Problem(ABC):
 class FixedPointProblem(Problem):
     """Find z with z = f(z)."""
 
-    is_operator: bool = False
-
     @property
-    def has_residual(self) -> bool:
-        """Whether the map is an operator, which brings a residual of its own."""
-        return self.is_operator
+    def is_root(self) -> bool:
+        """It is a fixed point."""
+        return False
+
+    def image(self, value: Vec, args: Vec) -> Vec:
+        """The map f."""
+        return self.functions.image(value, args)
 
     def increments(
         self, value: Vec, image: Vec, residual: Vec | None
@@ -450,7 +479,7 @@ class FixedPointProblem(Problem):
 
     def increment(self, value: Vec) -> Vec:
         """The increment f(z) − z."""
-        return self.space.subtract(self.map(value)[0], value)
+        return self.space.subtract(self.mapped(value)[0], value)
 
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
         """No error is far below the residual, which is the larger one in some parts."""
@@ -540,9 +569,13 @@ class RootProblem(Problem):
     """
 
     @property
-    def has_own_units(self) -> bool:
-        """F has units of its own."""
+    def is_root(self) -> bool:
+        """It is a root."""
         return True
+
+    def image(self, value: Vec, args: Vec) -> Vec:
+        """The map −F."""
+        return self.space.negative(self.functions.image(value, args))
 
     def increments(
         self, value: Vec, image: Vec, residual: Vec | None
@@ -554,7 +587,7 @@ class RootProblem(Problem):
 
     def increment(self, value: Vec) -> Vec:
         """The increment −F(x)."""
-        return self.space.negative(self.map(value)[0])
+        return self.space.negative(self.mapped(value)[0])
 
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
         """Those of the correction: a residual has other units."""

@@ -228,6 +228,8 @@ class Solution:
                     yield f"{meaning}{addition}{self._by(methods[chosen])}", number
 
     def _by(self, methods: Any) -> str:
+        if not self.methods:
+            return ""
         names = dict.fromkeys(
             self.methods[index] for index in sorted(set(methods.tolist()))
         )

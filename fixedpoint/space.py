@@ -81,6 +81,10 @@ class Space:
             )
         return replace(self, weights=weights)
 
+    def widened(self, size: int) -> Space:
+        """The space with one more axis of the batch in front."""
+        return replace(self, batch_shape=(size, *self.batch_shape))
+
     def of_rows(self, rows: int) -> Space:
         """The space of a batch whose first axis has another length."""
         return replace(self, batch_shape=(rows, *self.batch_shape[1:]))

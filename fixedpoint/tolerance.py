@@ -28,10 +28,11 @@ class Tolerance:
     Parameters
     ----------
     rtol, atol : float or array of the batch's shape
-        The relative and the absolute tolerance.
-    norm : {"entries", "leaves", "euclidean", "max"}
+        The relative and the absolute tolerance. None is what the arithmetic allows.
+    norm : {"entries", "leaves", "euclidean", "max"} or None
         The parts of a state that are tested, each by itself: its entries; its leaves,
-        in the Euclidean norm; or all of it, in the Euclidean or the largest norm.
+        in the Euclidean norm; or all of it, in the Euclidean or the largest norm. None
+        is chosen by the size of the state.
     test : {"error", "residual"}
         Whether the error z − z* is bounded, or the residual.
     blocks : tuple of slice
@@ -41,9 +42,40 @@ class Tolerance:
 
     rtol: Any
     atol: Any
-    norm: Norm
+    norm: Norm | None
     test: Test = "error"
     blocks: tuple[slice, ...] = (slice(None),)
+
+    def __post_init__(self) -> None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
+                raise ValueError(
+                    f"{name} must be finite and not negative, got {value!r}"
+                )
+        if self.norm is not None and self.norm not in NORMS:
+            raise ValueError(
+                f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}"
+            )
+        if self.test not in TESTS:
+            raise ValueError(
+                f"test must be one of {', '.join(TESTS)}, got {self.test!r}"
+            )
+
+    def settled(
+        self, space: Space, rounding: float, blocks: tuple[slice, ...]
+    ) -> Tolerance:
+        """The tolerance for states of a space, by a map of a unit roundoff of its own.
+
+        Small vectors may have entries in different units: each then counts by itself.
+        """
+        rtol, norm = self.rtol, self.norm
+        if rtol is None:
+            rtol = max(space.default_rtol, 10 * rounding)
+        if norm is None and self.test == "residual":
+            norm = "euclidean"
+        if norm is None:
+            norm = "entries" if space.dimension <= ENTRIES else "leaves"
+        return replace(self, rtol=rtol, norm=norm, blocks=blocks)
 
     @property
     def is_zero(self) -> bool:

@@ -93,7 +93,7 @@ def test_messages_about_roots_speak_of_x0(jit_case):
 
 def test_an_operator_has_no_roots():
     with pytest.raises(TypeError, match="an operator has fixed points, not roots"):
-        fp.root(fp.operators.Map(HALF), np.zeros(2))
+        fp.root(fp.operators.Map(HALF).damped(0.5), np.zeros(2))
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])

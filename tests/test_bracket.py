@@ -818,9 +818,7 @@ def test_a_flat_root_has_no_derivative():
             F, torch.full_like(a, -1.0), 1.0, (a,), **settings
         ).value
 
-    with pytest.raises(
-        fp.ConvergenceError, match=r"a linear solve failed.*\(Division\)"
-    ):
+    with pytest.raises(fp.ConvergenceError, match="a linear solve failed"):
         value().sum().backward()
     nan = value(adjoint=fp.ImplicitAdjoint(on_failure="nan"))
     assert torch.autograd.grad(nan.sum(), a)[0].isnan().all()

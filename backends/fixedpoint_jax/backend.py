@@ -14,9 +14,10 @@ from jax.experimental.sparse import BCOO
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
 from fixedpoint.control import Memory
+from fixedpoint.iterate import Iteration
 from fixedpoint.recording import Recorded
+from fixedpoint.run import Run
 from fixedpoint.solution import Solution
-from fixedpoint.solve import Outcome, Solve
 from fixedpoint_jax import axes
 from fixedpoint_jax.derivatives import linearized, no_tangent, tangent
 from fixedpoint_jax.elimination import eliminated
@@ -272,35 +273,35 @@ class JaxBackend(Backend):
         """The value of f and its pullback."""
         return jax.vjp(f, *primals)
 
-    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`; in a trace, or where f holds tracers, by the rules of its
+    def attach(self, run: Run, value: Vec) -> Iteration:
+        """The solution; in a trace, or where f holds tracers, by the rules of the
         adjoint.
         """
-        if not self.is_traced((*value, *args)):
+        functions = run.problem.functions
+        if not self.is_traced((*value, *run.problem.args)):
             try:
-                return dataclasses.replace(solve, map=without_tracers(solve.map)).run(
-                    value, args
-                )
+                known = run.with_functions(at=without_tracers(functions.at))
+                return known.iterate(value)
             except CapturedTracerError:
                 pass  # f is evaluated once more, in a trace of its own
-        solve, args = hoisted(solve, value, args)
-        return solve.adjoint.attach(solve, value, args)
+        run = hoisted(run, value)
+        return run.adjoint.attach(run, value)
 
-    def implicit(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`, with a derivative that is the solution of a linear system."""
+    def implicit(self, run: Run, value: Vec) -> Iteration:
+        """The solution, its derivative that of a linear system."""
 
         @jax.custom_jvp
-        def run(value: Vec, args: Vec) -> Outcome:
+        def solved(value: Vec, args: Vec) -> Iteration:
             # Differentiated outside of jit, a number of Python comes as it is.
-            return solve.run(tuple(map(jnp.asarray, value)), args)
+            return run.at(args).iterate(tuple(map(jnp.asarray, value)))
 
-        @run.defjvp
+        @solved.defjvp
         def rule(primals: Any, tangents: Any) -> Any:
-            outcome = run(*primals)
-            u = tangent(solve, outcome, primals[1], tangents[1])
-            return outcome, jax.tree.map(no_tangent, outcome)._replace(value=u)
+            end = solved(*primals)
+            u = tangent(run.at(primals[1]), end, tangents[1])
+            return end, jax.tree.map(no_tangent, end)._replace(value=u)
 
-        return run(value, args)
+        return solved(value, run.problem.args)
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend whose loops are scans."""

@@ -9,32 +9,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixedpoint.adjoints.base import Product
+from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.backend import Vec
-from fixedpoint.solve import Outcome, Solve
+from fixedpoint.functions import Product
+from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
 
 
-def tangent(solve: Solve, outcome: Outcome, args: Vec, moved: Vec) -> Vec:
-    """The derivative (I − J)⁻¹ ∂f/∂θ dθ of z* in the direction `moved`, dθ, of `args`,
-    θ.
+def tangent(run: Run, end: Iteration, moved: Vec) -> Vec:
+    """The derivative (I − J)⁻¹ ∂f/∂θ dθ of z* in the direction `moved`, dθ, of the
+    arguments, θ.
 
     JAX transposes the linear system for reverse mode, and differentiates it for higher
     orders.
     """
-    z = outcome.value
-    right = pushed(lambda rest: solve.image(z, rest), args, moved)
-    product = linearized(lambda value: solve.image(value, args), z)
+    problem, z = run.problem, end.value
+    right = pushed(lambda rest: problem.image(z, rest), problem.args, moved)
+    product = linearized(lambda value: problem.image(value, problem.args), z)
+
+    linear = run.adjoint
+    assert isinstance(linear, LinearAdjoint)
 
     def solver(transposed: bool) -> Callable[..., Vec]:
         def solved(operator: Product, right: Vec) -> Vec:
-            given = complement(solve, operator)
-            return solve.linear_solve(
-                given, right, transposed, (z, args), outcome.state
-            )[0]
+            given = complement(problem.is_root, operator)
+            system = run.adjoint_system(given, right, transposed, z, end.state)
+            return linear.solved(system)[0]
 
         return solved
 
-    matrix = complement(solve, product)
+    matrix = complement(problem.is_root, product)
     return together(
         jax.lax.custom_linear_solve(
             lambda u: together(matrix(together(u))),
@@ -100,14 +104,14 @@ def together(vec: Vec) -> Vec:
     return same
 
 
-def complement(solve: Solve, product: Product) -> Product:
+def complement(is_root: bool, product: Product) -> Product:
     """The products with I − A, or −A for roots, from those with A; and the other way
     round.
     """
 
     def times(u: Vec) -> Vec:
         image = product(u)
-        if solve.is_root:
+        if is_root:
             return tuple(-leaf for leaf in image)
         return tuple(a - b for a, b in zip(u, image, strict=True))
 

@@ -11,10 +11,10 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fixedpoint.backend import Vec
-from fixedpoint.problem import Map
-from fixedpoint.solve import Solve
+from fixedpoint.functions import Mapped
+from fixedpoint.run import Run
 
-MapAt = Callable[[Vec], Map]
+MapAt = Callable[[Vec], Mapped]
 
 
 class CapturedTracerError(Exception):
@@ -28,7 +28,7 @@ def without_tracers(map_at: MapAt) -> MapAt:
     tracers.
     """
 
-    def watched(mapped: Map, value: Vec) -> tuple[Vec, Vec | None]:
+    def watched(mapped: Mapped, value: Vec) -> tuple[Vec, Vec | None]:
         outputs = mapped(value)
         if any(map(_is_tracer, jax.tree.leaves(outputs))) and not any(
             map(_is_tracer, value)
@@ -43,34 +43,32 @@ def _is_tracer(leaf: Any) -> bool:
     return isinstance(leaf, jax.core.Tracer)
 
 
-def hoisted(solve: Solve, value: Vec, args: Vec) -> tuple[Solve, Vec]:
-    """`solve` with what its map captured in front of the arguments, and these
-    arguments.
+def hoisted(run: Run, value: Vec) -> Run:
+    """`run` with what its map captured in front of the arguments.
 
     The map is traced here, and never again.
     """
-    whole = lambda value, args: solve.map(args)(value)  # noqa: E731
-    closed, shape = jax.make_jaxpr(whole, return_shape=True)(value, args)
+    problem, functions = run.problem, run.problem.functions
+    whole = lambda value, args: functions.at(args)(value)  # noqa: E731
+    closed, shape = jax.make_jaxpr(whole, return_shape=True)(value, problem.args)
     structure, count = jax.tree.structure(shape), len(closed.consts)
 
-    def map_(value: Vec, rest: Vec) -> tuple[Vec, Vec | None]:
+    def mapped(rest: Vec, value: Vec) -> tuple[Vec, Vec | None]:
         function = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, rest[:count]))
         outputs: tuple[Vec, Vec | None] = jax.tree.unflatten(
             structure, function(*value, *rest[count:])
         )
         return outputs
 
-    def image(value: Vec, rest: Vec) -> Vec:
-        leaves = map_(value, rest)[0]
-        return tuple(-leaf for leaf in leaves) if solve.is_root else leaves
-
-    inverse = solve.inverse
     explicit = dataclasses.replace(
-        solve,
-        map=lambda rest: lambda value: map_(value, rest),
-        image=image,
-        bind=lambda rest: solve.bind(rest[count:]),
-        batched=(*(False,) * count, *solve.batched) if solve.batched else (),
-        inverse=inverse and (lambda value, rest: inverse(value, rest[count:])),
+        functions.of_part(slice(count, None)),
+        at=lambda rest: partial(mapped, rest),
+        image=lambda value, rest: mapped(rest, value)[0],
     )
-    return explicit, (*closed.consts, *args)
+    problem = dataclasses.replace(
+        problem,
+        functions=explicit,
+        args=(*closed.consts, *problem.args),
+        batched=(*(False,) * count, *problem.batched) if problem.batched else (),
+    )
+    return dataclasses.replace(run, problem=problem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -14,12 +13,13 @@ from torch.autograd import forward_ad
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Pullback, Vec
+from fixedpoint.iterate import Iteration
 from fixedpoint.recording import Recorded
+from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
-from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import host, maps
 from fixedpoint_torch.checkpoint import Checkpoint
-from fixedpoint_torch.functions import Call, Root, apply, pushed, run
+from fixedpoint_torch.functions import Call, Root, apply, pushed
 from fixedpoint_torch.linearization import products, recorded
 from fixedpoint_torch.namespace import NAMESPACE
 from fixedpoint_torch.surroundings import Surroundings, Untouched, exact
@@ -193,12 +193,12 @@ class TorchBackend(Backend):
             return leaf.to(like.dtype)
         return leaf
 
-    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`, by its adjoint's rules where derivatives are recorded."""
+    def attach(self, run: Run, value: Vec) -> Iteration:
+        """The solution, by the rules of its adjoint where derivatives are recorded."""
         with exact(value[0].device):
             if _recording():
-                return solve.adjoint.attach(solve, value, args)
-            return run(solve, value, args)
+                return run.adjoint.attach(run, value)
+            return host.iterate(run, value)
 
     def small(self, function: Callable[..., Vec], *arrays: torch.Tensor) -> Vec:
         """In NumPy, where nothing is recorded."""
@@ -216,18 +216,19 @@ class TorchBackend(Backend):
         """
         return Surroundings(value[0].device)
 
-    def implicit(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve` inside an autograd function whose rules are implicit."""
+    def implicit(self, run: Run, value: Vec) -> Iteration:
+        """The solution, by an autograd function whose rules are implicit."""
+        functions, args = run.problem.functions, run.problem.args
         if _inside_transform():
             _refuse_nested_duals()
-            maps.refuse_hidden(solve.map, value, args)
+            maps.refuse_hidden(functions, value, args)
         else:
-            solve = dataclasses.replace(solve, map=maps.watch(solve.map))
-        call = Call(solve, len(value), BackwardReport())
+            run = run.with_functions(at=maps.watched(functions))
+        call = Call(run, len(value), BackwardReport())
         outputs = apply(Root, call, *value, *args)
         status, norm, error, precise, steps, method = outputs[len(value) :]
         leaves = outputs[: len(value)]
-        return call.outcome.pop()._replace(
+        return call.end.pop()._replace(
             value=leaves,
             status=status,
             residual_norm=norm,

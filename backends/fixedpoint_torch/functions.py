@@ -14,15 +14,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
+from fixedpoint.functions import Functions
+from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
-from fixedpoint.solve import Outcome, Solve
 from fixedpoint_torch import host
 from fixedpoint_torch.linearization import gradients, products
 from fixedpoint_torch.surroundings import exact
@@ -32,31 +33,35 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(eq=False)
 class Call:
-    """A solve, the number of its leaves, and where to report.
+    """A run, the number of its leaves, and where to report.
 
-    ``outcome`` receives what the forward solve computed, and ``memory`` what its solver
+    ``end`` receives where the forward solve ended, and ``memory`` what its solver
     remembers, if the adjoint wants that. Right-hand sides have ``lanes`` axes in front
     that z* and θ lack.
     """
 
-    solve: Solve
+    run: Run
     n: int
     report: BackwardReport
-    outcome: list[Outcome] = field(default_factory=list)
+    end: list[Iteration] = field(default_factory=list)
     memory: list[Memory | None] = field(default_factory=lambda: [None])
     lanes: int = 0
+
+    def image(self, value: Tensors, rest: Tensors) -> Tensors:
+        """The map whose fixed point is z*."""
+        return self.run.problem.image(value, rest)
 
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
         """The state's leaves, and the rest."""
         return tensors[: self.n], tensors[self.n :]
 
-    def run(self, value: Tensors, rest: Tensors) -> Outcome:
+    def iterate(self, value: Tensors, rest: Tensors) -> Iteration:
         """The forward solve."""
-        outcome = run(self.solve, value, rest)
-        self.outcome[:] = [outcome]
-        if self.solve.adjoint.shares_memory:
-            self.memory[:] = [outcome.state]
-        return outcome
+        end = host.iterate(self.run.at(rest), value)
+        self.end[:] = [end]
+        if self.run.adjoint.shares_memory:
+            self.memory[:] = [end.state]
+        return end
 
     def linear_solve(
         self,
@@ -66,60 +71,29 @@ class Call:
         at: tuple[Vec, Vec],
     ) -> Vec:
         """The solution u of (I − A)u = v, reported."""
-        solve = dataclasses.replace(
-            self.solve, batch_ndim=self.solve.batch_ndim + self.lanes
-        )
-        if self.lanes:
-            solve = dataclasses.replace(solve, start=None, inverse=None)
+        value, rest = at
         with exact(right[0].device):
-            solved = (
-                host.linear_solve if host.fits(solve, right) else Solve.linear_solve
+            system = self.run.at(rest).adjoint_system(
+                product, right, transposed, value, self.memory[0], self.lanes
             )
-            u, end = solved(solve, product, right, transposed, at, self.memory[0])
-        self.report.note(solve.rebuild(tuple(leaf.detach() for leaf in u)), end)
+            u, end = host.solved(self.run.adjoint, system)
+        self.report.note(self.run.border.unpack(tuple(x.detach() for x in u)), end)
         return u
 
-    def vectorized(self, in_dims: tuple[int | None, ...]) -> Call:
+    def vectorized(self, in_dims: tuple[int | None, ...], size: int) -> Call:
         """The call for a map with one more batch axis in front of every state leaf."""
-        state_dims, rest_dims = (0,) * self.n, in_dims[self.n :]
-        image = torch.func.vmap(self.solve.image, in_dims=(state_dims, rest_dims))
-        project = self.solve.project and torch.func.vmap(self.solve.project)
-        solve = dataclasses.replace(
-            self.solve,
-            map=_map_of(self.solve, image),
-            image=image,
-            bind=_nothing,
-            project=project,
-            batch_ndim=self.solve.batch_ndim + 1,
-            start=None,
-            inverse=None,
+        problem, dims = self.run.problem, ((0,) * self.n, in_dims[self.n :])
+        project = problem.functions.project
+        functions = Functions.of_image(
+            torch.func.vmap(problem.functions.image, in_dims=dims),
+            project=project and torch.func.vmap(project),
         )
-        return dataclasses.replace(self, solve=solve)
-
-
-def run(solve: Solve, value: Vec, args: Vec) -> Outcome:
-    """Iterate, recording nothing."""
-    return (
-        host.run(solve, value, args)
-        if host.fits(solve, value, args)
-        else solve.run(value, args)
-    )
-
-
-def _nothing(rest: Tensors) -> dict[str, Any]:
-    """No functions of the user's: they know nothing of one more axis."""
-    del rest
-    return {}
-
-
-def _map_of(solve: Solve, image: Any) -> Any:
-    """What `solve` iterates on, f or F, from its image f or −F."""
-
-    def function(rest: Tensors, value: Tensors) -> tuple[Tensors, None]:
-        mapped = image(value, rest)
-        return tuple(map(torch.neg, mapped)) if solve.is_root else mapped, None
-
-    return lambda rest: partial(function, rest)
+        problem = dataclasses.replace(
+            problem, functions=functions, space=problem.space.widened(size)
+        )
+        return dataclasses.replace(
+            self, run=dataclasses.replace(self.run, problem=problem, start=None)
+        )
 
 
 def apply(function: Any, *args: Any) -> Any:
@@ -133,9 +107,9 @@ class Root(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, *tensors: torch.Tensor) -> Any:
         """Iterate; the tensors are the state's leaves, then the map's."""
-        outcome = call.run(*call.split(tensors))
-        scalars = outcome.status, outcome.residual_norm, outcome.error, outcome.precise
-        return (*outcome.value, *scalars, outcome.steps, outcome.method)
+        end = call.iterate(*call.split(tensors))
+        scalars = end.status, end.residual_norm, end.error, end.precise
+        return (*end.value, *scalars, end.steps, end.method)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -159,7 +133,7 @@ class Root(torch.autograd.Function):
             or torch._C._functorch.peek_interpreter_stack() is not None
         ):
             u = apply(LinearSolve, call, True, *right, *value, *rest)
-            pulled = _pull(lambda part: call.solve.image(value, part), rest, needed, u)
+            pulled = _pull(lambda part: call.image(value, part), rest, needed, u)
         else:
             pulled = _pulled_once(call, value, rest, needed, right)
         return (None, *(None,) * call.n, *pulled)
@@ -170,7 +144,7 @@ class Root(torch.autograd.Function):
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
         right = _push(
-            lambda part: call.solve.image(value, part), rest, tangents[1 + call.n :]
+            lambda part: call.image(value, part), rest, tangents[1 + call.n :]
         )
         u = apply(LinearSolve, call, False, *right, *value, *rest)
         return (*u, *(None,) * 6)
@@ -179,7 +153,7 @@ class Root(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, call: Call, *tensors: torch.Tensor) -> Any:
         """One more batch axis."""
         value, rest = call.split(_to_front(info, in_dims[1:], tensors, call.n))
-        mapped = call.vectorized(_front_dims(in_dims[1:], call.n))
+        mapped = call.vectorized(_front_dims(in_dims[1:], call.n), info.batch_size)
         outputs = apply(Root, mapped, *value, *rest)
         return outputs, (0,) * len(outputs)
 
@@ -193,7 +167,7 @@ class LinearSolve(torch.autograd.Function):
         takes.
         """
         right, z, rest = _thirds(call, tensors)
-        product = products(call.solve.image, z, rest, transposed, call.lanes)
+        product = products(call.image, z, rest, transposed, call.lanes)
         return call.linear_solve(product, right, transposed, (z, rest))
 
     @staticmethod
@@ -243,7 +217,8 @@ class LinearSolve(torch.autograd.Function):
         else:
             fronted = _to_front(info, dims, tensors, 2 * call.n)
             fronted, mapped = _lanes_to_batch(call, fronted)
-            mapped = mapped.vectorized(_front_dims(dims[call.n :], call.n))
+            front = _front_dims(dims[call.n :], call.n)
+            mapped = mapped.vectorized(front, info.batch_size)
             outputs = apply(LinearSolve, mapped, transposed, *fronted)
         return outputs, (0,) * len(outputs)
 
@@ -254,8 +229,8 @@ def _lanes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
     """
     right, value, rest = _thirds(call, fronted)
     lanes = tuple(right[0].shape[1 : 1 + call.lanes])
-    for _ in lanes:
-        call = call.vectorized((*(0,) * call.n, *(None,) * len(rest)))
+    for size in reversed(lanes):
+        call = call.vectorized((*(0,) * call.n, *(None,) * len(rest)), size)
     spread = []
     for leaf in value:
         front, shape = leaf.shape[0], leaf.shape[1:]
@@ -283,7 +258,7 @@ def _pulled_once(
             leaf.detach().requires_grad_(w)
             for leaf, w in zip(rest, needed, strict=True)
         )
-        outputs = call.solve.image(z, inputs)
+        outputs = call.image(z, inputs)
     u = call.linear_solve(
         lambda u: gradients(outputs, z, u), right, True, (value, rest)
     )
@@ -299,7 +274,7 @@ def _product_at(
 
     def product(inputs: Tensors) -> Any:
         value, rest = call.split(inputs)
-        image = lambda z: call.solve.image(z, rest)  # noqa: E731
+        image = lambda z: call.image(z, rest)  # noqa: E731
         times = (
             _pullback(image, value) if transposed else lambda w: pushed(image, value, w)
         )

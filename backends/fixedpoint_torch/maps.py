@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
-from fixedpoint.problem import Map
+from fixedpoint.functions import Functions, Mapped
 from fixedpoint_torch.parametrized import Held
 
 
@@ -84,31 +83,30 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
     return call
 
 
-def watch(leaf_map: Any) -> Callable[[Vec], Map]:
-    """`leaf_map`, whose first evaluation fails if its output depends on a tensor not
+def watched(functions: Functions) -> Callable[[Vec], Mapped]:
+    """The map, whose first evaluation fails if its output depends on a tensor not
     passed.
 
     That evaluation is recorded with all inputs detached, so that an output which still
     requires a gradient, or has a tangent, must have found one elsewhere. No evaluation
     is spent on it.
     """
-    probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
-    pending = [True]
+    assert functions.substituted is not None
+    probe, pending = functions.substituted(_detached), [True]
 
-    def at(args: Vec) -> Map:
-        mapped = leaf_map(args)
+    def at(args: Vec) -> Mapped:
+        mapped = functions.at(args)
 
-        def watched(value: Vec) -> tuple[Vec, Vec | None]:
+        def watching(value: Vec) -> tuple[Vec, Vec | None]:
             if not pending:
-                outputs: tuple[Vec, Vec | None] = mapped(value)
-                return outputs
+                return mapped(value)
             pending.clear()
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 image, residual = probe(_all_detached(args))(_all_detached(value))
                 _refuse_hidden(image)
             return _all_detached(image), residual and _all_detached(residual)
 
-        return watched
+        return watching
 
     return at
 
@@ -117,14 +115,15 @@ def _all_detached(leaves: Vec) -> Vec:
     return tuple(leaf.detach() for leaf in leaves)
 
 
-def refuse_hidden(leaf_map: Any, value: Vec, args: Vec) -> None:
-    """Raise if the output of `leaf_map` depends on a tensor not passed, inside
+def refuse_hidden(functions: Functions, value: Vec, args: Vec) -> None:
+    """Raise if the output of the map depends on a tensor not passed, inside
     ``torch.func``.
 
     An autograd function runs beneath the transforms, where what they track cannot be
     seen: this costs an evaluation of its own, above it.
     """
-    probe = dataclasses.replace(leaf_map, f=_detached(leaf_map.f))
+    assert functions.substituted is not None
+    probe = functions.substituted(_detached)
     inputs = _all_detached(value), _all_detached(args)
     image, _ = probe(inputs[1])(inputs[0])
     _refuse_hidden(image)

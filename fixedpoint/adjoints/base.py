@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
 from fixedpoint.failure import Policy, apply_policy
+from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
 from fixedpoint.solution import Solution, Status, Work
-from fixedpoint.solvers import Picard, Solver, default_solver
+from fixedpoint.solvers import Solver, default_solver
 from fixedpoint.space import Space
 
 if TYPE_CHECKING:
-    from fixedpoint.solve import Outcome, Solve
-
-Product = Callable[[Vec], Vec]
+    from fixedpoint.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +60,19 @@ class AdjointSystem:
     precondition: Product | None = None
     memory: Memory | None = None
 
+    def on(self, bridge: Bridge) -> AdjointSystem:
+        """The same by another library's arithmetic."""
+        right, start, memory = bridge.all_there(self.right), self.start, self.memory
+        return replace(
+            self,
+            space=Space.of(bridge.backend, right, self.space.batch_ndim),
+            product=bridge.function(self.product),
+            right=right,
+            start=start and bridge.all_there(start),
+            precondition=bridge.function(self.precondition),
+            memory=memory and memory.converted(bridge.there_in),
+        )
+
     def image(self, u: Vec) -> Vec:
         """Au + v: the map whose fixed point is sought, or for roots the residual."""
         return self.space.add(self.product(u), self.right)
@@ -93,8 +105,6 @@ class AdjointSystem:
             precise=zero > 0,
             steps=zero + products,
             work=Work(vjp=products),
-            trace=None,
-            state=Memory(Picard(), ()),
         )
 
 
@@ -107,9 +117,9 @@ class Adjoint(ABC):
     shares_memory: ClassVar[bool] = False
 
     @abstractmethod
-    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve` from `value`, its outcome differentiable with respect to
-        `args`.
+    def attach(self, run: Run, value: Vec) -> Iteration:
+        """The solution of `run` from `value`, differentiable with respect to its
+        arguments.
         """
 
     def check(self, solver: Solver, is_root: bool) -> None:
@@ -137,9 +147,9 @@ class LinearAdjoint(Adjoint):
         """What to do where :meth:`solve` fails."""
         return "return"
 
-    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve`; the adapter's rules call :meth:`solve` for every derivative."""
-        return solve.backend.implicit(solve, value, args)
+    def attach(self, run: Run, value: Vec) -> Iteration:
+        """The solution; the adapter's rules call :meth:`solve` for every derivative."""
+        return run.backend.implicit(run, value)
 
     @abstractmethod
     def solve(self, system: AdjointSystem) -> Iteration:
@@ -164,7 +174,7 @@ class LinearAdjoint(Adjoint):
             error=end.error,
             precise=end.precise,
             method=0 * end.method,
-            methods=(end.state.solver.name,),
+            methods=() if end.state is None else (end.state.solver.name,),
         )
         return apply_policy(self.policy, what, space, solution.value, solution), end
 

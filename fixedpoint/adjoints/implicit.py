@@ -10,6 +10,7 @@ from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.checks import check_count
 from fixedpoint.control import Control
 from fixedpoint.failure import Policy, check_policy
+from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
@@ -98,7 +99,8 @@ class ImplicitAdjoint(LinearAdjoint):
         problem = linear_problem(system, rtol, self.atol)
         fresh = system.space.zeros(system.right) if system.is_root else system.right
         start = fresh if system.start is None else system.start
-        return iterate(self._method(system), problem, start, Control(self.max_steps))
+        control = Control(max_steps=self.max_steps)
+        return iterate(self._method(system), problem, start, control)
 
     def _method(self, system: AdjointSystem) -> Solver:
         preconditioned = system.precondition is not None
@@ -109,21 +111,22 @@ class ImplicitAdjoint(LinearAdjoint):
 
 def linear_problem(system: AdjointSystem, rtol: Any, atol: float) -> Problem:
     """The system as a problem of the engine's."""
-    space, negative, product = system.space, system.space.negative, system.product
-    inverse = system.precondition
+    negative, product, inverse = (
+        system.space.negative,
+        system.product,
+        system.precondition,
+    )
     tolerance = Tolerance(rtol, atol, "euclidean")
     if system.is_root:
-        return RootProblem(
-            space,
-            lambda u: (negative(system.image(u)), None),
-            tolerance,
-            jvp=lambda _, v: negative(product(v)),
-            preconditioner=inverse and (lambda _: inverse),
+        functions = Functions.of_image(
+            lambda u, _: negative(system.image(u)),
+            product=lambda *_: lambda v: negative(product(v)),
+            preconditioner=inverse and (lambda *_: inverse),
         )
-    return FixedPointProblem(
-        space,
-        lambda u: (system.image(u), None),
-        tolerance,
-        jvp=lambda _, v: product(v),
-        preconditioner=inverse and (lambda _: lambda v: negative(inverse(v))),
+        return RootProblem(system.space, functions, (), tolerance)
+    functions = Functions.of_image(
+        lambda u, _: system.image(u),
+        product=lambda *_: product,
+        preconditioner=inverse and (lambda *_: lambda v: negative(inverse(v))),
     )
+    return FixedPointProblem(system.space, functions, (), tolerance)

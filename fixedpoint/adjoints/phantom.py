@@ -9,10 +9,10 @@ from fixedpoint.adjoints.base import Adjoint, refuse_roots
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.solvers import Solver
-from fixedpoint.space import Space
 
 if TYPE_CHECKING:
-    from fixedpoint.solve import Outcome, Solve
+    from fixedpoint.iterate import Iteration
+    from fixedpoint.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,16 @@ class PhantomGradient(Adjoint):
         del solver
         refuse_roots(self, is_root)
 
-    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve` unrecorded, then take the steps."""
-        backend = solve.backend
-        outcome = backend.implicit(solve, backend.stop(value), backend.stop(args))
-        space = Space.of(backend, outcome.value, solve.batch_ndim)
-        end = h = backend.stop(outcome.value)
+    def attach(self, run: Run, value: Vec) -> Iteration:
+        """The solution unrecorded, and then the steps."""
+        backend, problem = run.backend, run.problem
+        outcome = backend.implicit(
+            run.at(backend.stop(problem.args)), backend.stop(value)
+        )
+        space, end = problem.space, backend.stop(outcome.value)
+        h = end
         for _ in range(self.steps):
-            step = space.subtract(solve.image(h, args), h)
+            step = space.subtract(problem.image(h, problem.args), h)
             h = space.add(h, space.scale(self.damping, step))
         recorded = space.subtract(h, backend.stop(h))  # zero, but for its derivative
         return outcome._replace(value=space.add(end, recorded))

@@ -91,6 +91,7 @@ class SharedInverse(LinearAdjoint):
         end = system.unfinished(u, 0)
         if self.outer_aware:
             end = _aware(system, inverse, u, self.outer_aware)
+            assert end.state is not None
             inverse = end.state.contents
         return _refined(system, inverse, end, self.refine) if self.refine else end
 
@@ -114,7 +115,8 @@ def _aware(
     )
     solver = Broyden(memory=wider.used.shape[-1])
     problem = linear_problem(system, system.rtol, 0.0)
-    return iterate(solver, problem, u, Control(steps, state=Memory(solver, wider)))
+    control, memory = Control(max_steps=steps), Memory(solver, wider)
+    return iterate(solver, problem, u, control, memory)
 
 
 def _refined(

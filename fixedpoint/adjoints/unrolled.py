@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from fixedpoint.adjoints.base import Adjoint
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count
+from fixedpoint.control import Control
+from fixedpoint.solution import Status
+from fixedpoint.space import Space
 
 if TYPE_CHECKING:
-    from fixedpoint.solve import Outcome, Solve
+    from fixedpoint.iterate import Iteration
+    from fixedpoint.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,38 @@ class Unrolled(Adjoint):
         if self.checkpoint is not None:
             check_count("checkpoint", self.checkpoint, 1)
 
-    def attach(self, solve: Solve, value: Vec, args: Vec) -> Outcome:
-        """Run `solve` on a backend that records."""
-        recording, control = solve.backend.recording(self.checkpoint), solve.control
+    def attach(self, run: Run, value: Vec) -> Iteration:
+        """The solution by a backend that records."""
+        control, problem = run.control, run.problem
         if self.checkpoint is not None and control.is_observed:
-            control = dataclasses.replace(control, told={})
-        recorded = dataclasses.replace(solve, backend=recording, control=control)
-        outcome: Outcome = recording.run(recorded.run, value, args)
-        norm, error = recording.stop((outcome.residual_norm, outcome.error))
-        return outcome._replace(residual_norm=norm, error=error)
+            control = _HeardOnce(**{name: getattr(control, name) for name in _FIELDS})
+        backend = run.backend.recording(self.checkpoint)
+        space = Space.of(backend, value, problem.space.batch_ndim)
+        recorded = dataclasses.replace(
+            run, problem=dataclasses.replace(problem, space=space), control=control
+        )
+        end: Iteration = backend.run(
+            lambda value, args: recorded.at(args).iterate(value), value, problem.args
+        )
+        norm, error = backend.stop((end.residual_norm, end.error))
+        return end._replace(residual_norm=norm, error=error)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Control))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _HeardOnce(Control):
+    """The control of steps that may be made twice.
+
+    The callback hears of a step once, and the second time the solve ends where the
+    first did.
+    """
+
+    heard: dict[Any, list[tuple[Any, Status]]] = field(default_factory=dict)
+
+    def ends(self, deadline: float | None, step: Any, *found: Any) -> Any:
+        """Whether to end after a step: what was found the first time."""
+        if step not in self.heard:
+            self.heard[step] = list(super().ends(deadline, step, *found))
+        return iter(self.heard[step])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fixedpoint import tree
@@ -66,15 +66,55 @@ class Operator(ABC):
         return Compose(self, inner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Map(Operator):
-    """A function as an operator: T(z) = f(z, \\*args), with the residual f(z) − z.
+    """A map and what is known of it: all that is the problem's, and not the method's.
+
+    It stands wherever a map f does, and is the operator T(z) = f(z, \\*args) with the
+    residual f(z) − z, to which what is known beside f does not matter.
+
+    Parameters
+    ----------
+    f : callable
+        The map ``f(z, *args)``, or of a root the residual ``F(x, *args)``.
+    jvp : callable, optional
+        The product ``jvp(z, v, *args)`` = f′(z)v, for solvers of Newton's type. By
+        default Torch and JAX differentiate f, and elsewhere difference quotients stand
+        in.
+    jacobian : callable or matrix, optional
+        ``jacobian(z, *args)`` is the matrix f′(z), or where f′ is the same everywhere
+        the matrix itself: an array (batch, n, n), or (n, n) for all samples, where n
+        counts the entries of all leaves of a sample, as raveled and one leaf after the
+        other. Of one leaf each axis may be kept, as in ``jax.jacobian``, and of one
+        unknown a number will do. Lists and other libraries' arrays count as arrays.
+        Outside of a trace, and without a batch, also a sparse matrix, of SciPy or of
+        the state's library, which is factored, or a linear operator of SciPy's. A
+        complex state may have the complex matrix f′(z) of a holomorphic f, or the real
+        one of order 2n, in which the real parts of a leaf stand before its imaginary
+        ones.
+    preconditioner : callable, optional
+        ``preconditioner(z, *args)`` is an approximate inverse of the derivative of the
+        residual, f′(z) − I, or for a root of F′(x): a function v ↦ Pv, in NumPy also a
+        linear operator or an incomplete LU.
+    project : callable, optional
+        A projection z ↦ Π(z), applied to every iterate before f is evaluated there.
+    has_aux : bool, optional
+        Whether f returns a pair, the image and something more.
 
     Examples
     --------
+    What is known of a map, said once:
+
     >>> import numpy as np, fixedpoint as fp
+    >>> cosine = fp.Map(np.cos, jvp=lambda z, v: -np.sin(z) * v)
+    >>> sol = fp.fixed_point(cosine, 1.0, solver=fp.Newton())
+    >>> round(float(sol.value), 6), sol.work.jvp > 0
+    (0.739085, True)
+
+    As an operator:
+
     >>> clip = lambda z: np.clip(z, 0.0, 1.5)
-    >>> halved = fp.operators.Map(lambda z, b: 0.5 * z + b)
+    >>> halved = fp.Map(lambda z, b: 0.5 * z + b)
     >>> operator = halved.projected(clip).damped(0.8)
     >>> sol = fp.fixed_point(operator, np.zeros(2), (np.array([0.5, 1.0]),))
     >>> np.round(sol.value, 4)
@@ -82,10 +122,22 @@ class Map(Operator):
     """
 
     f: Callable[..., Any]
+    jvp: Callable[..., Any] | None = field(default=None, kw_only=True)
+    jacobian: Any = field(default=None, kw_only=True)
+    preconditioner: Callable[..., Any] | None = field(default=None, kw_only=True)
+    project: Callable[[Any], Any] | None = field(default=None, kw_only=True)
+    has_aux: bool = field(default=False, kw_only=True)
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether f brings a residual of its own."""
+        return isinstance(self.f, Operator)
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of f."""
-        image = self.f(state, *args)
+        if isinstance(self.f, Operator):
+            return self.f.evaluate(state, *args)
+        image = self.f(state, *args)[0] if self.has_aux else self.f(state, *args)
         return Evaluation(image, leafwise(lambda new, old: new - old, image, state))
 
 

@@ -1,0 +1,301 @@
+"""Where a user's containers become leaves, and leaves containers again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from fixedpoint.backend import (
+    Array,
+    Backend,
+    Vec,
+    backend_of_state,
+    numbers,
+    of_one_backend,
+    type_name,
+)
+from fixedpoint.communicator import Communicator
+from fixedpoint.functions import Functions, Mapped, Product
+from fixedpoint.matrix import as_function
+from fixedpoint.operators.base import Map, Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Border:
+    """The containers of a state: how they are made up of leaves.
+
+    Parameters
+    ----------
+    backend : Backend
+        The adapter of the array library.
+    structure : structure
+        How to rebuild a container.
+    names : tuple of str
+        What messages call each leaf.
+    """
+
+    backend: Backend
+    structure: Any
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, start: Any, whole: str, communicator: Communicator | None = None
+    ) -> tuple[Border, Vec]:
+        """That of a state like `start`, called `whole`; and the leaves of this one."""
+        backend = backend_of_state(start, whole).among(communicator)
+        names = tuple(backend.paths(start, whole))
+        border = cls(backend, backend.flatten(start)[1], names)
+        return border, border.leaves(start)
+
+    def leaves(self, container: Any) -> Vec:
+        """The leaves of a container, whatever they are."""
+        return tuple(map(self.backend.leaf, self.backend.flatten(container)[0]))
+
+    def unpack(self, leaves: Vec) -> Any:
+        """The container of some leaves."""
+        return self.structure.rebuild(leaves)
+
+    @cached_property
+    def is_bare(self) -> bool:
+        """Whether a state is an array by itself."""
+        mark = object()
+        return len(self.names) == 1 and self.structure.rebuild([mark]) is mark
+
+    def pack(self, container: Any, like: Vec, what: str) -> Vec:
+        """The leaves of what `what` returned, which must be alike those of a state."""
+        if self.is_bare and _alike(container, like[0]):
+            return (container,)
+        if self.is_bare and isinstance(container, list):
+            container = numbers(container)
+        leaves, structure = self.backend.flatten(container)
+        if structure != self.structure:
+            start = self.names[0].partition("[")[0]
+            raise ValueError(
+                f"{what} must return a container like {start}, with leaves "
+                f"{', '.join(self.names)}; "
+                f"it returned {type(container).__name__} with {len(leaves)} leaves"
+            )
+        pairs = zip(map(self.backend.leaf, leaves), like, self.names, strict=True)
+        return tuple([self._conforming(what, *pair) for pair in pairs])
+
+    def _conforming(self, what: str, new: Any, old: Array, name: str) -> Array:
+        """A leaf that `what` returned, with the type, shape and dtype of the old
+        one.
+        """
+        if type(new) is not type(old) and not of_one_backend(new, old):
+            raise TypeError(
+                f"{what} must return an array for {name}, of the same library: "
+                f"expected {type_name(old)}, got {type_name(new)}"
+            )
+        if new.shape != old.shape:
+            raise ValueError(
+                f"{what} must keep the shape of {name}: expected {tuple(old.shape)}, "
+                f"got {tuple(new.shape)}"
+            )
+        conforming = self.backend.conform(new, old)
+        if conforming.dtype != old.dtype:
+            raise TypeError(
+                f"{what} must keep the dtype of {name}: expected {old.dtype}, got "
+                f"{new.dtype}. "
+                "Give the start the dtype that f computes in"
+            )
+        return conforming
+
+
+def _alike(new: Any, old: Array) -> bool:
+    """Whether `new` can take the place of `old`."""
+    return (
+        type(new) is type(old)
+        and new.shape == old.shape
+        and bool(new.dtype == old.dtype)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """The arguments of a map: the arrays among them are leaves, all else constants.
+
+    Parameters
+    ----------
+    structure : structure
+        How to rebuild the tuple of arguments.
+    places : tuple of int
+        Which of its leaves are arrays.
+    constants : tuple
+        All of its leaves, the arrays replaced by None.
+    """
+
+    structure: Any
+    places: tuple[int, ...]
+    constants: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, backend: Backend, args: tuple[Any, ...]) -> tuple[Arguments, Vec]:
+        """Those like `args`, and the arrays of these."""
+        leaves, structure = backend.flatten(args)
+        places = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
+        constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
+        arrays = tuple([leaves[i] for i in places])
+        return cls(structure, places, constants), arrays
+
+    def unpack(self, arrays: Vec) -> tuple[Any, ...]:
+        """The arguments, as given."""
+        if not self.constants:
+            return ()
+        leaves = list(self.constants)
+        for place, array in zip(self.places, arrays, strict=False):
+            leaves[place] = array
+        args: tuple[Any, ...] = self.structure.rebuild(leaves)
+        return args
+
+
+@dataclass(frozen=True, eq=False)
+class MapOnLeaves:
+    """A user's map and what is known of it, as functions of leaves.
+
+    The leaves of the arguments are followed by the arrays that the backend found inside
+    f. In the loop f is called as it is, and brings these along; for derivatives it is a
+    pure function of them.
+
+    Parameters
+    ----------
+    map : Map
+        The map.
+    border, arguments : Border, Arguments
+        The containers of the state and of the arguments.
+    surroundings : callable or None
+        Calls a function of leaves with them, in the surroundings of the first
+        evaluation.
+    guard : callable
+        Calls a function of leaves with them, so that it cannot change them.
+    name : str
+        What messages call f.
+    """
+
+    map: Map
+    border: Border
+    arguments: Arguments
+    surroundings: Callable[..., Any] | None
+    guard: Callable[[Callable[..., Any], Vec], Any]
+    name: str
+
+    @classmethod
+    def of(
+        cls, map_: Map, border: Border, value: Vec, args: tuple[Any, ...], name: str
+    ) -> tuple[MapOnLeaves, Vec]:
+        """That of `map_`; and the arrays among the arguments and inside f."""
+        backend = border.backend
+        arguments, arrays = Arguments.of(backend, args)
+        on_leaves = cls(
+            map_, border, arguments, backend.surroundings(value), backend.guard(), name
+        )
+        return on_leaves, (*arrays, *backend.lift(map_.f))
+
+    def functions(
+        self, adjoint_preconditioner: Callable[..., Any] | None = None
+    ) -> Functions:
+        """The functions that a solve asks for, its adjoint's preconditioner
+        included.
+        """
+        given = self.map
+        jacobian = as_function(self.border.backend, given.jacobian)
+        return Functions(
+            at=partial(self.at, given.f),
+            image=self.image,
+            product=self._product if given.jvp else None,
+            jacobian=jacobian and partial(self._matrix, jacobian),
+            preconditioner=self._inverse(given.preconditioner),
+            project=self._projected if given.project else None,
+            adjoint_preconditioner=self._inverse(adjoint_preconditioner),
+            substituted=lambda change: partial(self.at, change(given.f)),
+            has_residual=given.is_operator,
+        )
+
+    def at(self, f: Callable[..., Any], arrays: Vec) -> Mapped:
+        """The map of the state, by the function f, for given arguments."""
+        args = self.arguments.unpack(arrays)
+        if isinstance(f, Operator):
+            mapped: Mapped = partial(self._evaluated, f, args)
+        else:
+            mapped = partial(self._mapped, self._of_leaves(f, args))
+        around = self.surroundings
+        return mapped if around is None else partial(around, mapped)
+
+    def _evaluated(self, f: Operator, args: Any, value: Vec) -> tuple[Vec, Vec | None]:
+        """What an operator returns."""
+        image, residual = f.evaluate(self.border.unpack(value), *args)
+        return self._packed(image, value), self._packed(residual, value)
+
+    def _mapped(self, f: Callable[..., Any], value: Vec) -> tuple[Vec, Vec | None]:
+        """What a function returns, which has no residual of its own."""
+        return self._packed(self._image(self.guard(f, value)), value), None
+
+    def _packed(self, image: Any, value: Vec) -> Vec:
+        return self.border.pack(image, value, self.name)
+
+    def _of_leaves(self, f: Callable[..., Any], args: Any) -> Callable[..., Any]:
+        """The function z ↦ f(z, *args) of the leaves of z."""
+        if self.border.is_bare:
+            return (lambda leaf: f(leaf, *args)) if args else f
+        unpack = self.border.unpack
+        return lambda *leaves: f(unpack(leaves), *args)
+
+    def _image(self, output: Any) -> Any:
+        """What f returns, without what is beside it."""
+        if not self.map.has_aux:
+            return output
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise ValueError(
+                f"{self.name} must return a pair (z, aux) where has_aux=True, "
+                f"got {type_name(output)}"
+            )
+        return output[0]
+
+    def image(self, value: Vec, arrays: Vec) -> Vec:
+        """The leaves of f(z, *args), a pure function of all `arrays`."""
+        if self.surroundings is None:
+            return self._pure(value, arrays)
+        image: Vec = self.surroundings(self._pure, value, arrays)
+        return image
+
+    def _pure(self, value: Vec, arrays: Vec) -> Vec:
+        inside = arrays[len(self.arguments.places) :]
+        f = self.border.backend.pure(self.map.f, inside)
+        return self._mapped(self._of_leaves(f, self.arguments.unpack(arrays)), value)[0]
+
+    def _product(self, value: Vec, arrays: Vec) -> Product:
+        jvp, unpack = self.map.jvp, self.border.unpack
+        assert jvp is not None
+        z, args = unpack(value), self.arguments.unpack(arrays)
+        return lambda v: self.border.pack(jvp(z, unpack(v), *args), value, "jvp")
+
+    def _matrix(self, given: Callable[..., Any], value: Vec, arrays: Vec) -> Any:
+        matrix = given(self.border.unpack(value), *self.arguments.unpack(arrays))
+        return self.border.backend.sparse(matrix)
+
+    def _projected(self, value: Vec) -> Vec:
+        project = self.map.project
+        assert project is not None
+        return self.border.pack(project(self.border.unpack(value)), value, "project")
+
+    def _inverse(
+        self, given: Callable[..., Any] | None
+    ) -> Callable[[Vec, Vec], Any] | None:
+        """A preconditioner on leaves, if what it returns is a function on
+        containers.
+        """
+        if given is None:
+            return None
+        pack, unpack = self.border.pack, self.border.unpack
+
+        def at(value: Vec, arrays: Vec) -> Any:
+            inverse = given(unpack(value), *self.arguments.unpack(arrays))
+            is_matrix = hasattr(inverse, "solve") or hasattr(inverse, "matvec")
+            if is_matrix or not callable(inverse):
+                return inverse
+            return lambda v: pack(inverse(unpack(v)), value, "preconditioner")
+
+        return at

@@ -1,0 +1,160 @@
+"""A user's functions as functions of leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fixedpoint import tree
+from fixedpoint.backend import Backend, Vec
+
+# The image of a state; and, where it differs from image − state, the residual that is
+# tested.
+Mapped = Callable[[Vec], tuple[Vec, Vec | None]]
+Product = Callable[[Vec], Vec]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Functions:
+    """A map and what is known of it, on the leaves of the state and of the arguments.
+
+    Parameters
+    ----------
+    at : callable
+        Takes the leaves θ of the arguments to the map of the state, which returns the
+        leaves of the image, and of the residual that is tested, or None.
+    image : callable
+        (z, θ) ↦ the leaves of the image: a pure function, which derivative rules
+        differentiate.
+    product, jacobian, preconditioner : callable or None
+        (z, θ) ↦ v ↦ f′(z)v; the matrix f′(z), as ``matrix_of`` takes it; and v ↦ Pv, P
+        an approximate inverse of the derivative of the residual.
+    project : callable or None
+        What is applied to every trial point.
+    adjoint_preconditioner : callable or None
+        (z, θ) ↦ v ↦ Pv, P an approximate inverse for the adjoint system.
+    substituted : callable or None
+        Takes a change of the user's function to :attr:`at` of the changed one.
+    has_residual : bool
+        Whether the map brings a residual of its own.
+    """
+
+    at: Callable[[Vec], Mapped]
+    image: Callable[[Vec, Vec], Vec]
+    product: Callable[[Vec, Vec], Product] | None = None
+    jacobian: Callable[[Vec, Vec], Any] | None = None
+    preconditioner: Callable[[Vec, Vec], Any] | None = None
+    project: Callable[[Vec], Vec] | None = None
+    adjoint_preconditioner: Callable[[Vec, Vec], Any] | None = None
+    substituted: Callable[[Callable[..., Any]], Callable[[Vec], Mapped]] | None = None
+    has_residual: bool = False
+
+    @classmethod
+    def of_image(cls, image: Callable[[Vec, Vec], Vec], **others: Any) -> Functions:
+        """Those of a pure function alone."""
+
+        def at(args: Vec) -> Mapped:
+            return lambda value: (image(value, args), None)
+
+        return cls(at=at, image=image, **others)
+
+    def of_part(self, part: slice) -> Functions:
+        """The same, of a part of longer arguments."""
+
+        def of(function: Any) -> Any:
+            return function and (lambda value, args: function(value, args[part]))
+
+        given = self.substituted
+        return replace(
+            self,
+            at=lambda args: self.at(args[part]),
+            image=of(self.image),
+            product=of(self.product),
+            jacobian=of(self.jacobian),
+            preconditioner=of(self.preconditioner),
+            adjoint_preconditioner=of(self.adjoint_preconditioner),
+            substituted=given and (lambda f: lambda args: given(f)(args[part])),
+        )
+
+    def across(self, bridge: Bridge) -> Functions:
+        """The same, on the leaves of another array library."""
+        there, back = bridge.all_there, bridge.all_back
+
+        def inverse(given: Any) -> Any:
+            return given and (
+                lambda value, args: bridge.function(given(back(value), back(args)))
+            )
+
+        def at(args: Vec) -> Mapped:
+            mapped = self.at(back(args))
+
+            def across(value: Vec) -> tuple[Vec, Vec | None]:
+                image, residual = mapped(back(value))
+                return there(image), residual if residual is None else there(residual)
+
+            return across
+
+        product, jacobian = self.product, self.jacobian
+        return replace(
+            self,
+            at=at,
+            image=lambda value, args: there(self.image(back(value), back(args))),
+            product=inverse(product),
+            jacobian=jacobian
+            and (
+                lambda value, args: bridge.there_in(jacobian(back(value), back(args)))
+            ),
+            preconditioner=inverse(self.preconditioner),
+            project=self.project and bridge.function(self.project),
+            adjoint_preconditioner=inverse(self.adjoint_preconditioner),
+            substituted=None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Bridge:
+    """Another array library, whose arrays lie on the same memory.
+
+    Parameters
+    ----------
+    backend : Backend
+        Its adapter.
+    there, back : callable
+        Take an array there, and one of theirs back. What is no array they return as it
+        is.
+    """
+
+    backend: Backend
+    there: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+
+    def all_there(self, leaves: Vec) -> Vec:
+        """The leaves over there."""
+        return tuple(map(self.there, leaves))
+
+    def all_back(self, leaves: Vec) -> Vec:
+        """The leaves back here."""
+        return tuple(map(self.back, leaves))
+
+    def there_in(self, container: Any) -> Any:
+        """An array, or the arrays in lists and tuples, over there."""
+        return _converted(self.there, container)
+
+    def back_in(self, container: Any) -> Any:
+        """An array, or the arrays in lists and tuples, back here."""
+        return _converted(self.back, container)
+
+    def function(self, function: Any) -> Any:
+        """A function of leaves here as one of those over there; all else as it is."""
+        if not callable(function):
+            return function
+        return lambda leaves: self.all_there(function(self.all_back(leaves)))
+
+
+def _converted(convert: Callable[[Any], Any], container: Any) -> Any:
+    """What is no list and no tuple is one leaf: there are matrices that are dicts."""
+    if not isinstance(container, (list, tuple)):
+        return convert(container)
+    leaves, structure = tree.flatten(container)
+    return structure.rebuild(list(map(convert, leaves)))

@@ -1,0 +1,171 @@
+"""One solve, in terms of leaves: what a backend runs and attaches derivatives to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fixedpoint.adjoints.base import Adjoint, AdjointSystem
+from fixedpoint.backend import Backend, Vec
+from fixedpoint.border import Border
+from fixedpoint.control import Control, Memory
+from fixedpoint.functions import Bridge, Product
+from fixedpoint.iterate import Iteration, iterate
+from fixedpoint.problem import Problem
+from fixedpoint.solution import Solution
+from fixedpoint.solvers import Solver
+from fixedpoint.space import Space
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run(ABC):
+    """A problem, and how its solution is found and differentiated.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is solved.
+    adjoint : Adjoint
+        How derivatives are formed.
+    control : Control
+        How far to go, and who watches.
+    border : Border
+        The user's containers.
+    start : Vec or None
+        Where the adjoint solve starts.
+    """
+
+    problem: Problem
+    adjoint: Adjoint
+    control: Control
+    border: Border
+    start: Vec | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """The adapter of the array library."""
+        return self.problem.space.backend
+
+    @property
+    @abstractmethod
+    def methods(self) -> tuple[str, ...]:
+        """The names of the methods, in the order they are tried."""
+
+    @abstractmethod
+    def iterate(self, value: Vec) -> Iteration:
+        """The solution from `value`, recording no derivatives."""
+
+    def at(self, args: Vec) -> Run:
+        """The same for other arguments."""
+        return replace(self, problem=self.problem.at(args))
+
+    def with_functions(self, **changes: Any) -> Run:
+        """The same with some of the functions changed."""
+        return replace(self, problem=self.problem.changed(**changes))
+
+    def adjoint_system(
+        self,
+        product: Product,
+        right: Vec,
+        transposed: bool,
+        value: Vec,
+        memory: Memory | None = None,
+        lanes: int = 0,
+    ) -> AdjointSystem:
+        """The linear system of a derivative at the solution `value`.
+
+        ``product`` belongs to the derivative of the problem's image there, ``memory``
+        is the forward solver's, and ``right`` has ``lanes`` axes in front that `value`
+        lacks.
+        """
+        space, problem = self.problem.space, self.problem
+        inverse = problem.functions.adjoint_preconditioner
+        plain = lanes or not transposed
+        return AdjointSystem(
+            space=Space.of(self.backend, right, space.batch_ndim + lanes),
+            product=product,
+            right=right,
+            rtol=_relative(problem.tolerance.rtol, space),
+            is_root=problem.is_root,
+            transposed=transposed,
+            start=None if plain else self.start,
+            precondition=(
+                None if plain or inverse is None else inverse(value, problem.args)
+            ),
+            memory=memory,
+        )
+
+    def solution(self, end: Iteration) -> Solution:
+        """Where an iteration ended, in the user's containers."""
+        known = end._asdict()
+        value = self.border.unpack(known.pop("value"))
+        return Solution(
+            value=value, methods=self.methods, linearization=self.linearized, **known
+        )
+
+    def linearized(self, container: Any) -> Callable[[Any], Any]:
+        """From the solution, in its container, to the products with f′ or F′ there."""
+        leaves, unpack = self.border.leaves, self.border.unpack
+        product = self.products(leaves(container))
+        return lambda v: unpack(product(leaves(v)))
+
+    def products(self, value: Vec) -> Product:
+        """The products with the derivative of the user's map at `value`."""
+        space, problem = self.problem.space, self.problem
+        product = problem.linearize(problem.evaluate(value)).product
+        if problem.is_root:
+            return lambda v: space.negative(product(v))
+        return lambda v: space.add(product(v), v)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SolverRun(Run):
+    """A run of the loop.
+
+    Parameters
+    ----------
+    solver : Solver
+        The method, or several.
+    memory : Memory or None
+        What a solver remembers of an earlier call.
+    """
+
+    solver: Solver
+    memory: Memory | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of the solvers of a fallback."""
+        return tuple([method.name for method in self.solver.sequence])
+
+    def iterate(self, value: Vec) -> Iteration:
+        """The solution from `value`, recording no derivatives."""
+        return iterate(self.solver, self.problem, value, self.control, self.memory)
+
+    def on(self, bridge: Bridge, value: Vec) -> SolverRun:
+        """The same by another library's arithmetic, from states like `value`."""
+        control, memory = self.control, self.memory
+        call, back = control.callback, bridge.back
+        if call is not None:
+            control = replace(
+                control,
+                callback=lambda step, value, norm: call(
+                    step, bridge.all_back(value), back(norm)
+                ),
+            )
+        return replace(
+            self,
+            problem=self.problem.on(bridge, value),
+            control=control,
+            memory=memory and memory.converted(bridge.there_in),
+        )
+
+
+def _relative(rtol: Any, space: Space) -> float:
+    """The forward solve's relative tolerance, if it is one number the adjoint can
+    use.
+    """
+    known = isinstance(rtol, (int, float)) and rtol > 0
+    return float(rtol) if known else space.default_rtol
