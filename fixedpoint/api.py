@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from fixedpoint import tree
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint
+from fixedpoint.adjoints.base import attach
 from fixedpoint.backend import Array, Vec, numbers
 from fixedpoint.border import Border, MapOnLeaves
 from fixedpoint.checks import check_count
@@ -285,7 +286,7 @@ class _Question:
         border, value = Border.of(start, whole, self.communicator)
         space = _space(border, value, self.batch_ndim)
         run = self._run(border, space, value, self._blocks(start))
-        end = border.backend.attach(run, value)
+        end = attach(self.adjoint, run, value)
         return self._packed(run, end)
 
     def _run(
@@ -309,13 +310,10 @@ class _Question:
             tolerance=self.tolerance.settled(space, rounding, blocks),
             batched=self._batched(on_leaves, arrays, space),
         )
-        given = self.adjoint.warm_start
         return SolverRun(
             problem=problem,
-            adjoint=self.adjoint,
             control=_on_leaves(self.control, border),
             border=border,
-            start=None if given is None else border.pack(given, value, "warm_start"),
             solver=solver,
             memory=self.state,
         )

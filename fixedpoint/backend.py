@@ -16,17 +16,13 @@ from contextlib import AbstractContextManager
 from copy import copy
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.communicator import Communicator, Reduction
-
-if TYPE_CHECKING:
-    from fixedpoint.iterate import Iteration
-    from fixedpoint.run import Run
 
 Array = Any
 Vec = tuple[Array, ...]
@@ -75,6 +71,8 @@ class Backend:
     ----------
     differentiates : bool
         Whether there are exact products with derivatives.
+    autodiff : Autodiff or None
+        What attaches derivatives to solutions, see ``fixedpoint.adjoints``.
     records : bool
         Whether the framework differentiates what a solver does.
     communicator : Communicator or None
@@ -84,6 +82,7 @@ class Backend:
     """
 
     differentiates = False
+    autodiff: object | None = None
     records = False
     communicator: Communicator | None = None
     is_partial = False
@@ -424,17 +423,7 @@ class Backend:
             "pass the vector-Jacobian products yourself, or use Torch or JAX arrays"
         )
 
-    def attach(self, run: Run, value: Vec) -> Iteration:
-        """The solution of `run` from `value`, with its derivatives where the framework
-        records them.
-        """
-        return run.iterate(value)
-
     # What adjoints ask of a framework that records derivatives.
-
-    def implicit(self, run: Run, value: Vec) -> Iteration:
-        """The solution of `run`, differentiated by its adjoint systems."""
-        raise NotImplementedError
 
     def recording(self, checkpoint: int | None) -> Backend:
         """This backend, but all that a solver does is recorded, for the framework to

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fixedpoint.adjoints.base import attach
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of, numbers
 from fixedpoint.border import Border, MapOnLeaves
@@ -134,7 +135,6 @@ def bracketed_root(
     map_, (border, value) = Map(F, has_aux=has_aux), Border.of(x, "lower")
     run = BracketRun(
         problem=_problem(map_, border, value, args, tolerance, other),
-        adjoint=ScalarAdjoint(on_failure=policy),
         control=Control(
             max_steps=max_steps, budget=budget, callback=watched, record=record
         ),
@@ -142,7 +142,7 @@ def bracketed_root(
         xtol=_tolerance("xtol", xtol, x),
         expand=bool(expand),
     )
-    end = backend.attach(run, value)
+    end = attach(ScalarAdjoint(on_failure=policy), run, value)
     solution, what = run.solution(end), "bracketed_root failed"
     (solution.value,) = apply_policy(
         on_failure, what, run.problem.space, end.value, solution, depth=3

@@ -561,7 +561,7 @@ class ScalarAdjoint(LinearAdjoint):
     def solve(self, system: AdjointSystem) -> Iteration:
         """The quotient of v and F′."""
         space, xp = system.space, system.space.xp
-        (v,) = system.right
+        (v,) = system.rhs
         (slope,) = system.product((xp.ones_like(v),))
         u = xp.where(v == 0, xp.zeros_like(v), _ratio(xp, -v, slope))
         solved = (v == 0) | ((slope != 0) & xp.isfinite(u))

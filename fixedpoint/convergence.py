@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
-from fixedpoint.problem import Point, Problem, Sizes
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem, Sizes
 from fixedpoint.solvers.base import Step
 
 # A part that has fallen to this share of the largest that it has been counts as zero.

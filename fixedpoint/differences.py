@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.matrix import Matrix, Sparsity
+from fixedpoint.point import Point
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
-
-if TYPE_CHECKING:
-    from fixedpoint.problem import Point, Problem
 
 # How far the product of a compressed Jacobian with a vector may be from its difference
 # quotient.
@@ -35,8 +33,22 @@ UNITS = 20.0
 _COARSE = 2.0**10
 
 
+class Differenced(Protocol):
+    """What has a difference quotient: a problem."""
+
+    @property
+    def space(self) -> Space:
+        """Where states lie."""
+
+    def length_of_state(self, point: Point) -> Array:
+        """What a change of the whole state is relative to."""
+
+    def increment_nearby(self, value: Vec) -> Vec:
+        """The increment at a point of a difference quotient."""
+
+
 def difference_product(
-    problem: Problem, point: Point, further: list[int]
+    problem: Differenced, point: Point, further: list[int]
 ) -> Callable[[Vec], Vec]:
     """The products v ↦ (g(z + hv) − g(z))/h, one evaluation each.
 
@@ -79,7 +91,7 @@ def growths(space: Space) -> tuple[float, ...]:
 
 
 def difference_jacobian(
-    problem: Problem, point: Point, sparsity: Sparsity | None, sizes: Array
+    problem: Differenced, point: Point, sparsity: Sparsity | None, sizes: Array
 ) -> Matrix:
     """The Jacobian of the increment by forward differences.
 
@@ -132,7 +144,7 @@ def units_of(space: Space, sizes: Array) -> Array:
 class _Quotients:
     """Difference quotients at a point."""
 
-    def __init__(self, problem: Problem, point: Point, sizes: Array) -> None:
+    def __init__(self, problem: Differenced, point: Point, sizes: Array) -> None:
         self.problem, self.space = problem, problem.space
         space, xp = self.space, self.space.xp
         self.entries, self.origin = (

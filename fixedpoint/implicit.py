@@ -82,8 +82,8 @@ def implicit_vjp(
         image = pullback(structure.rebuild(u))[0]
         return _leaves(space, backend, structure, image, "vjp")
 
-    right = _leaves(space, backend, structure, cotangent, "cotangent")
-    u = _solved(adjoint, space, product, right, is_root, transposed=True)
+    rhs = _leaves(space, backend, structure, cotangent, "cotangent")
+    u = _solved(adjoint, space, product, rhs, is_root, transposed=True)
     pulled = pullback(structure.rebuild(u))[1:]
     return (
         tuple(_negative(backend, part) for part in pulled) if is_root else tuple(pulled)
@@ -149,10 +149,10 @@ def implicit_jvp(
         image = pushed(structure.rebuild(u), *still)
         return _leaves(space, backend, structure, image, "jvp")
 
-    right = _leaves(
+    rhs = _leaves(
         space, backend, structure, pushed(_zeros(backend, value), *tangents), "jvp"
     )
-    u = _solved(adjoint, space, product, right, is_root, transposed=False)
+    u = _solved(adjoint, space, product, rhs, is_root, transposed=False)
     tangent = structure.rebuild(u)
     return _negative(backend, tangent) if is_root else tangent
 
@@ -187,7 +187,7 @@ def _solved(
     adjoint: LinearAdjoint | None,
     space: Space,
     product: Product,
-    right: Vec,
+    rhs: Vec,
     is_root: bool,
     *,
     transposed: bool,
@@ -201,7 +201,7 @@ def _solved(
     system = AdjointSystem(
         space,
         opposite if is_root else product,
-        right,
+        rhs,
         space.default_rtol,
         is_root,
         transposed,

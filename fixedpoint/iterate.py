@@ -20,7 +20,8 @@ from fixedpoint.convergence import (
     opened,
     vanished_states,
 )
-from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.point import Point, choose
+from fixedpoint.problem import Problem
 from fixedpoint.rounding import at_rounding, irregular_at_zero
 from fixedpoint.solution import BackwardReport, Status, Trace, Work
 from fixedpoint.solvers.base import Solver, Step

@@ -23,39 +23,10 @@ from fixedpoint.matrix import (
     matrix_of,
     product_with,
 )
+from fixedpoint.point import Point
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance
-
-
-class Point(NamedTuple):
-    """A state, and what one evaluation told about it.
-
-    Attributes
-    ----------
-    value : Vec
-        The state z.
-    increment : Vec
-        What solvers drive to zero: f(z) − z, or −F(z).
-    residual : Vec or None
-        The residual that is tested, if it is another: that of a damped operator is
-        undamped.
-    residual_norm : array
-        The norm, per sample, of the residual that is tested.
-    magnitude : array
-        What the rounding errors of `increment` are relative to: ‖f(z)‖, or ‖F(z)‖.
-    """
-
-    value: Vec
-    increment: Vec
-    residual: Vec | None
-    residual_norm: Array
-    magnitude: Array
-
-    @property
-    def tested(self) -> Vec:
-        """The residual that is tested."""
-        return self.increment if self.residual is None else self.residual
 
 
 class Sizes(NamedTuple):
@@ -102,18 +73,6 @@ class Linearization(NamedTuple):
         return Work(
             f=count * self.evaluations + self.further[0], jvp=count * self.products
         )
-
-
-def choose(space: Space, mask: Array, new: Point, old: Point) -> Point:
-    """The new point in the samples of `mask`, the old one elsewhere."""
-    where, same = space.xp.where, new.residual is None or old.residual is None
-    return Point(
-        space.where(mask, new.value, old.value),
-        space.where(mask, new.increment, old.increment),
-        None if same else space.where(mask, new.tested, old.tested),
-        where(mask, new.residual_norm, old.residual_norm),
-        where(mask, new.magnitude, old.magnitude),
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.problem import Point, Problem
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
 
 # A residual of so many times its change under rounding of the state is nothing but
 # noise.

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fixedpoint.adjoints.base import Adjoint, AdjointSystem
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
 from fixedpoint.control import Control, Memory
@@ -16,32 +15,25 @@ from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Solution
 from fixedpoint.solvers import Solver
-from fixedpoint.space import Space
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Run(ABC):
-    """A problem, and how its solution is found and differentiated.
+    """A problem, and how its solution is found.
 
     Parameters
     ----------
     problem : Problem
         What is solved.
-    adjoint : Adjoint
-        How derivatives are formed.
     control : Control
         How far to go, and who watches.
     border : Border
         The user's containers.
-    start : Vec or None
-        Where the adjoint solve starts.
     """
 
     problem: Problem
-    adjoint: Adjoint
     control: Control
     border: Border
-    start: Vec | None = None
 
     @property
     def backend(self) -> Backend:
@@ -64,38 +56,6 @@ class Run(ABC):
     def with_functions(self, **changes: Any) -> Run:
         """The same with some of the functions changed."""
         return replace(self, problem=self.problem.changed(**changes))
-
-    def adjoint_system(
-        self,
-        product: Product,
-        right: Vec,
-        transposed: bool,
-        value: Vec,
-        memory: Memory | None = None,
-        lanes: int = 0,
-    ) -> AdjointSystem:
-        """The linear system of a derivative at the solution `value`.
-
-        ``product`` belongs to the derivative of the problem's image there, ``memory``
-        is the forward solver's, and ``right`` has ``lanes`` axes in front that `value`
-        lacks.
-        """
-        space, problem = self.problem.space, self.problem
-        inverse = problem.functions.adjoint_preconditioner
-        plain = lanes or not transposed
-        return AdjointSystem(
-            space=Space.of(self.backend, right, space.batch_ndim + lanes),
-            product=product,
-            right=right,
-            rtol=_relative(problem.tolerance.rtol, space),
-            is_root=problem.is_root,
-            transposed=transposed,
-            start=None if plain else self.start,
-            precondition=(
-                None if plain or inverse is None else inverse(value, problem.args)
-            ),
-            memory=memory,
-        )
 
     def solution(self, end: Iteration) -> Solution:
         """Where an iteration ended, in the user's containers."""
@@ -161,11 +121,3 @@ class SolverRun(Run):
             control=control,
             memory=memory and memory.converted(bridge.there_in),
         )
-
-
-def _relative(rtol: Any, space: Space) -> float:
-    """The forward solve's relative tolerance, if it is one number the adjoint can
-    use.
-    """
-    known = isinstance(rtol, (int, float)) and rtol > 0
-    return float(rtol) if known else space.default_rtol

@@ -14,14 +14,12 @@ from jax.experimental.sparse import BCOO
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
 from fixedpoint.control import Memory
-from fixedpoint.iterate import Iteration
 from fixedpoint.recording import Recorded
-from fixedpoint.run import Run
 from fixedpoint.solution import Solution
 from fixedpoint_jax import axes
-from fixedpoint_jax.derivatives import linearized, no_tangent, tangent
+from fixedpoint_jax.autodiff import JaxAutodiff
+from fixedpoint_jax.derivatives import linearized
 from fixedpoint_jax.elimination import eliminated
-from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
 
 # Unknowns up to which a trace eliminates by a loop of its own: the library's
 # factorization takes longer to compile than all the rest of a solve.
@@ -83,6 +81,7 @@ class JaxBackend(Backend):
     """
 
     differentiates = True
+    autodiff = JaxAutodiff()
 
     def namespace(self, array: Array) -> Any:
         """``jax.numpy``, which is an array-API namespace."""
@@ -272,36 +271,6 @@ class JaxBackend(Backend):
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
         """The value of f and its pullback."""
         return jax.vjp(f, *primals)
-
-    def attach(self, run: Run, value: Vec) -> Iteration:
-        """The solution; in a trace, or where f holds tracers, by the rules of the
-        adjoint.
-        """
-        functions = run.problem.functions
-        if not self.is_traced((*value, *run.problem.args)):
-            try:
-                known = run.with_functions(at=without_tracers(functions.at))
-                return known.iterate(value)
-            except CapturedTracerError:
-                pass  # f is evaluated once more, in a trace of its own
-        run = hoisted(run, value)
-        return run.adjoint.attach(run, value)
-
-    def implicit(self, run: Run, value: Vec) -> Iteration:
-        """The solution, its derivative that of a linear system."""
-
-        @jax.custom_jvp
-        def solved(value: Vec, args: Vec) -> Iteration:
-            # Differentiated outside of jit, a number of Python comes as it is.
-            return run.at(args).iterate(tuple(map(jnp.asarray, value)))
-
-        @solved.defjvp
-        def rule(primals: Any, tangents: Any) -> Any:
-            end = solved(*primals)
-            u = tangent(run.at(primals[1]), end, tangents[1])
-            return end, jax.tree.map(no_tangent, end)._replace(value=u)
-
-        return solved(value, run.problem.args)
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend whose loops are scans."""

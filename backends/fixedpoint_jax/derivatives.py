@@ -16,7 +16,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 
 
-def tangent(run: Run, end: Iteration, moved: Vec) -> Vec:
+def tangent(adjoint: LinearAdjoint, run: Run, end: Iteration, moved: Vec) -> Vec:
     """The derivative (I − J)⁻¹ ∂f/∂θ dθ of z* in the direction `moved`, dθ, of the
     arguments, θ.
 
@@ -24,17 +24,16 @@ def tangent(run: Run, end: Iteration, moved: Vec) -> Vec:
     orders.
     """
     problem, z = run.problem, end.value
-    right = pushed(lambda rest: problem.image(z, rest), problem.args, moved)
+    rhs = pushed(lambda rest: problem.image(z, rest), problem.args, moved)
     product = linearized(lambda value: problem.image(value, problem.args), z)
 
-    linear = run.adjoint
-    assert isinstance(linear, LinearAdjoint)
-
     def solver(transposed: bool) -> Callable[..., Vec]:
-        def solved(operator: Product, right: Vec) -> Vec:
+        def solved(operator: Product, rhs: Vec) -> Vec:
             given = complement(problem.is_root, operator)
-            system = run.adjoint_system(given, right, transposed, z, end.state)
-            return linear.solved(system)[0]
+            system = adjoint.system(
+                run, given, rhs, transposed=transposed, value=z, memory=end.state
+            )
+            return adjoint.solved(system)[0]
 
         return solved
 
@@ -42,7 +41,7 @@ def tangent(run: Run, end: Iteration, moved: Vec) -> Vec:
     return together(
         jax.lax.custom_linear_solve(
             lambda u: together(matrix(together(u))),
-            together(right),
+            together(rhs),
             solver(False),
             solver(True),
         )

@@ -7,19 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import forward_ad
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Pullback, Vec
-from fixedpoint.iterate import Iteration
 from fixedpoint.recording import Recorded
-from fixedpoint.run import Run
-from fixedpoint.solution import BackwardReport
-from fixedpoint_torch import host, maps
+from fixedpoint_torch import maps, numpy_algebra
+from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
 from fixedpoint_torch.checkpoint import Checkpoint
-from fixedpoint_torch.functions import Call, Root, apply, pushed
+from fixedpoint_torch.functions import pushed
 from fixedpoint_torch.linearization import products, recorded
 from fixedpoint_torch.namespace import NAMESPACE
 from fixedpoint_torch.surroundings import Surroundings, Untouched, exact
@@ -35,6 +30,7 @@ class TorchBackend(Backend):
     """
 
     differentiates = True
+    autodiff = TorchAutodiff()
 
     def namespace(self, array: torch.Tensor) -> Any:
         """The array-API namespace of Torch."""
@@ -193,18 +189,11 @@ class TorchBackend(Backend):
             return leaf.to(like.dtype)
         return leaf
 
-    def attach(self, run: Run, value: Vec) -> Iteration:
-        """The solution, by the rules of its adjoint where derivatives are recorded."""
-        with exact(value[0].device):
-            if _recording():
-                return run.adjoint.attach(run, value)
-            return host.iterate(run, value)
-
     def small(self, function: Callable[..., Vec], *arrays: torch.Tensor) -> Vec:
         """In NumPy, where nothing is recorded."""
-        if _recording() or not host.holds(arrays):
+        if recording() or not numpy_algebra.holds(arrays):
             return function(self, *arrays)
-        return host.small(function, arrays)
+        return numpy_algebra.small(function, arrays)
 
     def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
         """What notices when f writes into the state."""
@@ -215,29 +204,6 @@ class TorchBackend(Backend):
         numbers.
         """
         return Surroundings(value[0].device)
-
-    def implicit(self, run: Run, value: Vec) -> Iteration:
-        """The solution, by an autograd function whose rules are implicit."""
-        functions, args = run.problem.functions, run.problem.args
-        if _inside_transform():
-            _refuse_nested_duals()
-            maps.refuse_hidden(functions, value, args)
-        else:
-            run = run.with_functions(at=maps.watched(functions))
-        call = Call(run, len(value), BackwardReport())
-        outputs = apply(Root, call, *value, *args)
-        status, norm, error, precise, steps, method = outputs[len(value) :]
-        leaves = outputs[: len(value)]
-        return call.end.pop()._replace(
-            value=leaves,
-            status=status,
-            residual_norm=norm,
-            error=error,
-            precise=precise,
-            steps=steps,
-            method=method,
-            backward=call.report,
-        )
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend that writes nothing in place."""
@@ -311,7 +277,7 @@ class RecordingBackend(TorchBackend):
 
     def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, differentiable."""
-        if torch.is_grad_enabled() and not _inside_transform():
+        if torch.is_grad_enabled() and not inside_transform():
             return recorded(f, value)
         return lambda v: pushed(f, value, v)
 
@@ -325,7 +291,7 @@ class RecordingBackend(TorchBackend):
         """The loop, of which only some carries are kept where checkpoints are asked
         for.
         """
-        is_taped = torch.is_grad_enabled() and not _inside_transform()
+        is_taped = torch.is_grad_enabled() and not inside_transform()
         if self.checkpoint is None or self.inside or not is_taped:
             return super().while_loop(condition, body, carry, at_most)
         turns = range(self.checkpoint)
@@ -374,31 +340,6 @@ def _written(
     return value
 
 
-def _recording() -> bool:
-    """Whether derivatives are recorded, or a transform is at work."""
-    return (
-        torch.is_grad_enabled() or forward_ad._current_level >= 0 or _inside_transform()
-    )
-
-
-def _inside_transform() -> bool:
-    """Whether a transform of ``torch.func`` is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor beneath the wrappers of ``torch.func`` transforms."""
     return maps.unwrap(tensor)[-1]
-
-
-def _refuse_nested_duals() -> None:
-    """Raise inside two forward-mode transforms: Torch drops a term of such second
-    derivatives.
-    """
-    stack = retrieve_all_functorch_interpreters()
-    if sum(layer.key() == TransformType.Jvp for layer in stack) > 1:
-        raise TypeError(
-            "forward mode over forward mode goes wrong in Torch's autograd functions: "
-            "use reverse "
-            "mode (jacrev, vjp, grad) for one of the two derivatives"
-        )

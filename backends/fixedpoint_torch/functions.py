@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
+from fixedpoint.adjoints.base import Adjoint, LinearAdjoint
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
 from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
-from fixedpoint_torch import host
+from fixedpoint_torch import numpy_algebra
 from fixedpoint_torch.linearization import gradients, products
 from fixedpoint_torch.surroundings import exact
 
@@ -33,19 +34,20 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(eq=False)
 class Call:
-    """A run, the number of its leaves, and where to report.
+    """A run and its adjoint, the number of its leaves, and where to report.
 
     ``end`` receives where the forward solve ended, and ``memory`` what its solver
-    remembers, if the adjoint wants that. Right-hand sides have ``lanes`` axes in front
-    that z* and θ lack.
+    remembers, if the adjoint wants that. Right-hand sides have ``rhs_axes`` axes in
+    front that z* and θ lack.
     """
 
+    adjoint: Adjoint
     run: Run
     n: int
     report: BackwardReport
     end: list[Iteration] = field(default_factory=list)
     memory: list[Memory | None] = field(default_factory=lambda: [None])
-    lanes: int = 0
+    rhs_axes: int = 0
 
     def image(self, value: Tensors, rest: Tensors) -> Tensors:
         """The map whose fixed point is z*."""
@@ -57,26 +59,34 @@ class Call:
 
     def iterate(self, value: Tensors, rest: Tensors) -> Iteration:
         """The forward solve."""
-        end = host.iterate(self.run.at(rest), value)
+        end = numpy_algebra.iterate(self.run.at(rest), value)
         self.end[:] = [end]
-        if self.run.adjoint.shares_memory:
+        if self.adjoint.shares_memory:
             self.memory[:] = [end.state]
         return end
 
     def linear_solve(
         self,
         product: Callable[[Vec], Vec],
-        right: Vec,
+        rhs: Vec,
         transposed: bool,
         at: tuple[Vec, Vec],
     ) -> Vec:
         """The solution u of (I − A)u = v, reported."""
         value, rest = at
-        with exact(right[0].device):
-            system = self.run.at(rest).adjoint_system(
-                product, right, transposed, value, self.memory[0], self.lanes
+        with exact(rhs[0].device):
+            adjoint = self.adjoint
+            assert isinstance(adjoint, LinearAdjoint)
+            system = adjoint.system(
+                self.run.at(rest),
+                product,
+                rhs,
+                transposed=transposed,
+                value=value,
+                memory=self.memory[0],
+                rhs_axes=self.rhs_axes,
             )
-            u, end = host.solved(self.run.adjoint, system)
+            u, end = numpy_algebra.solved(adjoint, system)
         self.report.note(self.run.border.unpack(tuple(x.detach() for x in u)), end)
         return u
 
@@ -91,9 +101,11 @@ class Call:
         problem = dataclasses.replace(
             problem, functions=functions, space=problem.space.widened(size)
         )
-        return dataclasses.replace(
-            self, run=dataclasses.replace(self.run, problem=problem, start=None)
-        )
+        adjoint: Any = self.adjoint
+        if adjoint.warm_start is not None:  # of the shape that states had before
+            adjoint = dataclasses.replace(adjoint, warm_start=None)
+        run = dataclasses.replace(self.run, problem=problem)
+        return dataclasses.replace(self, adjoint=adjoint, run=run)
 
 
 def apply(function: Any, *args: Any) -> Any:
@@ -127,15 +139,15 @@ class Root(torch.autograd.Function):
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
         needed = ctx.needs_input_grad[1 + call.n :]
-        right = cotangents[: call.n]
+        rhs = cotangents[: call.n]
         if (
             torch.is_grad_enabled()
             or torch._C._functorch.peek_interpreter_stack() is not None
         ):
-            u = apply(LinearSolve, call, True, *right, *value, *rest)
+            u = apply(LinearSolve, call, True, *rhs, *value, *rest)
             pulled = _pull(lambda part: call.image(value, part), rest, needed, u)
         else:
-            pulled = _pulled_once(call, value, rest, needed, right)
+            pulled = _pulled_once(call, value, rest, needed, rhs)
         return (None, *(None,) * call.n, *pulled)
 
     @staticmethod
@@ -143,10 +155,8 @@ class Root(torch.autograd.Function):
         """(I − J)⁻¹ ∂f/∂θ dθ."""
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
-        right = _push(
-            lambda part: call.image(value, part), rest, tangents[1 + call.n :]
-        )
-        u = apply(LinearSolve, call, False, *right, *value, *rest)
+        rhs = _push(lambda part: call.image(value, part), rest, tangents[1 + call.n :])
+        u = apply(LinearSolve, call, False, *rhs, *value, *rest)
         return (*u, *(None,) * 6)
 
     @staticmethod
@@ -166,9 +176,9 @@ class LinearSolve(torch.autograd.Function):
         """Iterate on u = Au + v; the tensors are v, then z*, then what the map
         takes.
         """
-        right, z, rest = _thirds(call, tensors)
-        product = products(call.image, z, rest, transposed, call.lanes)
-        return call.linear_solve(product, right, transposed, (z, rest))
+        rhs, z, rest = _thirds(call, tensors)
+        product = products(call.image, z, rest, transposed, call.rhs_axes)
+        return call.linear_solve(product, rhs, transposed, (z, rest))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -199,10 +209,10 @@ class LinearSolve(torch.autograd.Function):
             tangents[2 + call.n :],
         )
         given = tangents[2 : 2 + call.n]
-        right = tuple(
+        rhs = tuple(
             c if g is None else c + g for c, g in zip(change, given, strict=True)
         )
-        return apply(LinearSolve, call, ctx.transposed, *right, *value, *rest)
+        return apply(LinearSolve, call, ctx.transposed, *rhs, *value, *rest)
 
     @staticmethod
     def vmap(
@@ -211,32 +221,32 @@ class LinearSolve(torch.autograd.Function):
         """One more batch axis."""
         dims = in_dims[2:]
         if all(dim is None for dim in dims[call.n :]):
-            right = _to_front(info, dims[: call.n], tensors[: call.n], call.n)
-            laned = dataclasses.replace(call, lanes=call.lanes + 1)
-            outputs = apply(LinearSolve, laned, transposed, *right, *tensors[call.n :])
+            rhs = _to_front(info, dims[: call.n], tensors[: call.n], call.n)
+            widened = dataclasses.replace(call, rhs_axes=call.rhs_axes + 1)
+            outputs = apply(LinearSolve, widened, transposed, *rhs, *tensors[call.n :])
         else:
             fronted = _to_front(info, dims, tensors, 2 * call.n)
-            fronted, mapped = _lanes_to_batch(call, fronted)
+            fronted, mapped = _rhs_axes_to_batch(call, fronted)
             front = _front_dims(dims[call.n :], call.n)
             mapped = mapped.vectorized(front, info.batch_size)
             outputs = apply(LinearSolve, mapped, transposed, *fronted)
         return outputs, (0,) * len(outputs)
 
 
-def _lanes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
-    """The call with its lanes as batch axes of z* too, all of which have another axis
-    in front.
+def _rhs_axes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
+    """The call with the axes of its right-hand sides as batch axes of z* too, all of
+    which have another axis in front.
     """
-    right, value, rest = _thirds(call, fronted)
-    lanes = tuple(right[0].shape[1 : 1 + call.lanes])
-    for size in reversed(lanes):
+    rhs, value, rest = _thirds(call, fronted)
+    rhs_axes = tuple(rhs[0].shape[1 : 1 + call.rhs_axes])
+    for size in reversed(rhs_axes):
         call = call.vectorized((*(0,) * call.n, *(None,) * len(rest)), size)
     spread = []
     for leaf in value:
         front, shape = leaf.shape[0], leaf.shape[1:]
-        thin = leaf.reshape(front, *(1,) * len(lanes), *shape)
-        spread.append(thin.expand(front, *lanes, *shape).contiguous())
-    return (*right, *spread, *rest), dataclasses.replace(call, lanes=0)
+        thin = leaf.reshape(front, *(1,) * len(rhs_axes), *shape)
+        spread.append(thin.expand(front, *rhs_axes, *shape).contiguous())
+    return (*rhs, *spread, *rest), dataclasses.replace(call, rhs_axes=0)
 
 
 def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
@@ -245,7 +255,7 @@ def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
 
 
 def _pulled_once(
-    call: Call, value: Tensors, rest: Tensors, needed: Any, right: Tensors
+    call: Call, value: Tensors, rest: Tensors, needed: Any, rhs: Tensors
 ) -> list[torch.Tensor | None]:
     """The cotangents of the `rest`, by one linearization for the solve and for what
     follows it.
@@ -259,9 +269,7 @@ def _pulled_once(
             for leaf, w in zip(rest, needed, strict=True)
         )
         outputs = call.image(z, inputs)
-    u = call.linear_solve(
-        lambda u: gradients(outputs, z, u), right, True, (value, rest)
-    )
+    u = call.linear_solve(lambda u: gradients(outputs, z, u), rhs, True, (value, rest))
     chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
     pulled = iter(gradients(outputs, chosen, u) if chosen else ())
     return [next(pulled) if wanted else None for wanted in needed]
@@ -278,7 +286,7 @@ def _product_at(
         times = (
             _pullback(image, value) if transposed else lambda w: pushed(image, value, w)
         )
-        for _ in range(call.lanes):
+        for _ in range(call.rhs_axes):
             times = torch.func.vmap(times)
         return times(u)
 

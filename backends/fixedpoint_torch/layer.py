@@ -16,7 +16,7 @@ from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
 from fixedpoint_torch import maps
 from fixedpoint_torch.backend import TorchBackend
-from fixedpoint_torch.parametrized import held
+from fixedpoint_torch.parametrized import with_weights_computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class DEQ(torch.nn.Module):
         callback : callable, optional
             As in :func:`fixedpoint.fixed_point`.
         """
-        f, args = held(self.cell, inputs)
+        f, args = with_weights_computed(self.cell, inputs)
         return self._noted(self._solved(f, args, self._first(inputs, z0), callback))
 
     def trajectory(
@@ -166,7 +166,10 @@ class DEQ(torch.nn.Module):
             if step in steps:
                 seen[step] = _mapped(torch.detach, z)
 
-        (f, args), first = held(self.cell, inputs), self._first(inputs, z0)
+        (f, args), first = (
+            with_weights_computed(self.cell, inputs),
+            self._first(inputs, z0),
+        )
         repeated = _Repeated(tree.flatten(first)[0][0].device)
         end = self._noted(self._solved(f, args, first, note)).value
         last = _mapped(torch.detach, end)
@@ -190,7 +193,10 @@ class DEQ(torch.nn.Module):
             Products at most.
         """
         with torch.no_grad():
-            (f, args), first = held(self.cell, inputs), self._first(inputs, z0)
+            (f, args), first = (
+                with_weights_computed(self.cell, inputs),
+                self._first(inputs, z0),
+            )
             repeated = _Repeated(tree.flatten(first)[0][0].device)
             z = self._solved(f, args, first, None).value
             _, pullback = TorchBackend().vjp(lambda z: repeated(f, z, *args), z)

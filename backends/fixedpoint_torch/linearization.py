@@ -14,7 +14,7 @@ def products(
     value: Vec,
     rest: Vec,
     transposed: bool,
-    lanes: int = 0,
+    rhs_axes: int = 0,
 ) -> Callable[[Vec], Vec]:
     """The products with Jᵀ or J at (value, rest), from one linearization.
 
@@ -27,11 +27,11 @@ def products(
     if not any(leaf.requires_grad for leaf in outputs):
         return lambda u: tuple(map(torch.zeros_like, u))
     if transposed:
-        return lambda u: gradients(outputs, z, u, lanes)
+        return lambda u: gradients(outputs, z, u, rhs_axes)
     with torch.enable_grad():
         w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
         pulled = gradients(outputs, z, w, create_graph=True)
-    return lambda u: gradients(pulled, w, u, lanes)
+    return lambda u: gradients(pulled, w, u, rhs_axes)
 
 
 def recorded(f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
@@ -51,12 +51,12 @@ def gradients(
     outputs: Vec,
     inputs: Vec,
     cotangents: Vec,
-    lanes: int = 0,
+    rhs_axes: int = 0,
     create_graph: bool = False,
 ) -> Vec:
-    """The pullback of `cotangents`, which may have `lanes` axes more than `outputs`."""
-    if lanes:
-        pull = lambda seeds: gradients(outputs, inputs, seeds, lanes - 1)  # noqa: E731
+    """The pullback of `cotangents`, with `rhs_axes` axes more than `outputs`."""
+    if rhs_axes:
+        pull = lambda seeds: gradients(outputs, inputs, seeds, rhs_axes - 1)  # noqa: E731
         pulled: Vec = torch.func.vmap(pull)(cotangents)
         return pulled
     tracked = [

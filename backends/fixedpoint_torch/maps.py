@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
 from fixedpoint.functions import Functions, Mapped
-from fixedpoint_torch.parametrized import Held
+from fixedpoint_torch.parametrized import WithWeights
 
 
 class HiddenTensorError(ValueError):
@@ -57,7 +57,7 @@ def lift(f: Callable[..., Any]) -> Vec:
     if module is None:
         return ()
     parametrized = any(map(parametrize.is_parametrized, module.modules()))
-    if parametrize._cache_enabled and parametrized and not isinstance(f, Held):
+    if parametrize._cache_enabled and parametrized and not isinstance(f, WithWeights):
         raise ValueError(
             "inside parametrize.cached() a module's parametrized weights are "
             "constants, so their "

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils import parametrize
 
 
-def held(
+def with_weights_computed(
     cell: Callable[..., Any], inputs: tuple[Any, ...]
 ) -> tuple[Any, tuple[Any, ...]]:
     """A map and its arguments that stand for `cell` and `inputs` during one solve.
@@ -39,10 +39,13 @@ def held(
     ]
     if not lists:
         return cell, inputs
-    return Held(cell, owner, lists), (tuple(weights() for weights in lists), *inputs)
+    return WithWeights(cell, owner, lists), (
+        tuple(weights() for weights in lists),
+        *inputs,
+    )
 
 
-class Held(torch.nn.Module):
+class WithWeights(torch.nn.Module):
     """A cell that takes the values of its parametrized weights beside the state."""
 
     def __init__(

@@ -5,19 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
 from fixedpoint.failure import Policy, apply_policy
 from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
 from fixedpoint.solution import Solution, Status, Work
 from fixedpoint.solvers import Solver, default_solver
 from fixedpoint.space import Space
-
-if TYPE_CHECKING:
-    from fixedpoint.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ class AdjointSystem:
         Where u and v lie, as rows.
     product : callable
         u ↦ Au.
-    right : Vec
+    rhs : Vec
         v.
     rtol : float
         The tolerance of the forward solve.
@@ -52,7 +50,7 @@ class AdjointSystem:
 
     space: Space
     product: Product
-    right: Vec
+    rhs: Vec
     rtol: float
     is_root: bool
     transposed: bool
@@ -62,12 +60,12 @@ class AdjointSystem:
 
     def on(self, bridge: Bridge) -> AdjointSystem:
         """The same by another library's arithmetic."""
-        right, start, memory = bridge.all_there(self.right), self.start, self.memory
+        rhs, start, memory = bridge.all_there(self.rhs), self.start, self.memory
         return replace(
             self,
-            space=Space.of(bridge.backend, right, self.space.batch_ndim),
+            space=Space.of(bridge.backend, rhs, self.space.batch_ndim),
             product=bridge.function(self.product),
-            right=right,
+            rhs=rhs,
             start=start and bridge.all_there(start),
             precondition=bridge.function(self.precondition),
             memory=memory and memory.converted(bridge.there_in),
@@ -75,7 +73,7 @@ class AdjointSystem:
 
     def image(self, u: Vec) -> Vec:
         """Au + v: the map whose fixed point is sought, or for roots the residual."""
-        return self.space.add(self.product(u), self.right)
+        return self.space.add(self.product(u), self.rhs)
 
     def residual(self, u: Vec) -> Vec:
         """What u leaves of v."""
@@ -149,7 +147,44 @@ class LinearAdjoint(Adjoint):
 
     def attach(self, run: Run, value: Vec) -> Iteration:
         """The solution; the adapter's rules call :meth:`solve` for every derivative."""
-        return run.backend.implicit(run, value)
+        if self.warm_start is not None:
+            run.border.pack(self.warm_start, value, "warm_start")
+        return autodiff_of(run).implicit(self, run, value)
+
+    def system(
+        self,
+        run: Run,
+        product: Product,
+        rhs: Vec,
+        *,
+        transposed: bool,
+        value: Vec,
+        memory: Memory | None = None,
+        rhs_axes: int = 0,
+    ) -> AdjointSystem:
+        """The linear system of a derivative at the solution `value` of `run`.
+
+        ``product`` belongs to the derivative of the problem's image there, ``memory``
+        is the forward solver's, and ``rhs`` has ``rhs_axes`` axes in front that `value`
+        lacks.
+        """
+        space, problem, start = run.problem.space, run.problem, self.warm_start
+        inverse = problem.functions.adjoint_preconditioner
+        if rhs_axes or not transposed:
+            start = inverse = None
+        if start is not None:
+            start = run.border.pack(start, value, "warm_start")
+        return AdjointSystem(
+            space=Space.of(run.backend, rhs, space.batch_ndim + rhs_axes),
+            product=product,
+            rhs=rhs,
+            rtol=_relative(problem.tolerance.rtol, space),
+            is_root=problem.is_root,
+            transposed=transposed,
+            start=start,
+            precondition=None if inverse is None else inverse(value, problem.args),
+            memory=memory,
+        )
 
     @abstractmethod
     def solve(self, system: AdjointSystem) -> Iteration:
@@ -177,6 +212,44 @@ class LinearAdjoint(Adjoint):
             methods=() if end.state is None else (end.state.solver.name,),
         )
         return apply_policy(self.policy, what, space, solution.value, solution), end
+
+
+def _relative(rtol: Any, space: Space) -> float:
+    """The forward solve's relative tolerance, if it is one number the adjoint can
+    use.
+    """
+    known = isinstance(rtol, (int, float)) and rtol > 0
+    return float(rtol) if known else space.default_rtol
+
+
+class Autodiff(ABC):
+    """How a framework that differentiates attaches derivatives to a solution."""
+
+    @abstractmethod
+    def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
+        """The solution of `run` from `value`, by the rules of its adjoint where
+        derivatives are recorded.
+        """
+
+    @abstractmethod
+    def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
+        """The solution, differentiated by the linear systems of its adjoint."""
+
+
+def attach(adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
+    """The solution of `run` from `value`, with its derivatives where a framework
+    records them.
+    """
+    if run.backend.autodiff is None:
+        return run.iterate(value)
+    return autodiff_of(run).attach(adjoint, run, value)
+
+
+def autodiff_of(run: Run) -> Autodiff:
+    """What differentiates the solution of `run`."""
+    autodiff = run.backend.autodiff
+    assert isinstance(autodiff, Autodiff)
+    return autodiff
 
 
 def refuse_roots(adjoint: Adjoint, is_root: bool) -> None:

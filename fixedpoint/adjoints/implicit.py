@@ -97,7 +97,7 @@ class ImplicitAdjoint(LinearAdjoint):
         """The solution, as accurate as the tolerance asks."""
         rtol = system.rtol if self.rtol is None else self.rtol
         problem = linear_problem(system, rtol, self.atol)
-        fresh = system.space.zeros(system.right) if system.is_root else system.right
+        fresh = system.space.zeros(system.rhs) if system.is_root else system.rhs
         start = fresh if system.start is None else system.start
         control = Control(max_steps=self.max_steps)
         return iterate(self._method(system), problem, start, control)

@@ -34,4 +34,4 @@ class JacobianFree(SeriesAdjoint):
 
     def solve(self, system: AdjointSystem) -> Iteration:
         """The right-hand side itself."""
-        return system.unfinished(system.right, 0)
+        return system.unfinished(system.rhs, 0)

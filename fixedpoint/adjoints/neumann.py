@@ -54,7 +54,7 @@ class NeumannSeries(SeriesAdjoint):
     def solve(self, system: AdjointSystem) -> Iteration:
         """Horner's scheme: u ← Bᵀu + τv."""
         space, tau = system.space, self.damping
-        u = space.scale(tau, system.right)
+        u = space.scale(tau, system.rhs)
         for _ in range(self.steps - 1):
             u = space.add(space.scale(tau, system.image(u)), space.scale(1.0 - tau, u))
         return system.unfinished(u, self.steps - 1)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from fixedpoint.adjoints.base import Adjoint, refuse_roots
+from fixedpoint.adjoints.base import Adjoint, autodiff_of, refuse_roots
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
 from fixedpoint.solvers import Solver
-
-if TYPE_CHECKING:
-    from fixedpoint.iterate import Iteration
-    from fixedpoint.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +63,8 @@ class PhantomGradient(Adjoint):
     def attach(self, run: Run, value: Vec) -> Iteration:
         """The solution unrecorded, and then the steps."""
         backend, problem = run.backend, run.problem
-        outcome = backend.implicit(
-            run.at(backend.stop(problem.args)), backend.stop(value)
-        )
+        still = run.at(backend.stop(problem.args))
+        outcome = autodiff_of(run).implicit(self, still, backend.stop(value))
         space, end = problem.space, backend.stop(outcome.value)
         h = end
         for _ in range(self.steps):

@@ -97,7 +97,7 @@ class SharedInverse(LinearAdjoint):
 
     def _shared(self, system: AdjointSystem, inverse: BroydenState) -> Vec:
         """The product with the inverse, where it is not too long."""
-        space, v = system.space, system.right
+        space, v = system.space, system.rhs
         u = inverse.times(space, v)
         if self.fallback is None:
             return u
@@ -125,14 +125,14 @@ def _refined(
     """GMRES from where the iteration stands, or from zero if that is closer,
     preconditioned.
     """
-    space, v = system.space, system.right
+    space, v = system.space, system.rhs
     left = system.residual(end.value)
     closer = space.norm(left) < space.norm(v)
     u = space.mask(closer, end.value)
-    right = space.where(closer, left, v)
+    rhs = space.where(closer, left, v)
     target = system.rtol * space.xp.maximum(space.norm(v), space.norm(u))
     inner = LinearSystem(
-        space, system.operator, right, target, lambda w: inverse.times(space, w)
+        space, system.operator, rhs, target, lambda w: inverse.times(space, w)
     )
     solution, _ = GMRES(restart=products, max_steps=products).solve(inner, None)
     done = solution.residual_norm <= target

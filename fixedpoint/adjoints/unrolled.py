@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fixedpoint.adjoints.base import Adjoint
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count
 from fixedpoint.control import Control
+from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
 from fixedpoint.solution import Status
 from fixedpoint.space import Space
-
-if TYPE_CHECKING:
-    from fixedpoint.iterate import Iteration
-    from fixedpoint.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.problem import Point, Problem
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
-from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.point import Point, choose
+from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.search import Descent, backtrack

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fixedpoint.backend import Array
-from fixedpoint.problem import Point, Problem
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Space
 

@@ -19,7 +19,8 @@ from fixedpoint.linear.direct import (
     turned_back,
 )
 from fixedpoint.matrix import Sparsity
-from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.point import Point, choose
+from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.search import Descent, backtrack, bounded

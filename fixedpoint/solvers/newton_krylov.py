@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
-from fixedpoint.problem import Point, Problem
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.newton import ESCAPES, MOST, QUADRATIC, escaped

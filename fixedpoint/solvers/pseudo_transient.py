@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array
 from fixedpoint.checks import check_positive
 from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
-from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.point import Point, choose
+from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.newton_krylov import what_is_left

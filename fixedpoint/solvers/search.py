@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.problem import Point, Problem, choose
+from fixedpoint.point import Point, choose
+from fixedpoint.problem import Problem
 from fixedpoint.space import Space
 
 # A step is shortened to between a tenth and half of itself.

@@ -54,10 +54,9 @@ def _fits(run: SolverRun, value: Vec) -> bool:
     return holds(value) and not narrow and run.backend.communicator is None
 
 
-def solved(adjoint: Any, system: AdjointSystem) -> tuple[Vec, Iteration]:
+def solved(adjoint: LinearAdjoint, system: AdjointSystem) -> tuple[Vec, Iteration]:
     """What ``adjoint.solved`` gives, by NumPy where that is better."""
-    assert isinstance(adjoint, LinearAdjoint)
-    if not holds(system.right) or system.space.backend.communicator is not None:
+    if not holds(system.rhs) or system.space.backend.communicator is not None:
         return adjoint.solved(system)
     try:
         u, end = _reporting(adjoint).solved(system.on(NUMPY))

@@ -1,0 +1,49 @@
+"""How JAX attaches derivatives to a solution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fixedpoint.adjoints.base import Adjoint, Autodiff, LinearAdjoint
+from fixedpoint.backend import Vec
+from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
+from fixedpoint_jax.derivatives import no_tangent, tangent
+from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
+
+
+class JaxAutodiff(Autodiff):
+    """A custom rule, in a trace; else a run by itself."""
+
+    def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
+        """The solution; in a trace, or where f holds tracers, by the rules of the
+        adjoint.
+        """
+        functions, backend = run.problem.functions, run.backend
+        if not backend.is_traced((*value, *run.problem.args)):
+            try:
+                known = run.with_functions(at=without_tracers(functions.at))
+                return known.iterate(value)
+            except CapturedTracerError:
+                pass  # f is evaluated once more, in a trace of its own
+        return adjoint.attach(hoisted(run, value), value)
+
+    def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
+        """The solution, its derivative that of a linear system."""
+
+        @jax.custom_jvp
+        def solved(value: Vec, args: Vec) -> Iteration:
+            # Differentiated outside of jit, a number of Python comes as it is.
+            return run.at(args).iterate(tuple(map(jnp.asarray, value)))
+
+        @solved.defjvp
+        def rule(primals: Any, tangents: Any) -> Any:
+            assert isinstance(adjoint, LinearAdjoint)
+            end = solved(*primals)
+            u = tangent(adjoint, run.at(primals[1]), end, tangents[1])
+            return end, jax.tree.map(no_tangent, end)._replace(value=u)
+
+        return solved(value, run.problem.args)

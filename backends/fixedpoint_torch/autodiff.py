@@ -1,0 +1,75 @@
+"""How Torch attaches derivatives to a solution."""
+
+from __future__ import annotations
+
+import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
+
+from fixedpoint.adjoints.base import Adjoint, Autodiff
+from fixedpoint.backend import Vec
+from fixedpoint.iterate import Iteration
+from fixedpoint.run import Run
+from fixedpoint.solution import BackwardReport
+from fixedpoint_torch import maps, numpy_algebra
+from fixedpoint_torch.functions import Call, Root, apply
+from fixedpoint_torch.surroundings import exact
+
+
+class TorchAutodiff(Autodiff):
+    """Autograd functions, where derivatives are recorded; else a run by itself."""
+
+    def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
+        """The solution, by the rules of its adjoint where derivatives are recorded."""
+        with exact(value[0].device):
+            if recording():
+                return adjoint.attach(run, value)
+            return numpy_algebra.iterate(run, value)
+
+    def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
+        """The solution, by an autograd function whose rules are implicit."""
+        functions, args = run.problem.functions, run.problem.args
+        if inside_transform():
+            _refuse_nested_duals()
+            maps.refuse_hidden(functions, value, args)
+        else:
+            run = run.with_functions(at=maps.watched(functions))
+        call = Call(adjoint, run, len(value), BackwardReport())
+        outputs = apply(Root, call, *value, *args)
+        status, norm, error, precise, steps, method = outputs[len(value) :]
+        return call.end.pop()._replace(
+            value=outputs[: len(value)],
+            status=status,
+            residual_norm=norm,
+            error=error,
+            precise=precise,
+            steps=steps,
+            method=method,
+            backward=call.report,
+        )
+
+
+def recording() -> bool:
+    """Whether derivatives are recorded, or a transform is at work."""
+    return (
+        torch.is_grad_enabled() or forward_ad._current_level >= 0 or inside_transform()
+    )
+
+
+def inside_transform() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _refuse_nested_duals() -> None:
+    """Raise inside two forward-mode transforms: Torch drops a term of such second
+    derivatives.
+    """
+    stack = retrieve_all_functorch_interpreters()
+    if sum(layer.key() == TransformType.Jvp for layer in stack) > 1:
+        raise TypeError(
+            "forward mode over forward mode goes wrong in Torch's autograd functions: "
+            "use reverse "
+            "mode (jacrev, vjp, grad) for one of the two derivatives"
+        )
