@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
@@ -678,3 +679,17 @@ def test_on_a_gpu(wrap):
     assert_close(last, end)
     end.sum().backward()
     assert layer.statistics.backward.status.tolist() == [1, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it
+def test_a_compiled_network_calls_the_layer_as_it_is():
+    counter, layer = CompileCounter(), ft.DEQ(Cell(), **TIGHT)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), layer, torch.nn.Linear(4, 2))
+    compiled, x = torch.compile(network, backend=counter), torch.randn(5, 3)
+    for scale in (1.0, 2.0, 3.0):  # other numbers of steps are no other graphs
+        weights = tuple(network.parameters())
+        expected = derivatives(network(scale * x), *weights)
+        found = derivatives(compiled(scale * x), *weights)
+        for a, b in zip(found, expected, strict=True):
+            assert torch.allclose(a, b, **CLOSE)
+    assert counter.frame_count <= 2  # what is before the layer, and what is after

@@ -13,6 +13,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import maps, numpy_algebra
+from fixedpoint_torch.compiling import eager
 from fixedpoint_torch.functions import Call, Root, apply
 from fixedpoint_torch.surroundings import exact
 
@@ -20,6 +21,7 @@ from fixedpoint_torch.surroundings import exact
 class TorchAutodiff(Autodiff):
     """Autograd functions, where derivatives are recorded; else a run by itself."""
 
+    @eager
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, by the rules of its adjoint where derivatives are recorded."""
         with exact(value[0].device):

@@ -16,6 +16,7 @@ from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
 from fixedpoint_torch import maps
 from fixedpoint_torch.backend import TorchBackend
+from fixedpoint_torch.compiling import eager
 from fixedpoint_torch.parametrized import with_weights_computed
 
 
@@ -108,6 +109,7 @@ class DEQ(torch.nn.Module):
         self.start = start
         self.statistics: Statistics | None = None
 
+    @eager
     def forward(self, *inputs: Any, z0: Any = None) -> Any:
         """The equilibrium.
 

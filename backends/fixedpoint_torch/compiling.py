@@ -1,0 +1,32 @@
+"""What ``torch.compile`` leaves alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def eager(function: Function) -> Function:
+    """`function`, which ``torch.compile`` calls and does not trace.
+
+    A solve is a loop that ends when its numbers say so, which a trace of it would break
+    off at every step. The decorator of Torch imports the compiler, which takes as long
+    as Torch itself; this one asks only where the compiler is at work.
+    """
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        return disabled(*args, **kwargs)
+
+    def disabled(*args: Any, **kwargs: Any) -> Any:
+        return torch.compiler.disable(function)(*args, **kwargs)
+
+    return called  # type: ignore[return-value]
