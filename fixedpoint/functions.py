@@ -38,6 +38,8 @@ class Functions:
         Takes a change of the user's function to :attr:`at` of the changed one.
     has_residual : bool
         Whether the map brings a residual of its own.
+    program : object
+        What a framework made of the map, where it traced it: nothing else is in it.
     """
 
     at: Callable[[Vec], Mapped]
@@ -49,6 +51,13 @@ class Functions:
     adjoint_preconditioner: Callable[[Vec, Vec], Any] | None = None
     substituted: Callable[[Callable[..., Any]], Callable[[Vec], Mapped]] | None = None
     has_residual: bool = False
+    program: Any = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is known beside the map."""
+        known = self.product, self.jacobian, self.preconditioner, self.project
+        return not any((*known, self.adjoint_preconditioner))
 
     @classmethod
     def of_image(cls, image: Callable[[Vec, Vec], Vec], **others: Any) -> Functions:

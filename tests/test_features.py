@@ -1136,4 +1136,4 @@ def test_aux_that_is_missing(f):
 
 def test_operators_have_no_aux():
     with pytest.raises(TypeError, match="has_aux"):
-        fp.fixed_point(fp.operators.Map(np.cos), np.ones(2), has_aux=True)
+        fp.fixed_point(fp.operators.Map(np.cos).damped(0.5), np.ones(2), has_aux=True)

@@ -3,6 +3,7 @@ failures.
 """
 
 import functools
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 import fixedpoint as fp
 from fixedpoint.testing.strategies import known_map
+from fixedpoint_jax import programs
 
 
 def tight(solver):
@@ -406,3 +408,27 @@ def test_a_solve_that_fails_in_a_trace_has_neither_a_value_nor_a_derivative():
 
     for function in (solution, jax.grad(solution), jax.jacfwd(solution)):
         assert np.isnan(jax.jit(function)(1.0))
+
+
+def test_a_gradient_outside_of_jit_is_compiled_once_it_comes_again(monkeypatch):
+    monkeypatch.setattr(programs, "_programs", OrderedDict())
+
+    def slope(a, b, power=2):
+        def solution(a):  # a function of its own in every call
+            f = lambda z, a: a * jnp.cos(z) ** power + b
+            return fp.fixed_point(f, jnp.ones(()), (a,), solver=fp.Picard()).value
+
+        return jax.grad(solution)(a)
+
+    def exact(a, b):
+        z = fp.fixed_point(lambda z: a * np.cos(z) ** 2 + b, 1.0, rtol=1e-14).value
+        return np.cos(z) ** 2 / (1.0 + a * np.sin(2.0 * z))
+
+    def compiled():
+        return sum(program is not None for program, _ in programs._programs.values())
+
+    for a, b in ((0.3, 0.1), (0.4, 0.2), (0.2, 0.7)):  # what f captures may change
+        np.testing.assert_allclose(slope(a, jnp.asarray(b)), exact(a, b), rtol=1e-5)
+    assert compiled() == 1
+    slope(0.3, jnp.asarray(0.1), power=3), slope(0.3, jnp.asarray(0.1), power=3)
+    assert compiled() == 2  # another program

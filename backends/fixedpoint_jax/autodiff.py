@@ -11,8 +11,14 @@ from fixedpoint.adjoints.base import Adjoint, Autodiff, LinearAdjoint
 from fixedpoint.backend import Vec
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
+from fixedpoint_jax import programs
 from fixedpoint_jax.derivatives import no_tangent, tangent
-from fixedpoint_jax.maps import CapturedTracerError, hoisted, without_tracers
+from fixedpoint_jax.maps import (
+    CapturedTracerError,
+    hoisted,
+    is_staged,
+    without_tracers,
+)
 
 
 class JaxAutodiff(Autodiff):
@@ -29,7 +35,10 @@ class JaxAutodiff(Autodiff):
                 return known.iterate(value)
             except CapturedTracerError:
                 pass  # f is evaluated once more, in a trace of its own
-        return adjoint.attach(hoisted(run, value), value)
+        run = hoisted(run, value)
+        if any(map(is_staged, (*value, *run.problem.args))):
+            return adjoint.attach(run, value)
+        return programs.attach(adjoint, run, value)
 
     def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, its derivative that of a linear system."""

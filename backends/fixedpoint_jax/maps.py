@@ -43,6 +43,19 @@ def _is_tracer(leaf: Any) -> bool:
     return isinstance(leaf, jax.core.Tracer)
 
 
+def is_staged(leaf: Any) -> bool:
+    """Whether a leaf is a symbol of a program that is being written, as that of jit.
+
+    One of a transform outside of such a program has a value beneath.
+    """
+    while _is_tracer(leaf):
+        inner = getattr(leaf, "primal", getattr(leaf, "val", None))
+        if inner is None:
+            return True
+        leaf = inner
+    return False
+
+
 def hoisted(run: Run, value: Vec) -> Run:
     """`run` with what its map captured in front of the arguments.
 
@@ -64,6 +77,7 @@ def hoisted(run: Run, value: Vec) -> Run:
         functions.of_part(slice(count, None)),
         at=lambda rest: partial(mapped, rest),
         image=lambda value, rest: mapped(rest, value)[0],
+        program=(closed.jaxpr, structure),
     )
     problem = dataclasses.replace(
         problem,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ def eager(function: Function) -> Function:
         return disabled(*args, **kwargs)
 
     def disabled(*args: Any, **kwargs: Any) -> Any:
-        return torch.compiler.disable(function)(*args, **kwargs)
+        plain: Any = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return plain(*args, **kwargs)
 
     return called  # type: ignore[return-value]
