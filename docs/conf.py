@@ -18,7 +18,10 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
     "numpydoc",
+    "checked_html",
     "measured_tables",
 ]
 exclude_patterns = ["_build"]
@@ -27,6 +30,13 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = f"fixedpoint {release}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+
+# What is copied is what is typed: no prompts, no output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_only_copy_prompt_lines = True
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

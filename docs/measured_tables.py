@@ -152,6 +152,7 @@ def table(head, rows):
     """The lines of a table."""
     lines = [
         ".. list-table::",
+        "    :class: measured",
         "    :header-rows: 1",
         "    :widths: auto",
         "    :align: left",
