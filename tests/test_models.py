@@ -20,6 +20,7 @@ from fixedpoint_models import (
     DataError,
     DenseDecoder,
     Training,
+    comparison,
     decode,
     demo,
     equilibrium_map,
@@ -625,7 +626,8 @@ def test_the_demo_on_a_folder_of_images(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images", number=60, size=(8, 8))
     output = tmp_path / "out"
     result = invoke(
-        "--data", folder, "--output", output, "--epochs", 2, "--backend", "jax"
+        *("--data", folder, "--output", output),
+        *("--epochs", 2, "--backend", "jax", "--full"),
     )
     assert result.exit_code == 0, result.output
     assert "worst ratio" in result.output
@@ -633,6 +635,12 @@ def test_the_demo_on_a_folder_of_images(tmp_path, monkeypatch):
     for picture in ("recovered.png", "race.png"):
         assert Image.open(io.BytesIO((output / picture).read_bytes())).width > 500
     shutil.rmtree(output)
+
+
+def test_the_methods_of_the_short_demo_are_of_the_grids(problem):
+    model = AugmentedDEQ(equilibrium_map, masked_loss, decode)
+    grids = {*comparison.recipes(), *comparison.nested_methods(model.problem)}
+    assert grids > demo.QUICK
 
 
 def test_decoding_is_affine(problem):

@@ -4,14 +4,16 @@ processes.
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from fixedpoint_models import CheckpointError, TrainingError, runner
@@ -514,6 +516,121 @@ def test_train_evaluate_and_sample(config, tmp_path):
         "evaluate", *arguments, "--seed", 1
     )
     assert "training.epochs" in refuse("train", *arguments, "--epochs", 3)
+
+
+def test_commands_say_what_they_wrote(config, tmp_path):
+    arguments = ("generative", "--config", config, "--output", tmp_path / "out")
+    trained = succeed("train", *arguments).stdout
+    assert f"checkpoint: {tmp_path / 'out' / 'checkpoint.pt'}" in trained
+    assert f"metrics: {tmp_path / 'out' / 'metrics.csv'}" in trained
+    evaluated = succeed("evaluate", *arguments).stdout
+    assert f"figures: {tmp_path / 'out' / 'evaluation.json'}" in evaluated
+
+
+def test_values_in_place_of_those_of_the_file(config, tmp_path):
+    """As if the file had them, and heeded by every command."""
+    arguments = ("generative", "--config", config, "--output", tmp_path / "out")
+    changes = ("--set", "network.latent=3", "--set", "training={epochs: 1}")
+    succeed("train", *arguments, *changes)
+    saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["config"]
+    assert saved["settings"]["network"]["latent"] == 3
+    assert saved["training"]["epochs"] == 1
+    assert saved["training"]["learning_rate"] == Training().learning_rate
+    succeed("evaluate", *arguments, *changes)
+    assert "network.latent: 3, now 2" in refuse("evaluate", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("latent", "--set: expected KEY=VALUE, got 'latent'"),
+        ("=3", "--set: expected KEY=VALUE, got '=3'"),
+        ("network.latent=[", "--set network.latent: not a value in YAML: '['"),
+        ("seed.more=1", "--set seed.more: there are no keys in seed"),
+        ("network.latent=0", "network.latent: expected an integer of at least 1"),
+        ("nework.latent=2", "nework: unknown key"),
+        ("task=inverse", "task: expected 'generative', got 'inverse'"),
+    ],
+)
+def test_values_that_cannot_stand_there(change, message, config, tmp_path):
+    config.write_text(TINY + "seed: 0\n")
+    arguments = ("--config", config, "--output", tmp_path / "out", "--set", change)
+    assert message in refuse("train", "generative", *arguments)
+
+
+def test_a_rehearsal_shows_all_settings_and_writes_nothing(config, tmp_path):
+    arguments = ("--config", config, "--output", tmp_path / "out", "--dry-run")
+    shown = succeed("train", "generative", *arguments, "--seed", 7).stdout
+    content = yaml.safe_load(shown)
+    assert content["seed"] == 7
+    assert content["network"]["latent"] == 2
+    assert content["training"]["epochs"] == 2
+    assert not (tmp_path / "out").exists()
+    again = tmp_path / "again.yaml"
+    again.write_text(f"task: generative\n{shown}")
+    settings = task_class("generative").settings_type()
+    built, first = (
+        load_config(str(f), "generative", settings) for f in (again, config)
+    )
+    assert built.settings == replace(first.settings, seed=7)
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_a_folder_that_cannot_be_written_to(command, config, tmp_path):
+    """Told at once: as root may write everywhere, by a file where a folder should
+    be.
+    """
+    (tmp_path / "file").write_text("")
+    arguments = ("generative", "--config", config) if command == "train" else ()
+    line = refuse(command, *arguments, "--output", tmp_path / "file" / "out")
+    assert line == f"error: --output {tmp_path / 'file' / 'out'}: Not a directory"
+
+
+def test_what_there_is():
+    listed = succeed("list").stdout
+    images = get_type_hints(task_class("generative").settings_type())["images"]
+    sets = get_args(get_type_hints(images)["name"])
+    for name in (*offered(), *shipped(), *sets):
+        assert re.search(rf"^  {name}  +\S", listed, re.MULTILINE), name
+
+
+def python(program, *arguments):
+    """Another process, as imports of this one have been made."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+RUN = "from fixedpoint_models.__main__ import app; app()"
+
+
+def test_help_loads_no_framework():
+    counted = (
+        "import atexit, sys; atexit.register(lambda: "
+        "print(*{'numpy', 'torch', 'matplotlib'} & set(sys.modules), file=sys.stderr))"
+    )
+    for arguments in (["--help"], ["--version"], ["train", "--help"], ["list"]):
+        ran = python(f"{counted}; {RUN}", *arguments)
+        assert ran.returncode == 0
+        assert ran.stdout
+        loaded = {"numpy"} if arguments == ["--version"] else set()
+        assert set(ran.stderr.split()) == loaded
+
+
+@pytest.mark.parametrize("missing", ["torch", "typer"])
+def test_without_what_it_needs_one_line_says_what_to_install(missing, config):
+    absent = (
+        "import sys, importlib.util as u; find = u.find_spec; "
+        f"u.find_spec = lambda name: None if name == {missing!r} else find(name); "
+        f"sys.modules[{missing!r}] = None"
+    )
+    ran = python(f"{absent}; {RUN}", "train", "generative", "--config", str(config))
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert "pip install 'fixedpoint-solvers[models]'" in line
 
 
 def test_everything_follows_from_the_seed(config, tmp_path):

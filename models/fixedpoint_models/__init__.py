@@ -1,21 +1,59 @@
-"""Augmented deep equilibrium models, built from the operators of :mod:`fixedpoint`."""
+"""Augmented deep equilibrium models, built from the operators of :mod:`fixedpoint`.
 
-from fixedpoint_models.augmented import AugmentedDEQ, AugmentedSolution
-from fixedpoint_models.classifier import (
-    DenseClassifier,
-    attack_loss,
-    ball,
-    cross_entropy,
-    farthest,
-    perturbed_map,
-    scores,
-)
-from fixedpoint_models.data import DataError, load_images
-from fixedpoint_models.decoder import DenseDecoder, decode, equilibrium_map, masked_loss
-from fixedpoint_models.methods import Recipe, TrackedDescent, TrackedNewton
-from fixedpoint_models.monotone import MonotoneDEQ, MonotoneLinear
-from fixedpoint_models.nested import Nested, Progress
-from fixedpoint_models.training import CheckpointError, Training, TrainingError, train
+The names below are imported when they are first used, so that the command line does
+not load PyTorch to print its help.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fixedpoint_models.augmented import AugmentedDEQ, AugmentedSolution
+    from fixedpoint_models.classifier import (
+        DenseClassifier,
+        attack_loss,
+        ball,
+        cross_entropy,
+        farthest,
+        perturbed_map,
+        scores,
+    )
+    from fixedpoint_models.data import DataError, load_images
+    from fixedpoint_models.decoder import (
+        DenseDecoder,
+        decode,
+        equilibrium_map,
+        masked_loss,
+    )
+    from fixedpoint_models.methods import Recipe, TrackedDescent, TrackedNewton
+    from fixedpoint_models.monotone import MonotoneDEQ, MonotoneLinear
+    from fixedpoint_models.nested import Nested, Progress
+    from fixedpoint_models.training import (
+        CheckpointError,
+        Training,
+        TrainingError,
+        train,
+    )
+
+_MODULES = {
+    "augmented": ("AugmentedDEQ", "AugmentedSolution"),
+    "classifier": (
+        "DenseClassifier",
+        "attack_loss",
+        "ball",
+        "cross_entropy",
+        "farthest",
+        "perturbed_map",
+        "scores",
+    ),
+    "data": ("DataError", "load_images"),
+    "decoder": ("DenseDecoder", "decode", "equilibrium_map", "masked_loss"),
+    "methods": ("Recipe", "TrackedDescent", "TrackedNewton"),
+    "monotone": ("MonotoneDEQ", "MonotoneLinear"),
+    "nested": ("Nested", "Progress"),
+    "training": ("CheckpointError", "Training", "TrainingError", "train"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "AugmentedDEQ",
@@ -45,3 +83,17 @@ __all__ = [
     "scores",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """What there is, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -1,46 +1,65 @@
-"""The command line: ``python -m fixedpoint_models demo``, ``train``, ``evaluate``,
-``sample``.
+"""Augmented deep equilibrium models: try, train, evaluate and draw them.
+
+Only what a command needs is imported, when it runs: help comes without PyTorch.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from fixedpoint_models.tasks import TASKS, offered, task_class
+
+EXTRA = "pip install 'fixedpoint-solvers[models]'"
+if find_spec("typer") is None or find_spec("yaml") is None:
+    print(f"error: the command line is not installed: {EXTRA}", file=sys.stderr)
+    sys.exit(2)
 
 import typer
 
-from fixedpoint_models.config import Config, ConfigError, load_config
-from fixedpoint_models.data import DataError, digits, load_images
-from fixedpoint_models.demo import BACKENDS, run
-from fixedpoint_models.runner import (
-    CHECKPOINT,
-    DeviceError,
-    Run,
-    begin,
-    checked_device,
-    load_checkpoint,
-    mixed_dtype,
-    processes,
-    restore,
-)
-from fixedpoint_models.tasks import offered, task_class
-from fixedpoint_models.training import CheckpointError, Training, TrainingError
+from fixedpoint_models.config import ConfigError, described, load_config, shipped, shown
+
+if TYPE_CHECKING:
+    from fixedpoint_models.config import Config
+
+BACKENDS = ("torch", "jax")
+# The names of data sets in the files of settings, and what is expected in `folder`.
+DATA = {
+    "digits": "comes along (8×8 pixels)",
+    "photographs": "comes along (patches)",
+    "glyphs": "comes along (characters of the fonts that matplotlib has)",
+    "mnist": "train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-...",
+    "cifar10": "data_batch_1.bin to data_batch_5.bin and test_batch.bin",
+    "celeba": "image files, or img_align_celeba/ with them",
+    "omniglot": "images_background/Alphabet/characterNN/*.png",
+}
 
 app = typer.Typer(
-    add_completion=False,
+    name="fixedpoint-models",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help=__doc__,
+    no_args_is_help=True,
+    help=(__doc__ or "").partition("\n")[0],
 )
 
 
-Task = Annotated[str, typer.Argument(help=f"One of {', '.join(offered())}.")]
+Task = Annotated[
+    str,
+    typer.Argument(help=f"One of {', '.join(offered())}.", autocompletion=offered),
+]
 File = Annotated[
-    str, typer.Option(help="A YAML file, or the name of one that comes along.")
+    str,
+    typer.Option(
+        help="A YAML file, or the name of one that comes along.",
+        autocompletion=shipped,
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for all files; default: runs/CONFIG.")
@@ -48,6 +67,14 @@ Output = Annotated[
 Seed = Annotated[int | None, typer.Option(help="In place of the one in the file.")]
 Epochs = Annotated[int | None, typer.Option(help="In place of the number in the file.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:0 and the like.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="In place of a value in the file, as network.latent=8. Repeatable.",
+    ),
+]
 
 
 def _stop(message: str, code: int) -> NoReturn:
@@ -55,9 +82,49 @@ def _stop(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from fixedpoint import __version__
+
+        typer.echo(f"fixedpoint {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
-    """Augmented deep equilibrium models."""
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show it and exit."
+        ),
+    ] = False,
+) -> None:
+    """Augmented deep equilibrium models: try, train, evaluate and draw them."""
+
+
+@app.command("list")
+def list_all() -> None:
+    """Show the tasks, the files of settings that come along, and the data sets."""
+    tasks = {name: _purpose(name) for name in offered()}
+    configs = {name: described(name) for name in shipped()}
+    for title, rows in (
+        ("Tasks", tasks),
+        ("Files of settings, for --config", configs),
+        ("Data sets, and what their folder holds", DATA),
+    ):
+        typer.echo(f"{title}:")
+        width = max(map(len, rows))
+        for name, text in rows.items():
+            typer.echo(f"  {name:{width}}  {text}")
+        typer.echo()
+
+
+def _purpose(task: str) -> str:
+    """What the module of a task says of itself, without importing it."""
+    found = find_spec(TASKS[task].partition(":")[0])
+    source = Path(str(found and found.origin)).read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(source)) or ""
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 @app.command()
@@ -74,8 +141,15 @@ def demo(
     ] = "torch",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     epochs: Annotated[
-        int, typer.Option(help="Passes over the images in training.")
-    ] = 60,
+        int | None,
+        typer.Option(help="Passes over the images in training; default: 15, or 60."),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Train for longer, and race against whole grids: minutes."
+        ),
+    ] = False,
 ) -> None:
     """Train an equilibrium decoder, hide a square of held-out images, and recover
     it.
@@ -84,23 +158,25 @@ def demo(
         _stop(f"--backend must be one of {', '.join(BACKENDS)}, got {backend!r}", 2)
     if backend == "jax" and find_spec("jax") is None:
         _stop("--backend jax needs JAX: install the extra 'jax'", 2)
+    epochs = (60 if full else 15) if epochs is None else epochs
     if epochs < 1:
         _stop(f"--epochs must be 1 or more, got {epochs}", 2)
-    if output.exists() and not output.is_dir():
-        _stop(f"--output {output}: there is a file of that name", 2)
-    try:
+    with _errors():
+        _prepare(output)
+        from fixedpoint_models.data import digits, load_images
+        from fixedpoint_models.demo import run
+        from fixedpoint_models.training import Training
+
         images = digits() if data is None else load_images(data)
-        run(images, output, backend, seed, Training(seed=seed, epochs=epochs))
-    except (DataError, CheckpointError) as error:
-        _stop(str(error), 2)
-    except (TrainingError, ArithmeticError) as error:
-        _stop(str(error), 1)
+        training = Training(seed=seed, epochs=epochs)
+        run(images, output, backend, seed, training, full=full)
 
 
 @app.command()
 def train(
     task: Task,
     config: File,
+    *,
     output: Output = None,
     seed: Seed = None,
     device: Device = "cpu",
@@ -108,54 +184,91 @@ def train(
         bool, typer.Option("--amp", help="Evaluate the network in 16 bits.")
     ] = False,
     epochs: Epochs = None,
+    changes: Changes = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Read the data, show the settings, write nothing."
+        ),
+    ] = False,
 ) -> None:
     """Train a task's network, from its checkpoint on if there is one; torchrun starts
     several.
     """
-    with _errors(), processes(device) as (team, place):
-        kind, settings, folder = _task(task, config, output, seed, epochs)
+    with _errors():
+        kind, settings, folder = _task(task, config, output, seed, epochs, changes)
         if not kind.trains:
             raise ConfigError(f"TASK {task}: there is nothing to train, evaluate it")
         if amp and not kind.mixed:
             raise ConfigError(f"--amp: the task {task} does not use it")
+        if dry_run:
+            _rehearse(kind, settings, folder, device)
+        else:
+            _train(task, kind, settings, folder, device, amp)
+
+
+def _rehearse(kind: Any, settings: Config, folder: Path, device: str) -> None:
+    """All of training but the steps."""
+    from fixedpoint_models.runner import CHECKPOINT, begin, checked_device
+
+    module = begin(kind, settings.settings, checked_device(device)).module
+    number = sum(parameter.numel() for parameter in module.parameters())
+    typer.echo(shown(settings), nl=False)
+    typer.echo(f"# {number:,} parameters; would write {folder / CHECKPOINT}")
+
+
+def _train(
+    task: str, kind: Any, settings: Config, folder: Path, device: str, amp: bool
+) -> None:
+    from fixedpoint_models.runner import METRICS, Run, begin, mixed_dtype, processes
+
+    with processes(device) as (team, place):
+        _prepare(folder)
         experiment = begin(kind, settings.settings, place)
         precision = mixed_dtype(place) if amp else None
-        Run(task, experiment, settings, folder, team, precision).train()
+        run = Run(task, experiment, settings, folder, team, precision)
+        run.train()
+        if team.rank == 0:
+            typer.echo(f"epochs: {run.epoch}")
+            typer.echo(f"checkpoint: {run.checkpoint}")
+            typer.echo(f"metrics: {folder / METRICS}")
 
 
 @app.command()
 def evaluate(
     task: Task,
     config: File,
+    *,
     output: Output = None,
     seed: Seed = None,
     device: Device = "cpu",
+    changes: Changes = None,
 ) -> None:
     """Measure on held-out data what was trained, and write evaluation.json."""
     with _errors():
-        experiment, folder = _trained(task, config, output, seed, device)
+        experiment, folder = _trained(task, config, output, seed, device, changes)
         figures = experiment.evaluate()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(
-            json.dumps(figures, indent=1), encoding="utf-8"
-        )
+        file = folder / "evaluation.json"
+        file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
         width = max(map(len, figures))
         for name, value in figures.items():
             typer.echo(f"{name:{width}}  {value:.4g}")
+        typer.echo(f"figures: {file}")
 
 
 @app.command()
 def sample(
     task: Task,
     config: File,
+    *,
     output: Output = None,
     seed: Seed = None,
     device: Device = "cpu",
+    changes: Changes = None,
 ) -> None:
-    """Draw pictures with what was trained."""
+    """Draw pictures with what was trained, and list their files."""
     with _errors():
-        experiment, folder = _trained(task, config, output, seed, device)
-        folder.mkdir(parents=True, exist_ok=True)
+        experiment, folder = _trained(task, config, output, seed, device, changes)
         for file in experiment.draw(folder):
             typer.echo(file)
 
@@ -167,14 +280,50 @@ def _errors() -> Iterator[None]:
     """
     try:
         yield
-    except (DataError, CheckpointError, ConfigError, DeviceError) as error:
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "matplotlib", "PIL", "scipy", "sklearn", "tqdm"}:
+            raise
+        _stop(f"{error.name} is not installed: {EXTRA}", 2)
+    except OSError as error:
+        _stop(f"{error.filename or 'files'}: {error.strerror or error}", 2)
+    except ValueError as error:
+        if not _about_input(error):
+            raise
         _stop(str(error), 2)
     except ArithmeticError as error:
         _stop(str(error), 1)
 
 
+def _about_input(error: ValueError) -> bool:
+    """Whether an error is one of those that say what is wrong with the input."""
+    if isinstance(error, ConfigError):
+        return True
+    from fixedpoint_models.data import DataError
+    from fixedpoint_models.runner import DeviceError
+    from fixedpoint_models.training import CheckpointError
+
+    return isinstance(error, DataError | DeviceError | CheckpointError)
+
+
+def _prepare(folder: Path) -> None:
+    """Make a folder, and see at once whether files can be written to it."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: there is a file of that name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: {error.strerror}") from None
+
+
 def _task(
-    task: str, config: str, output: Path | None, seed: int | None, epochs: int | None
+    task: str,
+    config: str,
+    output: Path | None,
+    seed: int | None,
+    epochs: int | None,
+    changes: list[str] | None,
 ) -> tuple[Any, Config, Path]:
     """The class of a task, its settings, and the folder to write to."""
     if task not in offered():
@@ -184,24 +333,30 @@ def _task(
     if epochs is not None and epochs < 1:
         raise ConfigError(f"--epochs must be 1 or more, got {epochs}")
     kind = task_class(task)
-    settings = load_config(config, task, kind.settings_type()).overridden(seed, epochs)
-    folder = output or Path("runs") / settings.name
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder}: there is a file of that name")
-    return kind, settings, folder
+    settings = load_config(config, task, kind.settings_type(), changes or ())
+    settings = settings.overridden(seed, epochs)
+    return kind, settings, output or Path("runs") / settings.name
 
 
 def _trained(
-    task: str, config: str, output: Path | None, seed: int | None, device: str
+    task: str,
+    config: str,
+    output: Path | None,
+    seed: int | None,
+    device: str,
+    changes: list[str] | None,
 ) -> tuple[Any, Path]:
     """A task with the parameters of its checkpoint, and the folder to write to."""
-    kind, settings, folder = _task(task, config, output, seed, None)
-    place = checked_device(device)
-    file = folder / CHECKPOINT
-    content = load_checkpoint(file, task) if kind.trains else None
-    experiment = begin(kind, settings.settings, place)
+    kind, settings, folder = _task(task, config, output, seed, None, changes)
+    from fixedpoint_models import runner
+
+    place = runner.checked_device(device)
+    file = folder / runner.CHECKPOINT
+    content = runner.load_checkpoint(file, task) if kind.trains else None
+    experiment = runner.begin(kind, settings.settings, place)
     if content is not None:
-        restore(experiment, content, file, settings)
+        runner.restore(experiment, content, file, settings)
+    _prepare(folder)
     return experiment, folder
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import (
     MISSING,
     Field,
@@ -148,7 +150,24 @@ def shipped() -> list[str]:
     )
 
 
-def load_config(source: str, task: str, settings: type[Any]) -> Config:
+def described(name: str) -> str:
+    """What a file that comes with this package says of itself: its first sentence."""
+    lines = (_CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return text.partition(". ")[0].removesuffix(".")
+
+
+def shown(config: Config) -> str:
+    """All settings as a file would have them, in YAML."""
+    content = {"training": plain(config.training), **plain(config.settings)}
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def load_config(
+    source: str, task: str, settings: type[Any], changes: Sequence[str] = ()
+) -> Config:
     """The settings of a task.
 
     Parameters
@@ -159,6 +178,9 @@ def load_config(source: str, task: str, settings: type[Any]) -> Config:
         The name of the task, which the key ``task`` has to repeat.
     settings : type
         The task's dataclass.
+    changes : sequence of str, optional
+        ``key=value`` each, to stand in place of what the file says; a key inside of
+        another is ``outer.inner``, and a value is YAML.
 
     Raises
     ------
@@ -166,6 +188,8 @@ def load_config(source: str, task: str, settings: type[Any]) -> Config:
         If the file is not there, or something in it is not as it should be.
     """
     content = _read(source)
+    for change in changes:
+        _change(content, change)
     found = content.pop("task", None)
     if found != task:
         raise ConfigError(f"{source}: task: expected {task!r}, got {found!r}")
@@ -198,6 +222,23 @@ def _read(source: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected keys and values, got {_shown(content)}")
     return content
+
+
+def _change(content: dict[str, Any], change: str) -> None:
+    """Put a value where a change says, among what was read."""
+    key, found, text = change.partition("=")
+    if not (key and found):
+        raise ConfigError(f"--set: expected KEY=VALUE, got {change!r}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: not a value in YAML: {text!r}") from None
+    *outer, last = key.split(".")
+    for name in outer:
+        content = content.setdefault(name, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {key}: there are no keys in {name}")
+    content[last] = value
 
 
 def _unique_mapping(self: Any, node: Any, deep: bool = False) -> Any:
