@@ -22,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "numpydoc",
     "checked_html",
+    "command_tables",
     "measured_tables",
 ]
 exclude_patterns = ["_build"]
