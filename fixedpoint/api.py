@@ -11,7 +11,7 @@ from fixedpoint import tree
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint
 from fixedpoint.adjoints.base import attach
 from fixedpoint.backend import Array, Vec, numbers
-from fixedpoint.border import Border, MapOnLeaves
+from fixedpoint.border import Border, MapOnLeaves, note_mixture
 from fixedpoint.checks import check_count
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
@@ -286,7 +286,11 @@ class _Question:
         border, value = Border.of(start, whole, self.communicator)
         space = _space(border, value, self.batch_ndim)
         run = self._run(border, space, value, self._blocks(start))
-        end = attach(self.adjoint, run, value)
+        try:
+            end = attach(self.adjoint, run, value)
+        except TypeError as error:
+            note_mixture(error, value, self.args, border.names[0])
+            raise
         return self._packed(run, end)
 
     def _run(
@@ -320,16 +324,7 @@ class _Question:
 
     def _check(self) -> None:
         f, args, name = self.map.f, self.args, "F" if self.is_root else "f"
-        if self.solver is not None and not isinstance(self.solver, Solver):
-            raise TypeError(
-                "solver must be a solver object such as Anderson(), got "
-                f"{self.solver!r}"
-            )
-        if not isinstance(self.adjoint, Adjoint):
-            raise TypeError(
-                "adjoint must be an adjoint such as ImplicitAdjoint(), got "
-                f"{self.adjoint!r}"
-            )
+        check_methods(self.solver, self.adjoint)
         if self.is_root and self.map.is_operator:
             raise TypeError("an operator has fixed points, not roots: use fixed_point")
         if self.map.has_aux and self.map.is_operator:
@@ -407,6 +402,18 @@ class _Question:
         return solution
 
 
+def check_methods(solver: Any, adjoint: Any) -> None:
+    """Raise TypeError unless these are a solver and an adjoint, or None."""
+    if not isinstance(solver, Solver | None):
+        raise TypeError(
+            f"solver must be a solver object such as Anderson(), got {solver!r}"
+        )
+    if not isinstance(adjoint, Adjoint | None):
+        raise TypeError(
+            f"adjoint must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}"
+        )
+
+
 def _with_fields(
     f: Any, control: Control | None, fields: Fields
 ) -> tuple[Map, Control]:
@@ -439,7 +446,11 @@ def _space(border: Border, value: Vec, batch_ndim: int) -> Space:
                 f"{name} must have a floating-point or complex dtype, got {leaf.dtype}"
             )
         shape = tuple(leaf.shape)
-        if len(shape) < batch_ndim or shape[:batch_ndim] != batch:
+        if len(shape) < batch_ndim:
+            raise ValueError(
+                f"{name} has {len(shape)} axes, fewer than batch_ndim={batch_ndim}"
+            )
+        if shape[:batch_ndim] != batch:
             raise ValueError(
                 f"{name} must begin with the {batch_ndim} batch axes {batch} of "
                 f"{border.names[0]}, got the shape {shape}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from fixedpoint import tree
 from fixedpoint.backend import (
     Array,
     Backend,
@@ -20,6 +21,13 @@ from fixedpoint.communicator import Communicator
 from fixedpoint.functions import Functions, Mapped, Product
 from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Map, Operator
+
+# What makes an array of a library, for messages.
+CONVERSIONS = {
+    "torch": "torch.as_tensor",
+    "jax": "jnp.asarray",
+    "jaxlib": "jnp.asarray",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +79,8 @@ class Border:
         if self.is_bare and isinstance(container, list):
             container = numbers(container)
         leaves, structure = self.backend.flatten(container)
+        if container is None and structure != self.structure:
+            raise ValueError(f"{what} returned None: is there a return at its end?")
         if structure != self.structure:
             start = self.names[0].partition("[")[0]
             raise ValueError(
@@ -88,7 +98,7 @@ class Border:
         if type(new) is not type(old) and not of_one_backend(new, old):
             raise TypeError(
                 f"{what} must return an array for {name}, of the same library: "
-                f"expected {type_name(old)}, got {type_name(new)}"
+                f"expected {type_name(old)}, got {type_name(new)}{_remedy(new, name)}"
             )
         if new.shape != old.shape:
             raise ValueError(
@@ -103,6 +113,25 @@ class Border:
                 "Give the start the dtype that f computes in"
             )
         return conforming
+
+
+def _remedy(new: Any, name: str) -> str:
+    """What to do about an image of another library than the start's."""
+    convert = CONVERSIONS.get(type(new).__module__.partition(".")[0])
+    return "" if convert is None else f". Give {name} as {convert}(...)"
+
+
+def note_mixture(error: TypeError, value: Vec, args: Any, name: str) -> None:
+    """Add to an error that f raised that a state `name` and an argument are of two
+    libraries.
+    """
+    leaves, paths = tree.flatten(args)[0], tree.paths(args, "args")
+    for leaf, path in zip(leaves, paths, strict=True):
+        remedy = _remedy(leaf, name)
+        if remedy and not of_one_backend(leaf, value[0]):
+            kinds = f"{name} is a {type_name(value[0])}, {path} a {type_name(leaf)}"
+            error.add_note(kinds + remedy)
+            return
 
 
 def _alike(new: Any, old: Array) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Array, Vec
 from fixedpoint.failure import Policy
-from fixedpoint.iterate import Iteration
+from fixedpoint.iterate import Iteration, shortened
 from fixedpoint.run import Run
 from fixedpoint.solution import Status, Trace, Work
 from fixedpoint.space import Space
@@ -291,7 +291,7 @@ def _iteration(space: Space, end: Search) -> Iteration:
         steps=end.steps,
         method=none,
         work=Work(f=2 + end.step),
-        trace=end.trace,
+        trace=shortened(end.trace, end.step),
         bracket=(least, xp.maximum(end.bracket.x1, end.bracket.x2)),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -16,3 +18,22 @@ def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless `value` is an integer, `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+
+
+def changed_settings(made_by: Callable[..., Any], now: Mapping[str, Any]) -> list[str]:
+    """The keyword settings that differ from the defaults of what takes them, as they
+    are written in a call.
+
+    Examples
+    --------
+    >>> def solve(f, *, memory=5, damping=1.0): ...
+    >>> changed_settings(solve, {"f": None, "memory": 3, "damping": 1.0})
+    ['memory=3']
+    """
+    found = inspect.signature(made_by).parameters.values()
+    settings = [entry for entry in found if entry.kind is entry.KEYWORD_ONLY]
+    return [
+        f"{entry.name}={now[entry.name]!r}"
+        for entry in settings
+        if repr(now[entry.name]) != repr(entry.default)
+    ]

@@ -185,9 +185,16 @@ def iterate(
         precise=carry.precise,
         steps=carry.steps,
         work=carry.work,
-        trace=carry.trace,
+        trace=shortened(carry.trace, carry.step),
         state=Memory(loop.solver, carry.state),
     )
+
+
+def shortened(trace: Trace | None, steps: Any) -> Trace | None:
+    """A trace that ends with the last step, where that is known."""
+    if trace is None or not isinstance(steps, int):
+        return trace
+    return Trace(*(column[..., : steps + 1] for column in trace))
 
 
 def _sequence(solver: Solver, memory: Memory | None) -> tuple[Solver, ...]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fixedpoint.backend import Array, backend_of
+from fixedpoint import tree
+from fixedpoint.backend import Array, backend_of, type_name
+
+_HEAD = 6  # entries of a value that are shown
 
 
 class Status(IntEnum):
@@ -79,12 +84,15 @@ class Work(NamedTuple):
 class Trace(NamedTuple):
     """The course of a solve, recorded where ``record=True`` asks for it.
 
+    With a batch, rows end in NaN beyond the last step of their sample. In a trace of
+    JAX, where the number of steps is not known, there are ``max_steps + 1`` columns.
+
     Attributes
     ----------
-    residual_norm : array of shape (batch, max_steps + 1)
-        The residual norm at the start and after each step, NaN beyond the last.
-    evaluations : array of shape (batch, max_steps + 1)
-        Evaluations and products until then, NaN beyond the last step.
+    residual_norm : array of shape (batch, steps + 1)
+        The residual norm at the start and after each step.
+    evaluations : array of shape (batch, steps + 1)
+        Evaluations and products until then.
     """
 
     residual_norm: Array
@@ -165,6 +173,17 @@ class Solution:
     bracket : pair of arrays, or None
         The lower and the upper ends of the last brackets, of
         :func:`fixedpoint.bracketed_root`.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> fp.fixed_point(lambda z: 0.5 * z + 1.0, np.zeros(3), solver=fp.Newton())
+    Solution
+        value: 2, 2, 2 (numpy.ndarray of shape (3,), float64)
+        message: converged (Newton); largest error 0, residual norm 0 after 2 steps
+        work: 8 evaluations, 0 vjp, 0 jvp
+
+    Who comes from SciPy may read ``sol.x``, ``sol.success`` and ``sol.nfev``.
     """
 
     value: Any
@@ -184,6 +203,21 @@ class Solution:
     bracket: tuple[Array, Array] | None = None
 
     @property
+    def x(self) -> Any:
+        """What SciPy calls `value`."""
+        return self.value
+
+    @property
+    def success(self) -> Array:
+        """What SciPy calls `converged`; here one for each sample."""
+        return self.converged
+
+    @property
+    def nfev(self) -> Any:
+        """What SciPy calls ``work.f``."""
+        return self.work.f
+
+    @property
     def converged(self) -> Array:
         """Per sample, whether the iteration converged."""
         return self.status == int(Status.CONVERGED)
@@ -201,7 +235,7 @@ class Solution:
         converged (Picard)
         largest error 1.9e-06, residual norm 9.5e-07 after 20 steps
         """
-        if backend_of([self.status], ["status"]).is_traced((self.status,)):
+        if self._is_traced():
             return "a symbol of a trace, whose outcome is not known yet"
         outcomes = list(self._outcomes())
         if not outcomes:
@@ -278,8 +312,37 @@ class Solution:
         return {**self.__dict__, "linearization": None}
 
     def __repr__(self) -> str:
-        """A line that says what happened."""
-        return f"Solution({self.message}; {self.work.f} evaluations)"
+        """The value, if it is short, and what is known of it."""
+        lines = [f"    {name}: {text}" for name, text in self._summary().items()]
+        return "\n".join(["Solution", *lines])
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, with a picture of the trace if there is one."""
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in self._summary().items()
+        )
+        return f"<table>{rows}</table>{self._picture()}"
+
+    def _summary(self) -> dict[str, str]:
+        """What a representation says, line by line."""
+        found = {"value": _shown(self.value), "message": self.message}
+        if self.trace is not None:
+            found["trace"] = f"{self.trace.residual_norm.shape[-1] - 1} steps"
+        work = f"{self.work.f} evaluations, {self.work.vjp} vjp, {self.work.jvp} jvp"
+        return found | {"work": work}
+
+    def _picture(self) -> str:
+        """The trace as an image in HTML, or nothing where it cannot be drawn."""
+        if self.trace is None or self._is_traced() or find_spec("matplotlib") is None:
+            return ""
+        from fixedpoint.plotting import as_image  # noqa: PLC0415  matplotlib is optional
+
+        return as_image(*map(_numpy, self.trace))
+
+    def _is_traced(self) -> bool:
+        """Whether the outcome is not known yet."""
+        return backend_of([self.status], ["status"]).is_traced((self.status,))
 
 
 class ConvergenceError(ArithmeticError):
@@ -298,6 +361,20 @@ class DomainError(ArithmeticError):
     """Raised by a map at a point where it is not defined: a trial point counts as not
     finite.
     """
+
+
+def _shown(value: Any) -> str:
+    """An array in a line, its head if it is long; what another container holds."""
+    leaves, _ = tree.flatten(value)
+    if len(leaves) != 1 or leaves[0] is not value:
+        return f"{type(value).__name__} of {len(leaves)} arrays"
+    backend = backend_of([value], ["value"])
+    shape = f"{type_name(value)} of shape {tuple(value.shape)}, {value.dtype}"
+    if backend.is_traced((value,)):
+        return shape
+    entries = backend.numpy(value).reshape(-1)
+    head = ", ".join(f"{entry:.6g}" for entry in entries[:_HEAD].tolist())
+    return f"{head}{', ...' if len(entries) > _HEAD else ''} ({shape})"
 
 
 def _numpy(array: Array) -> Any:

@@ -2,6 +2,8 @@
 wrong.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 import fixedpoint as fp
+import fixedpoint_jax
+import fixedpoint_torch
 
 HALF = lambda z: 0.5 * z + 1.0
 Z0 = {"a": np.zeros(2), "b": [np.zeros(3), np.zeros((2, 2))]}
@@ -61,7 +65,6 @@ def test_f_makes_a_real_state_complex(xp_case):
         lambda z: {"a": z["a"], "b": tuple(z["b"])},
         lambda z: {"a": z["a"], "b": z["b"][:1]},
         lambda z: z["a"],
-        lambda _: None,
     ],
 )
 def test_f_changes_the_structure(jit_case, f):
@@ -231,7 +234,7 @@ def test_batch_axes_differ(jit_case):
 
 
 def test_batch_axes_are_missing(jit_case):
-    with pytest.raises(ValueError, match="z0 must begin with the 2 batch axes"):
+    with pytest.raises(ValueError, match="z0 has 1 axes, fewer than batch_ndim=2"):
         jit_case.solve(lambda z: z, np.zeros(3), batch_ndim=2)
 
 
@@ -594,3 +597,103 @@ def test_leaves_may_be_arrays_and_tracers_of_one_library():
     halve = lambda z: {"a": 0.5 * z["a"], "b": 0.5 * z["b"] + z["a"]}
     value = jax.jit(lambda a: fp.fixed_point(halve, start(a)).value["b"])(jnp.ones(2))
     np.testing.assert_allclose(value, 0.0, atol=1e-6)
+
+
+# What mends it is in the message.
+
+
+def test_f_without_a_return(jit_case):
+    def f(z):
+        0.5 * z
+
+    for by, name in ((fp.fixed_point, "f"), (fp.root, "F")):
+        with pytest.raises(ValueError, match=f"^{name} returned None: is there a ret"):
+            jit_case.solve(f, np.zeros(2), by=by)
+
+
+def test_none_may_be_a_state():
+    """Of a container in which nothing else is."""
+    sol = fp.fixed_point(lambda z: (0.5 * z[0], None), (np.ones(1), None))
+    assert sol.value[1] is None
+
+
+@pytest.mark.parametrize("start", [0.0, np.zeros(())])
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        (torch.ones(()), r"Give z0 as torch\.as_tensor\("),
+        (jnp.ones(()), r"Give z0 as jnp\.asarray\("),
+    ],
+)
+def test_a_start_of_numpy_with_arguments_of_another(start, argument, remedy):
+    with pytest.raises(TypeError) as caught:
+        fp.fixed_point(lambda z, b: 0.5 * z + b, start, (argument,))
+    told = [str(caught.value), *getattr(caught.value, "__notes__", ())]
+    assert re.search(remedy, "\n".join(told))
+
+
+def test_an_operation_on_arrays_of_two_libraries():
+    """Told beside the error of the library itself."""
+    with pytest.raises(TypeError) as caught:
+        fp.fixed_point(lambda z, b: z @ b["W"], np.zeros(3), ({"W": torch.ones(3, 3)},))
+    (note,) = caught.value.__notes__
+    assert note == (
+        "z0 is a numpy.ndarray, args[0]['W'] a torch.Tensor. "
+        "Give z0 as torch.as_tensor(...)"
+    )
+
+
+def test_errors_of_types_that_have_nothing_to_do_with_it():
+    with pytest.raises(TypeError) as caught:
+        fp.fixed_point(lambda z: 0.5 * z, 1.0, (2.0,))
+    assert not hasattr(caught.value, "__notes__")
+
+
+WEIGHT = torch.ones((), requires_grad=True)
+
+
+def test_a_hidden_tensor_is_named():
+    scale, module = torch.ones((), requires_grad=True), torch.nn.Linear(1, 1)
+    harmless = torch.ones(())
+
+    def f(z):
+        return 0.1 * torch.tanh(module(z)) * scale * WEIGHT + harmless
+
+    with pytest.raises(ValueError, match="f captures") as caught:
+        fp.fixed_point(f, torch.zeros(1))
+    named = str(caught.value).partition("f captures ")[2].split(", ")
+    assert sorted(named) == ["WEIGHT", "module", "scale"]
+
+
+class Half(torch.nn.Module):
+    def forward(self, z, *inputs):
+        return 0.5 * z + 1.0
+
+
+LAYERS = [
+    lambda **settings: fixedpoint_torch.DEQ(Half(), **settings),
+    lambda **settings: fixedpoint_jax.DEQ(lambda z, *x: 0.5 * z + 1.0, **settings),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_without_inputs(layer):
+    with pytest.raises(TypeError, match=r"where to start: call it with an input or z0"):
+        layer()()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_settings_of_a_layer_are_checked_when_it_is_made(layer):
+    with pytest.raises(TypeError, match="solver must be a solver object"):
+        layer(solver="anderson")
+    with pytest.raises(TypeError, match="adjoint must be an adjoint"):
+        layer(adjoint=fp.ImplicitAdjoint)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_shows_the_settings_that_were_changed(layer):
+    shown = repr(layer(solver=fp.Picard(), rtol=1e-3, max_steps=1000))
+    assert "solver=Picard(" in shown
+    assert "rtol=0.001" in shown
+    assert "max_steps" not in shown
+    assert "adjoint" not in shown

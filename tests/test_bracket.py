@@ -248,8 +248,7 @@ def test_the_trace_and_the_callback_see_every_step(xp_case):
     steps = int(sol.steps[0])
     assert [step for step, _ in seen] == list(range(1, steps + 1))
     norms = xp_case.to_numpy(sol.trace.residual_norm)[0]
-    np.testing.assert_array_equal(norms[1 : steps + 1], [size for _, size in seen])
-    assert np.all(np.isnan(norms[steps + 1 :]))
+    np.testing.assert_array_equal(norms[1:], [size for _, size in seen])
     assert xp_case.to_numpy(sol.trace.evaluations)[0, steps] == sol.work.f == steps + 2
 
 
@@ -606,7 +605,7 @@ def test_a_trace_fills_what_failed_with_nan():
 
 def test_the_message_names_the_method():
     sol = fp.bracketed_root(lambda x: x**2 - 2.0, 0.0, 2.0)
-    assert repr(sol).startswith("Solution(converged (Chandrupatla); largest error ")
+    assert "message: converged (Chandrupatla); largest error " in repr(sol)
 
 
 def test_linearization(xp_case):

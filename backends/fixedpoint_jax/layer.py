@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
+from fixedpoint.api import check_methods
+from fixedpoint.checks import changed_settings
 from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
@@ -67,6 +69,14 @@ class DEQ:
     batch_ndim: int = 1
     on_failure: Policy = "warn"
     start: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_methods(self.solver, self.adjoint)
+
+    def __repr__(self) -> str:
+        """The cell, and the settings that are not the defaults."""
+        parts = [repr(self.cell), *changed_settings(DEQ, vars(self))]
+        return f"DEQ({', '.join(parts)})"
 
     def __call__(self, *inputs: Any, z0: Any = None) -> Any:
         """The equilibrium.
@@ -160,6 +170,11 @@ class DEQ:
             return z0
         if self.start is not None:
             return self.start(*inputs)
+        if not inputs:
+            raise TypeError(
+                "a layer without inputs cannot tell where to start: call it with an "
+                "input or z0=, or make it with start="
+            )
         return jax.tree.map(jnp.zeros_like, inputs[0])
 
     def _method(self) -> Solver:

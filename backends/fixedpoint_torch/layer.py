@@ -10,6 +10,8 @@ import torch
 
 import fixedpoint as fp
 from fixedpoint import tree
+from fixedpoint.api import check_methods
+from fixedpoint.checks import changed_settings
 from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
@@ -98,6 +100,7 @@ class DEQ(torch.nn.Module):
         start: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
+        check_methods(solver, adjoint)
         self.cell = cell
         self.solver, self.adjoint = solver, adjoint
         self.rtol, self.atol, self.norm, self.test = rtol, atol, norm, test
@@ -108,6 +111,10 @@ class DEQ(torch.nn.Module):
         )
         self.start = start
         self.statistics: Statistics | None = None
+
+    def extra_repr(self) -> str:
+        """The settings that are not the defaults, for ``print``."""
+        return ", ".join(changed_settings(DEQ.__init__, vars(self)))
 
     @eager
     def forward(self, *inputs: Any, z0: Any = None) -> Any:
@@ -225,6 +232,11 @@ class DEQ(torch.nn.Module):
             return z0
         if self.start is not None:
             return self.start(*inputs)
+        if not inputs:
+            raise TypeError(
+                "a layer without inputs cannot tell where to start: call it with an "
+                "input or z0=, or make it with start="
+            )
         return _mapped(torch.zeros_like, inputs[0])
 
     def _solved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -92,7 +93,8 @@ def watched(functions: Functions) -> Callable[[Vec], Mapped]:
     is spent on it.
     """
     assert functions.substituted is not None
-    probe, pending = functions.substituted(_detached), [True]
+    seen: list[Any] = []
+    probe, pending = functions.substituted(_noted(seen)), [True]
 
     def at(args: Vec) -> Mapped:
         mapped = functions.at(args)
@@ -103,7 +105,7 @@ def watched(functions: Functions) -> Callable[[Vec], Mapped]:
             pending.clear()
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 image, residual = probe(_all_detached(args))(_all_detached(value))
-                _refuse_hidden(image)
+                _refuse_hidden(image, seen)
             return _all_detached(image), residual and _all_detached(residual)
 
         return watching
@@ -123,15 +125,16 @@ def refuse_hidden(functions: Functions, value: Vec, args: Vec) -> None:
     seen: this costs an evaluation of its own, above it.
     """
     assert functions.substituted is not None
-    probe = functions.substituted(_detached)
+    seen: list[Any] = []
+    probe = functions.substituted(_noted(seen))
     inputs = _all_detached(value), _all_detached(args)
     image, _ = probe(inputs[1])(inputs[0])
-    _refuse_hidden(image)
+    _refuse_hidden(image, seen)
     known = {
         level for leaf in (*inputs[0], *inputs[1]) for level in _mapped_levels(leaf)
     }
     if any(level not in known for leaf in image for level in _mapped_levels(leaf)):
-        raise HiddenTensorError(_HIDDEN)
+        raise HiddenTensorError(_HIDDEN + _captured_by(seen))
 
 
 def _mapped_levels(leaf: torch.Tensor) -> list[int]:
@@ -162,10 +165,44 @@ def _detached(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: functional_call(module, values, args)
 
 
-def _refuse_hidden(image: Vec) -> None:
+def _noted(seen: list[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Like :func:`_detached`, and leaves the function in `seen`, for messages."""
+
+    def detached(f: Callable[..., Any]) -> Callable[..., Any]:
+        seen[:] = [f]
+        return _detached(f)
+
+    return detached
+
+
+def _refuse_hidden(image: Vec, seen: list[Any]) -> None:
     layers = [layer for leaf in image for layer in unwrap(leaf)]
     if any(layer.requires_grad or _has_tangent(layer) for layer in layers):
-        raise HiddenTensorError(_HIDDEN)
+        raise HiddenTensorError(_HIDDEN + _captured_by(seen))
+
+
+def _captured_by(functions: list[Any]) -> str:
+    """The names of the tensors and modules that functions capture, as far as Python
+    tells.
+    """
+    names: list[str] = []
+    for function in functions:
+        try:
+            found = inspect.getclosurevars(getattr(function, "__func__", function))
+        except (TypeError, ValueError):  # no function of Python's, or an empty cell
+            continue
+        captured = {**found.globals, **found.nonlocals}
+        names += [name for name, value in captured.items() if _is_tracked(value)]
+    return f". f captures {', '.join(names)}" if names else ""
+
+
+def _is_tracked(value: Any) -> bool:
+    """Whether this is a tensor, or holds one, that derivatives are recorded for."""
+    if isinstance(value, torch.nn.Module):
+        return any(map(_is_tracked, value.parameters()))
+    return isinstance(value, torch.Tensor) and (
+        value.requires_grad or unwrap(value)[-1] is not value or _has_tangent(value)
+    )
 
 
 def _has_tangent(leaf: torch.Tensor) -> bool:
