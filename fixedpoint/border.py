@@ -96,9 +96,10 @@ class Border:
         one.
         """
         if type(new) is not type(old) and not of_one_backend(new, old):
+            remedy = _remedy(new, f"Give {name}") or _remedy(old, "Return it")
             raise TypeError(
                 f"{what} must return an array for {name}, of the same library: "
-                f"expected {type_name(old)}, got {type_name(new)}{_remedy(new, name)}"
+                f"expected {type_name(old)}, got {type_name(new)}{remedy}"
             )
         if new.shape != old.shape:
             raise ValueError(
@@ -115,10 +116,10 @@ class Border:
         return conforming
 
 
-def _remedy(new: Any, name: str) -> str:
-    """What to do about an image of another library than the start's."""
-    convert = CONVERSIONS.get(type(new).__module__.partition(".")[0])
-    return "" if convert is None else f". Give {name} as {convert}(...)"
+def _remedy(like: Any, what: str) -> str:
+    """What to do, so that all is of the library of `like`, if it is one of these."""
+    convert = CONVERSIONS.get(type(like).__module__.partition(".")[0])
+    return "" if convert is None else f". {what} as {convert}(...)"
 
 
 def note_mixture(error: TypeError, value: Vec, args: Any, name: str) -> None:
@@ -127,7 +128,7 @@ def note_mixture(error: TypeError, value: Vec, args: Any, name: str) -> None:
     """
     leaves, paths = tree.flatten(args)[0], tree.paths(args, "args")
     for leaf, path in zip(leaves, paths, strict=True):
-        remedy = _remedy(leaf, name)
+        remedy = _remedy(leaf, f"Give {name}")
         if remedy and not of_one_backend(leaf, value[0]):
             kinds = f"{name} is a {type_name(value[0])}, {path} a {type_name(leaf)}"
             error.add_note(kinds + remedy)

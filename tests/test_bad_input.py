@@ -632,6 +632,11 @@ def test_a_start_of_numpy_with_arguments_of_another(start, argument, remedy):
     assert re.search(remedy, "\n".join(told))
 
 
+def test_an_image_of_numpy_from_a_start_of_jax():
+    with pytest.raises(TypeError, match=r"got numpy.*\. Return it as jnp\.asarray\("):
+        fp.fixed_point(np.cos, jnp.zeros(2))
+
+
 def test_an_operation_on_arrays_of_two_libraries():
     """Told beside the error of the library itself."""
     with pytest.raises(TypeError) as caught:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure, FigureBase
 
 from fixedpoint_models.comparison import Trace
 
-_COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
+_COLORS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
 
 
 def draw_recovered(rows: Mapping[str, Any], file: Path) -> None:
-    """Write a grid of images, a labelled row for each entry of `rows`.
+    """Write a grid of images, a labeled row for each entry of `rows`.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def draw_race(groups: Mapping[str, Sequence[Trace]], lowest: float, file: Path) 
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    for color, (label, traces) in zip(_COLOURS, groups.items(), strict=False):
+    for color, (label, traces) in zip(_COLORS, groups.items(), strict=False):
         for trace in traces:
             relative = [objective / lowest for objective in trace.objectives]
             axis.plot(trace.seconds, relative, color=color, alpha=0.15)

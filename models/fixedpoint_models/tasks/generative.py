@@ -1,4 +1,4 @@
-"""Generative modelling: an equilibrium decoder, trained while its latent codes are
+"""Generative modeling: an equilibrium decoder, trained while its latent codes are
 optimized.
 """
 

@@ -1,4 +1,4 @@
-"""Meta-learning: a task's vector adapted to a few labelled images, on an equilibrium
+"""Meta-learning: a task's vector adapted to a few labeled images, on an equilibrium
 network.
 """
 
