@@ -94,19 +94,57 @@ def test_torchdeq_has_first_derivatives():
     assert not slope.requires_grad
 
 
+# An equilibrium that is exact, and a linear solve that does not get to the gradient.
+SLOPES = np.linspace(-0.5, 1.0 - 1e-6, 50)
+START = 1.0 / (1.0 - SLOPES)
+EXACT = START**2
+
+
 def test_jaxopt_is_silent_about_a_linear_solve_that_failed():
-    """A gradient that is wrong by all of its digits, from an equilibrium that is
-    exact.
-    """
-    slopes = jnp.linspace(-0.5, 1.0 - 1e-6, 50)
-    start, f = 1.0 / (1.0 - slopes), lambda z, a: a * z + 1.0
     FixedPointIteration = quietly("jaxopt").FixedPointIteration
 
     def theirs(a):
-        return FixedPointIteration(f, tol=1e-3).run(start, a).params.sum()
+        solver = FixedPointIteration(lambda z, a: a * z + 1.0, tol=1e-3)
+        return solver.run(START, a).params.sum()
 
-    silent = jax.grad(theirs)(slopes)
-    assert jnp.abs(silent / start**2 - 1.0).max() > 0.99
+    assert np.abs(jax.grad(theirs)(jnp.asarray(SLOPES)) / EXACT - 1.0).max() > 0.99
+
+
+def test_torchdeq_is_silent_about_a_linear_solve_that_failed():
+    deq = quietly("torchdeq").get_deq(ift=True, f_max_iter=3, b_max_iter=20)
+    a = torch.tensor(SLOPES, requires_grad=True)
+    (state, *_), _ = deq(lambda z: a * z + 1.0, torch.tensor(START)[None])
+    (gradient,) = torch.autograd.grad(state.sum(), a)
+    assert np.abs(gradient.numpy() / EXACT - 1.0).max() > 0.99
+
+
+def test_optimistix_tells_of_a_linear_solve_that_failed():
+    optimistix, lineax = quietly("optimistix"), quietly("lineax")
+    adjoint = optimistix.ImplicitAdjoint(lineax.GMRES(1e-8, 1e-8, max_steps=2))
+    solver = optimistix.FixedPointIteration(1e-3, 1e-3)
+
+    def theirs(a):
+        f = lambda z, a: a * z + 1.0
+        found = optimistix.fixed_point(
+            f, solver, jnp.asarray(START), a, adjoint=adjoint
+        )
+        return found.value.sum()
+
+    with pytest.raises(Exception, match="maximum number of solver steps"):
+        jax.grad(theirs)(jnp.asarray(SLOPES))
+
+
+def test_this_library_tells_of_a_linear_solve_that_failed():
     adjoint = fp.ImplicitAdjoint(max_steps=2)
-    mine = lambda a: fp.fixed_point(f, start, (a,), rtol=1e-3, adjoint=adjoint).value
-    assert jnp.isnan(jax.grad(lambda a: mine(a).sum())(slopes)).all()
+    settings = {"rtol": 1e-3, "adjoint": adjoint, "solver": fp.Picard()}
+
+    def ours(a):
+        f, start = lambda z, a: a * z + 1.0, jnp.asarray(START)
+        return fp.fixed_point(f, start, (a,), **settings).value.sum()
+
+    assert jnp.isnan(jax.grad(ours)(jnp.asarray(SLOPES))).all()
+    a = torch.tensor(SLOPES, requires_grad=True)
+    f, start = lambda z, a: a * z + 1.0, torch.tensor(START)
+    value = fp.fixed_point(f, start, (a,), **settings).value
+    with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
+        value.sum().backward()
