@@ -58,7 +58,7 @@ def quietly(library):
 
 
 def of_jaxopt(a):
-    solver = quietly("jaxopt").AndersonAcceleration(damped_cosine, tol=1e-8)
+    solver = quietly("jaxopt").FixedPointIteration(damped_cosine, tol=1e-8)
     return solver.run(jnp.ones(2), a).params.sum()
 
 
@@ -135,7 +135,7 @@ def test_optimistix_tells_of_a_linear_solve_that_failed():
 
 
 def test_this_library_tells_of_a_linear_solve_that_failed():
-    adjoint = fp.ImplicitAdjoint(max_steps=2)
+    adjoint = fp.ImplicitAdjoint(solver=fp.Picard(), max_steps=2)
     settings = {"rtol": 1e-3, "adjoint": adjoint, "solver": fp.Picard()}
 
     def ours(a):
