@@ -283,7 +283,7 @@ class _Question:
         """The solution from `start`."""
         self._check()
         start, whole = numbers(start), "x0" if self.is_root else "z0"
-        border, value = Border.of(start, whole, self.communicator)
+        border, value = Border.of(start, whole, self.communicator, self.batch_ndim)
         space = _space(border, value, self.batch_ndim)
         run = self._run(border, space, value, self._blocks(start))
         try:
@@ -331,11 +331,6 @@ class _Question:
             raise TypeError(
                 "an operator returns nothing beside its image: has_aux must be False"
             )
-        if self.communicator is not None and self.control.batched_args is not None:
-            raise ValueError(
-                "batched_args lets samples leave the batch, which parts joined by a "
-                "communicator would each do by themselves: give one of the two"
-            )
         check_count("batch_ndim", self.batch_ndim, 0)
         check_policy("on_failure", self.on_failure)
         if not callable(f):
@@ -350,6 +345,12 @@ class _Question:
         """Which of the leaves of args have an entry per sample, if that was said."""
         if self.control.batched_args is None:
             return ()
+        if space.backend.communicator is not None:
+            raise ValueError(
+                "batched_args lets samples leave the batch, which parts joined by a "
+                "communicator, or by a DTensor's mesh, would each do by themselves: "
+                "give one of the two"
+            )
         flags, jacobian = tuple(self.control.batched_args), self.map.jacobian
         if self.batch_ndim == 0 or len(flags) != len(self.args):
             raise ValueError(

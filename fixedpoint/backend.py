@@ -98,6 +98,13 @@ class Backend:
         backend.is_partial = not communicator.whole_samples
         return backend
 
+    def holding(self, container: Any, batch_ndim: int) -> Backend:
+        """This backend, for a state whose arrays know themselves how they are spread;
+        its first `batch_ndim` axes index samples.
+        """
+        del container, batch_ndim
+        return self
+
     def reduced(self, array: Array, reduction: Reduction) -> Array:
         """The sum or the largest over all who hold entries of these samples."""
         if self.communicator is None or not self.is_partial:
@@ -145,6 +152,13 @@ class Backend:
         ``rebuild``.
         """
         return tree.flatten(container)
+
+    def outputs(self, container: Any, structure: Any) -> tuple[list[Any], Any]:
+        """What :meth:`flatten` gives, for what a function of a state of this
+        `structure` returned.
+        """
+        del structure
+        return self.flatten(container)
 
     def paths(self, container: Any, prefix: str) -> list[str]:
         """A name for each leaf of a container, for messages."""

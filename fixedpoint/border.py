@@ -50,10 +50,15 @@ class Border:
 
     @classmethod
     def of(
-        cls, start: Any, whole: str, communicator: Communicator | None = None
+        cls,
+        start: Any,
+        whole: str,
+        communicator: Communicator | None = None,
+        batch_ndim: int = 0,
     ) -> tuple[Border, Vec]:
         """That of a state like `start`, called `whole`; and the leaves of this one."""
         backend = backend_of_state(start, whole).among(communicator)
+        backend = backend.holding(start, batch_ndim)
         names = tuple(backend.paths(start, whole))
         border = cls(backend, backend.flatten(start)[1], names)
         return border, border.leaves(start)
@@ -78,7 +83,7 @@ class Border:
             return (container,)
         if self.is_bare and isinstance(container, list):
             container = numbers(container)
-        leaves, structure = self.backend.flatten(container)
+        leaves, structure = self.backend.outputs(container, self.structure)
         if container is None and structure != self.structure:
             raise ValueError(f"{what} returned None: is there a return at its end?")
         if structure != self.structure:

@@ -217,6 +217,11 @@ def _ends(lower: Any, upper: Any) -> tuple[Backend, Array, Array]:
     bare = {name for name, end in ends.items() if isinstance(end, (int, float))}
     given = {name: end for name, end in ends.items() if name not in bare} or ends
     backend = backend_of(list(given.values()), list(given))
+    if backend.holding(given, 0).communicator is not None:
+        raise TypeError(
+            "each bracket is a problem by itself: give every process the local parts "
+            "of lower and upper, in place of spread arrays"
+        )
     arrays = {name: backend.leaf(end) for name, end in given.items()}
     xp = backend.namespace(next(iter(arrays.values())))
     like = _common(xp, arrays)

@@ -93,6 +93,9 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"entries-{name}", entries(solver)
     for name in ("Anderson", "Broyden", "Picard"):
         yield f"samples-{name}", samples(SOLVERS[name])
+    import dtensors  # beside this file, where tests are not collected from
+
+    yield from dtensors.cases()
 
 
 if __name__ == "__main__":

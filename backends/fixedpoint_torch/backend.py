@@ -45,6 +45,15 @@ class TorchBackend(Backend):
         """Tensors pass; nothing is converted to one, since no device would be right."""
         return value
 
+    def holding(self, container: Any, batch_ndim: int) -> TorchBackend:
+        """The backend of the parts that are here, where the state is of DTensors."""
+        leaves = tree.flatten(container)[0]
+        if not any(map(maps.is_dtensor, leaves)):
+            return self
+        from fixedpoint_torch.sharded import ShardedBackend  # noqa: PLC0415  a cycle
+
+        return ShardedBackend(leaves, batch_ndim, self.communicator)
+
     def known_all(self, mask: torch.Tensor) -> bool:
         """Whether all of `mask` is true; on an accelerator that is never known without
         waiting.

@@ -305,6 +305,10 @@ def _mapped(function: Callable[[torch.Tensor], torch.Tensor], container: Any) ->
 
 def _without(lost: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
     """The leaf, not a number in the samples that were lost."""
+    if maps.is_dtensor(leaf):
+        from fixedpoint_torch.sharded import on_parts  # noqa: PLC0415  rarely needed
+
+        return on_parts(lambda part: _without(lost, part), leaf)
     if lost.device.type == "cpu" and not maps.unwrap(lost)[-1].any():
         return leaf
     mask = lost.reshape(*lost.shape, *(1,) * (leaf.ndim - lost.ndim))

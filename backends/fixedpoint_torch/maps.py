@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -145,6 +146,16 @@ def _mapped_levels(leaf: torch.Tensor) -> list[int]:
         for t in unwrap(leaf)
         if functorch.is_batchedtensor(t)
     ]
+
+
+def is_dtensor(leaf: Any) -> bool:
+    """Whether `leaf` is a DTensor, maybe beneath transforms; its module need not have
+    been imported.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or not isinstance(leaf, torch.Tensor):
+        return False
+    return isinstance(unwrap(leaf)[-1], module.DTensor)
 
 
 def unwrap(tensor: torch.Tensor) -> list[torch.Tensor]:

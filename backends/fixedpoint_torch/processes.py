@@ -42,14 +42,53 @@ class Processes(Communicator):
 
     def reduce(self, array: torch.Tensor, reduction: Reduction) -> torch.Tensor:
         """The sum or the largest over all processes."""
-        whole = array.clone()
-        operation = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[reduction]
-        dist.all_reduce(whole, operation, group=self.group)
-        return whole
+        return reduce(array, reduction, self.group)
 
     def agree(self, flag: bool) -> bool:
         """Whether the flag is true in any process."""
-        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
-        whole = torch.tensor(int(flag), device=device)
-        dist.all_reduce(whole, dist.ReduceOp.MAX, group=self.group)
-        return bool(whole)
+        return agree(flag, self.group)
+
+
+def reduce(array: torch.Tensor, reduction: Reduction, group: Any) -> torch.Tensor:
+    """The sum or the largest over the processes of a group, in a new tensor.
+
+    Sums are differentiable, for solves that are unrolled. The largest is a constant: a
+    solver scales by it, and compares with it.
+    """
+    if reduction == "sum" and array.requires_grad:
+        total: torch.Tensor = _Total.apply(array, group)  # type: ignore[no-untyped-call]
+        return total
+    whole = array.detach().clone()
+    operation = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[reduction]
+    dist.all_reduce(whole, operation, group=group)
+    return whole
+
+
+def agree(flag: bool, group: Any) -> bool:
+    """Whether the flag is true in any process of a group."""
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    whole = torch.tensor(int(flag), device=device)
+    dist.all_reduce(whole, dist.ReduceOp.MAX, group=group)
+    return bool(whole)
+
+
+class _Total(torch.autograd.Function):
+    """The sum over the processes of a group, which is its own transpose."""
+
+    @staticmethod
+    def forward(array: torch.Tensor, group: Any) -> torch.Tensor:
+        """Add up."""
+        total = array.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the group."""
+        del output
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> Any:
+        """Add up what each process asks for."""
+        return _Total.apply(cotangent, ctx.group), None  # type: ignore[no-untyped-call]
