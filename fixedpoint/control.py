@@ -116,13 +116,13 @@ class Control:
         norm: Array,
         evaluations: Any,
     ) -> Iterator[tuple[Any, Status]]:
-        """Whether to end after a step, for each reason to."""
-        if self.callback is not None and self.callback(step, value, norm):
-            yield True, Status.STOPPED
+        """Whether to end after a step, for each reason that there may be."""
+        if self.callback is not None:
+            yield bool(self.callback(step, value, norm)), Status.STOPPED
         if self.budget is not None and self.budget.evaluations is not None:
             yield evaluations >= self.budget.evaluations, Status.OUT_OF_BUDGET
-        if deadline is not None and time.monotonic() > deadline:
-            yield True, Status.OUT_OF_BUDGET
+        if deadline is not None:
+            yield time.monotonic() > deadline, Status.OUT_OF_BUDGET
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,8 @@ def apply_policy(
     if policy == "nan" or traced:
         return _poison(space, converged, value)
     if backend.any(~converged):
+        if not space.xp.any(~converged):
+            what = f"{what} in another process; here it"
         message = f"{what}: {solution.message}"
         if policy == "raise":
             raise ConvergenceError(message, solution)

@@ -546,7 +546,10 @@ class _Loop:
         for over, reason in control.ends(
             self.deadline, carry.step, point.value, point.residual_norm, evaluations
         ):
-            carry = self._ended(carry, over, reason)
+            # A callback or a clock speaks for all who take part.
+            over = self.problem.space.backend.agreed(over)  # noqa: PLW2901
+            if over is not False:
+                carry = self._ended(carry, over, reason)
         traced = self.problem.space.backend.is_traced((carry.status,))
         if (
             self.problem.batched

@@ -6,6 +6,7 @@ The first process prints a line of JSON for each case, with what each of them fo
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -64,27 +65,77 @@ def entries(solver: Any) -> dict[str, Any]:
 
 
 def samples(solver: Any) -> dict[str, Any]:
-    """Samples of its own in each, of unequal difficulty, and a collective in f."""
-    settings = {"solver": solver, "batch_ndim": 1, "rtol": 1e-10}
+    """Samples of its own in each, of unequal difficulty, and a collective in f, which
+    every evaluation takes part in, and every product with its derivative.
+    """
 
     def f(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-        return a * torch.cos(z) + 0.0 * all_reduce(a.detach().sum())
+        return a * torch.cos(z) + 0.0 * all_reduce(a.sum() + z.sum())
 
-    a = FACTORS[PART].reshape(-1, 1)
-    sol = fp.fixed_point(
-        f,
-        torch.zeros_like(a),
-        (a,),
-        communicator=Processes(whole_samples=True),
-        **settings,
-    )
-    known = fp.fixed_point(
-        lambda z, a: a * torch.cos(z), torch.zeros_like(a), (a,), **settings
-    )
+    settings = {"solver": solver, "batch_ndim": 1, "rtol": 1e-10}
+    a = FACTORS[PART].reshape(-1, 1).requires_grad_()
+    z0 = torch.zeros_like(a)
+    here = Processes(whole_samples=True)
+    sol = fp.fixed_point(f, z0, (a,), communicator=here, **settings)
+    sol.value.sum().backward()
+    known = fp.fixed_point(lambda z, a: a * torch.cos(z), z0, (a,), **settings)
+    slope = torch.cos(sol.value) / (1.0 + a * torch.sin(sol.value))
     return {
-        "error": float((sol.value - known.value).abs().max()),
+        "error": float((sol.value - known.value).detach().abs().max()),
+        "slope_error": float((a.grad - slope).detach().abs().max()),
         "steps": [sol.steps.tolist(), known.steps.tolist()],
     }
+
+
+def ends(kind: str, whole_samples: bool) -> dict[str, Any]:
+    """One process alone wants to end, after its third step, and both do."""
+    step_of_end, impatient = 3, dist.get_rank() == 1
+
+    def late(step: int, *_: Any) -> bool:
+        if impatient and step == step_of_end and kind == "seconds":
+            time.sleep(2.0)
+        return impatient and step == step_of_end and kind == "callback"
+
+    ways = {
+        "callback": {},
+        "seconds": {"budget": fp.Budget(seconds=1.0 if impatient else 1e6)},
+        "evaluations": {"budget": fp.Budget(evaluations=4 if impatient else 100)},
+    }
+    shape = (-1, 1) if whole_samples else (1, -1)
+    a = torch.ones_like(FACTORS[PART]).reshape(shape)
+    sol = fp.fixed_point(
+        lambda z, a: a * torch.cos(z) + 0.0 * all_reduce(z.sum()),
+        torch.zeros_like(a),
+        (a,),
+        solver=fp.Picard(),
+        batch_ndim=1,
+        rtol=0.0,
+        callback=late,
+        on_failure="return",
+        communicator=Processes(whole_samples=whole_samples),
+        **ways[kind],
+    )
+    steps, status = sol.steps.unique().tolist(), sol.status.unique().tolist()
+    expected = fp.Status.STOPPED if kind == "callback" else fp.Status.OUT_OF_BUDGET
+    return {"error": float(status != [expected]), "steps": [steps, [step_of_end]]}
+
+
+def failure() -> dict[str, Any]:
+    """A solve that fails in one process raises in both."""
+    a = torch.full((2, 1), 0.5 if dist.get_rank() == 0 else 2.0, dtype=torch.float64)
+    settings = {"solver": fp.Picard(), "batch_ndim": 1, "max_steps": 60}
+    try:
+        fp.fixed_point(
+            lambda z, a: a * torch.cos(z) + 0.0 * all_reduce(z.sum()),
+            torch.zeros_like(a),
+            (a,),
+            communicator=Processes(whole_samples=True),
+            **settings,
+        )
+    except fp.ConvergenceError as error:
+        elsewhere = "in another process; here it: converged" in str(error)
+        return {"error": float(elsewhere != (dist.get_rank() == 0))}
+    return {"error": 1.0}
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -93,6 +144,10 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"entries-{name}", entries(solver)
     for name in ("Anderson", "Broyden", "Picard"):
         yield f"samples-{name}", samples(SOLVERS[name])
+    for kind in ("callback", "seconds", "evaluations"):
+        for whole_samples in (False, True):
+            yield f"ends-{kind}-{whole_samples}", ends(kind, whole_samples)
+    yield "failure", failure()
     import dtensors  # beside this file, where tests are not collected from
 
     yield from dtensors.cases()

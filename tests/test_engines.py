@@ -110,7 +110,7 @@ def test_states_in_two_processes():
         both = found.pop(f"dtensor-refused-{name}")
         for result in both["results"]:
             assert result["message"].startswith(words), name
-    assert len(found) == 30
+    assert len(found) == 37
     for case, both in found.items():
         for result in both["results"]:
             assert result["error"] < 1e-11, case
