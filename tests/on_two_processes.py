@@ -148,9 +148,11 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         for whole_samples in (False, True):
             yield f"ends-{kind}-{whole_samples}", ends(kind, whole_samples)
     yield "failure", failure()
-    import dtensors  # beside this file, where tests are not collected from
+    import distributed_models  # beside this file
+    import dtensors
 
     yield from dtensors.cases()
+    yield from distributed_models.cases()
 
 
 if __name__ == "__main__":

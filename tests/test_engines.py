@@ -84,19 +84,21 @@ def check_compiled(case, result, spec):
     assert result["history_specs"] == [expected] * histories, case
 
 
-# What is refused of a DTensor, in the words of the error.
+# What is refused, in the words of the error.
 REFUSALS = {
-    "alike": "ValueError: the leaves of z0 must be spread alike",
-    "mixed": "TypeError: z0 mixes DTensors and other tensors",
-    "thin": "ValueError: axis 0 of z0, of the length 1, leaves a process without",
-    "partial": "ValueError: z0 has the placement",
-    "plain": "ValueError: where z0 is a DTensor, f must return one",
-    "communicator": "ValueError: z0 is a DTensor, whose mesh joins the processes",
-    "matrix": "ValueError: where a communicator joins the entries of a sample",
-    "batched": "ValueError: batched_args",
-    "bracket": "TypeError: each bracket is a problem by itself",
-    "twice": "TypeError: a solve for a DTensor has first derivatives",
-    "transform": "TypeError: a solve for a DTensor has first derivatives",
+    "dtensor-refused-alike": "ValueError: the leaves of z0 must be spread alike",
+    "dtensor-refused-mixed": "TypeError: z0 mixes DTensors and other tensors",
+    "dtensor-refused-thin": "ValueError: axis 0 of z0, of the length 1",
+    "dtensor-refused-partial": "ValueError: z0 has the placement",
+    "dtensor-refused-plain": "ValueError: where z0 is a DTensor, f must return one",
+    "dtensor-refused-communicator": "ValueError: z0 is a DTensor, whose mesh",
+    "dtensor-refused-matrix": "ValueError: where a communicator joins",
+    "dtensor-refused-batched": "ValueError: batched_args",
+    "dtensor-refused-bracket": "TypeError: each bracket is a problem by itself",
+    "dtensor-refused-twice": "TypeError: a solve for a DTensor has first derivatives",
+    "dtensor-refused-transform": "TypeError: a solve for a DTensor has first",
+    "model-refused-fsdp": "TypeError: DDP and FSDP act on every call of a module",
+    "model-refused-ddp": "TypeError: DDP and FSDP act on every call of a module",
 }
 
 
@@ -107,10 +109,10 @@ def test_states_in_two_processes():
     settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     found = results(*run, str(HERE / "on_two_processes.py"), **settings)
     for name, words in REFUSALS.items():
-        both = found.pop(f"dtensor-refused-{name}")
+        both = found.pop(name)
         for result in both["results"]:
             assert result["message"].startswith(words), name
-    assert len(found) == 37
+    assert len(found) == 40
     for case, both in found.items():
         for result in both["results"]:
             assert result["error"] < 1e-11, case

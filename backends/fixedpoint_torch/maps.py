@@ -58,7 +58,14 @@ def lift(f: Callable[..., Any]) -> Vec:
     module = _as_module(f)
     if module is None:
         return ()
-    parametrized = any(map(parametrize.is_parametrized, module.modules()))
+    parts = list(module.modules())
+    if any(isinstance(part, _distributing()) for part in parts):
+        raise TypeError(
+            "DDP and FSDP act on every call of a module, and a solve calls f many "
+            "times: apply them to the DEQ or to what holds it, not to the cell or a "
+            "part of it"
+        )
+    parametrized = any(map(parametrize.is_parametrized, parts))
     if parametrize._cache_enabled and parametrized and not isinstance(f, WithWeights):
         raise ValueError(
             "inside parametrize.cached() a module's parametrized weights are "
@@ -66,6 +73,16 @@ def lift(f: Callable[..., Any]) -> Vec:
             "gradients would be lost: solve outside of it, or by fixedpoint_torch.DEQ"
         )
     return tuple(module.parameters())
+
+
+def _distributing() -> tuple[type, ...]:
+    """The modules that gather weights or send gradients, as far as they are
+    imported.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    names = ("FSDPModule", "FullyShardedDataParallel")
+    found = [getattr(fsdp, name) for name in names if hasattr(fsdp, name)]
+    return (torch.nn.parallel.DistributedDataParallel, *found)
 
 
 def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
