@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,11 @@ import fixedpoint as fp
 HERE = Path(__file__).parent
 
 
-def results(*command, **variables):
+def results(*command, program=(sys.executable,), **variables):
     """The lines that a program printed, by their case."""
     environment = {**os.environ, **variables}
     ran = subprocess.run(
-        [sys.executable, *command],
+        [*program, *command],
         check=False,
         capture_output=True,
         timeout=600,
@@ -121,6 +122,28 @@ def test_states_in_two_processes():
             # another.
             steps = result.get("steps", [0, 0])
             assert "default" in case or steps[0] == steps[1], case
+
+
+@pytest.mark.slow
+def test_states_on_two_ranks():
+    """Of MPI, where that is installed."""
+    pytest.importorskip("mpi4py")
+    beside = str(Path(sys.executable).parent)
+    mpiexec = shutil.which("mpiexec", path=beside) or shutil.which("mpiexec")
+    if mpiexec is None:
+        pytest.skip("needs mpiexec")
+    run = (mpiexec, "-n", "2", sys.executable)
+    # Open MPI is careful in containers, and with cores.
+    names = "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"
+    settings = dict.fromkeys(names, "1")
+    settings["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    found = results(str(HERE / "on_two_ranks.py"), program=run, **settings)
+    assert len(found) == 5
+    for case, both in found.items():
+        assert len(both["results"]) == 2
+        for result in both["results"]:
+            assert result["error"] < 1e-11, case
+            assert result["steps"][0] == result["steps"][1], case
 
 
 class Alone(fp.Communicator):
