@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 # What the tests are run with is not what is tested.
 TOOLS = [
     "array-api-strict",
+    "dask[array]",
     "hypothesis",
     "matplotlib",
     "mpmath",
