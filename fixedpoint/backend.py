@@ -23,6 +23,7 @@ import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.communicator import Communicator, Reduction
+from fixedpoint.elimination import eliminated
 
 Array = Any
 Vec = tuple[Array, ...]
@@ -249,6 +250,8 @@ class Backend:
             return self.solve(matrices.astype(float), rights.astype(float)).astype(
                 rights.dtype
             )
+        if not hasattr(xp, "linalg"):
+            return eliminated(xp, matrices, rights)
         try:
             return xp.linalg.solve(matrices, rights[..., None])[..., 0]
         except np.linalg.LinAlgError:

@@ -385,6 +385,11 @@ class Problem(ABC):
                 "of them: "
                 "use a solver without one, as NewtonKrylov"
             )
+        if not hasattr(getattr(space.xp, "linalg", None), "vector_norm"):
+            raise TypeError(
+                "the arrays' library lacks the array API's linear algebra, which a "
+                "matrix takes: use a solver without one, as NewtonKrylov"
+            )
         if self.functions.jacobian is not None:
             given = self._given(self.functions.jacobian, point)
             known = columns_of(space, given) if is_operator(given) else given

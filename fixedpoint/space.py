@@ -636,6 +636,7 @@ def _coefficient_dtype(xp: Any, like: Vec) -> Any:
     dtypes = [leaf.dtype for leaf in like]
     if xp is np and any(dtype in (np.longdouble, np.clongdouble) for dtype in dtypes):
         return np.longdouble
-    double = ("float64", "complex128")
-    wide = any(getattr(xp, name, None) in dtypes for name in double)
+    # A namespace may lack one, and its dtypes compare with nothing but dtypes.
+    double = [getattr(xp, n) for n in ("float64", "complex128") if hasattr(xp, n)]
+    wide = any(dtype in double for dtype in dtypes)
     return xp.float64 if wide else xp.float32

@@ -210,9 +210,7 @@ class Broyden(Solver):
     ) -> Step:
         """A step whose length is searched for."""
         merit = space.norm(point.increment)
-        pending = (
-            space.xp.ones_like(merit, dtype=space.xp.bool) if active is None else active
-        )
+        pending = space.xp.zeros_like(merit) == 0.0 if active is None else active
         search = backtrack(
             problem, point, Descent(state.direction, merit, merit), pending, True
         )
