@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from functools import cache
@@ -29,6 +29,9 @@ Array = Any
 Vec = tuple[Array, ...]
 Carry = Any
 Pullback = Callable[[Any], tuple[Any, ...]]
+
+# Entries that lie in a cache together.
+_CACHED = 2**16
 
 
 class ReadOnly:
@@ -334,6 +337,49 @@ class Backend:
             ..., 0, :
         ]
         return total if axes == 1 else self.namespace(onto).reshape(total, onto.shape)
+
+    def deducted(self, onto: Array, weights: Array, rows: Array, axes: int) -> Array:
+        """What :meth:`minus_combination` gives; `onto` is ours, and may be written
+        to.
+        """
+        if self.piece(onto) is None:
+            return self.minus_combination(onto, weights, rows, axes)
+        whole = joined(onto, axes)
+        for part, past in self.pieces((whole, joined(rows, axes)), 1):
+            part[...] = self.minus_combination(part, weights, past, 1)
+        return whole.reshape(onto.shape)
+
+    def piece(self, array: Array) -> int | None:
+        """The entries of a sample that are best taken together; None stands for all.
+
+        Operations on large states are then faster, and leave none that is but an
+        intermediate result. Slices have to be views that can be written to.
+        """
+        return _CACHED if isinstance(array, np.ndarray) else None
+
+    def pieces(self, arrays: Sequence[Array], axes: int) -> Iterator[Sequence[Array]]:
+        """The arrays piece by piece, the entries of each then in one axis; or as they
+        are.
+        """
+        first = arrays[0]
+        size, piece = math.prod(first.shape[first.ndim - axes :]), self.piece(first)
+        if piece is None or size <= piece:
+            yield arrays
+            return
+        rows = [joined(array, axes) for array in arrays]
+        for start in range(0, size, piece):
+            yield [row[..., start : start + piece] for row in rows]
+
+    def filled(
+        self, onto: Array, function: Callable[..., Array], arrays: Vec, axes: int
+    ) -> Array:
+        """The array ``function(*arrays)``, entry by entry; `onto` is ours, and is
+        written to.
+        """
+        whole, *rows = [joined(array, axes) for array in (onto, *arrays)]
+        for part, *given in self.pieces((whole, *rows), 1):
+            part[...] = function(*given)
+        return whole.reshape(onto.shape)
 
     def write_secant(
         self,

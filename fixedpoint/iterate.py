@@ -40,6 +40,9 @@ _PATIENCE = 5
 # After so many steps without a smaller residual it is asked whether that is but noise.
 _SUSPICIOUS = (3, 12, 48)
 
+# Steps that a trace has room for at first.
+_COLUMNS = 32
+
 # The rounding errors of a residual are not looked for above this share of the largest
 # one.
 _FALLEN = 1e-3
@@ -155,13 +158,18 @@ def iterate(
     )
     with space.backend.quiet():
         first = problem.evaluate(start)
-        carry = _open(problem, first, most if control.record else None)
+        # The one carry is in a list: no name but this keeps its states alive.
+        carries = [_open(problem, first, most if control.record else None)]
         for index, method in enumerate(sequence):
-            if index and _final(space, carry, first):
+            if index and _final(space, carries[0], first):
                 break
             is_last = index == len(sequence) - 1
             # Half of what is left, rounded up.
-            stop = most if is_last else most - (most - carry.step) // 2
+            stop = most if is_last else most - (most - carries[0].step) // 2
+            if index:
+                carries.append(_reopened(problem, carries.pop(), first))
+            if is_last:
+                first = first._replace(increment=())
             loop = _Loop(
                 solver=method,
                 index=index,
@@ -172,9 +180,8 @@ def iterate(
                 most=most,
                 deadline=deadline,
             )
-            carry = _reopened(problem, carry, first) if index else carry
-            kept = memory if index == 0 else None
-            carry = loop.turns(loop.begun(carry, kept))
+            carries.append(loop.run(carries, memory if index == 0 else None))
+    carry = carries.pop()
     best = carry.best
     return Iteration(
         value=_owned(best.value, start),
@@ -185,7 +192,7 @@ def iterate(
         precise=carry.precise,
         steps=carry.steps,
         work=carry.work,
-        trace=shortened(carry.trace, carry.step),
+        trace=_trimmed(carry.trace, carry.step),
         state=Memory(loop.solver, carry.state),
     )
 
@@ -252,8 +259,10 @@ def _open(problem: Problem, first: Point, recorded: int | None) -> Carry:
         trace=None,
     )
     if recorded is not None:
-        blank = [space.full(float("nan"), (recorded + 1,)) for _ in range(2)]
-        carry = _recorded(space, carry._replace(trace=Trace(*blank)))
+        # The arrays of a trace cannot grow.
+        traced = space.backend.is_traced((first.residual_norm,))
+        blank = _blank(space, recorded + 1 if traced else _COLUMNS)
+        carry = _recorded(space, carry._replace(trace=blank))
     return _sifted(space, carry)
 
 
@@ -325,11 +334,19 @@ class _Loop:
             state = self.solver.resume(space, memory.contents, point, state)
         return carry._replace(state=state, work=work)
 
-    def turns(self, carry: Carry) -> Carry:
+    def run(self, carries: list[Carry], memory: Memory | None) -> Carry:
+        """All of this solver's turns, from the carry in a list of one.
+
+        No name stands for it, or for what is begun with it: its states would not be
+        freed before the last turn.
+        """
+        return self.turns(lambda: self.begun(carries.pop(), memory))
+
+    def turns(self, begun: Callable[[], Carry]) -> Carry:
         """Turn until no sample runs, or the steps are used up."""
         xp = self.problem.space.xp
         end = self.problem.space.backend.while_loop(
-            self.unfinished, self.turn, carry, self.most
+            self.unfinished, self.turn, begun(), self.most
         )
         late = end.status == _RUNNING
         return self.settle(end, _mark(xp, end.status, late, Status.MAX_STEPS))
@@ -576,7 +593,8 @@ class _Loop:
         few = replace(
             self, problem=self.problem.take(rows), first=_taken(space, self.first, rows)
         )
-        end = few.turns(_sifted(few.problem.space, _taken(space, carry, rows)))
+        taken = _taken(space, carry, rows)
+        end = few.turns(lambda: _sifted(few.problem.space, taken))
         return _sifted(space, _put(space, carry, rows, end))
 
 
@@ -609,14 +627,35 @@ def _live(mask: Array, active: Array | None) -> Array:
 
 def _recorded(space: Space, carry: Carry) -> Carry:
     """Write down where the iteration stands."""
-    if carry.trace is None:
+    trace = carry.trace
+    if trace is None:
         return carry
+    columns = trace.residual_norm.shape[-1]
+    if isinstance(carry.step, int) and carry.step >= columns:
+        trace = _widened(space, trace, 2 * columns)
     write, index = space.backend.write, (..., carry.step)
-    norms = write(carry.trace.residual_norm, index, carry.point.residual_norm)
+    norms = write(trace.residual_norm, index, carry.point.residual_norm)
     work = space.full(0.0) + sum(carry.work)
-    return carry._replace(
-        trace=Trace(norms, write(carry.trace.evaluations, index, work))
-    )
+    return carry._replace(trace=Trace(norms, write(trace.evaluations, index, work)))
+
+
+def _blank(space: Space, columns: int) -> Trace:
+    """Nothing recorded yet."""
+    return Trace(*(space.full(float("nan"), (columns,)) for _ in range(2)))
+
+
+def _widened(space: Space, trace: Trace, columns: int) -> Trace:
+    """`trace` with room for more steps."""
+    more = columns - trace.residual_norm.shape[-1]
+    pairs = zip(trace, _blank(space, more), strict=True)
+    return Trace(*(space.xp.concat(pair, axis=-1) for pair in pairs))
+
+
+def _trimmed(trace: Trace | None, step: Any) -> Trace | None:
+    """`trace` up to the last step, where that is known."""
+    if trace is None or not isinstance(step, int):
+        return trace
+    return Trace(*(1.0 * array[..., : step + 1] for array in trace))
 
 
 def _sifted(space: Space, carry: Carry) -> Carry:
@@ -641,6 +680,9 @@ def _taken(space: Space, carry: Any, rows: Array) -> Any:
 
 def _put(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
     """`few` in the `rows` of `carry`."""
+    if carry.trace is not None and few.trace is not None:
+        columns = few.trace.residual_norm.shape[-1]
+        carry = carry._replace(trace=_widened(space, carry.trace, columns))
     xp, length = space.xp, carry.status.shape[0]
     places = np.arange(length)
     places[space.backend.numpy(rows)] = length + np.arange(rows.shape[0])

@@ -25,7 +25,7 @@ from fixedpoint.matrix import (
 )
 from fixedpoint.point import Point
 from fixedpoint.solution import Work
-from fixedpoint.space import Space
+from fixedpoint.space import Difference, Measured, Space
 from fixedpoint.tolerance import Tolerance
 
 
@@ -153,17 +153,17 @@ class Problem(ABC):
 
     # What the test of convergence asks.
 
-    def sizes(self, old: Point, point: Point, correction: Vec, moves: Any) -> Sizes:
+    def sizes(
+        self, old: Point, point: Point, correction: Vec | Difference, moves: Any
+    ) -> Sizes:
         """The sizes that matter at a point, with what a method proposes to add to
         it.
         """
-        space, tolerance = self.space, self.tolerance
-        lengths = [(correction, tolerance.kind)]
+        tolerance = self.tolerance
+        lengths: list[Measured] = [(correction, tolerance.kind)]
         if moves is None:
-            lengths.append((space.subtract(point.value, old.value), "euclidean"))
-            lengths.append(
-                (space.subtract(point.increment, old.increment), "euclidean")
-            )
+            lengths.append((Difference(point.value, old.value), "euclidean"))
+            lengths.append((Difference(point.increment, old.increment), "euclidean"))
         parts, norms = self._parts((point.value, point.tested, correction), lengths)
         state, residual, shares = parts
         moved, changed = norms[1:] if moves is None else moves
@@ -172,14 +172,13 @@ class Problem(ABC):
         )
 
     def _parts(
-        self, vectors: Sequence[Vec], lengths: list[tuple[Vec, str]]
+        self, vectors: Sequence[Vec | Difference], lengths: list[Measured]
     ) -> tuple[list[tuple[Array, ...]], tuple[Array, ...]]:
         """The parts of some vectors, and the norms of others."""
         space, tolerance = self.space, self.tolerance
         if tolerance.norm == "entries":
-            return [tolerance.parts(space, u) for u in vectors], space.sound_norms(
-                lengths
-            )
+            parts = [tolerance.parts(space, space.formed(u)) for u in vectors]
+            return parts, space.sound_norms(lengths)
         groups = [
             (group, tolerance.kind) for u in vectors for group in tolerance.groups(u)
         ]

@@ -50,7 +50,8 @@ def at_rounding(
     the evaluations it took.
 
     It must have fallen from that of the first point, or be noise there too, lest a
-    state grows until its rounding covers any residual.
+    state grows until its rounding covers any residual. The increment of the first point
+    is evaluated again where it was not kept.
     """
     space = problem.space
     noise, evaluations = _noise(problem, point, asked)
@@ -58,6 +59,8 @@ def at_rounding(
     fell = point.residual_norm <= _FALLEN * first.residual_norm
     if space.backend.known_all(fell | ~covered):
         return covered, evaluations
+    if not first.increment:
+        first, evaluations = problem.evaluate(first.value), evaluations + 1
     before, further = _noise(problem, first, covered & ~fell)
     near = point.residual_norm <= _GROWTH * space.norm(before)
     return covered & (fell | near), evaluations + further

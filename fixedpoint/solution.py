@@ -90,7 +90,9 @@ class Trace(NamedTuple):
     Attributes
     ----------
     residual_norm : array of shape (batch, steps + 1)
-        The residual norm at the start and after each step.
+        The residual norm at the start and after each step, until the last sample
+        stopped; under ``jit``, where that is not known, (batch, max_steps + 1), NaN
+        beyond.
     evaluations : array of shape (batch, steps + 1)
         Evaluations and products until then.
     """

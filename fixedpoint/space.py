@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import add, and_, neg, or_, sub
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fixedpoint.backend import Array, Backend, Vec, joined
 from fixedpoint.communicator import Reduction
+
+
+class Difference(NamedTuple):
+    """The vector `new` − `old`, of which inner products and norms are wanted alone."""
+
+    new: Vec
+    old: Vec
+
+
+# What a norm is taken of, and which.
+Measured = tuple["Vec | Difference", str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +226,7 @@ class Space:
         """
         return self.xp.reshape(self._as(row, leaf.dtype), leaf.shape[self.batch_ndim :])
 
-    def _factor(self, coefficient: Array, leaf: Array) -> Array:
+    def factor(self, coefficient: Array, leaf: Array) -> Array:
         """A coefficient per sample, to multiply the entries of `leaf`."""
         if self.batch_shape:
             coefficient = self.spread(coefficient, leaf)
@@ -246,24 +257,44 @@ class Space:
             return (
                 u if coefficient == 1.0 else tuple([coefficient * leaf for leaf in u])
             )
-        return tuple([self._factor(coefficient, leaf) * leaf for leaf in u])
+        return tuple([self.factor(coefficient, leaf) * leaf for leaf in u])
+
+    def rescaled(self, coefficient: Array, u: Vec) -> Vec:
+        """What :meth:`scale` gives; u is ours, and may be written to."""
+        return tuple([self._rescaled(coefficient, leaf) for leaf in u])
+
+    def _rescaled(self, coefficient: Array, leaf: Array) -> Array:
+        times: Callable[..., Array] = lambda a: self.factor(coefficient, a) * a  # noqa: E731
+        if not self._is_large(leaf):
+            return times(leaf)
+        return self.backend.filled(leaf, times, (leaf,), self._entry_axes(leaf))
 
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
         """The vector v + c u, with one coefficient c per sample."""
         pairs = zip(u, v, strict=True)
-        return tuple([b + self._factor(coefficient, a) * a for a, b in pairs])
+        return tuple([b + self.factor(coefficient, a) * a for a, b in pairs])
 
     def accumulate(self, onto: Vec, coefficient: Array, u: Vec) -> Vec:
         """The vector `onto` + c u; `onto` is ours, and may be written to."""
-        accumulate = self.backend.accumulate
         pairs = zip(onto, u, strict=True)
-        return tuple([accumulate(b, self._factor(coefficient, a), a) for b, a in pairs])
+        return tuple([self._accumulated(b, coefficient, a) for b, a in pairs])
+
+    def _accumulated(self, onto: Array, coefficient: Array, leaf: Array) -> Array:
+        if not self._is_large(leaf):
+            return self.backend.accumulate(onto, self.factor(coefficient, leaf), leaf)
+        add = lambda b, a: b + self.factor(coefficient, a) * a  # noqa: E731
+        return self.backend.filled(onto, add, (onto, leaf), self._entry_axes(leaf))
+
+    def _is_large(self, leaf: Array) -> bool:
+        """Whether operations on the leaf are better done piece by piece."""
+        piece = self.backend.piece(leaf)
+        return piece is not None and math.prod(leaf.shape[self.batch_ndim :]) > piece
 
     def renew(self, onto: Vec, coefficient: Array, u: Vec) -> Vec:
         """The vector u + c `onto`; `onto` is ours, and may be written to."""
         renew = self.backend.renew
         pairs = zip(onto, u, strict=True)
-        return tuple([renew(b, self._factor(coefficient, a), a) for b, a in pairs])
+        return tuple([renew(b, self.factor(coefficient, a), a) for b, a in pairs])
 
     def copy(self, u: Vec) -> Vec:
         """A copy of u, which is ours."""
@@ -280,6 +311,25 @@ class Space:
         factor = bound / self.xp.where(excess, size, self.xp.ones_like(size))
         return self.xp.where(excess, leaf * self._as(factor, leaf.dtype), leaf)
 
+    def entrywise(self, function: Callable[..., Array], *vectors: Vec) -> Vec:
+        """The vector ``function(*vectors)``, entry by entry.
+
+        `function` takes leaves, or large ones piece by piece, with their entries in one
+        axis.
+        """
+        return tuple([self._entrywise(function, u) for u in zip(*vectors, strict=True)])
+
+    def _entrywise(self, function: Callable[..., Array], leaves: Vec) -> Array:
+        first = leaves[0]
+        if not self._is_large(first):
+            return function(*leaves)
+        onto, axes = self.xp.empty_like(first), self._entry_axes(first)
+        return self.backend.filled(onto, function, leaves, axes)
+
+    def formed(self, u: Vec | Difference) -> Vec:
+        """The vector u, its entries computed if they are not yet."""
+        return self.subtract(*u) if isinstance(u, Difference) else u
+
     def where(self, mask: Array | None, u: Vec, v: Vec) -> Vec:
         """Per sample, u where `mask` holds and v elsewhere; without a mask, u."""
         if mask is None:
@@ -287,26 +337,33 @@ class Space:
         pairs = zip(u, v, strict=True)
         return tuple([self.xp.where(self.spread(mask, a), a, b) for a, b in pairs])
 
-    def dot(self, u: Vec, v: Vec) -> Array:
+    def dot(self, u: Vec, v: Vec | Difference) -> Array:
         """The inner product Re⟨u, v⟩ of each sample."""
+        if isinstance(v, Difference):
+            triples = zip(u, *v, strict=True)
+            return self._inner([self._by_difference(*leaves) for leaves in triples])
         return self._inner([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
+
+    def _by_difference(self, a: Array, new: Array, old: Array) -> Array:
+        pieces = self.backend.pieces((a, new, old), self._entry_axes(a))
+        return reduce(add, [self._vecdot(u, v - w) for u, v, w in pieces])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
         return self._real(
             self.backend.inner(self._wide(a), self._wide(b), self._entry_axes(a))
         )
 
-    def norm(self, u: Vec, kind: str = "euclidean") -> Array:
+    def norm(self, u: Vec | Difference, kind: str = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
-        if not self.backend.is_partial:
-            return self._local_norm(u, kind)
         return self._norms([(u, kind)])[0]
 
-    def _norms(self, pairs: Sequence[tuple[Vec, str]]) -> tuple[Array, ...]:
-        """The norms of vectors, each of its kind; of all parts of those that are
-        spread.
+    def _norms(
+        self, pairs: Sequence[Measured], unit: Array | None = None
+    ) -> tuple[Array, ...]:
+        """The norms of vectors, each of its kind, in a `unit`; of all parts of those
+        that are spread.
         """
-        norms = tuple([self._local_norm(u, kind) for u, kind in pairs])
+        norms = tuple([self._local_norm(u, kind, unit) for u, kind in pairs])
         if not self.backend.is_partial:
             return norms
         kinds = [kind for _, kind in pairs]
@@ -338,30 +395,47 @@ class Space:
                 whole[place] = stacked[..., column]
         return whole
 
-    def _local_norm(self, u: Vec, kind: str) -> Array:
-        norms = [
-            self.backend.norm(self._wide(leaf), kind, self._entry_axes(leaf))
-            for leaf in u
-        ]
-        return self.join_norms([self._as(norm, self.dtype) for norm in norms], kind)
+    def _local_norm(
+        self, u: Vec | Difference, kind: str, unit: Array | None = None
+    ) -> Array:
+        if isinstance(u, Difference):
+            leaves = zip(*u, strict=True)
+            norms = [self._norm_in_pieces(pair, kind, unit) for pair in leaves]
+        elif unit is None and kind == "euclidean":
+            norms = [self._leaf_norm(leaf, kind) for leaf in u]
+        else:
+            norms = [self._norm_in_pieces((leaf,), kind, unit) for leaf in u]
+        return self.join_norms(norms, kind)
+
+    def _leaf_norm(self, leaf: Array, kind: str, unit: Array | None = None) -> Array:
+        if unit is not None:
+            leaf = leaf / self.factor(unit, leaf)
+        norm = self.backend.norm(self._wide(leaf), kind, self._entry_axes(leaf))
+        return self._as(norm, self.dtype)
+
+    def _norm_in_pieces(self, leaves: Vec, kind: str, unit: Array | None) -> Array:
+        """The norm of a leaf, or of the difference of two."""
+        pieces = self.backend.pieces(leaves, self._entry_axes(leaves[0]))
+        norms = [self._leaf_norm(reduce(sub, piece), kind, unit) for piece in pieces]
+        return self.join_norms(norms, kind)
 
     def magnitudes(self, leaf: Array) -> Array:
         """The size of each entry of a leaf, as a coefficient."""
         return self._as(self.xp.abs(leaf), self.dtype)
 
-    def safe_norm(self, u: Vec, kind: str = "euclidean") -> Array:
+    def safe_norm(self, u: Vec | Difference, kind: str = "euclidean") -> Array:
         """The norm of each sample, where squares may under- or overflow."""
         largest = self.norm(u, "max")
         if kind == "max":
             return largest
         sound = (largest > 0.0) & (largest < self.xp.inf)
         unit = self.xp.where(sound, largest, self.one)
-        scaled = self.norm(tuple([leaf / self._factor(unit, leaf) for leaf in u]))
+        scaled = self._norms([(u, kind)], unit)[0]
         # A compiler that computes u twice, rounded in two ways, may find 0 here and not
         # there.
         return largest * scaled
 
-    def sound_norms(self, pairs: Sequence[tuple[Vec, str]]) -> tuple[Array, ...]:
+    def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
         """The norms of vectors, each of its kind, none of which has lost its
         squares.
         """
@@ -493,6 +567,38 @@ class Space:
         write, pairs = self.backend.write, zip(history, u, strict=True)
         return tuple([write(past, self._row(past, slot), leaf) for past, leaf in pairs])
 
+    def placed(self, history: Vec, slot: Any, u: Vec) -> tuple[Vec, Vec]:
+        """`history` with u in its row `slot`, and u as it is there, if it can be read
+        there.
+        """
+        history = self.push(history, slot, u)
+        if self.backend.piece(u[0]) is None:
+            return history, u
+        return history, self.row(history, slot)
+
+    def placed_entrywise(
+        self, history: Vec, slot: Any, function: Callable[..., Array], *vectors: Vec
+    ) -> tuple[Vec, Vec]:
+        """`history` with ``function(*vectors)``, see :meth:`entrywise`, in its row
+        `slot`.
+        """
+        if self.backend.piece(history[0]) is None:
+            return self.placed(history, slot, self.entrywise(function, *vectors))
+        rows, filled = self.row(history, slot), self.backend.filled
+        for row, leaves in zip(rows, zip(*vectors, strict=True), strict=True):
+            filled(row, function, leaves, self._entry_axes(row))
+        return history, rows
+
+    def placed_masked(
+        self, history: Vec, slot: Any, mask: Array, u: Vec
+    ) -> tuple[Vec, Vec]:
+        """`history` with u in its row `slot`, zero in the samples where `mask` does not
+        hold.
+        """
+        where, zeros = self.xp.where, self.xp.zeros_like
+        masked = lambda a: where(self.spread(mask, a), a, zeros(a))  # noqa: E731
+        return self.placed_entrywise(history, slot, masked, u)
+
     def push_secant(
         self,
         residuals: Vec,
@@ -553,15 +659,34 @@ class Space:
         """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of
         `history`.
         """
-        pairs = zip(u, history, strict=True)
+        pairs, minus = zip(u, history, strict=True), self.backend.minus_combination
         return tuple(
-            [self._minus_weighted(leaf, coefficients, past) for leaf, past in pairs]
+            [
+                self._minus_weighted(leaf, coefficients, past, minus)
+                for leaf, past in pairs
+            ]
         )
 
-    def _minus_weighted(self, leaf: Array, coefficients: Array, past: Array) -> Array:
+    def deducted(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
+        """What :meth:`minus_combination` gives; u is ours, and may be written to."""
+        pairs, deducted = zip(u, history, strict=True), self.backend.deducted
+        return tuple(
+            [
+                self._minus_weighted(leaf, coefficients, past, deducted)
+                for leaf, past in pairs
+            ]
+        )
+
+    def _minus_weighted(
+        self,
+        leaf: Array,
+        coefficients: Array,
+        past: Array,
+        minus: Callable[..., Array],
+    ) -> Array:
         wide, axes = self._wide(past), self._entry_axes(leaf)
         weights = self._as(coefficients, wide.dtype)
-        total = self.backend.minus_combination(self._wide(leaf), weights, wide, axes)
+        total = minus(self._wide(leaf), weights, wide, axes)
         return self._as(total, leaf.dtype)
 
     def orthogonalized(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:

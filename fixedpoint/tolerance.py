@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.space import Space
+from fixedpoint.space import Difference, Space
 
 Norm = Literal["entries", "leaves", "euclidean", "max"]
 Test = Literal["error", "residual"]
@@ -104,8 +104,11 @@ class Tolerance:
         """The norm of a part, and that in which residuals are reported."""
         return "max" if self.norm == "max" else "euclidean"
 
-    def groups(self, u: Vec) -> list[Vec]:
+    def groups(self, u: Vec | Difference) -> Sequence[Vec | Difference]:
         """The leaves of each part of u, where parts are no single entries."""
+        if isinstance(u, Difference):
+            pairs = zip(*map(self.groups, u), strict=True)
+            return [Difference(*pair) for pair in pairs]
         if self.norm == "leaves":
             return [(leaf,) for leaf in u]
         return [u[block] for block in self.blocks]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fixedpoint import tree
-from fixedpoint.backend import Backend, Carry, Pullback, Vec
+from fixedpoint.backend import Backend, Carry, Pullback, Vec, joined
 from fixedpoint.recording import Recorded
 from fixedpoint_torch import maps, numpy_algebra
 from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
@@ -20,6 +20,10 @@ from fixedpoint_torch.namespace import NAMESPACE
 from fixedpoint_torch.surroundings import Surroundings, Untouched, exact
 
 _RECORDED = Recorded(NAMESPACE)
+
+# Entries of a sample that operations take together: on a processor, and on an
+# accelerator.
+_PIECE, _LARGE_PIECE = 2**18, 2**22
 
 
 class TorchBackend(Backend):
@@ -101,6 +105,28 @@ class TorchBackend(Backend):
         if onto.ndim != 3:
             return onto - torch.matmul(a, b)
         return torch.baddbmm(onto, a, b, alpha=-1)
+
+    def deducted(
+        self,
+        onto: torch.Tensor,
+        weights: torch.Tensor,
+        rows: torch.Tensor,
+        axes: int,
+    ) -> torch.Tensor:
+        """The tensor less a combination of the rows, in place."""
+        if onto.ndim - axes > 1:
+            total: torch.Tensor = self.minus_combination(onto, weights, rows, axes)
+            return total
+        whole, past = joined(onto, axes), joined(rows, axes)
+        row, weights = whole[..., None, :], weights[..., None, :]
+        add = row.addmm_ if row.ndim == 2 else row.baddbmm_
+        add(weights, past, alpha=-1)
+        shaped: torch.Tensor = whole.reshape(onto.shape)
+        return shaped
+
+    def piece(self, array: torch.Tensor) -> int | None:
+        """More where there are more cores to share them."""
+        return _PIECE if array.device.type == "cpu" else _LARGE_PIECE
 
     def lift(self, f: Callable[..., Any]) -> Vec:
         """The parameters of a module, or of the module that a bound method belongs
@@ -271,6 +297,12 @@ class RecordingBackend(TorchBackend):
         return _written(array, index[1:], value)
 
     write_secant, norm = Backend.write_secant, Backend.norm
+    deducted = Backend.deducted
+
+    def piece(self, array: torch.Tensor) -> int | None:
+        """All: nothing is written in place."""
+        del array
+        return None
 
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor

@@ -13,7 +13,7 @@ from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.space import Space
+from fixedpoint.space import Difference, Space
 
 # After a rejected step plain ones follow, each half as long as the one before, this
 # often.
@@ -226,26 +226,24 @@ class Anderson(Solver):
 
     def _proposed(
         self, space: Space, point: Point, state: AndersonState
-    ) -> tuple[AndersonState, Vec]:
+    ) -> tuple[AndersonState, Difference]:
         """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step
         from z.
         """
         image = space.add(point.value, point.increment)
         gamma = self._gamma(space, point, state)
-        mixed = space.minus_combination(
-            image, gamma, space.filled(state.images, state.pushed)
-        )
-        correction = space.subtract(mixed, point.value)
+        images = space.filled(state.images, state.pushed)
+        mixed = undamped = space.deducted(image, gamma, images)
         damping = self.damping(state.pushed) if callable(self.damping) else self.damping
         if not _is_one(damping):
             residuals = space.filled(state.residuals, state.pushed)
             left = space.minus_combination(point.increment, gamma, residuals)
-            mixed = space.accumulate(mixed, (damping - 1.0) * space.one, left)
+            mixed = space.axpy((damping - 1.0) * space.one, left, mixed)
         if state.rejected is not None:
             shorter = damping * 0.5 ** space.xp.astype(state.rejected - 1, space.dtype)
             plain = space.add(point.value, space.scale(shorter, point.increment))
             mixed = space.where(state.rejected > 0, plain, mixed)
-        return state._replace(proposal=mixed), correction
+        return state._replace(proposal=mixed), Difference(undamped, point.value)
 
     def _gamma(self, space: Space, point: Point, state: AndersonState) -> Array:
         count = state.pushed

@@ -10,7 +10,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
-from fixedpoint.space import Space
+from fixedpoint.space import Difference, Space
 
 
 class Step(NamedTuple):
@@ -50,7 +50,7 @@ class Step(NamedTuple):
     work: Work = Work(f=1)
     failure: Array | None = None
     fell: bool = False
-    correction: Vec | None = None
+    correction: Vec | Difference | None = None
     inflation: Array | None = None
     moves: tuple[Array, Array] | None = None
     is_direct: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.search import Descent, backtrack
-from fixedpoint.space import Space
+from fixedpoint.space import Difference, Space
 
 # A step to where f is not finite is halved this often, then the point is given up as it
 # is.
@@ -38,7 +39,7 @@ class BroydenState(NamedTuple):
     shortened : array of int or None
         How often it was halved; None if it is known that it was not.
     pushed : int
-        Updates so far.
+        Columns in use.
     spent : int
         Evaluations that σ took.
     """
@@ -54,17 +55,23 @@ class BroydenState(NamedTuple):
 
     def times(self, space: Space, v: Vec) -> Vec:
         """The product H v."""
-        return self._product(space, self.left, self.right, v)
+        return self._product(space, self.left, self.right, v, space.scale)
 
     def transposed_times(self, space: Space, v: Vec) -> Vec:
         """The product Hᵀ v."""
-        return self._product(space, self.right, self.left, v)
+        return self._product(space, self.right, self.left, v, space.scale)
 
-    def _product(self, space: Space, left: Vec, right: Vec, v: Vec) -> Vec:
+    def transposed_image(self, space: Space, v: Vec) -> Vec:
+        """The product Hᵀ v; v is ours, and may be written to."""
+        return self._product(space, self.right, self.left, v, space.rescaled)
+
+    def _product(
+        self, space: Space, left: Vec, right: Vec, v: Vec, scaled: Callable[..., Vec]
+    ) -> Vec:
         count = self.count
         left, right = space.filled(left, count), space.filled(right, count)
         coefficients = -self.used[..., : space.rows_of(left)] * space.gram(right, v)
-        return space.minus_combination(space.scale(self.scale, v), coefficients, left)
+        return space.deducted(scaled(self.scale, v), coefficients, left)
 
     def transposed(self) -> BroydenState:
         """The estimate Hᵀ."""
@@ -88,10 +95,8 @@ class BroydenState(NamedTuple):
 
     @property
     def count(self) -> Any:
-        """Slots that hold a column, where that is known."""
-        if not isinstance(self.pushed, int) or self.pushed == 0:
-            return self.pushed
-        return (self.pushed - 1) % self.used.shape[-1] + 1
+        """Slots that hold a column."""
+        return self.pushed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,51 +254,76 @@ class Broyden(Solver):
         self, space: Space, state: BroydenState, old: Point, new: Point
     ) -> BroydenState:
         """The estimate with one more column, in the samples that moved."""
-        xp = space.xp
         state = _emptied(space, state, old)
-        move = space.subtract(new.value, old.value)
-        change = space.subtract(new.increment, old.increment)
-        v = change if self.update == "bad" else state.transposed_times(space, move)
-        denominator = space.dot(v, change)
-        size = space.norm(change)
-        # Nothing is learnt from a change that is mostly rounding.
-        sound = xp.abs(denominator) > space.precision * space.norm(v) * size
-        sound = sound & (size > _NOISE * space.rounding * new.magnitude)
-        del change
-        # HΔg = Hg_new − Hg_old, and Hg_old is the direction of the step.
+        slot = state.pushed
+        right, v = space.placed(state.right, slot, self._tested(space, state, old, new))
+        sound, factor = _weighed(space, v, old, new)
         image = state.times(space, new.increment)
-        wrong = space.accumulate(
-            move, space.one, space.subtract(image, state.direction)
-        )
-        u = space.scale(space.ratio(-xp.astype(sound, space.dtype), denominator), wrong)
+        left, u = _wrong(space, state, image, factor, old, new)
         if not space.backend.known_all(sound):
-            u, v = space.mask(sound, u), space.mask(sound, v)
+            left, u = space.placed_masked(left, slot, sound, u)
+            right, v = space.placed_masked(right, slot, sound, v)
         amount = space.dot(v, new.increment)
-        return _pushed(space, state, u, v, space.accumulate(image, amount, u))
+        return state._replace(
+            left=left,
+            right=right,
+            used=space.backend.write(state.used, (..., slot), space.full(1.0)),
+            direction=space.accumulate(image, amount, u),
+            pushed=slot + 1,
+        )
+
+    def _tested(self, space: Space, state: BroydenState, old: Point, new: Point) -> Vec:
+        """The vector v that the update tests Δg with."""
+        if self.update == "bad":
+            return space.subtract(new.increment, old.increment)
+        return state.transposed_image(space, space.subtract(new.value, old.value))
+
+
+def _wrong(
+    space: Space,
+    state: BroydenState,
+    image: Vec,
+    factor: Array,
+    old: Point,
+    new: Point,
+) -> tuple[Vec, Vec]:
+    """The columns with u, the multiple of Δz + HΔg, and u.
+
+    HΔg is Hg_new − Hg_old, and Hg_old the direction of the step, or σg_old if H has
+    just been emptied.
+    """
+    direction = state.direction or old.increment
+
+    def wrong(image: Array, before: Array, new: Array, old: Array) -> Array:
+        if not state.direction:
+            before = space.factor(state.scale, before) * before
+        return space.factor(factor, new) * ((new - old) + (image - before))
+
+    vectors = image, direction, new.value, old.value
+    return space.placed_entrywise(state.left, state.pushed, wrong, *vectors)
+
+
+def _weighed(space: Space, v: Vec, old: Point, new: Point) -> tuple[Array, Array]:
+    """Whether something can be learnt from Δg, and −1/(vᵀΔg), or zero if not."""
+    change = Difference(new.increment, old.increment)
+    denominator, size = space.dot(v, change), space.norm(change)
+    # Nothing is learnt from a change that is mostly rounding.
+    sound = space.xp.abs(denominator) > space.precision * space.norm(v) * size
+    sound = sound & (size > _NOISE * space.rounding * new.magnitude)
+    return sound, space.ratio(-space.as_coefficient(sound), denominator)
 
 
 def _emptied(space: Space, state: BroydenState, point: Point) -> BroydenState:
-    """The estimate without columns, if none is free."""
+    """The estimate without columns, if none is free; its direction is σg then."""
     full = (state.pushed > 0) & (state.pushed % state.used.shape[-1] == 0)
     if isinstance(full, bool) and not full:
         return state
-    mask = (state.scale == state.scale) & full
+    if isinstance(full, bool):
+        return state._replace(used=0.0 * state.used, direction=(), pushed=0)
     bare = space.scale(state.scale, point.increment)
+    mask = (state.scale == state.scale) & full
     return state._replace(
         used=state.used * (1.0 - space.xp.astype(mask, space.dtype))[..., None],
         direction=space.where(mask, bare, state.direction),
-    )
-
-
-def _pushed(
-    space: Space, state: BroydenState, u: Vec, v: Vec, direction: Vec
-) -> BroydenState:
-    slot = state.pushed % state.used.shape[-1]
-    used = space.backend.write(state.used, (..., slot), space.full(1.0))
-    return state._replace(
-        left=space.push(state.left, slot, u),
-        right=space.push(state.right, slot, v),
-        used=used,
-        direction=direction,
-        pushed=state.pushed + 1,
+        pushed=state.pushed % state.used.shape[-1],
     )
