@@ -283,8 +283,11 @@ class _Question:
         """The solution from `start`."""
         self._check()
         start, whole = numbers(start), "x0" if self.is_root else "z0"
-        border, value = Border.of(start, whole, self.communicator, self.batch_ndim)
-        space = _space(border, value, self.batch_ndim)
+        border, leaves = Border.of(start, whole, self.communicator, self.batch_ndim)
+        _check_state(border, leaves, self.batch_ndim)
+        border = border.joined(leaves, self.batch_ndim) if self._joins() else border
+        value = border.vector(leaves)
+        space = Space.of(border.backend, value, self.batch_ndim)
         run = self._run(border, space, value, self._blocks(start))
         try:
             end = attach(self.adjoint, run, value)
@@ -292,6 +295,12 @@ class _Question:
             note_mixture(error, value, self.args, border.names[0])
             raise
         return self._packed(run, end)
+
+    def _joins(self) -> bool:
+        """Whether nothing is asked of single leaves."""
+        solvers = () if self.solver is None else self.solver.sequence
+        weighted = any(getattr(solver, "weights", None) for solver in solvers)
+        return not (weighted or self.map.is_operator)
 
     def _run(
         self, border: Border, space: Space, value: Vec, blocks: tuple[slice, ...]
@@ -311,7 +320,7 @@ class _Question:
             space=space,
             functions=on_leaves.functions(self.adjoint.preconditioner),
             args=arrays,
-            tolerance=self.tolerance.settled(space, rounding, blocks),
+            tolerance=self.tolerance.settled(space, rounding, blocks, border.sizes),
             batched=self._batched(on_leaves, arrays, space),
         )
         return SolverRun(
@@ -435,13 +444,13 @@ _MAP = {field.name for field in fields_of(Map)} - {"f"}
 _CONTROL = {field.name for field in fields_of(Control)}
 
 
-def _space(border: Border, value: Vec, batch_ndim: int) -> Space:
-    """Where a state lies: each leaf is a floating-point array with entries, and all
-    share their first axes.
+def _check_state(border: Border, leaves: Vec, batch_ndim: int) -> None:
+    """Each leaf is a floating-point array with entries, and all share their first
+    axes.
     """
-    backend, batch = border.backend, tuple(value[0].shape[:batch_ndim])
-    xp = backend.namespace(value[0])
-    for leaf, name in zip(value, border.names, strict=True):
+    backend, batch = border.backend, tuple(leaves[0].shape[:batch_ndim])
+    xp = backend.namespace(leaves[0])
+    for leaf, name in zip(leaves, border.names, strict=True):
         if not xp.isdtype(leaf.dtype, ("real floating", "complex floating")):
             raise TypeError(
                 f"{name} must have a floating-point or complex dtype, got {leaf.dtype}"
@@ -458,7 +467,6 @@ def _space(border: Border, value: Vec, batch_ndim: int) -> Space:
             )
         if 0 in shape[batch_ndim:]:
             raise ValueError(f"{name} is empty: its shape is {shape}")
-    return Space.of(backend, value, batch_ndim)
 
 
 def _on_leaves(control: Control, border: Border) -> Control:

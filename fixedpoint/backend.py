@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from copy import copy
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import accumulate, pairwise
 from typing import Any
 
 import array_api_compat
@@ -157,12 +158,12 @@ class Backend:
         """
         return tree.flatten(container)
 
-    def outputs(self, container: Any, structure: Any) -> tuple[list[Any], Any]:
-        """What :meth:`flatten` gives, for what a function of a state of this
-        `structure` returned.
+    def outputs(self, container: Any, structure: Any) -> list[Any] | None:
+        """The leaves of what a function of a state of this `structure` returned, or
+        None if it has another.
         """
-        del structure
-        return self.flatten(container)
+        leaves: list[Any] | None = structure.match(container)
+        return leaves
 
     def paths(self, container: Any, prefix: str) -> list[str]:
         """A name for each leaf of a container, for messages."""
@@ -210,7 +211,10 @@ class Backend:
             return arrays
         where = self.namespace(mask).where
         return tuple(
-            [where(mask, b, a) for a, b in zip(arrays, function(), strict=True)]
+            [
+                where(mask if a.ndim == mask.ndim else mask[..., None], b, a)
+                for a, b in zip(arrays, function(), strict=True)
+            ]
         )
 
     def any(self, mask: Array) -> Any:
@@ -301,6 +305,45 @@ class Backend:
         onto *= coefficient
         onto += array
         return onto
+
+    # Small leaves that are joined.
+
+    def is_whole(self, leaf: Array) -> bool:
+        """Whether all of the leaf is here."""
+        del leaf
+        return self.communicator is None
+
+    def concatenated(self, leaves: Sequence[Array], batch_ndim: int) -> Array:
+        """The entries of the leaves in one axis, which comes after those of the
+        batch.
+        """
+        if batch_ndim == 0 and isinstance(leaves[0], np.ndarray):
+            return np.concatenate(leaves, axis=None)
+        rows = [joined(leaf, leaf.ndim - batch_ndim) for leaf in leaves]
+        return self.namespace(rows[0]).concat(rows, axis=-1)
+
+    def unbound(self, array: Array, axis: int) -> Sequence[Array]:
+        """Views of an array, one for each index of an axis."""
+        if axis == 0 and array.ndim > 1 and isinstance(array, np.ndarray):
+            return list(array)
+        lead = (slice(None),) * axis
+        return [array[(*lead, k, ...)] for k in range(array.shape[axis])]
+
+    def segmented(
+        self, array: Array, sizes: Sequence[int], reduction: Reduction
+    ) -> Array:
+        """The sum or the largest of each segment of the last axis, which have these
+        sizes.
+        """
+        xp = self.namespace(array)
+        if isinstance(array, np.ndarray):
+            starts = np.cumsum((0, *sizes[:-1]))
+            reduce = np.add.reduceat if reduction == "sum" else np.maximum.reduceat
+            return reduce(array, starts, axis=-1)
+        reduce = xp.sum if reduction == "sum" else xp.max
+        ends = accumulate(sizes, initial=0)
+        parts = [array[..., a:b] for a, b in pairwise(ends)]
+        return xp.stack([reduce(part, axis=-1) for part in parts], axis=-1)
 
     # Contractions over the axes of the entries, which are the last ones.
 

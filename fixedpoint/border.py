@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from fixedpoint.backend import (
 )
 from fixedpoint.communicator import Communicator
 from fixedpoint.functions import Functions, Mapped, Product
+from fixedpoint.joining import Joined
 from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Map, Operator
 
@@ -42,11 +43,14 @@ class Border:
         How to rebuild a container.
     names : tuple of str
         What messages call each leaf.
+    joining : Joined or None
+        Which leaves lie in one array.
     """
 
     backend: Backend
     structure: Any
     names: tuple[str, ...]
+    joining: Joined | None = None
 
     @classmethod
     def of(
@@ -63,13 +67,28 @@ class Border:
         border = cls(backend, backend.flatten(start)[1], names)
         return border, border.leaves(start)
 
+    def joined(self, leaves: Vec, batch_ndim: int) -> Border:
+        """The same, with small neighbors among the leaves in one array."""
+        joining = Joined.of(self.backend, leaves, batch_ndim)
+        return self if joining.is_apart else replace(self, joining=joining)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """The entries of the leaves in each array of a vector, if any are joined."""
+        return () if self.joining is None else self.joining.sizes
+
     def leaves(self, container: Any) -> Vec:
         """The leaves of a container, whatever they are."""
         return tuple(map(self.backend.leaf, self.backend.flatten(container)[0]))
 
-    def unpack(self, leaves: Vec) -> Any:
-        """The container of some leaves."""
-        return self.structure.rebuild(leaves)
+    def vector(self, leaves: Sequence[Array]) -> Vec:
+        """The vector that the leaves make up."""
+        return tuple(leaves) if self.joining is None else self.joining.vector(leaves)
+
+    def unpack(self, vector: Vec) -> Any:
+        """The container of a vector."""
+        joining = self.joining
+        return self.structure.rebuild(joining.leaves(vector) if joining else vector)
 
     @cached_property
     def is_bare(self) -> bool:
@@ -78,23 +97,33 @@ class Border:
         return len(self.names) == 1 and self.structure.rebuild([mark]) is mark
 
     def pack(self, container: Any, like: Vec, what: str) -> Vec:
-        """The leaves of what `what` returned, which must be alike those of a state."""
+        """The vector of what `what` returned, whose leaves must be alike those of a
+        state.
+        """
         if self.is_bare and _alike(container, like[0]):
             return (container,)
         if self.is_bare and isinstance(container, list):
             container = numbers(container)
-        leaves, structure = self.backend.outputs(container, self.structure)
-        if container is None and structure != self.structure:
-            raise ValueError(f"{what} returned None: is there a return at its end?")
-        if structure != self.structure:
-            start = self.names[0].partition("[")[0]
-            raise ValueError(
-                f"{what} must return a container like {start}, with leaves "
-                f"{', '.join(self.names)}; "
-                f"it returned {type(container).__name__} with {len(leaves)} leaves"
-            )
-        pairs = zip(map(self.backend.leaf, leaves), like, self.names, strict=True)
-        return tuple([self._conforming(what, *pair) for pair in pairs])
+        leaves = self.backend.outputs(container, self.structure)
+        if leaves is None:
+            raise ValueError(self._of_other_structure(container, what))
+        joining = self.joining
+        if joining is not None and joining.are_alike(leaves, like):
+            return joining.vector(leaves)
+        alike = like if joining is None else joining.leaves(like)
+        triples = zip(map(self.backend.leaf, leaves), alike, self.names, strict=True)
+        return self.vector([self._conforming(what, *triple) for triple in triples])
+
+    def _of_other_structure(self, container: Any, what: str) -> str:
+        """What to say of a container that is not one of a state."""
+        if container is None:
+            return f"{what} returned None: is there a return at its end?"
+        start, count = self.names[0].partition("[")[0], len(self.leaves(container))
+        return (
+            f"{what} must return a container like {start}, with leaves "
+            f"{', '.join(self.names)}; "
+            f"it returned {type(container).__name__} with {count} leaves"
+        )
 
     def _conforming(self, what: str, new: Any, old: Array, name: str) -> Array:
         """A leaf that `what` returned, with the type, shape and dtype of the old

@@ -179,9 +179,7 @@ class Problem(ABC):
         if tolerance.norm == "entries":
             parts = [tolerance.parts(space, space.formed(u)) for u in vectors]
             return parts, space.sound_norms(lengths)
-        groups = [
-            (group, tolerance.kind) for u in vectors for group in tolerance.groups(u)
-        ]
+        groups = [part for u in vectors for part in tolerance.measured(u)]
         norms, each = space.sound_norms(groups + lengths), len(groups) // len(vectors)
         parts = [norms[i : i + each] for i in range(0, len(groups), each)]
         return parts, norms[len(groups) :]

@@ -67,9 +67,10 @@ class Run(ABC):
 
     def linearized(self, container: Any) -> Callable[[Any], Any]:
         """From the solution, in its container, to the products with f′ or F′ there."""
-        leaves, unpack = self.border.leaves, self.border.unpack
-        product = self.products(leaves(container))
-        return lambda v: unpack(product(leaves(v)))
+        border = self.border
+        vector = lambda container: border.vector(border.leaves(container))  # noqa: E731
+        product = self.products(vector(container))
+        return lambda v: border.unpack(product(vector(v)))
 
     def products(self, value: Vec) -> Product:
         """The products with the derivative of the user's map at `value`."""

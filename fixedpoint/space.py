@@ -23,8 +23,11 @@ class Difference(NamedTuple):
     old: Vec
 
 
+# The Euclidean or the largest norm; or the Euclidean ones of segments of these sizes.
+Kind = str | tuple[int, ...]
+
 # What a norm is taken of, and which.
-Measured = tuple["Vec | Difference", str]
+Measured = tuple["Vec | Difference", Kind]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,18 +117,14 @@ class Space:
 
     def every(self, masks: Sequence[Array]) -> Array:
         """Whether all masks hold in every entry of each sample."""
-        whole = reduce(and_, map(self._all_entries, masks))
+        whole = reduce(and_, [self._all_entries(mask, self.xp.all) for mask in masks])
         if not self.backend.is_partial or masks[0].ndim == self.batch_ndim:
             return whole
         return self.backend.reduced(self.xp.astype(~whole, self.xp.int32), "max") == 0
 
-    def _all_entries(self, mask: Array) -> Array:
+    def _all_entries(self, mask: Array, of: Callable[..., Array]) -> Array:
         axes = tuple(range(self.batch_ndim, mask.ndim))
-        return (
-            self.xp.all(mask, axis=axes[0] if len(axes) == 1 else axes)
-            if axes
-            else mask
-        )
+        return of(mask, axis=axes[0] if len(axes) == 1 else axes) if axes else mask
 
     def mean_over_entries(self, u: Sequence[Array]) -> Array:
         """The mean of each sample's coefficients, one leaf weighing as much as
@@ -353,7 +352,7 @@ class Space:
             self.backend.inner(self._wide(a), self._wide(b), self._entry_axes(a))
         )
 
-    def norm(self, u: Vec | Difference, kind: str = "euclidean") -> Array:
+    def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
         return self._norms([(u, kind)])[0]
 
@@ -396,8 +395,10 @@ class Space:
         return whole
 
     def _local_norm(
-        self, u: Vec | Difference, kind: str, unit: Array | None = None
+        self, u: Vec | Difference, kind: Kind, unit: Array | None = None
     ) -> Array:
+        if isinstance(kind, tuple):
+            return self._segment_norms(self.formed(u)[0], kind)
         if isinstance(u, Difference):
             leaves = zip(*u, strict=True)
             norms = [self._norm_in_pieces(pair, kind, unit) for pair in leaves]
@@ -413,6 +414,21 @@ class Space:
         norm = self.backend.norm(self._wide(leaf), kind, self._entry_axes(leaf))
         return self._as(norm, self.dtype)
 
+    def _segment_norms(self, row: Array, sizes: tuple[int, ...]) -> Array:
+        """The norm of each segment, where squares neither under- nor overflow."""
+        wide = self._as(row, self.dtype)
+        return self.xp.sqrt(self.backend.segmented(wide * wide, sizes, "sum"))
+
+    def _safe_segment_norms(self, row: Array, sizes: tuple[int, ...]) -> Array:
+        """The norm of each segment, in units of its largest entry."""
+        xp, wide = self.xp, self._as(row, self.dtype)
+        largest = self.backend.segmented(xp.abs(wide), sizes, "max")
+        sound = (largest > 0.0) & (largest < xp.inf)
+        unit = xp.where(sound, largest, self.one)
+        index = xp.asarray(np.repeat(np.arange(len(sizes)), sizes), **self.place)
+        scaled = wide / xp.take(unit, index, axis=-1)
+        return largest * self._segment_norms(scaled, sizes)
+
     def _norm_in_pieces(self, leaves: Vec, kind: str, unit: Array | None) -> Array:
         """The norm of a leaf, or of the difference of two."""
         pieces = self.backend.pieces(leaves, self._entry_axes(leaves[0]))
@@ -423,8 +439,10 @@ class Space:
         """The size of each entry of a leaf, as a coefficient."""
         return self._as(self.xp.abs(leaf), self.dtype)
 
-    def safe_norm(self, u: Vec | Difference, kind: str = "euclidean") -> Array:
+    def safe_norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample, where squares may under- or overflow."""
+        if isinstance(kind, tuple):
+            return self._safe_segment_norms(self.formed(u)[0], kind)
         largest = self.norm(u, "max")
         if kind == "max":
             return largest
@@ -442,7 +460,7 @@ class Space:
         norms = self._norms(pairs)
         # Squares that under- or overflow must not pass for a size of zero, or none.
         doubts = [
-            (size < self.small) | (size == self.xp.inf)
+            self._all_entries((size < self.small) | (size == self.xp.inf), self.xp.any)
             for size, (_, kind) in zip(norms, pairs, strict=True)
             if kind != "max"
         ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.space import Difference, Space
+from fixedpoint.space import Difference, Kind, Measured, Space
 
 Norm = Literal["entries", "leaves", "euclidean", "max"]
 Test = Literal["error", "residual"]
@@ -38,6 +38,9 @@ class Tolerance:
     blocks : tuple of slice
         The leaves that a norm of all is taken of, where it is taken of several groups
         apart.
+    segments : tuple of tuple of int
+        The sizes of the leaves that lie in each array of a state, where some are
+        joined.
     """
 
     rtol: Any
@@ -45,6 +48,7 @@ class Tolerance:
     norm: Norm | None
     test: Test = "error"
     blocks: tuple[slice, ...] = (slice(None),)
+    segments: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
@@ -62,7 +66,11 @@ class Tolerance:
             )
 
     def settled(
-        self, space: Space, rounding: float, blocks: tuple[slice, ...]
+        self,
+        space: Space,
+        rounding: float,
+        blocks: tuple[slice, ...],
+        segments: tuple[tuple[int, ...], ...],
     ) -> Tolerance:
         """The tolerance for states of a space, by a map of a unit roundoff of its own.
 
@@ -75,7 +83,9 @@ class Tolerance:
             norm = "euclidean"
         if norm is None:
             norm = "entries" if space.dimension <= ENTRIES else "leaves"
-        return replace(self, rtol=rtol, norm=norm, blocks=blocks)
+        return replace(
+            self, rtol=rtol, norm=norm, blocks=blocks, segments=segments
+        )
 
     @property
     def is_zero(self) -> bool:
@@ -104,14 +114,25 @@ class Tolerance:
         """The norm of a part, and that in which residuals are reported."""
         return "max" if self.norm == "max" else "euclidean"
 
-    def groups(self, u: Vec | Difference) -> Sequence[Vec | Difference]:
-        """The leaves of each part of u, where parts are no single entries."""
+    def measured(self, u: Vec | Difference) -> list[Measured]:
+        """The parts of u, where they are no single entries, and their norms."""
         if isinstance(u, Difference):
-            pairs = zip(*map(self.groups, u), strict=True)
-            return [Difference(*pair) for pair in pairs]
+            pairs = zip(*map(self._groups, u), strict=True)
+            groups: list[Any] = [Difference(*pair) for pair in pairs]
+        else:
+            groups = self._groups(u)
+        return list(zip(groups, self._kinds(len(groups)), strict=True))
+
+    def _groups(self, u: Vec) -> list[Vec]:
         if self.norm == "leaves":
             return [(leaf,) for leaf in u]
         return [u[block] for block in self.blocks]
+
+    def _kinds(self, count: int) -> list[Kind]:
+        """The norm of each part: that of segments where leaves are joined."""
+        if self.norm != "leaves" or not self.segments:
+            return [self.kind] * count
+        return [sizes if len(sizes) > 1 else self.kind for sizes in self.segments]
 
     def parts(self, space: Space, u: Vec) -> tuple[Array, ...]:
         """The sizes of the parts of u: the axes of the batch, and those of entries if
@@ -119,7 +140,7 @@ class Tolerance:
         """
         if self.norm == "entries":
             return tuple([space.magnitudes(leaf) for leaf in u])
-        return space.sound_norms([(group, self.kind) for group in self.groups(u)])
+        return space.sound_norms(self.measured(u))
 
     def bounds(self, sizes: Sequence[Array]) -> list[Array]:
         """What goes with parts of these sizes: atol + rtol·size."""

@@ -25,10 +25,43 @@ class Structure:
         """Put `leaves`, in the order of :func:`flatten`, back into the container."""
         return self._build(iter(leaves))
 
+    def match(self, tree: Any) -> list[Any] | None:
+        """The leaves of `tree` if it has this structure, else None.
+
+        Of many leaves this is faster than to compare structures.
+        """
+        leaves: list[Any] = []
+        return leaves if self._match(tree, leaves) else None
+
+    def _match(self, tree: Any, leaves: list[Any]) -> bool:
+        if self.kind is None:
+            leaves.append(tree)
+            return not (tree is None or isinstance(tree, _CONTAINERS))
+        if type(tree) is not self.kind:
+            return False
+        if tree is None:
+            return True
+        if len(tree) != len(self.children):
+            return False
+        if isinstance(tree, dict):
+            parts = [tree.get(key) for key in self.keys]
+        else:
+            parts = list(tree)
+        if all(child.kind is None for child in self.children):
+            leaves += parts
+            return not any(
+                part is None or isinstance(part, _CONTAINERS) for part in parts
+            )
+        pairs = zip(self.children, parts, strict=True)
+        return all(child._match(part, leaves) for child, part in pairs)
+
     def _build(self, leaves: Iterator[Any]) -> Any:
         if self.kind is None:
             return next(leaves)
-        parts = [child._build(leaves) for child in self.children]
+        parts = [
+            next(leaves) if child.kind is None else child._build(leaves)
+            for child in self.children
+        ]
         if self.kind is type(None):
             return None
         if issubclass(self.kind, dict):
@@ -37,6 +70,8 @@ class Structure:
 
 
 LEAF = Structure(None)
+
+_CONTAINERS = (dict, list, tuple)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
+from fixedpoint.communicator import Reduction
 from fixedpoint.control import Memory
 from fixedpoint.recording import Recorded
 from fixedpoint.solution import Solution
@@ -214,6 +215,29 @@ class JaxBackend(Backend):
         """A new array."""
         return array + coefficient * onto
 
+    def is_whole(self, leaf: Array) -> bool:
+        """Whether all of the leaf is on one device; in a trace the compiler may spread
+        it, and gathers what is small.
+        """
+        device = getattr(leaf, "device", None)
+        if isinstance(device, jax.sharding.Sharding) and len(device.device_set) > 1:
+            return False
+        return super().is_whole(leaf)
+
+    def unbound(self, array: Array, axis: int) -> Sequence[Array]:
+        """Slices of an array, one for each index of an axis."""
+        take, count = jax.lax.index_in_dim, array.shape[axis]
+        return [take(array, k, axis, keepdims=False) for k in range(count)]
+
+    def segmented(
+        self, array: Array, sizes: Sequence[int], reduction: Reduction
+    ) -> Array:
+        """The sum or the largest of each segment of the last axis."""
+        index = np.repeat(np.arange(len(sizes)), sizes)
+        onto = jnp.zeros((*array.shape[:-1], len(sizes)), array.dtype).at[..., index]
+        of = onto.add if reduction == "sum" else onto.max
+        return of(array, indices_are_sorted=True)
+
     # One contraction over all axes: with one axis for all, an array that is spread over
     # devices would have to be gathered first.
 
@@ -359,6 +383,11 @@ class _Structure:
     """A pytree's structure, with the method that the core calls."""
 
     definition: Any
+
+    def match(self, container: Any) -> list[Any] | None:
+        """The leaves of a container if it has this structure, else None."""
+        leaves, definition = jax.tree.flatten(container)
+        return leaves if definition == self.definition else None
 
     def rebuild(self, leaves: Any) -> Any:
         """Put the leaves back."""

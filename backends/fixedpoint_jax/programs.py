@@ -65,7 +65,7 @@ def _key(adjoint: Adjoint, run: Run, value: Vec) -> Any:
         structure,
         tuple(map(jax.typeof, (*value, *problem.args))),
         (adjoint, run.solver, problem.is_root, problem.space.batch_ndim),
-        (*asked, tolerance.blocks and str(tolerance.blocks)),
+        (*asked, tolerance.segments, str(tolerance.blocks)),
         (control.max_steps, control.budget, control.record),
         problem.functions.has_residual,
         run.border.structure,

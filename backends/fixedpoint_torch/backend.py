@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Pullback, Vec, joined
+from fixedpoint.communicator import Reduction
 from fixedpoint.recording import Recorded
 from fixedpoint_torch import maps, numpy_algebra
 from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
@@ -127,6 +128,26 @@ class TorchBackend(Backend):
     def piece(self, array: torch.Tensor) -> int | None:
         """More where there are more cores to share them."""
         return _PIECE if array.device.type == "cpu" else _LARGE_PIECE
+
+    def concatenated(
+        self, leaves: Sequence[torch.Tensor], batch_ndim: int
+    ) -> torch.Tensor:
+        """The entries of the leaves in one axis."""
+        return torch.cat([joined(leaf, leaf.ndim - batch_ndim) for leaf in leaves], -1)
+
+    def unbound(self, array: torch.Tensor, axis: int) -> Sequence[torch.Tensor]:
+        """Views of a tensor, one for each index of an axis."""
+        return array.unbind(axis)
+
+    def segmented(
+        self, array: torch.Tensor, sizes: Sequence[int], reduction: Reduction
+    ) -> torch.Tensor:
+        """The sum or the largest of each segment of the last axis."""
+        lengths = torch.tensor(sizes, device=array.device)
+        index = torch.repeat_interleave(lengths).expand(array.shape)
+        of = "sum" if reduction == "sum" else "amax"
+        onto = array.new_zeros((*array.shape[:-1], len(sizes)))
+        return onto.scatter_reduce(-1, index, array, of, include_self=False)
 
     def lift(self, f: Callable[..., Any]) -> Vec:
         """The parameters of a module, or of the module that a bound method belongs

@@ -168,13 +168,13 @@ class ShardedBackend(TorchBackend):
         parts = [x.to_local() if isinstance(x, DTensor) else x for x in leaves]
         return parts, Spread(structure, tuple(layouts))
 
-    def outputs(self, container: Any, structure: Spread) -> tuple[list[Any], Any]:
+    def outputs(self, container: Any, structure: Spread) -> list[Any] | None:
         """The local parts, spread as the state is."""
-        leaves, inner = tree.flatten(container)
-        if inner != structure.inner:
-            return leaves, inner
+        leaves = structure.inner.match(container)
+        if leaves is None:
+            return None
         pairs = zip(structure.layouts, leaves, strict=True)
-        return [layout.part(leaf) for layout, leaf in pairs if layout], structure
+        return [layout.part(leaf) for layout, leaf in pairs if layout]
 
     def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
         """Copies: what writes into a DTensor leaves no mark on its part."""
