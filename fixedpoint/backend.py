@@ -186,6 +186,15 @@ class Backend:
         del vec
         return False
 
+    def known_here(self, mask: Array) -> bool:
+        """Whether all of `mask` is true here, where that can be told without waiting
+        for a device.
+
+        Others who hold entries of the same samples find the same; but those of other
+        samples may not, and no evaluation of f must hang on it.
+        """
+        return bool(self.namespace(mask).all(mask))
+
     def known_all(self, mask: Array) -> bool:
         """Whether all of `mask` is true, where that can be told without waiting for a
         device.
@@ -203,11 +212,12 @@ class Backend:
         arrays: tuple[Array, ...],
         mask: Array,
         function: Callable[[], tuple[Array, ...]],
+        evaluates: bool = False,
     ) -> tuple[Array, ...]:
         """The arrays, with those of `function` where `mask` holds, if it does
-        anywhere.
+        anywhere; all who take part have to agree on that where it `evaluates` f.
         """
-        if self.known_none(mask):
+        if self.known_none(mask) if evaluates else self.known_here(~mask):
             return arrays
         where = self.namespace(mask).where
         return tuple(

@@ -235,7 +235,7 @@ def _open(problem: Problem, first: Point, recorded: int | None) -> Carry:
     zero = xp.zeros_like(done, dtype=xp.int32)
     status = _mark(xp, zero, done, Status.CONVERGED)
     finite = first.residual_norm < xp.inf
-    if not space.backend.known_all(finite):
+    if not space.backend.known_here(finite):
         status = _mark(xp, status, ~finite, Status.NON_FINITE)
     error = xp.where(done, first.residual_norm, space.infinity)
     best = Best(first.value, first.residual_norm, error, zero)
@@ -374,16 +374,15 @@ class _Loop:
         """Whether it is known that every sample has a new best iterate, and none is
         done.
         """
-        if carry.active is not None or step.failure is not None:
-            return False
-        # What is best so far is not where the step came from.
-        if carry.all_improved != carry.step:
-            return False
         backend, new = self.problem.space.backend, step.point
-        fell = step.fell or backend.known_all(
-            new.residual_norm < carry.point.residual_norm
-        )
-        return fell and backend.known_none(verdict.satisfied | verdict.hidden)
+        # Else what is best so far is not where the step came from.
+        at_best = carry.all_improved == carry.step and carry.active is None
+        if not at_best or step.failure is not None:
+            return backend.agreed_by_all(False)
+        open_ = ~(verdict.satisfied | verdict.hidden)
+        if not step.fell:
+            open_ = open_ & (new.residual_norm < carry.point.residual_norm)
+        return backend.known_all(open_)
 
     def improved(self, carry: Carry, step: Step, error: Array) -> Carry:
         """Every sample has a new best iterate."""
@@ -434,7 +433,7 @@ class _Loop:
         carry = carry._replace(precise=carry.precise | precise, best=best)
         if active is not None:
             status = xp.where(active, status, carry.status)
-        if not space.backend.known_none(lost):
+        if not space.backend.known_here(~lost):
             carry = carry._replace(point=choose(space, lost, old, point))
         return self.settle(carry, status)
 
@@ -449,7 +448,7 @@ class _Loop:
         if self.solver.latest:  # the last iterate is none the better for being the last
             least = xp.minimum(carry.lowest, carry.reference)
             fell = better & (point.residual_norm < least)
-            renewed = renewed and self.problem.space.backend.known_all(fell)
+            renewed = renewed and self.problem.space.backend.known_here(fell)
         improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
         all_improved = carry.step if renewed else carry.all_improved
         return carry._replace(best=best, improved=improved, all_improved=all_improved)
@@ -525,7 +524,7 @@ class _Loop:
             holds, evaluations = question()
             return holds, nothing[1] + evaluations
 
-        found = backend.replaced_where(nothing, mask, answer)
+        found = backend.replaced_where(nothing, mask, answer, evaluates=True)
         if found is nothing:
             return carry, found[0]
         most = xp.max(found[1]) if math.prod(mask.shape) else 0
@@ -538,9 +537,9 @@ class _Loop:
         """
         space = self.problem.space
         where, mark = space.xp.where, best.method * 0 + self.index
-        if space.backend.known_none(better):
+        if space.backend.known_here(~better):
             return best
-        if space.backend.known_all(better):
+        if space.backend.known_here(better):
             return Best(point.value, point.residual_norm, error, mark)
         value = space.where(better, point.value, best.value)
         norm = where(better, point.residual_norm, best.residual_norm)

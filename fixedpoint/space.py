@@ -338,10 +338,36 @@ class Space:
 
     def dot(self, u: Vec, v: Vec | Difference) -> Array:
         """The inner product Re⟨u, v⟩ of each sample."""
+        return self.dots((u, v))[0]
+
+    def dots(self, *pairs: tuple[Vec | Difference, Vec | Difference]) -> list[Array]:
+        """The inner products Re⟨u, v⟩ of several pairs, in one message."""
+        return self._summed([self._local_dot(u, v) for u, v in pairs])
+
+    def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
+        if isinstance(u, Difference):
+            assert u is v
+            norm = self._local_norm(u, "euclidean")
+            return norm * norm
         if isinstance(v, Difference):
             triples = zip(u, *v, strict=True)
             return self._inner([self._by_difference(*leaves) for leaves in triples])
         return self._inner([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
+
+    def _summed(self, arrays: list[Array]) -> list[Array]:
+        """The arrays, each of the batch's shape and maybe one more axis, summed over
+        all parts.
+        """
+        if not self.backend.is_partial:
+            return arrays
+        axis, sums, start = self.batch_ndim, [], 0
+        columns = [a if a.ndim > axis else a[..., None] for a in arrays]
+        whole = self.backend.reduced(self.xp.concat(columns, axis=-1), "sum")
+        for array, rows in zip(arrays, columns, strict=True):
+            part = whole[..., start : start + rows.shape[-1]]
+            start += rows.shape[-1]
+            sums.append(part if array.ndim > axis else part[..., 0])
+        return sums
 
     def _by_difference(self, a: Array, new: Array, old: Array) -> Array:
         pieces = self.backend.pieces((a, new, old), self._entry_axes(a))
@@ -355,6 +381,10 @@ class Space:
     def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
         return self._norms([(u, kind)])[0]
+
+    def norms(self, *vectors: Vec | Difference) -> tuple[Array, ...]:
+        """The Euclidean norms of several vectors, in one message."""
+        return self._norms([(u, "euclidean") for u in vectors])
 
     def _norms(
         self, pairs: Sequence[Measured], unit: Array | None = None
@@ -481,12 +511,12 @@ class Space:
         return reduce(add, [self._as(term, self.dtype) for term in terms])
 
     def _inner(self, terms: Sequence[Array]) -> Array:
-        """The weighted sum of the leaves' parts of an inner product."""
+        """The weighted sum of the leaves' parts of an inner product, of those here."""
         if self.weights is not None:
             terms = [
                 weight * term for weight, term in zip(self.weights, terms, strict=True)
             ]
-        return self.backend.reduced(self._total(terms), "sum")
+        return self._total(terms)
 
     # Coefficients.
 
@@ -664,6 +694,13 @@ class Space:
         """The inner products of all rows of `history` with `vector`: (batch,
         memory).
         """
+        return self.grams((history, vector))[0]
+
+    def grams(self, *pairs: tuple[Vec, Vec]) -> list[Array]:
+        """The inner products of the rows of histories with vectors, in one message."""
+        return self._summed([self._local_gram(*pair) for pair in pairs])
+
+    def _local_gram(self, history: Vec, vector: Vec) -> Array:
         pairs = zip(history, vector, strict=True)
         return self._inner([self._products(past, leaf) for past, leaf in pairs])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -121,6 +122,10 @@ class JaxBackend(Backend):
         """Whether any leaf is a tracer."""
         return any(isinstance(leaf, jax.core.Tracer) for leaf in vec)
 
+    def known_here(self, mask: Array) -> bool:
+        """Whether all of `mask` is true; in a trace that is never known."""
+        return not self.is_traced((mask,)) and bool(mask.all())
+
     def known_all(self, mask: Array) -> bool:
         """Whether all of `mask` is true; in a trace that is never known."""
         return not self.is_traced((mask,)) and self.agreed_by_all(bool(mask.all()))
@@ -134,11 +139,12 @@ class JaxBackend(Backend):
         arrays: tuple[Array, ...],
         mask: Array,
         function: Callable[[], tuple[Array, ...]],
+        evaluates: bool = False,
     ) -> tuple[Array, ...]:
         """The arrays, with those of `function` where `mask` holds; it runs only where
         that is.
         """
-        amend = super().replaced_where
+        amend = partial(super().replaced_where, evaluates=evaluates)
         if not self.is_traced((mask,)):
             return amend(arrays, mask, function)
         arrays = axes.settled(lambda arrays: amend(arrays, mask, function), arrays)

@@ -59,6 +59,12 @@ class TorchBackend(Backend):
 
         return ShardedBackend(leaves, batch_ndim, self.communicator)
 
+    def known_here(self, mask: torch.Tensor) -> bool:
+        """Whether all of `mask` is true; on an accelerator that is never known without
+        waiting.
+        """
+        return mask.device.type == "cpu" and bool(mask.all())
+
     def known_all(self, mask: torch.Tensor) -> bool:
         """Whether all of `mask` is true; on an accelerator that is never known without
         waiting.
@@ -291,6 +297,10 @@ class RecordingBackend(TorchBackend):
         """Torch's, with derivatives that are finite."""
         del array
         return _RECORDED
+
+    def known_here(self, mask: torch.Tensor) -> bool:
+        """Whether all of `mask` is true, in all lanes of a transform."""
+        return bool(_unwrapped(mask).all())
 
     def known_all(self, mask: torch.Tensor) -> bool:
         """Whether all of `mask` is true, in all lanes of a transform."""

@@ -176,7 +176,7 @@ class Anderson(Solver):
             envelope=fresh.envelope,
             rejected=fresh.rejected,
         )
-        return self._proposed(space.weighted(self.weights), point, kept)[0]
+        return self._proposed(space.weighted(self.weights), point, kept, None)[0]
 
     def step(
         self,
@@ -189,15 +189,16 @@ class Anderson(Solver):
         """One step, one evaluation."""
         space = space.weighted(self.weights)
         new = problem.trial(space.where(active, state.proposal, point.value))
-        state = self._remembered(space, state, point, new, active)
+        state, products = self._remembered(space, state, point, new, active)
         fell = new.residual_norm < point.residual_norm
-        smooth = state.rejected is None and space.backend.known_all(fell)
+        smooth = state.rejected is None and space.backend.known_here(fell)
         if not smooth:
             accepted = fell | (
                 new.residual_norm <= state.envelope * (1.0 / state.pushed)
             )
             new, state = self._rejected(space, point, state, new, accepted)
-        state, correction = self._proposed(space, new, state)
+            products = None
+        state, correction = self._proposed(space, new, state, products)
         return Step(new, state, _ONE, None, smooth, correction)
 
     def _rejected(
@@ -219,19 +220,23 @@ class Anderson(Solver):
         rejected = _known(space, xp.where(accepted, zero, before + 1))
         new = (
             new
-            if space.backend.known_all(accepted)
+            if space.backend.known_here(accepted)
             else choose(space, accepted, new, old)
         )
         return new, state._replace(rejected=rejected)
 
     def _proposed(
-        self, space: Space, point: Point, state: AndersonState
+        self,
+        space: Space,
+        point: Point,
+        state: AndersonState,
+        products: Array | None,
     ) -> tuple[AndersonState, Difference]:
         """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step
-        from z.
+        from z, by the products with g if they are known.
         """
         image = space.add(point.value, point.increment)
-        gamma = self._gamma(space, point, state)
+        gamma = self._gamma(space, point, state, products)
         images = space.filled(state.images, state.pushed)
         mixed = undamped = space.deducted(image, gamma, images)
         damping = self.damping(state.pushed) if callable(self.damping) else self.damping
@@ -245,22 +250,29 @@ class Anderson(Solver):
             mixed = space.where(state.rejected > 0, plain, mixed)
         return state._replace(proposal=mixed), Difference(undamped, point.value)
 
-    def _gamma(self, space: Space, point: Point, state: AndersonState) -> Array:
-        count = state.pushed
-        residuals, images = (
-            space.filled(state.residuals, count),
-            space.filled(state.images, count),
-        )
-        products = self._tested(space, residuals, images, point.increment)
+    def _gamma(
+        self,
+        space: Space,
+        point: Point,
+        state: AndersonState,
+        products: Array | None,
+    ) -> Array:
+        if products is None:
+            products = self._tested(space, state, point.increment)[0]
         size = products.shape[-1]
         gram = state.gram[..., :size, :size] * state.ridge[..., :size, :size]
         gamma = least_squares(space, gram, products)
         return gamma * (1.0 * (state.pushed >= self.delay)) if self.delay else gamma
 
-    def _tested(self, space: Space, residuals: Vec, images: Vec, vector: Vec) -> Array:
+    def _tested(self, space: Space, state: AndersonState, *vectors: Vec) -> list[Array]:
         """The products ΔGᵀv, or ΔZᵀv for type I."""
-        products = space.gram(residuals, vector)
-        return products if self.type == 2 else space.gram(images, vector) - products
+        residuals = space.filled(state.residuals, state.pushed)
+        products = space.grams(*[(residuals, vector) for vector in vectors])
+        if self.type == 2:
+            return products
+        images = space.filled(state.images, state.pushed)
+        others = space.grams(*[(images, vector) for vector in vectors])
+        return [a - b for a, b in zip(others, products, strict=True)]
 
     def _remembered(
         self,
@@ -269,9 +281,9 @@ class Anderson(Solver):
         old: Point,
         new: Point,
         active: Array | None,
-    ) -> AndersonState:
+    ) -> tuple[AndersonState, Array | None]:
         """Push the newest differences, and renew their row and column of the Gram
-        matrix.
+        matrix; and the products with the new residual, where all columns are kept.
 
         What was pushed is not read back, and what is pushed anew goes into the old
         history: else a compiler keeps copies.
@@ -280,28 +292,29 @@ class Anderson(Solver):
         residuals, images, change, image = space.push_secant(
             state.residuals, state.images, slot, old, new, active
         )
-        some = space.filled(residuals, state.pushed + 1)
-        row = column = self._tested(
-            space, some, space.filled(images, state.pushed + 1), change
+        pushed = state._replace(
+            residuals=residuals, images=images, pushed=state.pushed + 1
         )
-        square = space.backend.read(row, (..., slot))
+        column, products = self._tested(space, pushed, change, new.increment)
+        row, square = column, space.backend.read(column, (..., slot))
         if self.type == 1:
+            some = space.filled(residuals, pushed.pushed)
             row = space.gram(some, space.subtract(image, change))
             square = space.dot(change, change)
         rounding = (4 * space.rounding) * new.magnitude
         informative = square > rounding * rounding
-        if not space.backend.known_all(informative):
+        if not space.backend.known_here(informative):
             residuals = space.push(residuals, slot, space.mask(informative, change))
             images = space.push(state.images, slot, space.mask(informative, image))
+            pushed = pushed._replace(residuals=residuals, images=images)
+            products = None
             row, column = (
                 _isolated(space, u, slot, informative) for u in (row, column)
             )
         write, filled = space.backend.write, slice(row.shape[-1])
         gram = write(state.gram, (..., slot, filled), row)
         gram = write(gram, (..., filled, slot), column)
-        return state._replace(
-            residuals=residuals, images=images, gram=gram, pushed=state.pushed + 1
-        )
+        return pushed._replace(gram=gram), products
 
 
 def _is_one(damping: Any) -> bool:
@@ -310,7 +323,7 @@ def _is_one(damping: Any) -> bool:
 
 def _known(space: Space, rejected: Array) -> Array | None:
     """No rejections, if that can be known at all."""
-    return None if space.backend.known_none(rejected > 0) else rejected
+    return None if space.backend.known_here(rejected <= 0) else rejected
 
 
 def _slot(pushed: Any, memory: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,23 +54,20 @@ class BroydenState(NamedTuple):
 
     def times(self, space: Space, v: Vec) -> Vec:
         """The product H v."""
-        return self._product(space, self.left, self.right, v, space.scale)
+        return self._product(space, self.left, self.right, v)
 
     def transposed_times(self, space: Space, v: Vec) -> Vec:
         """The product Hᵀ v."""
-        return self._product(space, self.right, self.left, v, space.scale)
+        return self._product(space, self.right, self.left, v)
 
-    def transposed_image(self, space: Space, v: Vec) -> Vec:
-        """The product Hᵀ v; v is ours, and may be written to."""
-        return self._product(space, self.right, self.left, v, space.rescaled)
+    def _product(self, space: Space, left: Vec, right: Vec, v: Vec) -> Vec:
+        products = space.gram(space.filled(right, self.count), v)
+        return self.combined(space, space.scale(self.scale, v), left, products)
 
-    def _product(
-        self, space: Space, left: Vec, right: Vec, v: Vec, scaled: Callable[..., Vec]
-    ) -> Vec:
-        count = self.count
-        left, right = space.filled(left, count), space.filled(right, count)
-        coefficients = -self.used[..., : space.rows_of(left)] * space.gram(right, v)
-        return space.deducted(scaled(self.scale, v), coefficients, left)
+    def combined(self, space: Space, scaled: Vec, left: Vec, products: Array) -> Vec:
+        """The sum of σv, which may be written to, and of columns times `products`."""
+        coefficients = -self.used[..., : products.shape[-1]] * products
+        return space.deducted(scaled, coefficients, space.filled(left, self.count))
 
     def transposed(self) -> BroydenState:
         """The estimate Hᵀ."""
@@ -152,7 +148,7 @@ class Broyden(Solver):
         memory = self.memory
         # Traced, if that is.
         count = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
-        none = None if space.backend.known_all(count == 0) else count
+        none = None if space.backend.known_here(count == 0) else count
         return BroydenState(
             space.empty(memory),
             space.empty(memory),
@@ -200,7 +196,7 @@ class Broyden(Solver):
         moved = space.add(point.value, state.direction)
         new = problem.trial(space.where(active, moved, point.value))
         finite = new.residual_norm < space.xp.inf
-        if state.shortened is None and space.backend.known_all(finite):
+        if state.shortened is None and space.backend.known_here(finite):
             state = self._updated(space, state, point, new)
             return Step(new, state, correction=state.direction)
         return self._shortened(space, state, point, new, finite)
@@ -244,7 +240,7 @@ class Broyden(Solver):
         half = space.scale(0.5, state.direction)
         state = self._updated(space, state, old, choose(space, finite, new, old))
         count = xp.where(finite, zero, before + 1)
-        count_known = None if space.backend.known_all(finite) else count
+        count_known = None if space.backend.known_here(finite) else count
         correction = state.direction
         direction = space.where(finite, correction, half)
         state = state._replace(direction=direction, shortened=count_known)
@@ -256,14 +252,15 @@ class Broyden(Solver):
         """The estimate with one more column, in the samples that moved."""
         state = _emptied(space, state, old)
         slot = state.pushed
-        right, v = space.placed(state.right, slot, self._tested(space, state, old, new))
-        sound, factor = _weighed(space, v, old, new)
-        image = state.times(space, new.increment)
+        v, products = self._tested(space, state, old, new)
+        right, v = space.placed(state.right, slot, v)
+        sound, factor, amount = _weighed(space, v, old, new)
+        scaled = space.scale(state.scale, new.increment)
+        image = state.combined(space, scaled, state.left, products)
         left, u = _wrong(space, state, image, factor, old, new)
-        if not space.backend.known_all(sound):
+        if not space.backend.known_here(sound):
             left, u = space.placed_masked(left, slot, sound, u)
             right, v = space.placed_masked(right, slot, sound, v)
-        amount = space.dot(v, new.increment)
         return state._replace(
             left=left,
             right=right,
@@ -272,11 +269,20 @@ class Broyden(Solver):
             pushed=slot + 1,
         )
 
-    def _tested(self, space: Space, state: BroydenState, old: Point, new: Point) -> Vec:
-        """The vector v that the update tests Δg with."""
+    def _tested(
+        self, space: Space, state: BroydenState, old: Point, new: Point
+    ) -> tuple[Vec, Array]:
+        """The vector v that the update tests Δg with, and the products vⱼᵀg_new."""
+        left, right = (
+            space.filled(history, state.count) for history in (state.left, state.right)
+        )
         if self.update == "bad":
-            return space.subtract(new.increment, old.increment)
-        return state.transposed_image(space, space.subtract(new.value, old.value))
+            change = space.subtract(new.increment, old.increment)
+            return change, space.gram(right, new.increment)
+        move = space.subtract(new.value, old.value)
+        across, along = space.grams((left, move), (right, new.increment))
+        scaled = space.rescaled(state.scale, move)
+        return state.combined(space, scaled, state.right, across), along
 
 
 def _wrong(
@@ -303,14 +309,22 @@ def _wrong(
     return space.placed_entrywise(state.left, state.pushed, wrong, *vectors)
 
 
-def _weighed(space: Space, v: Vec, old: Point, new: Point) -> tuple[Array, Array]:
-    """Whether something can be learnt from Δg, and −1/(vᵀΔg), or zero if not."""
+def _weighed(
+    space: Space, v: Vec, old: Point, new: Point
+) -> tuple[Array, Array, Array]:
+    """Whether something can be learnt from Δg; and −1/(vᵀΔg) and vᵀg_new, or zero if
+    not.
+    """
     change = Difference(new.increment, old.increment)
-    denominator, size = space.dot(v, change), space.norm(change)
+    denominator, amount, length, size = space.dots(
+        (v, change), (v, new.increment), (v, v), (change, change)
+    )
+    length, size = space.xp.sqrt(length), space.xp.sqrt(size)
     # Nothing is learnt from a change that is mostly rounding.
-    sound = space.xp.abs(denominator) > space.precision * space.norm(v) * size
+    sound = space.xp.abs(denominator) > space.precision * length * size
     sound = sound & (size > _NOISE * space.rounding * new.magnitude)
-    return sound, space.ratio(-space.as_coefficient(sound), denominator)
+    factor = space.ratio(-space.as_coefficient(sound), denominator)
+    return sound, factor, space.xp.where(sound, amount, space.zero)
 
 
 def _emptied(space: Space, state: BroydenState, point: Point) -> BroydenState:

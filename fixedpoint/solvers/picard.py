@@ -99,12 +99,13 @@ def remaining(space: Space, g: Vec, before: Vec, earlier: Vec) -> tuple[Vec, Arr
     Cabay and Jackson, "A polynomial extrapolation method for finding limits and
     antilimits of vector sequences", SIAM J. Numer. Anal. 13, 1976.
     """
-    xp, dot = space.xp, space.dot
-    square, one, size = dot(before, before), dot(g, before), dot(g, g)
+    xp = space.xp
+    square, one, size = space.dots((before, before), (g, before), (g, g))
     first = space.ratio(one, square)
     second, explained = space.zero * first, first * one
-    if not space.backend.known_all(size - explained <= _PARALLEL * size):
-        mixed, older, two = dot(before, earlier), dot(earlier, earlier), dot(g, earlier)
+    if not space.backend.known_here(size - explained <= _PARALLEL * size):
+        pairs = (before, earlier), (earlier, earlier), (g, earlier)
+        mixed, older, two = space.dots(*pairs)
         # What the second residual adds once its part along the first one is taken out.
         rest = older - space.ratio(mixed * mixed, square)
         b = space.ratio(two - space.ratio(mixed * one, square), rest)

@@ -94,7 +94,8 @@ class SQUAREM(Solver):
         image = space.add(point.value, point.increment)
         middle = problem.trial(space.where(active, image, point.value))
         second = space.subtract(middle.increment, point.increment)
-        wanted = space.ratio(space.norm(point.increment), space.norm(second))
+        norms = space.norms(point.increment, second)
+        wanted = space.ratio(*norms)
         length = xp.minimum(xp.maximum(wanted, space.full(1.0)), state.bound)
         far = space.axpy(2.0 * length, point.increment, point.value)
         far = space.axpy(length * length, second, far)
@@ -113,7 +114,7 @@ class SQUAREM(Solver):
         correction = space.scale(longest, new.increment)
         # Two plain steps, and what follows them is told by their residuals.
         plain = accepted & (length == 1.0)
-        if space.backend.known_none(plain):
+        if space.backend.known_here(~plain):
             return Step(new, bound, Work(f=2), correction=correction)
         left, known = remaining(space, new.increment, middle.increment, point.increment)
         known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
