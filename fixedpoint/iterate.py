@@ -168,7 +168,7 @@ def iterate(
             stop = most if is_last else most - (most - carries[0].step) // 2
             if index:
                 carries.append(_reopened(problem, carries.pop(), first))
-            if is_last:
+            if is_last and not space.backend.is_traced(first.increment):
                 first = first._replace(increment=())
             loop = _Loop(
                 solver=method,
@@ -192,7 +192,7 @@ def iterate(
         precise=carry.precise,
         steps=carry.steps,
         work=carry.work,
-        trace=_trimmed(carry.trace, carry.step),
+        trace=shortened(carry.trace, carry.step),
         state=Memory(loop.solver, carry.state),
     )
 
@@ -376,7 +376,7 @@ class _Loop:
         """
         backend, new = self.problem.space.backend, step.point
         # Else what is best so far is not where the step came from.
-        at_best = carry.all_improved == carry.step and carry.active is None
+        at_best = carry.active is None and carry.all_improved == carry.step
         if not at_best or step.failure is not None:
             return backend.agreed_by_all(False)
         open_ = ~(verdict.satisfied | verdict.hidden)
@@ -648,13 +648,6 @@ def _widened(space: Space, trace: Trace, columns: int) -> Trace:
     more = columns - trace.residual_norm.shape[-1]
     pairs = zip(trace, _blank(space, more), strict=True)
     return Trace(*(space.xp.concat(pair, axis=-1) for pair in pairs))
-
-
-def _trimmed(trace: Trace | None, step: Any) -> Trace | None:
-    """`trace` up to the last step, where that is known."""
-    if trace is None or not isinstance(step, int):
-        return trace
-    return Trace(*(1.0 * array[..., : step + 1] for array in trace))
 
 
 def _sifted(space: Space, carry: Carry) -> Carry:
