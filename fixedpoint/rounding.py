@@ -180,10 +180,8 @@ class _Defect(NamedTuple):
 def _further(problem: Problem, u: Vec, v: Vec, defect: _Defect) -> _Defect:
     """One more term."""
     space, k = problem.space, defect.terms
-    holds = lambda flag: space.as_coefficient(  # noqa: E731
-        space.xp.asarray(flag, **space.place)
-    )
-    with_u, with_v, last = holds(k != 1), holds(k != 0), holds(k == 2)
+    flags = [space.xp.asarray(flag, **space.place) for flag in (k != 1, k != 0, k == 2)]
+    with_u, with_v, last = map(space.as_coefficient, flags)
     g = problem.increment_nearby(space.axpy(with_v, v, space.scale(with_u, u)))
     return _Defect(space.axpy(1.0 - 2.0 * last, g, defect.sum), k + 1)
 

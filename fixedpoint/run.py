@@ -68,9 +68,8 @@ class Run(ABC):
     def linearized(self, container: Any) -> Callable[[Any], Any]:
         """From the solution, in its container, to the products with f′ or F′ there."""
         border = self.border
-        vector = lambda container: border.vector(border.leaves(container))  # noqa: E731
-        product = self.products(vector(container))
-        return lambda v: border.unpack(product(vector(v)))
+        product = self.products(border.vector(border.leaves(container)))
+        return lambda v: border.unpack(product(border.vector(border.leaves(v))))
 
     def products(self, value: Vec) -> Product:
         """The products with the derivative of the user's map at `value`."""

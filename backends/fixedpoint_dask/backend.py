@@ -55,7 +55,7 @@ class DaskBackend(Backend):
         """Arrays pass; nothing is converted to one."""
         return value
 
-    def outputs(self, container: Any, structure: Any) -> tuple[list[Any], Any]:
+    def outputs(self, container: Any, structure: Any) -> list[Any] | None:
         """The leaves of what an operator returned, persisted."""
         return super().outputs(persisted(container), structure)
 
