@@ -375,13 +375,13 @@ class _Loop:
         done.
         """
         backend, new = self.problem.space.backend, step.point
-        # Else what is best so far is not where the step came from.
-        at_best = carry.active is None and carry.all_improved == carry.step
-        if not at_best or step.failure is not None:
-            return backend.agreed_by_all(False)
         open_ = ~(verdict.satisfied | verdict.hidden)
         if not step.fell:
             open_ = open_ & (new.residual_norm < carry.point.residual_norm)
+        # Else what is best so far is not where the step came from.
+        at_best = carry.active is None and carry.all_improved == carry.step
+        if not at_best or step.failure is not None:
+            open_ = open_ & ~open_  # all who take part are asked, in every step
         return backend.known_all(open_)
 
     def improved(self, carry: Carry, step: Step, error: Array) -> Carry:
