@@ -395,7 +395,8 @@ class Backend:
         """What :meth:`minus_combination` gives; `onto` is ours, and may be written
         to.
         """
-        if self.piece(onto) is None:
+        size, piece = math.prod(onto.shape[onto.ndim - axes :]), self.piece(onto)
+        if piece is None or size <= piece:
             return self.minus_combination(onto, weights, rows, axes)
         whole = joined(onto, axes)
         for part, past in self.pieces((whole, joined(rows, axes)), 1):
