@@ -35,7 +35,7 @@ class Functions:
     adjoint_preconditioner : callable or None
         (z, θ) ↦ v ↦ Pv, P an approximate inverse for the adjoint system.
     substituted : callable or None
-        Takes a change of the user's function to :attr:`at` of the changed one.
+        Takes a change of the user's function to ``at`` of the changed one.
     has_residual : bool
         Whether the map brings a residual of its own.
     program : object
