@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Array, Vec
+from fixedpoint.carry import shortened
 from fixedpoint.failure import Policy
-from fixedpoint.iterate import Iteration, shortened
+from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import Status, Trace, Work
 from fixedpoint.space import Space

@@ -1,0 +1,345 @@
+"""The one loop that drives every solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fixedpoint import tree
+from fixedpoint.backend import Array
+from fixedpoint.carry import RUNNING, Best, Carry, live, marked, recorded, sifted
+from fixedpoint.compaction import put_rows, taken_rows
+from fixedpoint.control import Control, Memory
+from fixedpoint.convergence import Verdict, judge, vanished_states
+from fixedpoint.point import Point, choose
+from fixedpoint.problem import Problem
+from fixedpoint.rounding import at_rounding, irregular_at_zero
+from fixedpoint.solution import Status, Work
+from fixedpoint.solvers.base import Solver, Step
+
+# What may end a sample in one step: later ones prevail.
+_PRIORITIES = (
+    Status.DIVERGED,
+    Status.STALLED,
+    Status.NON_FINITE,
+    Status.CONVERGED,
+    Status.COLLAPSED,
+)
+
+# A residual this many times the first one, and tolerance, has diverged.
+_DIVERGENCE = 1e10
+
+# A method that follows the map may be so many times as long without a smallest
+# residual.
+_PATIENCE = 5
+
+# After so many steps without a smaller residual it is asked whether that is but noise.
+_SUSPICIOUS = (3, 12, 48)
+
+# The rounding errors of a residual are not looked for above this share of the largest
+# one.
+_FALLEN = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """One solver's turns.
+
+    ``index`` is its place in the sequence, ``first`` where it starts, ``stop`` the step
+    that it must not pass, and ``most`` the one that none must.
+    """
+
+    solver: Solver
+    index: int
+    problem: Problem
+    control: Control
+    first: Point
+    stop: Any
+    most: int
+    deadline: float | None
+
+    def begun(self, carry: Carry, memory: Memory | None) -> Carry:
+        """The loop before this solver's first turn, with what it may remember."""
+        space, point = self.problem.space, carry.point
+        state = self.solver.init(space, self.problem, point)
+        work = carry.work.plus(self.solver.initial_work(state))
+        if memory is not None:
+            check_same(memory.contents, state)
+            state = self.solver.resume(space, memory.contents, point, state)
+        return carry._replace(state=state, work=work)
+
+    def run(self, carries: list[Carry], memory: Memory | None) -> Carry:
+        """All of this solver's turns, from the carry in a list of one.
+
+        No name stands for it, or for what is begun with it: its states would not be
+        freed before the last turn.
+        """
+        return self.turns(lambda: self.begun(carries.pop(), memory))
+
+    def turns(self, begun: Callable[[], Carry]) -> Carry:
+        """Turn until no sample runs, or the steps are used up."""
+        xp = self.problem.space.xp
+        end = self.problem.space.backend.while_loop(
+            self.unfinished, self.turn, begun(), self.most
+        )
+        late = end.status == RUNNING
+        return self.settle(end, marked(xp, end.status, late, Status.MAX_STEPS))
+
+    def unfinished(self, carry: Carry) -> Any:
+        """Whether there is another turn."""
+        return carry.running & (carry.step < self.stop)
+
+    def turn(self, carry: Carry) -> Carry:
+        """One step, and what became of each sample by it."""
+        space = self.problem.space
+        step = self.solver.step(
+            space, self.problem, carry.point, carry.state, carry.active
+        )
+        verdict = judge(self.problem, carry.evidence, carry.point, step)
+        carry = carry._replace(evidence=verdict.evidence)
+        if self.all_improved(carry, step, verdict):
+            carry = self.improved(carry, step, verdict.error)
+        else:
+            carry = self.assessed(carry, step, verdict)
+        if self.control.is_plain and not self.problem.batched:
+            return carry
+        return self.observed(recorded(space, carry))
+
+    def all_improved(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
+        """Whether it is known that every sample has a new best iterate, and none is
+        done.
+        """
+        backend, new = self.problem.space.backend, step.point
+        open_ = ~(verdict.satisfied | verdict.hidden)
+        if not step.fell:
+            open_ = open_ & (new.residual_norm < carry.point.residual_norm)
+        # Else what is best so far is not where the step came from.
+        at_best = carry.active is None and carry.all_improved == carry.step
+        if not at_best or step.failure is not None:
+            open_ = open_ & ~open_  # all who take part are asked, in every step
+        return backend.known_all(open_)
+
+    def improved(self, carry: Carry, step: Step, error: Array) -> Carry:
+        """Every sample has a new best iterate."""
+        point, now = step.point, carry.step + 1
+        method = (
+            carry.best.method if self.index == 0 else carry.best.method * 0 + self.index
+        )
+        return carry._replace(
+            point=point,
+            state=step.state,
+            best=Best(point.value, point.residual_norm, error, method),
+            lowest=point.residual_norm,
+            step=now,
+            all_improved=now,
+            work=carry.work.plus(step.work),
+        )
+
+    def assessed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
+        """Renew each active sample's best iterate and status."""
+        space, old, point = self.problem.space, carry.point, step.point
+        carry = carry._replace(
+            point=point,
+            state=step.state,
+            step=carry.step + 1,
+            work=carry.work.plus(step.work),
+        )
+        xp, active, norm = space.xp, carry.active, point.residual_norm
+        converged = verdict.satisfied
+        wanted = norm < (xp.inf if self.solver.latest else carry.best.residual_norm)
+        better = live(converged | (wanted & ~verdict.hidden), active)
+        carry = self._improved_in(carry, better, verdict.error)
+        carry, stalled = self._checked_for_stalls(carry)
+        lost, diverged = ~(norm < xp.inf), norm > _DIVERGENCE * carry.evidence.first
+        carry, precise = self._precise(carry, verdict, stalled, step.failure)
+        ending = live(converged | precise | lost | diverged | stalled, active)
+        if step.failure is None and space.backend.known_none(ending):
+            return carry
+        carry, collapsed = self._collapsed(carry, live(converged, active))
+        status = xp.zeros_like(carry.status) if step.failure is None else step.failure
+        found = {
+            Status.DIVERGED: diverged,
+            Status.STALLED: stalled,
+            Status.NON_FINITE: lost,
+            Status.CONVERGED: converged | precise,
+            Status.COLLAPSED: collapsed,
+        }
+        for reason in _PRIORITIES:
+            status = marked(xp, status, found[reason], reason)
+        precise = live(precise & ~converged, active)
+        last = xp.minimum(carry.best.error, carry.evidence.sizes[..., 0])
+        best = carry.best._replace(error=xp.where(precise, last, carry.best.error))
+        carry = carry._replace(precise=carry.precise | precise, best=best)
+        if active is not None:
+            status = xp.where(active, status, carry.status)
+        if not space.backend.known_here(~lost):
+            carry = carry._replace(point=choose(space, lost, old, point))
+        return self.settle(carry, status)
+
+    def _improved_in(self, carry: Carry, better: Array, error: Array) -> Carry:
+        """The carry with new best iterates in the samples that are `better`."""
+        xp, point = self.problem.space.xp, carry.point
+        space = self.problem.space
+        best = carry.best.renewed(space, better, point, error, self.index)
+        since = xp.maximum(
+            carry.improved, xp.zeros_like(carry.improved) + carry.all_improved
+        )
+        renewed, fell = best is not carry.best and best.value is point.value, better
+        if self.solver.latest:  # the last iterate is none the better for being the last
+            least = xp.minimum(carry.lowest, carry.reference)
+            fell = better & (point.residual_norm < least)
+            renewed = renewed and self.problem.space.backend.known_here(fell)
+        improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
+        all_improved = carry.step if renewed else carry.all_improved
+        return carry._replace(best=best, improved=improved, all_improved=all_improved)
+
+    def _checked_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
+        """The samples whose residual has long stopped falling.
+
+        That of a contraction may rise at first, in another norm than its own. So a
+        method that follows the map has stalled only when no residual is below the last
+        of the window before.
+        """
+        xp, patience = self.problem.space.xp, self.solver.patience(self.problem.space)
+        age = carry.step - carry.improved
+        if not self.solver.is_plain:
+            return carry, age >= patience
+        norm = carry.point.residual_norm
+        lowest = xp.where(norm < carry.lowest, norm, carry.lowest)
+        over = (xp.zeros_like(age) + carry.step) % patience == 0
+        stalled = (lowest >= carry.reference) & over | (age >= _PATIENCE * patience)
+        if self.solver.latest:  # the residual may rise for as long as it likes
+            stalled = xp.zeros_like(stalled)
+        reference = xp.where(over, norm, carry.reference)
+        lowest = xp.where(over, xp.zeros_like(lowest) + xp.inf, lowest)
+        return carry._replace(lowest=lowest, reference=reference), stalled
+
+    def _precise(
+        self, carry: Carry, verdict: Verdict, stalled: Array, failure: Array | None
+    ) -> tuple[Carry, Array]:
+        """The samples whose residual is nothing but rounding, among those that do not
+        improve.
+        """
+        space, evidence = self.problem.space, carry.evidence
+        if self.problem.tolerance.is_zero:
+            return carry, space.xp.zeros_like(verdict.satisfied)
+        stuck = stalled if failure is None else stalled | (failure != RUNNING)
+        for count in _SUSPICIOUS:
+            stuck = stuck | (carry.step - carry.improved == count)
+        fallen = carry.point.residual_norm <= _FALLEN * evidence.highest
+        small = self.problem.is_small(carry.point, evidence.sizes[..., 0], _FALLEN)
+        open_ = ~(verdict.satisfied | verdict.hidden)
+        stuck = live(stuck & open_ & (fallen | small), carry.active)
+        return self._asked(
+            carry,
+            stuck,
+            lambda: at_rounding(self.problem, carry.point, self.first, stuck),
+        )
+
+    def _collapsed(self, carry: Carry, converged: Array) -> tuple[Carry, Array]:
+        """The samples that became zero where that is no answer; see
+        :func:`irregular_at_zero`.
+        """
+        if self.solver.is_plain:
+            return carry, self.problem.space.xp.zeros_like(converged)
+        vanished = converged & vanished_states(
+            self.problem, carry.evidence, carry.point
+        )
+        highest, start = carry.evidence.highest, self.first.value
+        return self._asked(
+            carry, vanished, lambda: irregular_at_zero(self.problem, start, highest)
+        )
+
+    def _asked(
+        self, carry: Carry, mask: Array, question: Callable[[], tuple[Array, Any]]
+    ) -> tuple[Carry, Array]:
+        """The samples of `mask` of which the answer holds, evaluated only if there are
+        any.
+        """
+        backend, xp = self.problem.space.backend, self.problem.space.xp
+        integer = getattr(carry.work.f, "dtype", xp.int32)
+        nothing = xp.zeros_like(mask), xp.zeros_like(mask, dtype=integer)
+
+        def answer() -> tuple[Array, ...]:
+            holds, evaluations = question()
+            return holds, nothing[1] + evaluations
+
+        found = backend.replaced_where(nothing, mask, answer, evaluates=True)
+        if found is nothing:
+            return carry, found[0]
+        most = xp.max(found[1]) if math.prod(mask.shape) else 0
+        work = Work(f=most if backend.is_traced((mask,)) else int(most))
+        return carry._replace(work=carry.work.plus(work)), found[0]
+
+    def settle(self, carry: Carry, status: Array) -> Carry:
+        """Take note of the samples that have stopped."""
+        xp = self.problem.space.xp
+        stopped = (carry.status == RUNNING) & (status != RUNNING)
+        steps = xp.where(stopped, xp.zeros_like(carry.steps) + carry.step, carry.steps)
+        return sifted(self.problem.space, carry._replace(status=status, steps=steps))
+
+    def observed(self, carry: Carry) -> Carry:
+        """Heed the callback and the budget, and let finished samples leave the
+        batch.
+        """
+        control, point = self.control, carry.point
+        evaluations = sum(carry.work)
+        for over, reason in control.ends(
+            self.deadline, carry.step, point.value, point.residual_norm, evaluations
+        ):
+            # A callback or a clock speaks for all who take part.
+            over = self.problem.space.backend.agreed(over)  # noqa: PLW2901
+            if over is not False:
+                carry = self._ended(carry, over, reason)
+        traced = self.problem.space.backend.is_traced((carry.status,))
+        if (
+            self.problem.batched
+            and not traced
+            and carry.active is not None
+            and carry.running
+        ):
+            return self._compacted(carry)
+        return carry
+
+    def _ended(self, carry: Carry, over: Any, status: Status) -> Carry:
+        xp, running = self.problem.space.xp, carry.status == RUNNING
+        return self.settle(carry, marked(xp, carry.status, running & over, status))
+
+    def _compacted(self, carry: Carry) -> Carry:
+        """Run the samples that are left by themselves, once half of the batch has
+        stopped.
+        """
+        space, xp = self.problem.space, self.problem.space.xp
+        remaining = xp.reshape(carry.status == RUNNING, (carry.status.shape[0], -1))
+        rows = xp.nonzero(xp.any(remaining, axis=-1))[0]
+        if 2 * rows.shape[0] > remaining.shape[0]:
+            return carry
+        few = replace(
+            self,
+            problem=self.problem.take(rows),
+            first=taken_rows(space, self.first, rows),
+        )
+        taken = taken_rows(space, carry, rows)
+        end = few.turns(lambda: sifted(few.problem.space, taken))
+        return sifted(space, put_rows(space, carry, rows, end))
+
+
+def check_same(kept: Any, fresh: Any) -> None:
+    """Raise unless an earlier call's memory has the shapes that this one's would
+    have.
+    """
+    shapes = [
+        [
+            tuple(leaf.shape)
+            for leaf in tree.flatten(memory)[0]
+            if getattr(leaf, "ndim", 0)
+        ]
+        for memory in (kept, fresh)
+    ]
+    if type(kept) is not type(fresh) or shapes[0][: len(shapes[1])] != shapes[1]:
+        raise ValueError(
+            f"state must come from a call with the same shapes: expected {shapes[1]}, "
+            f"got {shapes[0]}"
+        )
