@@ -63,7 +63,7 @@ class Loop:
     def begun(self, carry: Carry, memory: Memory | None) -> Carry:
         """The loop before this solver's first turn, with what it may remember."""
         space, point = self.problem.space, carry.point
-        state = self.solver.init(space, self.problem, point)
+        state = self.solver.init(self.problem, point)
         work = carry.work.plus(self.solver.initial_work(state))
         if memory is not None:
             check_same(memory.contents, state)
@@ -94,9 +94,8 @@ class Loop:
     def turn(self, carry: Carry) -> Carry:
         """One step, and what became of each sample by it."""
         space = self.problem.space
-        step = self.solver.step(
-            space, self.problem, carry.point, carry.state, carry.active
-        )
+        problem = self.problem.among(carry.active)
+        step = self.solver.step(problem, carry.point, carry.state)
         verdict = judge(self.problem, carry.evidence, carry.point, step)
         carry = carry._replace(evidence=verdict.evidence)
         if self.all_improved(carry, step, verdict):

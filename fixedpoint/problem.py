@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -91,6 +92,8 @@ class Problem(ABC):
         What is asked.
     batched : tuple of bool
         Which of `args` have an entry per sample, if samples may be taken out.
+    active : array of bool or None
+        The samples that have not ended; None stands for all.
     factors : list
         Where a linear solve keeps the factors of a sparse matrix, in case it comes
         again.
@@ -101,6 +104,7 @@ class Problem(ABC):
     args: Vec
     tolerance: Tolerance
     batched: tuple[bool, ...] = ()
+    active: Array | None = None
     factors: list[Any] = field(default_factory=list)
 
     @cached_property
@@ -117,10 +121,22 @@ class Problem(ABC):
     def is_root(self) -> bool:
         """Whether a root is sought, whose residual has units of its own."""
 
-    def trial(self, value: Vec) -> Point:
+    def among(self, active: Array | None) -> Problem:
+        """The problem of a batch of which the samples not `active` have ended."""
+        if active is self.active:
+            return self
+        other = copy(self)  # with what is bound already
+        object.__setattr__(other, "active", active)
+        return other
+
+    def trial(self, value: Vec, old: Point | None = None) -> Point:
         """Evaluate once at a point that a solver proposes; where f cannot, the point is
         not finite.
+
+        Samples that have ended stay at the `old` point, if that is given.
         """
+        if old is not None:
+            value = self.space.where(self.active, value, old.value)
         if self.functions.project is not None:
             value = self.functions.project(value)
         try:
@@ -306,6 +322,7 @@ class Problem(ABC):
         return replace(
             self,
             space=self.space.of_rows(int(rows.shape[0])),
+            active=None,
             args=tuple([xp.take(a, rows, axis=0) if b else a for a, b in pairs]),
             tolerance=self.tolerance.take(xp, rows),
         )

@@ -495,12 +495,14 @@ def test_what_another_solver_remembers_is_refused(other):
 class GivesUp(fp.Picard):
     """Plain iteration that reports a failure at its third step."""
 
-    def step(self, space, problem, point, state, active):
-        step = super().step(space, problem, point, point.increment, active)
+    def step(self, problem, point, state):
+        step = super().step(problem, point, point.increment)
         step = step._replace(state=state + 1)
         if state < 2:
             return step
-        failed = space.xp.ones_like(point.residual_norm, dtype=space.xp.int32)
+        failed = problem.space.xp.ones_like(
+            point.residual_norm, dtype=problem.space.xp.int32
+        )
         return step._replace(failure=failed * int(Status.LINE_SEARCH_FAILED))
 
     def init(self, space, problem, point):

@@ -142,9 +142,9 @@ class Anderson(Solver):
         for weight in self.weights or ():
             check_positive("weights", weight)
 
-    def init(self, space: Space, problem: Problem, point: Point) -> AndersonState:
+    def init(self, problem: Problem, point: Point) -> AndersonState:
         """An empty memory."""
-        del problem
+        space = problem.space
         memory = min(self.memory, space.dimension)
         unit = space.identity(memory)
         # Less may be singular.
@@ -178,17 +178,11 @@ class Anderson(Solver):
         )
         return self._proposed(space.weighted(self.weights), point, kept, None)[0]
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: AndersonState,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: AndersonState) -> Step:
         """One step, one evaluation."""
+        space, active = problem.space, problem.active
         space = space.weighted(self.weights)
-        new = problem.trial(space.where(active, state.proposal, point.value))
+        new = problem.trial(state.proposal, point)
         state, products = self._remembered(space, state, point, new, active)
         fell = new.residual_norm < point.residual_norm
         smooth = state.rejected is None and space.backend.known_here(fell)

@@ -72,7 +72,7 @@ class Solver(ABC):
         return False
 
     @abstractmethod
-    def init(self, space: Space, problem: Problem, point: Point) -> Any:
+    def init(self, problem: Problem, point: Point) -> Any:
         """What the method remembers before its first step from `point`."""
 
     def initial_work(self, state: Any) -> Work:
@@ -81,18 +81,11 @@ class Solver(ABC):
         return Work()
 
     @abstractmethod
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: Any,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: Any) -> Step:
         """The next point, and what the method remembers then.
 
-        Samples that are not `active` keep their point, and what is remembered of them.
-        None stands for all samples.
+        Samples that are not ``problem.active`` keep their point, and what is remembered
+        of them; None stands for all samples.
         """
 
     def resume(self, space: Space, state: Any, point: Point, fresh: Any) -> Any:

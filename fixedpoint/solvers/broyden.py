@@ -142,8 +142,9 @@ class Broyden(Solver):
         if self.update not in ("good", "bad"):
             raise ValueError(f"update must be 'good' or 'bad', got {self.update!r}")
 
-    def init(self, space: Space, problem: Problem, point: Point) -> BroydenState:
+    def init(self, problem: Problem, point: Point) -> BroydenState:
         """No columns."""
+        space = problem.space
         scale, spent = problem.initial_scale(point)
         memory = self.memory
         # Traced, if that is.
@@ -182,19 +183,13 @@ class Broyden(Solver):
             shortened=fresh.shortened,
         )
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: BroydenState,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: BroydenState) -> Step:
         """One step, one update."""
+        space, active = problem.space, problem.active
         if self.line_search:
             return self._searched(space, problem, point, state, active)
         moved = space.add(point.value, state.direction)
-        new = problem.trial(space.where(active, moved, point.value))
+        new = problem.trial(moved, point)
         finite = new.residual_norm < space.xp.inf
         if state.shortened is None and space.backend.known_here(finite):
             state = self._updated(space, state, point, new)

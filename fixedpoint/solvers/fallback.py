@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fixedpoint.backend import Array
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.space import Space
 
 
 @dataclass(frozen=True, init=False)
@@ -54,17 +52,10 @@ class Fallback(Solver):
         """The methods to try, one after the other."""
         return self.solvers
 
-    def init(self, space: Space, problem: Problem, point: Point) -> Any:
+    def init(self, problem: Problem, point: Point) -> Any:
         """What the first solver remembers."""
-        return self.solvers[0].init(space, problem, point)
+        return self.solvers[0].init(problem, point)
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: Any,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: Any) -> Step:
         """A step of the first solver: the loop runs the others."""
-        return self.solvers[0].step(space, problem, point, state, active)
+        return self.solvers[0].step(problem, point, state)

@@ -144,23 +144,17 @@ class Newton(Solver):
         chain = 0 if self.step_bound is None else space.real_size
         return super().patience(space) + chain
 
-    def init(self, space: Space, problem: Problem, point: Point) -> Approach:
+    def init(self, problem: Problem, point: Point) -> Approach:
         """Nothing is known of the Jacobian."""
-        del problem
+        space = problem.space
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
         none = space.full(0.0, (space.real_size,))
         sizes = space.xp.abs(space.ravel(point.value))
         return Approach(None, space.full(math.inf), count, none, sizes)
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: Approach,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: Approach) -> Step:
         """One Jacobian and one line search."""
+        space, active = problem.space, problem.active
         sizes = space.xp.maximum(state.sizes, space.xp.abs(space.ravel(point.value)))
         matrix = problem.matrix(point, state.sparsity, sizes)
         right = -space.ravel(point.increment)
@@ -372,9 +366,9 @@ class LevenbergMarquardt(Solver):
     def __post_init__(self) -> None:
         check_positive("radius", self.radius)
 
-    def init(self, space: Space, problem: Problem, point: Point) -> Region:
+    def init(self, problem: Problem, point: Point) -> Region:
         """No radius, and no scales."""
-        del problem
+        space = problem.space
         none = space.full(0.0, (space.real_size,))
         sizes = space.xp.abs(space.ravel(point.value))
         return Region(space.full(0.0), none, None, space.full(math.inf), none, sizes)
@@ -388,15 +382,9 @@ class LevenbergMarquardt(Solver):
             sparsity=matching(space, state.sparsity), length=fresh.length
         )
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: Region,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: Region) -> Step:
         """One Jacobian, and trials at shrinking radii until one is accepted."""
+        space, active = problem.space, problem.active
         xp = space.xp
         value = space.ravel(point.value)
         sizes = xp.maximum(state.sizes, xp.abs(value))

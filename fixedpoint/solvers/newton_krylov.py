@@ -112,9 +112,9 @@ class NewtonKrylov(Solver):
                 f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
             )
 
-    def init(self, space: Space, problem: Problem, point: Point) -> Forcing:
+    def init(self, problem: Problem, point: Point) -> Forcing:
         """The first forcing term."""
-        del problem
+        space = problem.space
         zero = space.full(0.0)
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
         return Forcing(
@@ -132,15 +132,9 @@ class NewtonKrylov(Solver):
         del space, state, point
         return fresh
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: Forcing,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: Forcing) -> Step:
         """One linear solve and one line search."""
+        space, active = problem.space, problem.active
         merit = space.norm(point.increment)
         eta = self._eta(space, problem, point, state, merit)
         linearization = problem.linearize(point)

@@ -60,22 +60,16 @@ class Picard(Solver):
     def __post_init__(self) -> None:
         check_positive("damping", self.damping, 2.0)
 
-    def init(self, space: Space, problem: Problem, point: Point) -> Vec:
+    def init(self, problem: Problem, point: Point) -> Vec:
         """The residual before this one: none yet."""
-        del problem
+        space = problem.space
         return space.zeros(point.increment)
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: Vec,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: Vec) -> Step:
         """One step, one evaluation."""
+        space = problem.space
         moved = space.add(point.value, space.scale(self.damping, point.increment))
-        new = problem.trial(space.where(active, moved, point.value))
+        new = problem.trial(moved, point)
         left, known = remaining(space, new.increment, point.increment, state)
         return Step(
             new,

@@ -90,9 +90,9 @@ class PseudoTransient(Solver):
                 f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
             )
 
-    def init(self, space: Space, problem: Problem, point: Point) -> TimeStep:
+    def init(self, problem: Problem, point: Point) -> TimeStep:
         """The first time step."""
-        del problem
+        space = problem.space
         size = space.norm(point.value)
         natural = space.ratio(size, space.norm(point.increment))
         one = space.xp.ones_like(size)
@@ -109,15 +109,9 @@ class PseudoTransient(Solver):
         del space, state, point
         return fresh
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: TimeStep,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: TimeStep) -> Step:
         """One linear solve, one trial."""
+        space, active = problem.space, problem.active
         xp = space.xp
         merit = space.norm(point.increment)
         linearization = problem.linearize(point)
@@ -130,9 +124,7 @@ class PseudoTransient(Solver):
             active=active,
         )
         solution, memory = self.linear.solve(system, state.linear)
-        new = problem.trial(
-            space.where(active, space.add(point.value, solution.value), point.value)
-        )
+        new = problem.trial(space.add(point.value, solution.value), point)
         finite = new.residual_norm < xp.inf
         hopeless = state.size < _LEAST * state.first
         change = space.ratio(merit, space.norm(new.increment))

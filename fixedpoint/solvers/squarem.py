@@ -12,7 +12,6 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.picard import remaining
-from fixedpoint.space import Space
 
 
 class StepBound(NamedTuple):
@@ -76,30 +75,25 @@ class SQUAREM(Solver):
         """Every step passes through the map twice."""
         return True
 
-    def init(self, space: Space, problem: Problem, point: Point) -> StepBound:
+    def init(self, problem: Problem, point: Point) -> StepBound:
         """No extrapolation beyond Picard's."""
+        space = problem.space
         del problem, point
         return StepBound(space.full(1.0))
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: StepBound,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: StepBound) -> Step:
         """One evaluation at f(z), and one at the extrapolated point."""
+        space = problem.space
         xp = space.xp
         image = space.add(point.value, point.increment)
-        middle = problem.trial(space.where(active, image, point.value))
+        middle = problem.trial(image, point)
         second = space.subtract(middle.increment, point.increment)
         norms = space.norms(point.increment, second)
         wanted = space.ratio(*norms)
         length = xp.minimum(xp.maximum(wanted, space.full(1.0)), state.bound)
         far = space.axpy(2.0 * length, point.increment, point.value)
         far = space.axpy(length * length, second, far)
-        end = problem.trial(space.where(active, far, point.value))
+        end = problem.trial(far, point)
         ceiling = self.tolerance * xp.maximum(point.residual_norm, middle.residual_norm)
         accepted = end.residual_norm <= ceiling
         bound = xp.where(wanted >= state.bound, self.growth * state.bound, state.bound)
