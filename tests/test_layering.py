@@ -1,7 +1,9 @@
 """The core knows no framework, and the layers know only those beneath."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,21 @@ def test_import_contracts_hold():
     result = run("-c", "from importlinter.cli import lint_imports_command as c; c()")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 kept, 0 broken" in result.stdout
+
+
+def test_the_documentation_lists_the_layers_as_they_are():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    [inside] = [
+        contract
+        for contract in contracts["tool"]["importlinter"]["contracts"]
+        if contract.get("containers") == ["fixedpoint"]
+    ]
+    layers = [set(layer.split(" | ")) for layer in inside["layers"]]
+    page = (ROOT / "docs" / "architecture.rst").read_text()
+    rows = re.findall(r"^    \* - (``.*)$", page, re.MULTILINE)
+    listed = [set(re.findall(r"``(\w+)(?:\.py|/)``", row)) for row in rows]
+    assert listed == layers
+    modules = {p.stem for p in (ROOT / "fixedpoint").iterdir() if p.suffix == ".py"}
+    packages = {p.parent.name for p in (ROOT / "fixedpoint").glob("*/__init__.py")}
+    beside = {"__init__", "testing", "recording"}
+    assert set().union(*layers) == (modules | packages) - beside
