@@ -113,7 +113,15 @@ def test_the_kkt_residuals_are_those_of_autograd(problem):
 def test_the_objective_is_that_of_a_fresh_equilibrium(problem):
     decoder, y, (z, x) = problem
     params = frozen(decoder)
-    sol = MODEL.solve(z, x, params=params, y=y, max_steps=6, on_failure="return")
+    sol = MODEL.solve(
+        z,
+        x,
+        params=params,
+        y=y,
+        solver=fp.Anderson(),
+        max_steps=6,
+        on_failure="return",
+    )
     for _ in range(500):
         z = equilibrium_map(z, sol.x, params)
     expected, apparent = (
@@ -151,7 +159,13 @@ def test_steps_cost_one_evaluation_each(problem):
 
     model = AugmentedDEQ(f, masked_loss, decode)
     sol = model.iterate(
-        z, x, params=frozen(decoder), y=y, max_steps=9, on_failure="return"
+        z,
+        x,
+        params=frozen(decoder),
+        y=y,
+        solver=fp.Anderson(),
+        max_steps=9,
+        on_failure="return",
     )
     assert len(calls) == sol.work.f == 10
 

@@ -10,6 +10,7 @@ from fixedpoint.operators.augmented import (
     InputStep,
     Lagrangian,
     Linearization,
+    Local,
     StateMap,
     augmented,
 )
@@ -22,7 +23,6 @@ from fixedpoint.operators.descent import (
     TrackedDescent,
 )
 from fixedpoint.operators.joint import Joint
-from fixedpoint.operators.reduced import ReducedNewton
 from fixedpoint.operators.sensitivity import Tangents, tangents
 from fixedpoint.operators.splitting import (
     ForwardBackward,
@@ -46,12 +46,12 @@ __all__ = [
     "Joint",
     "Lagrangian",
     "Linearization",
+    "Local",
     "Map",
     "Momentum",
     "Operator",
     "PeacemanRachford",
     "Project",
-    "ReducedNewton",
     "SoftThreshold",
     "StateMap",
     "Tangents",

@@ -36,6 +36,28 @@ class Linearization(NamedTuple):
     input_gradient: Any
 
 
+class Local(NamedTuple):
+    """f and ℓ at (z, x), linearized.
+
+    Attributes
+    ----------
+    value
+        f(z, x).
+    pullback : callable
+        μ ↦ ((∂f/∂z)ᵀμ, (∂f/∂x)ᵀμ).
+    objective
+        ℓ(z, x, y) per sample.
+    slope, direct
+        ∂ℓ/∂z and ∂ℓ/∂x.
+    """
+
+    value: Any
+    pullback: Pullback
+    objective: Any
+    slope: Any
+    direct: Any
+
+
 @dataclass(frozen=True)
 class Lagrangian:
     """L = ℓ(z, x, y) + μᵀ(f(z, x) − z), linearized at a state ``{"z", "mu", "x"}``.
@@ -72,6 +94,19 @@ class Lagrangian:
             raise ValueError(
                 "loss_gradient is with respect to z: output must not be given with it"
             )
+
+    def at(self, z: Any, x: Any, params: Any, y: Any) -> Local:
+        """One evaluation of f and one of ℓ, with the gradient of ℓ, and a pullback of f
+        that may be called more than once.
+        """
+        if self.vjp is not None and self.loss_gradient is not None:
+            objective, gradients = self.loss_gradient(z, x, y, params)
+            return Local(*self.vjp(z, x, params), objective, *gradients)
+        backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
+        value, pullback = backend.vjp(lambda z, x: self.f(z, x, params), z, x)
+        objective, pull = backend.vjp(lambda z, x: self.loss_at(z, x, y, params), z, x)
+        ones = backend.namespace(objective).ones_like(objective)
+        return Local(value, pullback, objective, *pull(ones))
 
     def loss_at(self, z: Any, x: Any, y: Any, params: Any) -> Any:
         """ℓ at a state, by way of the output."""

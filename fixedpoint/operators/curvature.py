@@ -63,12 +63,19 @@ class Loss:
         return pulled + inputs
 
     def curvature(self, o: Any, x: Any, y: Any, product: Callable[[Vec], Vec]) -> Array:
-        """[do/dx; I]ᵀ ∂²ℓ [do/dx; I] per sample."""
+        """[do/dx; I]ᵀ |∂²ℓ| [do/dx; I] per sample, positive semi-definite.
+
+        Where ℓ bends downwards a step must be no longer than where it bends upwards as
+        much, and must not lead uphill (Dauphin et al., NeurIPS 2014, arXiv:1406.2572).
+        Of a loss that is not separable the absolute value is that of the whole.
+        """
         diagonal = self._diagonal(tuple(tree.flatten((o, x))[0]), product)
-        hessian = (
-            self._columns(o, x, y) if diagonal is None else self._separable(diagonal)
-        )
-        return 0.5 * (hessian + self.space.xp.matrix_transpose(hessian))
+        if diagonal is not None:
+            hessian = self._separable(tuple(map(self.space.xp.abs, diagonal)))
+            return 0.5 * (hessian + self.space.xp.matrix_transpose(hessian))
+        hessian = self._columns(o, x, y)
+        hessian = 0.5 * (hessian + self.space.xp.matrix_transpose(hessian))
+        return _positive(self.space, hessian)
 
     def _diagonal(self, at: Vec, product: Callable[[Vec], Vec]) -> Vec | None:
         """∂²ℓ, if it is seen to be diagonal, as that of a separable loss is: two
@@ -84,7 +91,8 @@ class Loss:
         )
         foretold = tuple([d * v for d, v in zip(diagonal, probe, strict=True)])
         rest = space.subtract(image, foretold)
-        separable = space.norm(rest) <= _COUPLED * space.norm(image)
+        # A sample that is not finite tells nothing, and spoils no other.
+        separable = ~(space.norm(rest) > _COUPLED * space.norm(image))
         return diagonal if self.space.backend.known_all(separable) else None
 
     def _irregular(self, rows: Array) -> Array:
@@ -224,12 +232,20 @@ def _repeated(space: Space, container: Any, times: int) -> Any:
     return structure.rebuild(many)
 
 
+def _positive(space: Space, hessian: Array) -> Array:
+    """|H|, or a unit matrix where H is not finite."""
+    xp = space.xp
+    sound = xp.isfinite(xp.sum(hessian, axis=(1, 2)))[:, None, None]
+    unit = space.of_rows(hessian.shape[0]).identity(hessian.shape[-1])
+    values, vectors = xp.linalg.eigh(xp.where(sound, hessian, unit))
+    return (vectors * xp.abs(values)[:, None, :]) @ xp.matrix_transpose(vectors)
+
+
 def inverted(space: Space, hessian: Array, damping: float) -> Array:
-    """(H + λ diag H)⁻¹, symmetric."""
-    xp, diagonal = space.xp, space.xp.linalg.diagonal(hessian)
-    largest = xp.max(xp.abs(diagonal), axis=-1, keepdims=True)
-    least = xp.where(largest > 0.0, space.precision * largest, space.one)
-    scale = damping * xp.where(diagonal > least, diagonal, least)
+    """(H + λm I)⁻¹, symmetric, with m the mean of the diagonal of H."""
+    xp = space.xp
+    mean = xp.mean(xp.linalg.diagonal(hessian), axis=-1)
+    shift = damping * xp.where(mean > 0.0, mean, space.one)
     unit = xp.eye(space.real_size, dtype=space.dtype, **space.place)
-    inverse = xp.linalg.inv(hessian + scale[:, :, None] * unit)
+    inverse = xp.linalg.inv(hessian + shift[:, None, None] * unit)
     return 0.5 * (inverse + xp.matrix_transpose(inverse))

@@ -11,55 +11,27 @@ from fixedpoint.backend import Array, Backend, Vec, backend_of
 from fixedpoint.operators.augmented import Lagrangian
 from fixedpoint.space import Space
 
+# Entries of a state of which the whole Jacobian is formed, at most.
+_SMALL = 256
+
 
 class Tangents(NamedTuple):
     """How an equilibrium moves with its input, at one point that stands for all
     samples.
 
-    With J = ∂f/∂z there, (I − J)⁻¹ ≈ I + KQᵀ: exact on a Krylov space of J with ∂f/∂x.
-
     Attributes
     ----------
     state : tuple of arrays (inputs, entries)
         dz/dx, a row for each entry of x and an array for each leaf of z.
-    left, right : tuple of arrays (vectors, entries)
-        K and Q, in rows.
     output : tuple of arrays (inputs, entries)
         do/dx, where o is what the loss reads of z.
-    metric : array (inputs, inputs)
-        SᵀS with S = dz/dx, by which a step in x measures what it moves the equilibrium
-        by.
+    products : int
+        Products with ∂f/∂z that they took, each for as many samples as x has entries.
     """
 
     state: Vec
-    left: Vec
-    right: Vec
     output: Vec
-    metric: Array
-
-    def corrected(self, f: Callable[..., Any], z: Any, x: Any, params: Any) -> Any:
-        """States z of inputs x after a step of Newton's method, z + (I + KQᵀ)[f(z, x) −
-        z].
-        """
-        (backend, leaves), image = (
-            leaves_of(z, "z"),
-            leaves_of(f(z, x, params), "f(z, x)")[1],
-        )
-        space = Space.of(backend, leaves, 1)
-        defect = space.subtract(space.rows(image), space.rows(leaves))
-        moved = space.add(
-            space.rows(leaves), corrections(defect, self.left, self.right)
-        )
-        return tree.flatten(z)[1].rebuild(space.shaped(moved))
-
-
-def corrections(v: Vec, left: Vec, right: Vec, trust: Array | float = 1.0) -> Vec:
-    """The vector (I + θKQᵀ)v, of K and Q in rows and the trust θ."""
-    coefficients: Any = sum(leaf @ rows.T for leaf, rows in zip(v, right, strict=True))
-    coefficients = trust * coefficients
-    return tuple(
-        [leaf + coefficients @ rows for leaf, rows in zip(v, left, strict=True)]
-    )
+    products: int
 
 
 def tangents(
@@ -73,10 +45,10 @@ def tangents(
     """The tangents at an equilibrium z of the input x, roughly solved for, both batches
     of one.
 
-    Block GCR solves (I − J)S = ∂f/∂x for all columns of S = dz/dx at once. With the
-    directions U and their orthonormal images Q = (I − J)U it has found, (I − J)⁻¹ ≈ I +
-    (U − Q)Qᵀ for any right-hand side: what slows the iteration z ← f(z, x) down is in
-    them.
+    Of a state of few entries the Jacobian J = ∂f/∂z is formed, by one product with its
+    transpose, and (I − J)S = ∂f/∂x solved for S = dz/dx. Otherwise block GCR solves for
+    all columns of S at once: what slows the iteration z ← f(z, x) down is in its first
+    directions.
 
     Parameters
     ----------
@@ -87,17 +59,11 @@ def tangents(
     params : array or container of arrays
         The parameters of f, the same for all samples.
     blocks : int, optional
-        Steps at most; and in a trace, where nothing can be told of the residual,
+        Steps of GCR at most; and in a trace, where nothing can be told of the residual,
         exactly.
     rtol : float, optional
         It ends when a step changes dz/dx by no more than this part of it. (The residual
         is of no use for this: it hardly shows what the slow directions lack.)
-
-    Returns
-    -------
-    Tangents
-        At the cost of one product with J a step and one more, each for as many samples
-        as x has entries.
 
     References
     ----------
@@ -105,12 +71,33 @@ def tangents(
     systems of linear equations", SIAM J. Numer. Anal. 20, 1983.
     """
     copies = _Copies.of(z, x)
-    product, drive = copies.linearized(lagrangian.f, params)
-    left, right, sensitivity = _inverse(copies.states, product, drive, blocks, rtol)
-    split = copies.split
-    moved = copies.output(lagrangian.output, split(sensitivity), params)
-    metric = copies.states.xp.astype(sensitivity @ sensitivity.T, copies.inputs.dtype)
-    return Tangents(split(sensitivity), split(left), split(right), moved, metric)
+    if copies.is_small:
+        sensitivity, products = _dense(lagrangian.f, z, x, params), 0
+    else:
+        product, drive = copies.linearized(lagrangian.f, params)
+        sensitivity, products = _krylov(copies.states, product, drive, blocks, rtol)
+    moved = copies.output(lagrangian.output, copies.split(sensitivity), params)
+    return Tangents(copies.split(sensitivity), moved, products)
+
+
+def _dense(f: Callable[..., Any], z: Any, x: Any, params: Any) -> Array:
+    """The rows of dz/dx, by the whole Jacobian."""
+    (backend, state), (_, given) = leaves_of(z, "z"), leaves_of(x, "x")
+    size = Space.of(backend, state, 1).real_size
+    many = [backend.namespace(a).concat([a] * size) for a in (*state, *given)]
+    z, x = (
+        tree.flatten(z)[1].rebuild(many[: len(state)]),
+        tree.flatten(x)[1].rebuild(many[len(state) :]),
+    )
+    image, pull = backend.vjp(lambda z, x: f(z, x, params), z, x)
+    alike(backend.flatten(image)[0], tuple(many[: len(state)]))
+    states = Space.of(backend, tuple(many[: len(state)]), 1)
+    inputs = Space.of(backend, tuple(many[len(state) :]), 1)
+    unit = states.xp.eye(size, dtype=states.dtype, **states.place)
+    by_state, by_input = pull(tree.flatten(z)[1].rebuild(states.unravel(unit)))
+    jacobian = states.ravel(tuple(tree.flatten(by_state)[0]))
+    drive = inputs.ravel(tuple(tree.flatten(by_input)[0]))
+    return states.xp.linalg.solve(unit - jacobian, drive).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +122,12 @@ class _Copies:
         spaces = Space.of(backend, state, 1), Space.of(backend, given, 1)
         return cls(state, given, *spaces, (tree.flatten(z)[1], tree.flatten(x)[1]))
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the whole Jacobian costs less than some products."""
+        real = not any((*self.states.complex_leaves, *self.inputs.complex_leaves))
+        return real and self.states.real_size <= _SMALL
+
     def linearized(self, f: Any, params: Any) -> tuple[Callable[[Array], Array], Array]:
         """The product with ∂f/∂z of rows of states, and the rows of ∂f/∂x."""
         backend, xp, split = self.states.backend, self.states.xp, len(self.state)
@@ -144,7 +137,7 @@ class _Copies:
                 self.structures[0].rebuild(vec[:split]),
                 self.structures[1].rebuild(vec[split:]),
             )
-            return _alike(backend.flatten(f(z, x, params))[0], self.state)
+            return alike(backend.flatten(f(z, x, params))[0], self.state)
 
         product = backend.linearize(image, (*self.state, *self.given))
         rest, still = (
@@ -179,21 +172,21 @@ class _Copies:
         return Space.of(backend, moved, 1).rows(moved)
 
 
-def _inverse(
+def _krylov(
     space: Space,
     product: Callable[[Array], Array],
     drive: Array,
     blocks: int,
     rtol: float,
-) -> tuple[Array, Array, Array]:
-    """K and Q with (I − J)⁻¹ ≈ I + KQᵀ, by block GCR on (I − J)S = `drive`, and S; all
-    in rows.
-    """
+) -> tuple[Array, int]:
+    """The S of (I − J)S = `drive` by block GCR, in rows, and the products it took."""
     xp, residual, sensitivity = space.xp, drive, space.xp.zeros_like(drive)
     solutions = images = xp.zeros(
         (0, drive.shape[-1]), dtype=drive.dtype, **space.place
     )
-    for _ in range(blocks):
+    count = 0
+    while count < blocks:
+        count += 1
         size = space.backend.norm(residual, "euclidean")[:, None]
         solution = space.ratio(residual, size + xp.zeros_like(residual))
         image = solution - product(solution)
@@ -207,7 +200,7 @@ def _inverse(
         settled = xp.sum(change**2) <= rtol**2 * xp.sum(sensitivity**2)
         if space.backend.known_all(xp.reshape(settled, (1,))):
             break
-    return solutions - images, images, sensitivity
+    return sensitivity, count + 1
 
 
 def _factored(xp: Any, rows: Array, place: dict[str, Any]) -> tuple[Array, Array]:
@@ -230,7 +223,8 @@ def leaves_of(container: Any, name: str) -> tuple[Backend, Vec]:
     return backend_of(leaves, tree.paths(container, name)), tuple(leaves)
 
 
-def _alike(image: list[Array], state: Vec) -> Vec:
+def alike(image: list[Array], state: Vec) -> Vec:
+    """The leaves of f(z, x), which have the shapes of those of z."""
     for new, old in zip(image, state, strict=True):
         if new.shape != old.shape:
             raise ValueError(

@@ -34,7 +34,7 @@ class Picard(Solver):
     keep_last : bool, optional
         Whether a sample that does not converge returns its last iterate, and not the
         one of the smallest residual: right where the map takes steps that lower
-        something else, as :class:`fixedpoint.operators.ReducedNewton` does.
+        something else, as :class:`fixedpoint.operators.TrackedDescent` does.
 
     Examples
     --------

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
         equilibrium_map,
         masked_loss,
     )
-    from fixedpoint_models.methods import Recipe, TrackedDescent, TrackedNewton
+    from fixedpoint_models.methods import Recipe, TrackedDescent
     from fixedpoint_models.monotone import MonotoneDEQ, MonotoneLinear
     from fixedpoint_models.nested import Nested, Progress
+    from fixedpoint_models.tracked import TrackedNewton
     from fixedpoint_models.training import (
         CheckpointError,
         Training,
@@ -48,9 +49,10 @@ _MODULES = {
     ),
     "data": ("DataError", "load_images"),
     "decoder": ("DenseDecoder", "decode", "equilibrium_map", "masked_loss"),
-    "methods": ("Recipe", "TrackedDescent", "TrackedNewton"),
+    "methods": ("Recipe", "TrackedDescent"),
     "monotone": ("MonotoneDEQ", "MonotoneLinear"),
     "nested": ("Nested", "Progress"),
+    "tracked": ("TrackedNewton",),
     "training": ("CheckpointError", "Training", "TrainingError", "train"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

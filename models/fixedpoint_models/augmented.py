@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -13,9 +13,14 @@ from fixedpoint import tree
 from fixedpoint.backend import Array, Pullback, Vec, backend_of
 from fixedpoint.failure import Policy
 from fixedpoint.operators.base import leafwise
+from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
-from fixedpoint_models.methods import Recipe, TrackedDescent, TrackedNewton
+from fixedpoint_models.methods import Recipe, TrackedDescent
+from fixedpoint_models.tracked import TrackedNewton
+
+# Entries of an input for which a matrix of their square is cheap.
+_FEW_INPUTS = 128
 
 
 @dataclass
@@ -144,8 +149,7 @@ class AugmentedDEQ:
         method: TrackedNewton | TrackedDescent | Recipe | None = None,
         adjoint: fp.Adjoint | None = None,
     ) -> fp.Solution:
-        """The joint iteration alone: n steps for n + 1 evaluations of f and as many
-        products.
+        """The joint iteration alone, with no objective and no KKT residual at its end.
 
         Parameters are those of :meth:`solve`, and one more. The value is ``{"z", "mu",
         "x"}``.
@@ -190,13 +194,17 @@ class AugmentedDEQ:
             "max_steps": max_steps,
             "on_failure": on_failure,
         }
+        nothing = method is None and solver is None
+        if newton := nothing and self._serves_newton(z0, x0, params):
+            method = TrackedNewton()
         if method is not None:
             polished = (
                 control if adjoint is None else {**control, "on_failure": "return"}
             )
             found = method.solve(self, *_detached((z0, mu0, x0, *args)), **polished)
             if adjoint is None:
-                return found
+                work = found.work.plus(Work(f=int(newton)))  # to see whether it serves
+                return replace(found, work=work)
             start = found.value
         return fp.fixed_point(
             self.operator,
@@ -207,6 +215,24 @@ class AugmentedDEQ:
             adjoint=adjoint,
             **control,
         )
+
+    def _serves_newton(self, z: Any, x: Any, params: Any) -> bool:
+        """Whether inputs are few and free, and f can be evaluated for a sample alone.
+
+        Where data of the samples are in params it can not.
+        """
+        (space, inputs), (_, leaves) = self._vector(x), self._vector(z)
+        traced = space.backend.is_traced((*inputs, *leaves))
+        if self.project is not None or self.vjp is not None or self.batch_ndim != 1:
+            return False
+        if traced or not space.backend.differentiates or space.real_size > _FEW_INPUTS:
+            return False
+        first = [leafwise(lambda leaf: leaf[:1, ...], part) for part in (z, x)]
+        try:
+            image = tree.flatten(self.f(*_detached((*first, params))))[0]
+        except (RuntimeError, ValueError):
+            return False
+        return [a.shape[0] for a in image] == [1] * len(leaves)
 
     def solve(
         self,
@@ -234,9 +260,10 @@ class AugmentedDEQ:
         y : array or container of arrays
             The data of ℓ.
         mu0 : like z0, optional
-            The first adjoint, zero by default.
+            The first adjoint, zero by default. :class:`TrackedNewton` needs none.
         solver : Solver, optional
-            By default ``fixedpoint.Anderson()``.
+            Of the joint fixed point with one step size; by default
+            ``fixedpoint.Anderson()``, where no other method is chosen.
         max_steps : int, optional
             Joint steps at most.
         rtol, atol : float, optional
@@ -245,7 +272,10 @@ class AugmentedDEQ:
             What to do when a sample's joint iteration fails.
         method : TrackedNewton, TrackedDescent or Recipe, optional
             How to solve, if not by the joint fixed point with one step size; `solver`,
-            the step size and the damping are then not used.
+            the step size and the damping are then not used. If neither this nor
+            `solver` is named, it is :class:`TrackedNewton` for free inputs of at most
+            128 entries and an f that one sample can be given to alone, and otherwise
+            the joint fixed point.
 
         Returns
         -------

@@ -19,8 +19,8 @@ import fixedpoint as fp
 from fixedpoint.operators import Lagrangian
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.decoder import Params, decode, equilibrium_map, masked_loss
-from fixedpoint_models.methods import TrackedNewton
 from fixedpoint_models.nested import Nested, Optimizer
+from fixedpoint_models.tracked import TrackedNewton
 
 FACTORS = (1.05, 1.2, 1.5, 2.0, 4.0)
 JOINT_STEPS = (

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from array_api_compat import array_namespace
 
 import fixedpoint as fp
-from fixedpoint import operators, tree
-from fixedpoint.backend import backend_of
+from fixedpoint import operators
 from fixedpoint.failure import Policy
-from fixedpoint.operators import DescentRule, Lagrangian, ReducedNewton, tangents
+from fixedpoint.operators import DescentRule
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 
@@ -24,107 +23,6 @@ if TYPE_CHECKING:
 # The published rule: any iterate of so many steps, and later residuals up to this
 # factor.
 _FREE_STEPS, _TOLERATED = 10, 1.3
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackedNewton:
-    """Newton's method in the input, with state and adjoint tracked.
-
-    See :class:`fixedpoint.operators.ReducedNewton`.
-
-    Right for inputs of few entries, up to a hundred or so, without constraints. How the
-    equilibrium moves with the input is computed once, for one sample that stands for
-    all: where all rows of z0 and x0 agree, at their equilibrium, and otherwise at that
-    of zero. Samples that have converged leave the batch where all arrays of y have an
-    entry for each.
-
-    Parameters
-    ----------
-    blocks, tangent_rtol : optional
-        Steps at most, and tolerance, of :func:`fixedpoint.operators.tangents`.
-    forcing, damping : float, optional
-        As for :class:`fixedpoint.operators.ReducedNewton`.
-    inner_rtol : float, optional
-        Relative tolerance of the equilibrium that everything starts from, before it is
-        corrected by the tangents.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fixedpoint_models import AugmentedDEQ, TrackedNewton
-    >>> model = AugmentedDEQ(
-    ...     lambda z, x, w: w * z + x, lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1))
-    >>> sol = model.solve(torch.zeros(2, 1), torch.zeros(2, 1),
-    ...                   params=torch.tensor(0.5),
-    ...                   y=torch.tensor([[2.0], [1.0]]), method=TrackedNewton())
-    >>> [round(float(x), 4) for x in sol.x]
-    [0.8, 0.4]
-    """
-
-    blocks: int = 8
-    tangent_rtol: float = 0.03
-    forcing: float = 0.3
-    damping: float = 0.05
-    inner_rtol: float = 1e-2
-
-    def solve(
-        self,
-        model: AugmentedDEQ,
-        z0: Any,
-        mu0: Any,
-        x0: Any,
-        params: Any,
-        y: Any,
-        **control: Any,
-    ) -> fp.Solution:
-        """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
-
-        The adjoint starts from what the tangents foretell, not from `mu0`.
-        """
-        del mu0
-        if model.project is not None or model.batch_ndim != 1:
-            raise ValueError(
-                "TrackedNewton is for one axis of samples and inputs without "
-                "constraints: "
-                "use TrackedDescent"
-            )
-        problem, shared = model.problem, _same_rows(z0) and _same_rows(x0)
-        z1, x1 = (leafwise(_first_row if shared else _zero_row, a) for a in (z0, x0))
-        z1, work = self._equilibrium(problem, z1, x1, params)
-        local = tangents(problem, z1, x1, params, self.blocks, self.tangent_rtol)
-        steps = len(local.left[0]) // len(local.state[0])
-        work = work.plus(Work(f=1, jvp=steps + 1))
-        if shared:
-            z = local.corrected(problem.f, z1, x1, params)
-        else:
-            z, more = self._equilibrium(problem, z0, x0, params)
-            z, work = local.corrected(problem.f, z, x0, params), work.plus(more)
-        newton = ReducedNewton(problem, self.forcing, self.damping)
-        start = newton.start(z, x0, params, y, local)
-        found = fp.fixed_point(
-            newton,
-            start,
-            (params, y, local),
-            solver=fp.Picard(keep_last=True),
-            batch_ndim=1,
-            batched_args=(False, True, False) if _per_sample(y, z0) else None,
-            **control,
-        )
-        return _without_memory(found, work.plus(Work(vjp=found.work.f)))
-
-    def _equilibrium(
-        self, problem: Lagrangian, z: Any, x: Any, params: Any
-    ) -> tuple[Any, Work]:
-        found = fp.fixed_point(
-            problem.f,
-            z,
-            (x, params),
-            rtol=self.inner_rtol,
-            test="residual",
-            batch_ndim=1,
-            on_failure="return",
-        )
-        return found.value, found.work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,29 +241,3 @@ def _without_memory(found: fp.Solution, more: Work) -> fp.Solution:
     """The solution for z, μ and x alone, and `more` work than its steps."""
     value = {name: found.value[name] for name in ("z", "mu", "x")}
     return replace(found, value=value, work=found.work.plus(more))
-
-
-def _same_rows(container: Any) -> bool:
-    """Whether all samples are known to be the same."""
-    leaves = tree.flatten(container)[0]
-    backend = backend_of(leaves, tree.paths(container, "x0"))
-    return not backend.is_traced(tuple(leaves)) and all(
-        backend.known_all(leaf == leaf[:1, ...]) for leaf in leaves
-    )
-
-
-def _per_sample(y: Any, z: Any) -> bool:
-    """Whether all arrays of y have an entry for each sample of z, so that samples may
-    leave.
-    """
-    number = tree.flatten(z)[0][0].shape[:1]
-    arrays = [leaf for leaf in tree.flatten(y)[0] if hasattr(leaf, "shape")]
-    return bool(arrays) and all(leaf.shape[:1] == number for leaf in arrays)
-
-
-def _first_row(leaf: Any) -> Any:
-    return leaf[:1, ...]
-
-
-def _zero_row(leaf: Any) -> Any:
-    return array_namespace(leaf).zeros_like(leaf[:1, ...])

@@ -25,10 +25,10 @@ from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.config import ConfigError, setting
 from fixedpoint_models.data import DataError
 from fixedpoint_models.decoder import DenseDecoder, decode, equilibrium_map
-from fixedpoint_models.methods import TrackedNewton
 from fixedpoint_models.networks import MDEQDecoder
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.tasks.base import Experiment
+from fixedpoint_models.tracked import TrackedNewton
 from fixedpoint_models.training import fingerprint
 
 Tensor = torch.Tensor

@@ -1,0 +1,541 @@
+"""The augmented system by Newton's method in the input, state and adjoint tracked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from array_api_compat import array_namespace
+
+import fixedpoint as fp
+from fixedpoint import tree
+from fixedpoint.backend import Array, Vec, backend_of
+from fixedpoint.checks import check_count, check_positive
+from fixedpoint.operators import (
+    AdjointMap,
+    InputStep,
+    Joint,
+    Lagrangian,
+    StateMap,
+    Tangents,
+    tangents,
+)
+from fixedpoint.operators.base import leafwise
+from fixedpoint.operators.curvature import Loss, inverted
+from fixedpoint.operators.sensitivity import alike
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
+from fixedpoint.solution import Work
+from fixedpoint.solvers import Solver
+from fixedpoint.solvers.base import Step
+from fixedpoint.space import Space
+from fixedpoint_models import quasi_newton
+from fixedpoint_models.quasi_newton import Memory
+
+if TYPE_CHECKING:
+    from fixedpoint_models.augmented import AugmentedDEQ
+
+# The sweeps of a step leave this part of a defect, and after some steps less from step
+# to step: a model of the curvature is worth as much as the gradients it is made of.
+_FIRST, _EARLY, _TIGHTER, _LAST = 0.15, 4, 0.6, 0.01
+
+# Sweeps at least, at most in the first steps, and at most; and the part of the steps
+# taken that they are at least.
+_LEAST, _FEW, _MOST, _SLOWER = 3, 8, 20, 4
+
+# A trial at which things are so many times as large is not looked at any further.
+_WILD = 1e3
+
+# The equilibrium that everything starts from: its relative tolerance, and sweeps at
+# most.
+_ROUGH, _SWEEPS = 1e-3, 100
+
+
+class TrackedState(NamedTuple):
+    """What :class:`TrackedNewton` remembers.
+
+    Attributes
+    ----------
+    model : Memory
+        The quadratic model of each sample, about the last input that was accepted.
+    state, adjoint : Vec
+        z and μ there, their entries in one axis.
+    count : int
+        Steps so far.
+    """
+
+    model: Memory
+    state: Vec
+    adjoint: Vec
+    count: Any = 0
+
+
+class Tracked(NamedTuple):
+    """z and μ after some sweeps, and what the last one told.
+
+    Attributes
+    ----------
+    state, adjoint : Vec
+        z and μ.
+    defect, adjoint_defect : Vec
+        By how much the last sweep changed them.
+    gradient : Vec
+        (∂f/∂x)ᵀμ + ∂ℓ/∂x.
+    objective : array
+        ℓ per sample.
+    """
+
+    state: Vec
+    adjoint: Vec
+    defect: Vec
+    adjoint_defect: Vec
+    gradient: Vec
+    objective: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Tracking:
+    """The augmented system near a state: f, ℓ, and what they are given.
+
+    Parameters
+    ----------
+    lagrangian : Lagrangian
+        f and ℓ.
+    like : dict
+        A state ``{"z", "mu", "x"}`` in the user's arrays.
+    params, y
+        What f and ℓ take.
+    tangents : Tangents
+        How the equilibrium moves with the input, for all samples.
+    first : TrackedState
+        What is remembered before the first step.
+    rate : float
+        The rate at which sweeps contract.
+    """
+
+    lagrangian: Lagrangian
+    like: Any
+    params: Any
+    y: Any
+    tangents: Tangents
+    first: TrackedState
+    rate: Any
+
+    def parts(self, leaves: Vec) -> tuple[Vec, Vec, Vec]:
+        """The leaves of μ, x and z."""
+        split = len(tree.flatten(self.like["z"])[0])
+        return leaves[:split], leaves[split:-split], leaves[-split:]
+
+    def sweeps(self, count: Any) -> int:
+        """The sweeps of a step, `count` steps before it.
+
+        They depend on no sample, or one would depend on its neighbors.
+        """
+        if not isinstance(self.rate, float):  # in a trace nothing is known
+            return _FEW
+        wanted = max(_FIRST * _TIGHTER ** max(count - _EARLY, 0), _LAST)
+        most = _FEW if count <= _EARLY else _MOST
+        rate = min(max(self.rate, 0.05), 0.999)
+        sweeps: int = min(
+            max(math.ceil(math.log(wanted) / math.log(rate)), _LEAST), most
+        )
+        # What is left after so many steps contracts more slowly.
+        return max(sweeps, int(count) // _SLOWER)
+
+    def swept(self, xp: Any, z: Vec, mu: Vec, x: Vec, sweeps: int) -> Tracked:
+        """Z and μ after so many sweeps, one of which came before; μ's are products at
+        the last z.
+        """
+        given, taken = self._given, partial(_taken, xp)
+        state, adjoint, at = given("z", z), given("mu", mu), given("x", x)
+        for _ in range(sweeps - 2):
+            state = self.lagrangian.f(state, at, self.params)
+        here = self.lagrangian.at(state, at, self.params, self.y)
+        for _ in range(sweeps - 1):
+            before = adjoint
+            pulled, pulled_input = here.pullback(before)
+            adjoint = leafwise(_plus, pulled, here.slope)
+        return Tracked(
+            taken(here.value),
+            taken(adjoint),
+            taken(leafwise(_minus, here.value, state)),
+            taken(leafwise(_minus, adjoint, before)),
+            taken(leafwise(_plus, pulled_input, here.direct)),
+            xp.asarray(here.objective),
+        )
+
+    def _given(self, name: str, leaves: Vec) -> Any:
+        """The user's container of a block's leaves."""
+        like, structure = tree.flatten(self.like[name])
+        xp = array_namespace(*like)
+        return structure.rebuild([xp.asarray(leaf) for leaf in leaves])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedNewton(Solver):
+    """Newton's method in the input, with state and adjoint tracked: a single loop.
+
+    Right for inputs of few entries, up to a hundred or so, without constraints. At one
+    point, the same for all samples, it computes how the equilibrium moves with the
+    input, S ≈ dz/dx: where all rows of z0 and x0 agree, at their equilibrium, and
+    otherwise at that of zero. A step from an input x at which state and adjoint have
+    been found is
+
+        Δx = −B g ,    x ← x + Δx ,    z ← z + S Δx ,
+
+    then a few sweeps z ← f(z, x), and as many μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z by products of one
+    linearization. The gradient of the reduced objective φ(x) = ℓ(z*(x), x) is corrected
+    for the adjoint that is not finished, and its value for the state that is not,
+
+        g = ∇ₓL + Sᵀ[(∂f/∂z)ᵀμ + ∂ℓ/∂z − μ] ,      φ ≈ L = ℓ + μᵀ[f(z, x) − z] ,
+
+    with errors that are products of two small ones. B is the inverse of a Gauss-Newton
+    matrix at first, made positive where ℓ is not convex, and kept up to date by damped
+    BFGS; Δx stays within a trust region. A sample's step is accepted if L fell, by as
+    much as L is known; otherwise the next one starts again from where it was.
+
+    The sweeps of a step follow the rate at which f contracts. They become more from
+    step to step, as the forcing terms of an inexact Newton method.
+
+    Parameters
+    ----------
+    blocks, tangent_rtol : optional
+        Steps at most, and tolerance, of :func:`fixedpoint.operators.tangents`.
+    damping : float, optional
+        What is added to the diagonal of the Gauss-Newton matrix, as a part of its mean.
+
+    Notes
+    -----
+    A step evaluates f as often as it sweeps, and takes as many products. Samples that
+    have converged leave the batch where all arrays of y have an entry for each.
+
+    References
+    ----------
+    Levenberg, "A method for the solution of certain non-linear problems in least
+    squares", Quart. Appl. Math. 2, 1944. Powell, "A fast algorithm for nonlinearly
+    constrained optimization calculations", in: Numerical Analysis, Springer 1978 (the
+    damped update). Dembo, Eisenstat and Steihaug, "Inexact Newton methods", SIAM J.
+    Numer. Anal. 19, 1982. Biegler, Ghattas, Heinkenschloss, van Bloemen Waanders
+    (eds.), "Large-Scale PDE-Constrained Optimization", Springer 2003 (reduced-space
+    methods).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fixedpoint_models import AugmentedDEQ, TrackedNewton
+    >>> model = AugmentedDEQ(
+    ...     lambda z, x, w: w * z + x, lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1))
+    >>> sol = model.solve(torch.zeros(2, 1), torch.zeros(2, 1),
+    ...                   params=torch.tensor(0.5),
+    ...                   y=torch.tensor([[2.0], [1.0]]), method=TrackedNewton())
+    >>> [round(float(x), 4) for x in sol.x]
+    [0.8, 0.4]
+    """
+
+    blocks: int = 8
+    tangent_rtol: float = 0.03
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("blocks", self.blocks, 1)
+        check_positive("damping", self.damping)
+
+    def solve(
+        self,
+        model: AugmentedDEQ,
+        z0: Any,
+        mu0: Any,
+        x0: Any,
+        params: Any,
+        y: Any,
+        **control: Any,
+    ) -> fp.Solution:
+        """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
+
+        The adjoint starts from zero, not from `mu0`: the first evaluation finds it
+        where the first step has led.
+        """
+        del mu0
+        if model.project is not None or model.batch_ndim != 1:
+            raise ValueError(
+                "TrackedNewton is for one axis of samples and inputs without "
+                "constraints: use TrackedDescent"
+            )
+        lagrangian = model.problem
+        start, rest, work = self._opened(lagrangian, z0, x0, params, y)
+        joint = Joint(
+            lambda state, params, y, *_: lagrangian(state, params, y),
+            {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)},
+        )
+        found = fp.fixed_point(
+            joint,
+            start,
+            (params, y, *rest),
+            solver=self,
+            # Not the matrix of the joint map, but what step() asks for in its place.
+            jacobian=partial(Tracking, lagrangian),
+            batch_ndim=1,
+            batched_args=(False, True, False, True, False)
+            if _per_sample(y, z0)
+            else None,
+            **control,
+        )
+        return replace(found, work=found.work.plus(work))
+
+    def _opened(
+        self, lagrangian: Lagrangian, z0: Any, x0: Any, params: Any, y: Any
+    ) -> tuple[dict[str, Any], tuple[Tangents, TrackedState, Any], Work]:
+        """The first state, what the method needs besides, and what they took."""
+        same = _same_rows(z0) and _same_rows(x0)
+        z, x = (leafwise(_first_row if same else _zero_row, a) for a in (z0, x0))
+        z, rate, count = _equilibrium(lagrangian, z, x, params)
+        local = tangents(lagrangian, z, x, params, self.blocks, self.tangent_rtol)
+        # The first evaluation takes a product, and so does a Jacobian.
+        work = Work(f=count + 1, vjp=1 + (not local.products), jvp=local.products)
+        if not same:
+            z = z0
+            for _ in range(_MOST):
+                z = lagrangian.f(z, x0, params)
+            work = work.plus(Work(f=_MOST))
+        first = self._model(lagrangian, z, x0, params, y, local)
+        inputs, states = _space(x0), _space(z0)
+        step = quasi_newton.step_of(inputs, first.model)
+        if not same:  # the gradient is not right before the adjoint is
+            unknown = inputs.full(float("inf"))
+            first = first._replace(model=first.model._replace(value=unknown))
+            step = 0.0 * step
+        ahead = states.shaped(_pushed(first.state, step, local.state))
+        ahead, x, first = _sound(lagrangian, (z0, ahead), (x0, step), params, first)
+        start = {
+            "z": _rebuilt(z0, ahead),
+            "mu": _rebuilt(z0, states.shaped(first.adjoint)),
+            "x": _rebuilt(x0, x),
+        }
+        return start, (local, first, rate), work.plus(Work(f=1))
+
+    def _model(
+        self,
+        lagrangian: Lagrangian,
+        z: Any,
+        x: Any,
+        params: Any,
+        y: Any,
+        local: Tangents,
+    ) -> TrackedState:
+        """What is remembered at equilibria z of inputs x: one z may stand for all."""
+        inputs, given = _space(x), lagrangian.output
+        rows = inputs.batch_shape[0]
+        output = _for_all(z if given is None else given(z, params), rows)
+        loss = Loss(inputs, lagrangian.loss, params, local)
+        value, slope, product = loss.expanded(output, x, y)
+        hessian, gradient = loss.curvature(output, x, y, product), loss.reduced(slope)
+        inverse = inverted(inputs, hessian, self.damping) + 0.0 * gradient[:, :, None]
+        at = inputs.ravel(tuple(tree.flatten(x)[0]))
+        model = quasi_newton.opened(inputs, at, gradient, value, inverse)
+        z = _for_all(z, rows)
+        state = _space(z).rows(tuple(tree.flatten(z)[0]))
+        return TrackedState(model, state, tuple([0.0 * leaf for leaf in state]))
+
+    @property
+    def latest(self) -> bool:
+        """The last iterate counts: a residual may rise while the objective falls."""
+        return True
+
+    def patience(self, space: Space) -> int:
+        """As above: steps are judged by the objective."""
+        del space
+        return 10**6
+
+    def init(self, space: Space, problem: Problem, point: Point) -> TrackedState:
+        """What was remembered before the first step, which led to `point`."""
+        model, state, adjoint, count = _tracking(problem, point).first
+        own = partial(_taken, space.xp)
+        return TrackedState(Memory(*own(model)), own(state), own(adjoint), count)
+
+    def step(
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: TrackedState,
+        active: Array | None,
+    ) -> Step:
+        """Sweep, judge the input, and move on."""
+        tracking, xp = _tracking(problem, point), space.xp
+        mu, _, z = tracking.parts(space.add(point.value, point.increment))
+        x, sweeps = tracking.parts(point.value)[1], tracking.sweeps(state.count)
+        found = tracking.swept(xp, z, mu, x, sweeps)
+        states, inputs = (Space.of(space.backend, part, 1) for part in (z, x))
+        local = _taken(xp, tracking.tangents.state)
+        *model, step, accepted, waits = space.backend.small(
+            quasi_newton.moved,
+            inputs.ravel(x),
+            *_known(states, inputs, found, local),
+            *state.model,
+        )
+        after = TrackedState(
+            Memory(*model),
+            _chosen(states, accepted, states.rows(found.state), state.state),
+            _chosen(states, accepted, states.rows(found.adjoint), state.adjoint),
+            state.count + 1,
+        )
+        aim, known_none = after.model.x + step, space.backend.known_none(waits)
+        ahead, adjoint = _pushed(after.state, step, local), after.adjoint
+        if not known_none:
+            ahead = states.where(waits, states.rows(found.state), ahead)
+            adjoint = states.where(waits, states.rows(found.adjoint), adjoint)
+        value = (
+            *states.shaped(adjoint),
+            *inputs.unravel(aim),
+            *states.shaped(ahead),
+        )
+        new, work = problem.trial(space.where(active, value, point.value)), Work()
+        sound = new.residual_norm <= _WILD * (point.residual_norm + point.magnitude)
+        if not space.backend.known_all(sound):
+            home = states.shaped(after.state), inputs.unravel(after.model.x)
+            value = (*states.shaped(after.adjoint), *home[1], *home[0])
+            new = problem.trial(space.where(sound, new.value, value))
+            after = after._replace(model=_shrunk(inputs, after.model, sound))
+            work = Work(f=1, vjp=1)
+        return Step(new, after, work.plus(Work(f=sweeps, vjp=sweeps)))
+
+
+def _sound(
+    lagrangian: Lagrangian,
+    state: tuple[Any, Vec],
+    moved: tuple[Any, Array],
+    params: Any,
+    first: TrackedState,
+) -> tuple[Vec, Vec, TrackedState]:
+    """The first trial, its state after a sweep; where that is wild, the start.
+
+    The radius is then a tenth of what led there.
+    """
+    states, inputs = _space(state[0]), _space(moved[0])
+    x = inputs.unravel(first.model.x + moved[1])
+    at = _rebuilt(state[0], state[1]), _rebuilt(moved[0], x)
+    image = alike(tree.flatten(lagrangian.f(*at, params))[0], state[1])
+    expected = states.norm(state[1]) + states.norm(states.shaped(first.state))
+    sound = states.norm(image) <= _WILD * expected
+    sound = sound | (inputs.backend.norm(moved[1], "euclidean") == 0.0)
+    z = states.where(sound, image, states.shaped(first.state))
+    x = inputs.where(sound, x, inputs.unravel(first.model.x))
+    return z, x, first._replace(model=_shrunk(inputs, first.model, sound))
+
+
+def _shrunk(space: Space, model: Memory, sound: Array) -> Memory:
+    """The radius a tenth of the step that was not sound."""
+    step = space.backend.norm(quasi_newton.step_of(space, model), "euclidean")
+    radius = space.xp.where(sound, model.radius, 0.1 * step)
+    return model._replace(radius=radius)
+
+
+def _tracking(problem: Problem, point: Point) -> Tracking:
+    """The augmented system near a point."""
+    given: Any = problem.functions.jacobian
+    tracking: Tracking = given(point.value, problem.args)
+    return tracking
+
+
+def _known(
+    states: Space, inputs: Space, found: Tracked, local: Vec
+) -> tuple[Array, ...]:
+    """φ's gradient and value, corrected, and how much is in doubt of both."""
+    defect, left = states.rows(found.defect), states.rows(found.adjoint_defect)
+    correction: Any = sum(v @ rows.T for v, rows in zip(left, local, strict=True))
+    value = found.objective + states.dot(states.rows(found.adjoint), defect)
+    gradient = inputs.ravel(found.gradient) + correction
+    length = inputs.backend.norm(correction, "euclidean")
+    return gradient, value, states.dot(left, defect), length
+
+
+def _equilibrium(
+    lagrangian: Lagrangian, z: Any, x: Any, params: Any
+) -> tuple[Any, Any, int]:
+    """A rough equilibrium of one sample, the rate at which sweeps contracted, and how
+    many.
+    """
+    space, leaves = _space(z), tuple(tree.flatten(z)[0])
+    traced = space.backend.is_traced((*leaves, *tree.flatten((x, params))[0]))
+    before, rate, count = math.inf, 0.0, 0
+    while count < (_MOST if traced else _SWEEPS):
+        count += 1
+        image = alike(tree.flatten(lagrangian.f(z, x, params))[0], leaves)
+        z, change, leaves = _rebuilt(z, image), space.subtract(image, leaves), image
+        if traced:
+            continue
+        size = float(space.norm(change)[0])
+        rate, before = size / before if before else 0.0, size
+        if not size > _ROUGH * float(space.norm(leaves)[0]):
+            break
+    return z, space.zero if traced else rate, count
+
+
+def _space(container: Any) -> Space:
+    leaves = tuple(tree.flatten(container)[0])
+    backend = backend_of(leaves, tree.paths(container, "z0"))
+    return Space.of(backend, leaves, 1)
+
+
+def _rebuilt(like: Any, leaves: Vec) -> Any:
+    return tree.flatten(like)[1].rebuild(leaves)
+
+
+def _taken(xp: Any, container: Any) -> Vec:
+    """The leaves of a container as arrays of a namespace."""
+    return tuple([xp.asarray(leaf) for leaf in tree.flatten(container)[0]])
+
+
+def _pushed(state: Vec, step: Array, local: Vec) -> Vec:
+    """The state ahead, z + S Δx."""
+    return tuple([z + step @ rows for z, rows in zip(state, local, strict=True)])
+
+
+def _chosen(space: Space, mask: Array, new: Vec, old: Vec) -> Vec:
+    return new if space.backend.known_all(mask) else space.where(mask, new, old)
+
+
+def _for_all(container: Any, rows: int) -> Any:
+    """The container, its only row as often as there are samples, or its rows as they
+    are.
+    """
+    leaves, structure = tree.flatten(container)
+    xp = array_namespace(*leaves)
+    many = [xp.broadcast_to(leaf, (rows, *leaf.shape[1:])) for leaf in leaves]
+    return structure.rebuild(many)
+
+
+def _same_rows(container: Any) -> bool:
+    """Whether all samples are known to be the same."""
+    leaves = tree.flatten(container)[0]
+    backend = backend_of(leaves, tree.paths(container, "x0"))
+    return not backend.is_traced(tuple(leaves)) and all(
+        backend.known_all(leaf == leaf[:1, ...]) for leaf in leaves
+    )
+
+
+def _per_sample(y: Any, z: Any) -> bool:
+    """Whether all arrays of y have an entry for each sample of z, so that samples may
+    leave.
+    """
+    number = tree.flatten(z)[0][0].shape[:1]
+    arrays = [leaf for leaf in tree.flatten(y)[0] if hasattr(leaf, "shape")]
+    return bool(arrays) and all(leaf.shape[:1] == number for leaf in arrays)
+
+
+def _first_row(leaf: Any) -> Any:
+    return leaf[:1, ...]
+
+
+def _zero_row(leaf: Any) -> Any:
+    return array_namespace(leaf).zeros_like(leaf[:1, ...])
+
+
+def _plus(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def _minus(a: Array, b: Array) -> Array:
+    return a - b
