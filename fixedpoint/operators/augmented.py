@@ -99,14 +99,20 @@ class Lagrangian:
         """One evaluation of f and one of ℓ, with the gradient of ℓ, and a pullback of f
         that may be called more than once.
         """
-        if self.vjp is not None and self.loss_gradient is not None:
-            objective, gradients = self.loss_gradient(z, x, y, params)
-            return Local(*self.vjp(z, x, params), objective, *gradients)
+        loss = self.loss_and_gradient(z, x, params, y)
+        if self.vjp is not None:
+            return Local(*self.vjp(z, x, params), *loss)
         backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
-        value, pullback = backend.vjp(lambda z, x: self.f(z, x, params), z, x)
+        return Local(*backend.vjp(lambda z, x: self.f(z, x, params), z, x), *loss)
+
+    def loss_and_gradient(self, z: Any, x: Any, params: Any, y: Any) -> tuple[Any, ...]:
+        """ℓ, ∂ℓ/∂z and ∂ℓ/∂x."""
+        if self.loss_gradient is not None:
+            objective, gradients = self.loss_gradient(z, x, y, params)
+            return (objective, *gradients)
+        backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
         objective, pull = backend.vjp(lambda z, x: self.loss_at(z, x, y, params), z, x)
-        ones = backend.namespace(objective).ones_like(objective)
-        return Local(value, pullback, objective, *pull(ones))
+        return (objective, *pull(backend.namespace(objective).ones_like(objective)))
 
     def loss_at(self, z: Any, x: Any, y: Any, params: Any) -> Any:
         """ℓ at a state, by way of the output."""

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from array_api_compat import array_namespace
-
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.backend import Array, Pullback, Vec, backend_of
@@ -16,7 +14,7 @@ from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
-from fixedpoint_models.methods import Recipe, TrackedDescent
+from fixedpoint_models.methods import Recipe, TrackedDescent, zeros_like
 from fixedpoint_models.tracked import TrackedNewton
 
 # Entries of an input for which a matrix of their square is cheap.
@@ -181,12 +179,8 @@ class AugmentedDEQ:
         >>> round(float(w.grad), 3)  # (1 − w²) / (1 + w²)²
         0.48
         """
-        mu0 = (
-            leafwise(lambda z: array_namespace(z).zeros_like(z), z0)
-            if mu0 is None
-            else mu0
-        )
-        start, args = {"z": z0, "mu": mu0, "x": x0}, (params, y)
+        first = zeros_like(z0) if mu0 is None else mu0
+        start, args = {"z": z0, "mu": first, "x": x0}, (params, y)
         control: dict[str, Any] = {
             "rtol": rtol,
             "atol": atol,
@@ -260,7 +254,8 @@ class AugmentedDEQ:
         y : array or container of arrays
             The data of ℓ.
         mu0 : like z0, optional
-            The first adjoint, zero by default. :class:`TrackedNewton` needs none.
+            The first adjoint. By default zero, or ∂ℓ/∂z of :class:`TrackedDescent`;
+            :class:`TrackedNewton` needs none.
         solver : Solver, optional
             Of the joint fixed point with one step size; by default
             ``fixedpoint.Anderson()``, where no other method is chosen.

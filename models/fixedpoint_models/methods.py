@@ -68,7 +68,13 @@ class TrackedDescent:
         y: Any,
         **control: Any,
     ) -> fp.Solution:
-        """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
+        """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
+
+        The adjoint starts from ∂ℓ/∂z, if no `mu0` is given: from zero the first
+        gradient would be zero, too, and the first step lost.
+        """
+        if mu0 is None:
+            mu0 = model.problem.loss_and_gradient(z0, x0, params, y)[1]
         descent = operators.TrackedDescent(
             model.problem, self.rule, model.project, self.sweeps, model.batch_ndim
         )
@@ -147,6 +153,7 @@ class Recipe:
         **control: Any,
     ) -> fp.Solution:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
+        mu0 = zeros_like(z0) if mu0 is None else mu0
         solver = fp.Anderson(memory=self.memory, type=self.type)
         best = _Best(
             lambda state: model.problem.loss_at(state["z"], state["x"], y, params)
@@ -191,6 +198,11 @@ class Recipe:
         )
         work = work.plus(last.work)
         return replace(last, work=work.plus(Work(vjp=work.f)), steps=taken)
+
+
+def zeros_like(container: Any) -> Any:
+    """A container of zeros."""
+    return leafwise(lambda leaf: array_namespace(leaf).zeros_like(leaf), container)
 
 
 class _Best:
