@@ -348,21 +348,16 @@ class TrackedNewton(Solver):
         del space
         return 10**6
 
-    def init(self, space: Space, problem: Problem, point: Point) -> TrackedState:
+    def init(self, problem: Problem, point: Point) -> TrackedState:
         """What was remembered before the first step, which led to `point`."""
+        space = problem.space
         model, state, adjoint, count = _tracking(problem, point).first
         own = partial(_taken, space.xp)
         return TrackedState(Memory(*own(model)), own(state), own(adjoint), count)
 
-    def step(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: TrackedState,
-        active: Array | None,
-    ) -> Step:
+    def step(self, problem: Problem, point: Point, state: TrackedState) -> Step:
         """Sweep, judge the input, and move on."""
+        space = problem.space
         tracking, xp = _tracking(problem, point), space.xp
         mu, _, z = tracking.parts(space.add(point.value, point.increment))
         x, sweeps = tracking.parts(point.value)[1], tracking.sweeps(state.count)
@@ -391,7 +386,7 @@ class TrackedNewton(Solver):
             *inputs.unravel(aim),
             *states.shaped(ahead),
         )
-        new, work = problem.trial(space.where(active, value, point.value)), Work()
+        new, work = problem.trial(value, point), Work()
         sound = new.residual_norm <= _WILD * (point.residual_norm + point.magnitude)
         if not space.backend.known_all(sound):
             home = states.shaped(after.state), inputs.unravel(after.model.x)
