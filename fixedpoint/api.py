@@ -20,7 +20,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.operators.base import Map
 from fixedpoint.problem import FixedPointProblem, RootProblem
 from fixedpoint.run import SolverRun
-from fixedpoint.solution import Solution, Work
+from fixedpoint.solution import Solution, T, Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Norm, Test, Tolerance
@@ -30,7 +30,7 @@ _IMPLICIT = ImplicitAdjoint()
 
 def fixed_point(
     f: Callable[..., Any],
-    z0: Any,
+    z0: T,
     args: tuple[Any, ...] = (),
     *,
     solver: Solver | None = None,
@@ -45,7 +45,7 @@ def fixed_point(
     communicator: Communicator | None = None,
     control: Control | None = None,
     **fields: Unpack[Fields],
-) -> Solution:
+) -> Solution[T]:
     """Find z with z = f(z, \\*args).
 
     Parameters
@@ -161,7 +161,7 @@ def fixed_point(
 
 def root(
     F: Callable[..., Any],
-    x0: Any,
+    x0: T,
     args: tuple[Any, ...] = (),
     *,
     solver: Solver | None = None,
@@ -176,7 +176,7 @@ def root(
     communicator: Communicator | None = None,
     control: Control | None = None,
     **fields: Unpack[Fields],
-) -> Solution:
+) -> Solution[T]:
     """Find x with F(x, \\*args) = 0.
 
     Parameters
@@ -279,7 +279,7 @@ class _Question:
     communicator: Communicator | None
     is_root: bool
 
-    def answer(self, start: Any) -> Solution:
+    def answer(self, start: Any) -> Solution[Any]:
         """The solution from `start`."""
         self._check()
         start, whole = numbers(start), "x0" if self.is_root else "z0"
@@ -398,7 +398,7 @@ class _Question:
             first = stop
         return tuple(blocks)
 
-    def _packed(self, run: SolverRun, end: Iteration) -> Solution:
+    def _packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
         """The solution in the user's containers, or what `on_failure` says."""
         solution = run.solution(end)
         what = "root failed" if self.is_root else "fixed_point failed"

@@ -42,7 +42,7 @@ def bracketed_root(
     record: bool = False,
     callback: Callable[[int, Any, Array], Any] | None = None,
     budget: Budget | None = None,
-) -> Solution:
+) -> Solution[Any]:
     """Find x with F(x, \\*args) = 0 between `lower` and `upper`, in every entry by
     itself.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution
@@ -24,7 +24,7 @@ def apply_policy(
     what: str,
     space: Space,
     value: Vec,
-    solution: Solution,
+    solution: Solution[Any],
     depth: int = 4,
 ) -> Vec:
     """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so

@@ -57,7 +57,7 @@ class Run(ABC):
         """The same with some of the functions changed."""
         return replace(self, problem=self.problem.changed(**changes))
 
-    def solution(self, end: Iteration) -> Solution:
+    def solution(self, end: Iteration) -> Solution[Any]:
         """Where an iteration ended, in the user's containers."""
         known = end._asdict()
         value = self.border.unpack(known.pop("value"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from fixedpoint import tree
 from fixedpoint.backend import Array, backend_of, type_name
 
 _HEAD = 6  # entries of a value that are shown
+
+
+# The container of a state.
+T = TypeVar("T")
 
 
 class Status(IntEnum):
@@ -136,7 +140,7 @@ class BackwardReport:
 
 
 @dataclass
-class Solution:
+class Solution(Generic[T]):
     """The result of :func:`fixedpoint.fixed_point` and :func:`fixedpoint.root`.
 
     Attributes
@@ -188,7 +192,7 @@ class Solution:
     Who comes from SciPy may read ``sol.x``, ``sol.success`` and ``sol.nfev``.
     """
 
-    value: Any
+    value: T
     status: Array
     residual_norm: Array
     steps: Array

@@ -38,7 +38,7 @@ _FIELDS = tuple(
 )
 
 
-def _flattened(solution: Solution) -> tuple[Any, Any]:
+def _flattened(solution: Solution[Any]) -> tuple[Any, Any]:
     """The arrays, and what is static."""
     keyed = [
         (jax.tree_util.GetAttrKey(name), getattr(solution, name)) for name in _FIELDS
@@ -46,7 +46,7 @@ def _flattened(solution: Solution) -> tuple[Any, Any]:
     return keyed, solution.methods
 
 
-def _unflattened(methods: Any, leaves: Any) -> Solution:
+def _unflattened(methods: Any, leaves: Any) -> Solution[Any]:
     return Solution(**dict(zip(_FIELDS, leaves, strict=True)), methods=methods)
 
 

@@ -90,7 +90,7 @@ class DEQ:
         """
         return self.solve(*inputs, z0=z0).value
 
-    def solve(self, *inputs: Any, z0: Any = None) -> fp.Solution:
+    def solve(self, *inputs: Any, z0: Any = None) -> fp.Solution[Any]:
         """The equilibrium with all that is known of its solve; see :meth:`__call__`."""
         return self._solved(inputs, self._first(inputs, z0))
 
@@ -185,7 +185,9 @@ class DEQ:
         )
         return (self.solver or default).sequence[0]
 
-    def _solved(self, inputs: tuple[Any, ...], z0: Any, **changed: Any) -> fp.Solution:
+    def _solved(
+        self, inputs: tuple[Any, ...], z0: Any, **changed: Any
+    ) -> fp.Solution[Any]:
         """Solve, by the settings and what is changed of them."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
         solution = fp.fixed_point(

@@ -134,7 +134,7 @@ class DEQ(torch.nn.Module):
         *inputs: Any,
         z0: Any = None,
         callback: Callable[[int, Any, torch.Tensor], Any] | None = None,
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """The equilibrium with all that is known of its solve; see :meth:`forward`.
 
         Parameters
@@ -241,7 +241,7 @@ class DEQ(torch.nn.Module):
 
     def _solved(
         self, f: Any, args: tuple[Any, ...], z0: Any, callback: Any
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """Solve, by the settings."""
         return fp.fixed_point(
             f,
@@ -259,7 +259,7 @@ class DEQ(torch.nn.Module):
             callback=callback,
         )
 
-    def _noted(self, solution: fp.Solution) -> fp.Solution:
+    def _noted(self, solution: fp.Solution[Any]) -> fp.Solution[Any]:
         """Keep the statistics of `solution`; samples that were lost are NaN."""
         lost = solution.status == int(fp.Status.NON_FINITE)
         solution.value = _mapped(lambda leaf: _without(lost, leaf), solution.value)

@@ -45,7 +45,7 @@ class AugmentedSolution:
     x: Any
     objective: Array
     kkt: dict[str, Array]
-    joint: fp.Solution
+    joint: fp.Solution[Any]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class AugmentedDEQ:
         on_failure: Policy = "raise",
         method: TrackedNewton | TrackedDescent | Recipe | None = None,
         adjoint: fp.Adjoint | None = None,
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """The joint iteration alone, with no objective and no KKT residual at its end.
 
         Parameters are those of :meth:`solve`, and one more. The value is ``{"z", "mu",

@@ -288,7 +288,7 @@ class PatchGame(torch.nn.Module):
 
     def solve(
         self, image: Tensor, z0: Tensor | None = None, **settings: Any
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """The codes of the equilibrium, of shape (batch, atoms, patches), with their
         status.
 

@@ -67,7 +67,7 @@ class TrackedDescent:
         params: Any,
         y: Any,
         **control: Any,
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
 
         The adjoint starts from ∂ℓ/∂z, if no `mu0` is given: from zero the first
@@ -151,7 +151,7 @@ class Recipe:
         max_steps: int,
         on_failure: Policy,
         **control: Any,
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
         mu0 = zeros_like(z0) if mu0 is None else mu0
         solver = fp.Anderson(memory=self.memory, type=self.type)
@@ -249,7 +249,7 @@ def _beside(mask: Any, leaf: Any) -> Any:
     return xp.reshape(mask, (*mask.shape, *(1,) * (leaf.ndim - mask.ndim)))
 
 
-def _without_memory(found: fp.Solution, more: Work) -> fp.Solution:
+def _without_memory(found: fp.Solution[Any], more: Work) -> fp.Solution[Any]:
     """The solution for z, μ and x alone, and `more` work than its steps."""
     value = {name: found.value[name] for name in ("z", "mu", "x")}
     return replace(found, value=value, work=found.work.plus(more))

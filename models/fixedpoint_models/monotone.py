@@ -155,7 +155,7 @@ class MonotoneDEQ(torch.nn.Module):
 
     def solve(
         self, x: Tensor, z0: Tensor | None = None, **settings: Any
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """The solution with its status, steps and residual, from the start `z0` or
         zero.
 

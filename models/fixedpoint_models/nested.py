@@ -117,7 +117,7 @@ class Nested:
             with torch.no_grad():
                 x.copy_(self.project(x))
 
-    def _solve(self, f: Callable[..., Any], start: Any, args: Any) -> fp.Solution:
+    def _solve(self, f: Callable[..., Any], start: Any, args: Any) -> fp.Solution[Any]:
         with torch.no_grad():
             return fp.fixed_point(
                 f,

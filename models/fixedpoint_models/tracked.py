@@ -251,7 +251,7 @@ class TrackedNewton(Solver):
         params: Any,
         y: Any,
         **control: Any,
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
 
         The adjoint starts from zero, not from `mu0`: the first evaluation finds it

@@ -366,7 +366,7 @@ class Decoder:
         zeros = torch.zeros(number, self.latent, device=self.device)
         return self.module.zero_state(number), zeros
 
-    def equilibrium(self, x: Tensor, params: Any) -> fp.Solution:
+    def equilibrium(self, x: Tensor, params: Any) -> fp.Solution[Any]:
         """The states of codes, from a cold start."""
         with torch.no_grad():
             return fp.fixed_point(

@@ -429,7 +429,7 @@ class Meta(Experiment):
         *,
         adjoint: fp.Adjoint | None = None,
         **control: Any,
-    ) -> fp.Solution:
+    ) -> fp.Solution[Any]:
         """The task's vectors, adapted: ``"x"`` of the value, along with ``"z"`` and
         ``"mu"``.
 
@@ -504,7 +504,7 @@ class Meta(Experiment):
 
     def outer_loss(
         self, batch: Batch, **control: Any
-    ) -> tuple[Tensor, Tensor, fp.Solution]:
+    ) -> tuple[Tensor, Tensor, fp.Solution[Any]]:
         """The loss of the query per task, the scores, and the adaptation.
 
         Parameters
