@@ -36,8 +36,8 @@ from fixedpoint_models import (
     AugmentedDEQ,
     DenseClassifier,
     DenseDecoder,
+    JointIteration,
     Nested,
-    Recipe,
     TrackedDescent,
     TrackedNewton,
     Training,
@@ -46,7 +46,7 @@ from fixedpoint_models import (
     cross_entropy,
     decode,
     equilibrium_map,
-    farthest,
+    linear_minimizer,
     masked_loss,
     perturbed_map,
     scores,
@@ -289,7 +289,7 @@ def run(name: str, task: Task, seconds: float) -> dict[str, Any]:
     methods = nested_methods(task.model.problem)
     if is_attack:
         method = TrackedDescent(
-            rule=ConditionalGradient(oracle=farthest(1.0)), sweeps=1
+            rule=ConditionalGradient(oracle=linear_minimizer(1.0)), sweeps=1
         )
         methods = attack_methods(task)
     settings: dict[str, Any] = {
@@ -392,7 +392,7 @@ def is_baseline(name: str) -> bool:
 
 def as_published(task: Task) -> Trace:
     """The recipe with the settings of the paper, for some numbers of steps."""
-    settings = {"method": Recipe()}
+    settings = {"method": JointIteration()}
     return trace_joint(
         task, "as published", settings, steps=(25, 50, 100, 200), repeats=1
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -91,7 +92,8 @@ def iterate(
                 most=most,
                 deadline=deadline,
             )
-            carries.append(loop.run(carries, memory if index == 0 else None))
+            kept = memory if index == 0 else None
+            carries.append(loop.turns(partial(loop.begun, carries, kept)))
     carry = carries.pop()
     best = carry.best
     return Iteration(

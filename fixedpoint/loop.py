@@ -60,23 +60,21 @@ class Loop:
     most: int
     deadline: float | None
 
-    def begun(self, carry: Carry, memory: Memory | None) -> Carry:
-        """The loop before this solver's first turn, with what it may remember."""
-        space, point = self.problem.space, carry.point
+    def begun(self, carries: list[Carry], memory: Memory | None) -> Carry:
+        """The loop before this solver's first turn, with what it may remember.
+
+        The carry is taken out of a list: no name of a caller keeps its states alive.
+        """
+        carry = carries.pop()
+        point = carry.point
         state = self.solver.init(self.problem, point)
         work = carry.work.plus(self.solver.initial_work(state))
         if memory is not None:
             check_same(memory.contents, state)
-            state = self.solver.resume(space, memory.contents, point, state)
+            state = self.solver.resume(
+                self.problem.space, memory.contents, point, state
+            )
         return carry._replace(state=state, work=work)
-
-    def run(self, carries: list[Carry], memory: Memory | None) -> Carry:
-        """All of this solver's turns, from the carry in a list of one.
-
-        No name stands for it, or for what is begun with it: its states would not be
-        freed before the last turn.
-        """
-        return self.turns(lambda: self.begun(carries.pop(), memory))
 
     def turns(self, begun: Callable[[], Carry]) -> Carry:
         """Turn until no sample runs, or the steps are used up."""

@@ -24,11 +24,11 @@ from fixedpoint.operators.curvature import Loss
 from fixedpoint.space import Space
 from fixedpoint_models import (
     AugmentedDEQ,
-    Recipe,
+    JointIteration,
     TrackedDescent,
     TrackedNewton,
     ball,
-    farthest,
+    linear_minimizer,
 )
 from fixedpoint_models.methods import _Best
 
@@ -103,7 +103,7 @@ METHODS = {
     "newton": TrackedNewton(),
     "newton, few directions": TrackedNewton(blocks=1),
     "momentum": TrackedDescent(rule=Momentum(step_size=0.03, momentum=0.3), sweeps=3),
-    "recipe": Recipe(step_size=0.05, later=0.02, memory=5, drop=0.2, type=2),
+    "recipe": JointIteration(step_size=0.05, later=0.02, memory=5, drop=0.2, type=2),
     "Barzilai and Borwein": TrackedDescent(
         rule=BarzilaiBorwein(step_size=0.02), sweeps=6
     ),
@@ -519,7 +519,7 @@ def test_a_linear_loss_is_least_on_the_boundary(norm, rule):
         project=ball(0.7, norm),
     )
     rules = {
-        "conditional gradient": ConditionalGradient(oracle=farthest(0.7, norm)),
+        "conditional gradient": ConditionalGradient(oracle=linear_minimizer(0.7, norm)),
         "normalized": Momentum(step_size=0.2, normalized=True),
         "projected": Momentum(step_size=0.1, momentum=0.5),
     }
@@ -547,7 +547,7 @@ def test_a_linear_loss_is_least_on_the_boundary(norm, rule):
         (lambda: BarzilaiBorwein(step_size=-1.0), "step_size"),
         (lambda: TrackedNewton(damping=0.0), "damping"),
         (lambda: ball(-1.0), "radius"),
-        (lambda: farthest(1.0, "l1"), "norm"),
+        (lambda: linear_minimizer(1.0, "l1"), "norm"),
         (lambda: Lagrangian(f, loss, f, f, output), "output"),
     ],
 )
@@ -577,7 +577,7 @@ def test_the_recipe_keeps_the_best_iterate_by_residual_and_loss():
         torch.zeros(B, N, dtype=torch.float64),
         torch.zeros(B, M, dtype=torch.float64),
     )
-    method = Recipe(step_size=0.1, later=0.05, memory=3)
+    method = JointIteration(step_size=0.1, later=0.05, memory=3)
     sol = MODEL.iterate(
         *zeros,
         params=params,

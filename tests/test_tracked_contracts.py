@@ -22,7 +22,7 @@ from fixedpoint_models import (
     TrackedDescent,
     TrackedNewton,
     ball,
-    farthest,
+    linear_minimizer,
 )
 from fixedpoint_torch import numpy_algebra
 
@@ -268,7 +268,7 @@ RULES = {
     "momentum": (Momentum(step_size=0.05, momentum=0.5), None),
     "Barzilai and Borwein": (BarzilaiBorwein(step_size=0.02), None),
     "conditional gradient": (
-        ConditionalGradient(oracle=farthest(0.5), step_size=0.5),
+        ConditionalGradient(oracle=linear_minimizer(0.5), step_size=0.5),
         ball(0.5),
     ),
 }

@@ -254,9 +254,9 @@ class TrackedDescent(Operator):
     >>> from fixedpoint.operators import ConditionalGradient, Lagrangian, TrackedDescent
     >>> lagrangian = Lagrangian(
     ...     lambda z, x, _: 0.5 * z + x, lambda z, x, c, _: (c * z).sum(-1))
-    >>> farthest = lambda g: -g / g.norm(dim=-1, keepdim=True)
+    >>> rule = ConditionalGradient(oracle=lambda g: -g / g.norm(dim=-1, keepdim=True))
     >>> ball = lambda x: x / x.norm(dim=-1, keepdim=True).clamp(min=1.0)
-    >>> descent = TrackedDescent(lagrangian, ConditionalGradient(oracle=farthest), ball)
+    >>> descent = TrackedDescent(lagrangian, rule, ball)
     >>> c, zero = torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)
     >>> sol = fp.fixed_point(descent, descent.start(zero, zero), (None, c),
     ...                      solver=fp.Picard(keep_last=True), batch_ndim=1)

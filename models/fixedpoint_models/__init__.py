@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         attack_loss,
         ball,
         cross_entropy,
-        farthest,
+        linear_minimizer,
         perturbed_map,
         scores,
     )
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         equilibrium_map,
         masked_loss,
     )
-    from fixedpoint_models.methods import Recipe, TrackedDescent
+    from fixedpoint_models.methods import JointIteration, TrackedDescent
     from fixedpoint_models.monotone import MonotoneDEQ, MonotoneLinear
     from fixedpoint_models.nested import Nested, Progress
     from fixedpoint_models.tracked import TrackedNewton
@@ -43,13 +43,13 @@ _MODULES = {
         "attack_loss",
         "ball",
         "cross_entropy",
-        "farthest",
+        "linear_minimizer",
         "perturbed_map",
         "scores",
     ),
     "data": ("DataError", "load_images"),
     "decoder": ("DenseDecoder", "decode", "equilibrium_map", "masked_loss"),
-    "methods": ("Recipe", "TrackedDescent"),
+    "methods": ("JointIteration", "TrackedDescent"),
     "monotone": ("MonotoneDEQ", "MonotoneLinear"),
     "nested": ("Nested", "Progress"),
     "tracked": ("TrackedNewton",),
@@ -64,11 +64,11 @@ __all__ = [
     "DataError",
     "DenseClassifier",
     "DenseDecoder",
+    "JointIteration",
     "MonotoneDEQ",
     "MonotoneLinear",
     "Nested",
     "Progress",
-    "Recipe",
     "TrackedDescent",
     "TrackedNewton",
     "Training",
@@ -78,7 +78,7 @@ __all__ = [
     "cross_entropy",
     "decode",
     "equilibrium_map",
-    "farthest",
+    "linear_minimizer",
     "load_images",
     "masked_loss",
     "perturbed_map",

@@ -14,7 +14,7 @@ from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
-from fixedpoint_models.methods import Recipe, TrackedDescent, zeros_like
+from fixedpoint_models.methods import JointIteration, TrackedDescent, zeros_like
 from fixedpoint_models.tracked import TrackedNewton
 
 # Entries of an input for which a matrix of their square is cheap.
@@ -144,7 +144,7 @@ class AugmentedDEQ:
         rtol: float = 1e-4,
         atol: float = 1e-6,
         on_failure: Policy = "raise",
-        method: TrackedNewton | TrackedDescent | Recipe | None = None,
+        method: TrackedNewton | TrackedDescent | JointIteration | None = None,
         adjoint: fp.Adjoint | None = None,
     ) -> fp.Solution[Any]:
         """The joint iteration alone, with no objective and no KKT residual at its end.
@@ -241,7 +241,7 @@ class AugmentedDEQ:
         rtol: float = 1e-4,
         atol: float = 1e-6,
         on_failure: Policy = "raise",
-        method: TrackedNewton | TrackedDescent | Recipe | None = None,
+        method: TrackedNewton | TrackedDescent | JointIteration | None = None,
     ) -> AugmentedSolution:
         """Solve for z, μ and x together, and say how good the x is.
 
@@ -265,7 +265,7 @@ class AugmentedDEQ:
             Every block has to meet this tolerance, by itself.
         on_failure : {"raise", "warn", "return", "nan"}, optional
             What to do when a sample's joint iteration fails.
-        method : TrackedNewton, TrackedDescent or Recipe, optional
+        method : TrackedNewton, TrackedDescent or JointIteration, optional
             How to solve, if not by the joint fixed point with one step size; `solver`,
             the step size and the damping are then not used. If neither this nor
             `solver` is named, it is :class:`TrackedNewton` for free inputs of at most

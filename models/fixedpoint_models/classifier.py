@@ -72,8 +72,9 @@ def ball(radius: float, norm: str = "l2") -> Callable[[Any], Any]:
     return project
 
 
-def farthest(radius: float, norm: str = "l2") -> Callable[[Any], Any]:
-    """The point of the ball that is farthest against a gradient, for each sample.
+def linear_minimizer(radius: float, norm: str = "l2") -> Callable[[Any], Any]:
+    """What takes a gradient g of each sample to the point x of the ball where ⟨g, x⟩ is
+    least: the oracle of the conditional gradient method.
 
     Parameters
     ----------
@@ -83,8 +84,8 @@ def farthest(radius: float, norm: str = "l2") -> Callable[[Any], Any]:
     Examples
     --------
     >>> import torch
-    >>> from fixedpoint_models import farthest
-    >>> farthest(0.5, "linf")(torch.tensor([[3.0, -4.0]]))
+    >>> from fixedpoint_models import linear_minimizer
+    >>> linear_minimizer(0.5, "linf")(torch.tensor([[3.0, -4.0]]))
     tensor([[-0.5000,  0.5000]])
     """
     _check(radius, norm)

@@ -93,7 +93,7 @@ class TrackedDescent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class JointIteration:
     """The joint fixed point as it was published: a baseline.
 
     Anderson's iteration on z, μ and x together, the first two damped, and x moved by
@@ -120,13 +120,13 @@ class Recipe:
     Examples
     --------
     >>> import torch
-    >>> from fixedpoint_models import AugmentedDEQ, Recipe
+    >>> from fixedpoint_models import AugmentedDEQ, JointIteration
     >>> model = AugmentedDEQ(
     ...     lambda z, x, w: w * z + x, lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1))
     >>> sol = model.solve(torch.zeros(1, 1), torch.zeros(1, 1),
     ...                   params=torch.tensor(0.5),
     ...                   y=torch.tensor([[2.0]]),
-    ...                   method=Recipe(step_size=0.1, later=0.03))
+    ...                   method=JointIteration(step_size=0.1, later=0.03))
     >>> [round(float(x), 3) for x in sol.x]
     [0.8]
     """

@@ -22,7 +22,7 @@ from fixedpoint_models.classifier import (
     DenseClassifier,
     attack_loss,
     ball,
-    farthest,
+    linear_minimizer,
     perturbed_map,
     scores,
 )
@@ -224,7 +224,9 @@ class Adversarial(Experiment):
             return self._nested(z, x, params, batch.classes, attack)
         how: dict[str, Any] = {"solver": fp.Anderson(memory=20)}
         if attack.method == "joint":
-            rule = ConditionalGradient(oracle=farthest(attack.radius, attack.norm))
+            rule = ConditionalGradient(
+                oracle=linear_minimizer(attack.radius, attack.norm)
+            )
             how = {"method": TrackedDescent(rule=rule, sweeps=attack.sweeps)}
         with torch.no_grad():
             found = self.posed_in_ball(attack).iterate(
