@@ -80,6 +80,8 @@ class Backend:
         What attaches derivatives to solutions, see ``fixedpoint.adjoints``.
     records : bool
         Whether the framework differentiates what a solver does.
+    writes : bool
+        Whether arrays that are ours are written to, and not replaced by new ones.
     communicator : Communicator or None
         What joins this part of the problem to others.
     is_partial : bool
@@ -89,6 +91,7 @@ class Backend:
     differentiates = False
     autodiff: object | None = None
     records = False
+    writes = True
     communicator: Communicator | None = None
     is_partial = False
 
@@ -109,6 +112,12 @@ class Backend:
         """
         del container, batch_ndim
         return self
+
+    def alone(self) -> Backend:
+        """This backend, without those who hold other parts."""
+        backend = copy(self)
+        backend.communicator, backend.is_partial = None, False
+        return backend
 
     def reduced(self, array: Array, reduction: Reduction) -> Array:
         """The sum or the largest over all who hold entries of these samples."""
@@ -199,7 +208,8 @@ class Backend:
         """Whether all of `mask` is true, where that can be told without waiting for a
         device.
         """
-        return self.agreed_by_all(bool(self.namespace(mask).all(mask)))
+        every = self.namespace(mask).all(mask) if mask.ndim else mask
+        return self.agreed_by_all(bool(every))
 
     def known_none(self, mask: Array) -> bool:
         """Whether none of `mask` is true, where that can be told without waiting for a
@@ -231,7 +241,8 @@ class Backend:
         """Whether any of `mask` is true, waiting for the device if need be; a symbol in
         a trace.
         """
-        return self.agreed(bool(self.namespace(mask).any(mask)))
+        some = self.namespace(mask).any(mask) if mask.ndim else mask
+        return self.agreed(bool(some))
 
     def counted(self, number: int, mask: Array) -> Any:
         """`number` if any of `mask` is true, else none; a symbol in a trace."""
@@ -247,6 +258,18 @@ class Backend:
         """
         array[index] = value
         return array
+
+    def write_scaled(
+        self, array: Array, index: Any, coefficient: Array, value: Array
+    ) -> tuple[Array, Array]:
+        """`array`, which may be written to, with c·`value` at `index`, and that
+        product.
+        """
+        if isinstance(array, np.ndarray):
+            row = array[index]
+            return array, np.multiply(value, coefficient, out=row)
+        row = coefficient * value
+        return self.write(array, index, row), row
 
     def read(self, array: Array, index: Any) -> Array:
         """The entries ``array[index]``."""
@@ -310,6 +333,13 @@ class Backend:
         onto += coefficient * array
         return onto
 
+    def rescale(self, onto: Array, coefficient: Array) -> Array:
+        """c·`onto`; `onto` is ours, and may be written to where that is done."""
+        if not self.writes:
+            return onto * coefficient
+        onto *= coefficient
+        return onto
+
     def renew(self, onto: Array, coefficient: Array, array: Array) -> Array:
         """`array` + c·`onto`; `onto` is ours, and may be written to."""
         onto *= coefficient
@@ -359,10 +389,14 @@ class Backend:
 
     def inner(self, a: Array, b: Array, axes: int) -> Array:
         """The inner product ⟨a, b⟩ over the last `axes` axes."""
+        if isinstance(a, np.ndarray) and a.ndim == axes:
+            return np.vdot(a, b)
         return self.namespace(a).vecdot(joined(a, axes), joined(b, axes))
 
     def norm(self, array: Array, kind: str, axes: int = 1) -> Array:
         """The ``"euclidean"`` or ``"max"`` norm over the last `axes` axes."""
+        if isinstance(array, np.ndarray) and kind != "max":
+            return np.sqrt(self.inner(array, array, axes).real)
         xp = self.namespace(array)
         if kind == "max":
             return xp.max(xp.abs(array), axis=tuple(range(-axes, 0)))
@@ -373,6 +407,8 @@ class Backend:
 
     def products(self, rows: Array, vector: Array, axes: int) -> Array:
         """The inner products ⟨v, hⱼ⟩ with each of the rows of a history."""
+        if isinstance(vector, np.ndarray) and vector.ndim == axes:
+            return np.matmul(joined(rows, axes), vector.conj().reshape(-1))
         xp, row = self.namespace(vector), joined(vector, axes)
         if xp.isdtype(row.dtype, "complex floating"):
             row = xp.conj(row)
@@ -385,6 +421,9 @@ class Backend:
         self, onto: Array, weights: Array, rows: Array, axes: int
     ) -> Array:
         """The array `onto` − Σⱼ cⱼhⱼ of the rows of a history."""
+        if isinstance(onto, np.ndarray) and onto.ndim == axes:
+            total = np.matmul(weights, joined(rows, axes)).reshape(onto.shape)
+            return np.subtract(onto, total, out=total)
         row = joined(onto, axes)[..., None, :]
         total = self.minus_product(row, weights[..., None, :], joined(rows, axes))[
             ..., 0, :
@@ -645,7 +684,7 @@ def backend_of(
     return backend
 
 
-def backend_of_state(container: Any, name: str) -> Backend:
+def backend_of_state(container: Any, whole: str) -> Backend:
     """The backend of a container's leaves, `name` what it is called.
 
     A container that only a framework knows, as a registered pytree, belongs to that
@@ -659,7 +698,7 @@ def backend_of_state(container: Any, name: str) -> Backend:
         inside = backend.flatten(container)[0] if backend else []
         if backend and inside and all(map(backend.is_array, inside)):
             return backend
-    return backend_of(leaves, tree.paths(container, name), name)
+    return backend_of(leaves, tree.paths(container, whole), whole)
 
 
 def _is_known(leaf: Any) -> bool:

@@ -63,12 +63,11 @@ def difference_product(
     size = problem.length_of_state(point)
     reach = [space.rounding**0.5 * xp.where(size > 0.0, size, space.one)]
     noise = (_FELT * space.rounding) * space.norm(point.increment)
+    changed = problem.changes(point)
 
     def change(v: Vec, length: Array) -> tuple[Array, Vec]:
-        unit = xp.where(length > 0.0, length, space.one)
-        step = reach[0] / unit
-        image = problem.increment_nearby(space.axpy(step, v, point.value))
-        return step, space.subtract(image, point.increment)
+        step = reach[0] / space.select(length > 0.0, length, space.one)
+        return step, changed(space.axpy(step, v, point.value))
 
     def product(v: Vec) -> Vec:
         length = space.norm(v)
@@ -80,7 +79,7 @@ def difference_product(
             further[0] += 1
             reach[0] = xp.where(deaf, growth * reach[0], reach[0])
             step, moved = change(v, length)
-        return space.scale(1.0 / step, moved)
+        return space.rescale(moved, 1.0 / step)
 
     return product
 

@@ -331,12 +331,23 @@ class Problem(ABC):
         """The increment at a point of a difference quotient; NaN where f cannot be
         evaluated.
         """
+        return self._nearby(self.increment, value)
+
+    def _nearby(self, function: Product, value: Vec) -> Vec:
         try:
-            return self.increment(value)
+            return function(value)
         except ArithmeticError:
             if self.space.backend.is_traced(value):
                 raise
             return self._undefined(value).increment
+
+    def changes(self, point: Point) -> Product:
+        """What takes another value to the change of the increment from `point`, in
+        arrays that are ours.
+        """
+        space, increment = self.space, point.increment
+        change = lambda value: space.subtract(self.increment(value), increment)  # noqa: E731
+        return lambda value: self._nearby(change, value)
 
     def _undefined(self, value: Vec) -> Point:
         xp, nan = self.space.xp, self.space.full(float("nan"))
@@ -566,6 +577,12 @@ class RootProblem(Problem):
     def increment(self, value: Vec) -> Vec:
         """The increment −F(x)."""
         return self.space.negative(self.mapped(value)[0])
+
+    def changes(self, point: Point) -> Product:
+        """F at the point less F elsewhere."""
+        space, origin = self.space, self.space.negative(point.increment)
+        change = lambda value: space.subtract(origin, self.map(value)[0])  # noqa: E731
+        return lambda value: self._nearby(change, value)
 
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
         """Those of the correction: a residual has other units."""

@@ -162,6 +162,15 @@ class Space:
         """The entries of each leaf of one sample."""
         return tuple(map(math.prod, self.shapes))
 
+    @cached_property
+    def is_bare(self) -> bool:
+        """Whether this is one sample of one real array of NumPy's, all of it here:
+        then a few plain operations do what takes many otherwise.
+        """
+        one = not self.batch_shape and len(self.shapes) == 1 and self.weights is None
+        plain = self.xp is np and self._uniform and self.dtype != np.longdouble
+        return one and plain and self.backend.communicator is None
+
     @property
     def size(self) -> int:
         """Real and complex entries of one sample, over all leaves."""
@@ -270,6 +279,10 @@ class Space:
 
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
         """The vector v + c u, with one coefficient c per sample."""
+        if self.is_bare:
+            total = coefficient * u[0]
+            total += v[0]
+            return (total,)
         pairs = zip(u, v, strict=True)
         return tuple([b + self.factor(coefficient, a) * a for a, b in pairs])
 
@@ -288,6 +301,11 @@ class Space:
         """Whether operations on the leaf are better done piece by piece."""
         piece = self.backend.piece(leaf)
         return piece is not None and math.prod(leaf.shape[self.batch_ndim :]) > piece
+
+    def rescale(self, onto: Vec, coefficient: Array) -> Vec:
+        """The vector c `onto`, which is ours, and may be written to."""
+        rescale = self.backend.rescale
+        return tuple([rescale(a, self.factor(coefficient, a)) for a in onto])
 
     def renew(self, onto: Vec, coefficient: Array, u: Vec) -> Vec:
         """The vector u + c `onto`; `onto` is ours, and may be written to."""
@@ -380,6 +398,8 @@ class Space:
 
     def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
+        if self.is_bare and kind == "euclidean" and not isinstance(u, Difference):
+            return np.sqrt(np.vdot(u[0], u[0]))
         return self._norms([(u, kind)])[0]
 
     def norms(self, *vectors: Vec | Difference) -> tuple[Array, ...]:
@@ -508,6 +528,8 @@ class Space:
         return self.xp.sqrt(self._total([norm * norm for norm in norms]))
 
     def _total(self, terms: Sequence[Array]) -> Array:
+        if len(terms) == 1:
+            return self._as(terms[0], self.dtype)
         return reduce(add, [self._as(term, self.dtype) for term in terms])
 
     def _inner(self, terms: Sequence[Array]) -> Array:
@@ -554,10 +576,18 @@ class Space:
 
     def ratio(self, a: Array, b: Array) -> Array:
         """The quotients a/b, zero where b is."""
+        if isinstance(b, np.generic):
+            return a / b if b else self.zero
         divides = b != 0
         return self.xp.where(
             divides, a / self.xp.where(divides, b, self.one), self.zero
         )
+
+    def select(self, mask: Array, a: Array, b: Array) -> Array:
+        """The coefficients a where `mask` holds, and b elsewhere."""
+        if isinstance(mask, np.bool_):
+            return a if mask else b
+        return self.xp.where(mask, a, b)
 
     @cached_property
     def place(self) -> dict[str, Any]:
@@ -576,6 +606,21 @@ class Space:
         that out.
         """
         return self._histories(memory, self.backend.empty(self.xp))
+
+    def workspace(self, name: str, memory: int) -> Vec:
+        """As :meth:`empty`, but where arrays are written to the same room each time:
+        for one who is done with it before asking again.
+        """
+        if not self.backend.writes:
+            return self.empty(memory)
+        kept = self._workspaces.get(name)
+        if kept is None or self.rows_of(kept) != memory:
+            kept = self._workspaces[name] = self.empty(memory)
+        return kept
+
+    @cached_property
+    def _workspaces(self) -> dict[str, Vec]:
+        return {}
 
     def _histories(self, memory: int, make: Any) -> Vec:
         return tuple(
@@ -647,6 +692,18 @@ class Space:
         masked = lambda a: where(self.spread(mask, a), a, zeros(a))  # noqa: E731
         return self.placed_entrywise(history, slot, masked, u)
 
+    def push_scaled(
+        self, history: Vec, slot: Any, coefficient: Array, u: Vec
+    ) -> tuple[Vec, Vec]:
+        """`history` with c u in place of its row `slot`, and that row."""
+        write, pairs = self.backend.write_scaled, zip(history, u, strict=True)
+        written = [
+            write(past, self._row(past, slot), self.factor(coefficient, leaf), leaf)
+            for past, leaf in pairs
+        ]
+        pasts, rows = zip(*written, strict=True)
+        return pasts, rows
+
     def push_secant(
         self,
         residuals: Vec,
@@ -686,6 +743,30 @@ class Space:
         residuals, images, change, image = zip(*written, strict=True)
         return residuals, images, change, image
 
+    def either(self, mask: Array, u: Vec, v: Vec) -> Vec:
+        """As :meth:`where`, but u or v itself where all samples surely take it."""
+        if self.surely_all(mask):
+            return u
+        return v if self.surely_all(~mask) else self.where(mask, u, v)
+
+    def surely_all(self, mask: Array) -> bool:
+        """Whether all of `mask` is true, where that can be told without asking
+        others.
+        """
+        return self.backend.communicator is None and self.backend.known_all(mask)
+
+    def renewed_where(
+        self, arrays: Vec, mask: Array, function: Callable[[], Vec]
+    ) -> Vec:
+        """The arrays, with those of `function` where `mask` holds, if it does anywhere.
+
+        All who share a sample find the same, so that nobody else has to be asked.
+        """
+        backend = self.backend
+        if backend.communicator is not None and not backend.is_traced((mask,)):
+            backend = backend.alone()
+        return backend.replaced_where(arrays, mask, function)
+
     def mask(self, mask: Array, u: Vec) -> Vec:
         """The vector u, zero in the samples where `mask` does not hold."""
         return self.where(mask, u, self.zeros(u))
@@ -699,6 +780,15 @@ class Space:
     def grams(self, *pairs: tuple[Vec, Vec]) -> list[Array]:
         """The inner products of the rows of histories with vectors, in one message."""
         return self._summed([self._local_gram(*pair) for pair in pairs])
+
+    def gram_and_dots(
+        self, history: Vec, u: Vec, others: Sequence[Vec]
+    ) -> tuple[Array, ...]:
+        """The inner products of u with all rows of `history`, and with each of
+        `others`: one message where a sample is spread.
+        """
+        dots = [self._local_dot(v, u) for v in others]
+        return tuple(self._summed([self._local_gram(history, u), *dots]))
 
     def _local_gram(self, history: Vec, vector: Vec) -> Array:
         pairs = zip(history, vector, strict=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fixedpoint as fp
+from fixedpoint.testing import problems
 
 HERE = Path(__file__).parent
 
@@ -186,6 +187,29 @@ def test_messages_of_a_step(solver, most):
     sums, flags = ((b - a) / 10 for a, b in zip(*counts, strict=True))
     assert sums <= most
     assert flags <= 2
+
+
+def test_messages_of_a_product():
+    """Of the direction's length, of the difference, and all inner products at once; and
+    a few of each step.
+    """
+    problem, counts = problems.bratu(24), []
+    for steps in (2, 4):
+        alone = Alone()
+        sol = fp.root(
+            problem.function,
+            problem.start,
+            rtol=1e-6,
+            max_steps=steps,
+            on_failure="return",
+            solver=fp.NewtonKrylov(forcing=1e-3, forcing_max=1e-3),
+            communicator=alone,
+        )
+        counts.append((alone.sums, alone.flags, sol.work.f))
+    (sums, flags, evaluations), (more, others, further) = counts
+    assert further > evaluations + 30
+    assert (more - sums) / (further - evaluations) <= 4
+    assert (others - flags) / (further - evaluations) <= 3.5
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy.sparse.linalg import lgmres
 
 import fixedpoint as fp
 from fixedpoint.backend import backend_of
@@ -263,7 +264,8 @@ def test_a_cycle_minimizes_over_the_space_of_its_own_residual(cycles):
         r = b - A @ x
         Q = np.linalg.qr(np.stack([r, A @ r, A @ A @ r], 1))[0]
         x = x + Q @ np.linalg.lstsq(A @ Q, r, rcond=None)[0]
-    found, norm, products = solve(fp.GMRES(restart=3, max_steps=3 * cycles), A, b, 0.0)
+    method = fp.GMRES(restart=3, max_steps=3 * cycles, augment=0)
+    found, norm, products = solve(method, A, b, 0.0)
     assert products == 3 * cycles
     np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(norm, np.linalg.norm(b - A @ x), rtol=1e-9)
@@ -298,6 +300,132 @@ def test_conjugate_gradients_minimize_the_energy_over_the_krylov_space():
         )[0]
         expected = K @ np.linalg.solve(K.T @ A @ K, K.T @ b)
         np.testing.assert_allclose(x, expected, rtol=1e-8, atol=1e-10)
+
+
+# What GMRES remembers of the systems before.
+
+
+def laplacian(n, advection=0.0):
+    """The second difference, which restarted methods are slow on, and a first one."""
+    upper = np.diag(np.ones(n - 1), 1)
+    return 2.0 * np.eye(n) - upper - upper.T + advection * (upper - upper.T)
+
+
+def drifting(n, count, advection=0.3):
+    """Systems whose matrices and right-hand sides change little by little."""
+    bumps = np.linspace(0.0, 0.02, count)
+    at = np.linspace(0.0, 1.0, n)
+    rights = [np.sin(3.0 * at) + 2.0 * bump * np.cos(5.0 * at) for bump in bumps]
+    return [
+        (laplacian(n, advection) + bump * np.eye(n), b)
+        for bump, b in zip(bumps, rights, strict=True)
+    ]
+
+
+def in_sequence(method, systems, target):
+    """The solutions of systems, each with what is remembered of those before."""
+    memory, ends = None, []
+    for A, b in systems:
+        given = system(A, b, target)
+        memory = method.init(given.space) if memory is None else memory
+        with np.errstate(all="ignore"):
+            end, memory = method.solve(given, memory)
+        assert end.products == given.product.calls
+        ends.append(end)
+    return ends
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 2)])
+def test_solutions_lead_the_space_of_the_systems_after(batch):
+    systems = [
+        (np.broadcast_to(A, (*batch, 60, 60)), np.broadcast_to(b, (*batch, 60)))
+        for A, b in drifting(60, 6)
+    ]
+    plain = in_sequence(fp.GMRES(max_steps=2000, augment=0), systems, 1e-6)
+    led = in_sequence(fp.GMRES(max_steps=2000), systems, 1e-6)
+    for (A, b), end in zip(systems, led, strict=True):
+        assert np.all(end.residual_norm <= 1e-6)
+        np.testing.assert_allclose(
+            end.residual_norm, left(A, b, end.value[0]), rtol=1e-4, atol=1e-12
+        )
+        expected = np.linalg.solve(A, b[..., None])[..., 0]
+        np.testing.assert_allclose(end.value[0], expected, atol=1e-3)
+    assert 2 * sum(e.products for e in led[1:]) < sum(e.products for e in plain[1:])
+
+
+def test_easy_systems_are_not_led():
+    """What takes few products would take more."""
+    rng = np.random.default_rng(17)
+    A = matrices(GENERAL[0], (), 40)
+    systems = [(A, b) for b in rng.standard_normal((4, 40))]
+    plain = in_sequence(fp.GMRES(augment=0), systems, 1e-2)
+    led = in_sequence(fp.GMRES(), systems, 1e-2)
+    assert [e.products for e in led] == [e.products for e in plain]
+
+
+@pytest.mark.parametrize("restart", [6, 10, 20])
+@pytest.mark.parametrize("advection", [0.0, 0.5])
+def test_corrections_of_cycles_lead_those_that_follow(restart, advection):
+    """The solution is that of SciPy's method of the same idea."""
+    A, b = laplacian(100, advection), np.ones(100)
+    target = 1e-6 * np.linalg.norm(b)
+    x, info = lgmres(A, b, rtol=1e-6, maxiter=500, inner_m=restart - 1, outer_k=1)
+    assert info == 0
+    method = fp.GMRES(restart=restart, max_steps=5000)
+    y, norm, products = solve(method, A, b, target)
+    assert norm <= target
+    np.testing.assert_allclose(norm, left(A, b, y), rtol=1e-4)
+    np.testing.assert_allclose(y, x, atol=2e-3 * np.abs(x).max())
+    plain = fp.GMRES(restart=restart, max_steps=5000, augment=0)
+    most = 0.35 if advection == 0.0 else 1.3
+    assert products <= most * solve(plain, A, b, target)[2]
+
+
+@pytest.mark.parametrize("target", [1e-3, 1e-11])
+@pytest.mark.parametrize("restart", [4, 12, 30])
+def test_one_array_goes_the_way_of_batches(target, restart):
+    """The short way of one sample against that of all others."""
+    systems = drifting(40, 4)
+    method = fp.GMRES(restart=restart, max_steps=400)
+    alone = in_sequence(method, systems, target)
+    batch = in_sequence(method, [(A[None], b[None]) for A, b in systems], target)
+    for one, many in zip(alone, batch, strict=True):
+        assert abs(one.products - many.products) <= 0.05 * many.products
+        np.testing.assert_allclose(one.value[0], many.value[0][0], atol=3e3 * target)
+
+
+def test_samples_are_led_each_by_itself():
+    """One is easy, one hard, and one has nothing to do: each goes its own way."""
+    easy = matrices(GENERAL[0], (), 30)
+    rng, ends = np.random.default_rng(18), []
+    triples = [
+        (np.stack([easy, A, A]), np.stack([rng.standard_normal(30), b, 0.0 * b]))
+        for A, b in drifting(30, 4)
+    ]
+    together = in_sequence(fp.GMRES(restart=12, max_steps=500), triples, 1e-8)
+    for sample in range(3):
+        parts = [(A[sample : sample + 1], b[sample : sample + 1]) for A, b in triples]
+        ends.append(in_sequence(fp.GMRES(restart=12, max_steps=500), parts, 1e-8))
+    for step, end in enumerate(together):
+        alone = [ends[sample][step] for sample in range(3)]
+        assert end.products == max(one.products for one in alone)
+        for sample, one in enumerate(alone):
+            np.testing.assert_allclose(
+                end.value[0][sample], one.value[0][0], rtol=1e-8, atol=1e-10
+            )
+
+
+@pytest.mark.parametrize("kind", ["general", "skew", "indefinite", "graded"])
+def test_tight_targets_are_met_in_truth(kind):
+    """Where one pass of orthogonalization would lose the basis."""
+    A, b = (graded(), np.ones(40)) if kind == "graded" else special(kind, 40)
+    for shape in ((), (1,)):
+        matrix, right = np.reshape(A, (*shape, 40, 40)), np.reshape(b, (*shape, 40))
+        target = 1e-12 * np.linalg.norm(b)
+        x, norm, products = solve(fp.GMRES(restart=50), matrix, right, target)
+        assert np.all(norm <= target)
+        assert np.all(left(matrix, right, x) <= 1e-10 * np.linalg.norm(b))
+        assert products <= 41
 
 
 # What conjugate gradients remember of a first solve.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import fixedpoint as fp
 from fixedpoint.testing import problems
 
 ROOTS = [*problems.systems(), problems.bratu(8)]
@@ -411,3 +412,22 @@ def test_single_precision_stays_single(problem, xp_case):
     value = problem.residual(xp_case.asarray(problem.start.astype(np.float32)))
     assert xp_case.to_numpy(value).dtype == np.float32
     assert np.all(np.isfinite(xp_case.to_numpy(value)))
+
+
+@pytest.mark.parametrize(
+    ("problem", "most"),
+    [
+        (problems.bratu(32), 120),
+        (problems.bratu(64), 187),  # what SciPy's krylov takes
+        (problems.trigonometric(300), 120),
+        (problems.discrete_boundary_value(300), 500),
+        (problems.chandrasekhar(1000, 0.999), 25),
+    ],
+    ids=lambda case: getattr(case, "name", None),
+)
+def test_large_systems_take_few_evaluations(problem, most):
+    """With no solver named: thousands, before corrections led the Krylov space."""
+    sol = fp.root(problem.function, problem.start, rtol=1e-6)
+    assert sol.work.f <= most
+    first = np.linalg.norm(problem.residual(problem.start))
+    assert np.linalg.norm(problem.residual(sol.value)) <= 1e-6 * first

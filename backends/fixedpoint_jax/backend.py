@@ -84,6 +84,7 @@ class JaxBackend(Backend):
 
     differentiates = True
     autodiff = JaxAutodiff()
+    writes = False
 
     def namespace(self, array: Array) -> Any:
         """``jax.numpy``, which is an array-API namespace."""

@@ -287,6 +287,7 @@ class RecordingBackend(TorchBackend):
     """
 
     records = True
+    writes = False
 
     def __init__(self, checkpoint: int | None) -> None:
         self.checkpoint = checkpoint

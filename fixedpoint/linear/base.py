@@ -49,6 +49,9 @@ class LinearSystem:
         v ↦ Pv, an approximate inverse of A.
     active : array of bool or None
         The samples to solve for; None stands for all.
+    enough : array of the batch's shape, or None
+        The residual norm from which on a method that would have to restart may as well
+        end.
     """
 
     space: Space
@@ -57,6 +60,7 @@ class LinearSystem:
     target: Array
     precondition: Product | None = None
     active: Array | None = None
+    enough: Array | None = None
 
     def start(self) -> tuple[Vec, Array, Array]:
         """The solution zero, the norm of its residual, and which samples have more to

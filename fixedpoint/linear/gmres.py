@@ -7,20 +7,49 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
+from fixedpoint.linear.bare_cycle import DEEP, FALL, FALLEN, KEPT, TIGHT, BareCycle
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
-
-# A direction that is the residual itself is safe as long as the residual falls; where
-# it does not, the next direction is the newest basis vector, as in Arnoldi's process.
-_FALL = 0.9
 
 # A cycle that leaves more than this of the residual is the last one.
 _STAGNATION = 0.99
 
 
+class Corrections(NamedTuple):
+    """What is kept of the systems before.
+
+    Attributes
+    ----------
+    vectors : Vec
+        The unit vectors along their solutions, in a ring that begins at the row 1. The
+        row 0 is for the correction of a cycle.
+    count : int
+        Solutions so far.
+    wanted : array of bool
+        Whether they pay: the last system took more products than they will.
+    """
+
+    vectors: Vec
+    count: Any
+    wanted: Array
+
+
+class _Leads(NamedTuple):
+    """The rows of `vectors` that lead the space of a cycle: `count`, from `first` on,
+    in samples where they are `wanted`.
+    """
+
+    vectors: Vec
+    first: Any
+    count: Any
+    wanted: Array
+
+
 class _Cycle(NamedTuple):
-    """The subspace of a cycle: A P = Q R with orthonormal Q, and the residual b −
-    Ax.
+    """The subspace of a cycle: A P = Q R with orthonormal Q, and the residual b − Ax.
+
+    The next direction is along `next`, whose length is 1/`unit`; `taken` counts those
+    that were not known before.
     """
 
     directions: Vec
@@ -28,9 +57,11 @@ class _Cycle(NamedTuple):
     triangle: Array
     coefficients: Array
     next: Vec
+    unit: Array
     r: Vec
     norm: Array
     busy: Array
+    taken: Array
     size: Any
 
 
@@ -39,120 +70,317 @@ class _Carry(NamedTuple):
     r: Vec
     norm: Array
     busy: Array
+    taken: Array
     products: Any
+    leads: _Leads | None
+
+
+class _Image(NamedTuple):
+    """What is left of the image of a direction beside the basis, and how long each
+    is; its products with the basis, and of what is left with the residual.
+    """
+
+    left: Vec
+    products: Array
+    square: Array
+    toward: Array
+    size: Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class GMRES(LinearSolver):
-    """Flexible GMRES, preconditioned from the right and restarted.
+    """Flexible GMRES, preconditioned from the right, restarted and augmented.
 
     The residual is minimized over the space of the directions pⱼ = P rⱼ, whose images
     are kept orthonormal, A P = Q R: "simpler" GMRES with the adaptive choice of
     directions, which is as stable as Arnoldi's process, knows its true residual at
-    every step, and allows the preconditioner to change from one to the next.
+    every step, and allows the preconditioner to change from one to the next. One pass
+    of the classical process of Gram and Schmidt takes all inner products of a step at
+    once; a second one follows where little is left of the vector.
+
+    Of a sequence of similar systems, as in Newton's method, the last solutions lead the
+    space: what converges slowly lies in their span, and need not be found again. Each
+    costs a product: they are used where the last system took more products than they
+    will. After a restart it is the correction of the cycle before that leads.
 
     Parameters
     ----------
     restart : int, optional
-        Directions in a cycle, clamped to the dimension; two vectors are kept for each.
+        Directions in a cycle; two vectors are kept for each.
     max_steps : int, optional
         Products at most, over all cycles. A complex state counts as its real and
         imaginary parts, and takes twice as many of both.
+    augment : int, optional
+        Solutions that are kept, clamped to half of `restart` and to the dimension.
 
     References
     ----------
     Saad and Schultz, "GMRES", SIAM J. Sci. Stat. Comput. 7, 1986. Saad, "A flexible
-    inner-outer preconditioned GMRES algorithm", SIAM J. Sci. Comput. 14, 1993. Jiránek
-    and Rozložník, "Adaptive version of Simpler GMRES", Numer. Algorithms 53, 2010.
+    inner-outer preconditioned GMRES algorithm", SIAM J. Sci. Comput. 14, 1993. Baker,
+    Jessup and Manteuffel, "A technique for accelerating the convergence of restarted
+    GMRES", SIAM J. Matrix Anal. Appl. 26, 2005: what leads the space. Jiránek and
+    Rozložník, "Adaptive version of Simpler GMRES", Numer. Algorithms 53, 2010. Giraud,
+    Langou and Rozložník, "The loss of orthogonality in the Gram-Schmidt
+    orthogonalization process", Comput. Math. Appl. 50, 2005: two passes are enough.
     """
 
     restart: int = 30
     max_steps: int = 300
+    augment: int = 10
 
     def __post_init__(self) -> None:
         check_count("restart", self.restart, 1)
         check_count("max_steps", self.max_steps, 1)
+        check_count("augment", self.augment, 0)
+
+    def init(self, space: Space) -> Corrections | None:
+        """No solutions yet."""
+        size = min(self.augment, self.restart // 2, space.dimension)
+        if not size:
+            return None
+        return Corrections(space.history(size + 1), 0, space.full(0.0) > 0.0)
 
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
         space = system.space
         x, norm, busy = system.start()
-        parts = 2 if any(space.complex_leaves) else 1
-        size, most = min(parts * self.restart, space.dimension), parts * self.max_steps
+        parts, rows = 2 if any(space.complex_leaves) else 1, _rows(space, memory)
+        size, most = (
+            min(parts * self.restart, space.dimension + rows),
+            parts * self.max_steps,
+        )
 
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.products < most)
 
         def cycle(carry: _Carry) -> _Carry:
-            first = _opened(space, size, carry)
             limit = most - carry.products
+            if space.is_bare and system.precondition is None:
+                return _closed(system, carry, _bare(system, carry, size, limit))
             end = space.backend.while_loop(
                 lambda c: (
                     space.backend.any(c.busy) & (c.size < size) & (c.size < limit)
                 ),
-                lambda c: _extended(system, c),
-                first,
+                lambda c: _extended(system, carry, c),
+                _opened(space, size, carry),
                 size,
             )
             return _closed(system, carry, end)
 
-        start = _Carry(x, system.right, norm, busy, 0)
+        taken = space.xp.zeros_like(busy, dtype=space.xp.int32)
+        leads = None if memory is None else _leading(space, memory)
+        start = _Carry(x, space.copy(system.right), norm, busy, taken, 0, leads)
         end = space.backend.while_loop(unfinished, cycle, start, most)
+        if memory is not None:
+            memory = memory._replace(vectors=end.leads.vectors, wanted=end.taken > rows)
+            memory = _remembered(space, memory, end.x)
         return LinearSolution(end.x, end.norm, end.products), memory
 
 
-def _opened(space: Space, memory: int, carry: _Carry) -> _Cycle:
+def _rows(space: Space, memory: Corrections | None) -> int:
+    """How many solutions there is room for."""
+    return 0 if memory is None else space.rows_of(memory.vectors) - 1
+
+
+def _leading(space: Space, memory: Corrections) -> _Leads:
+    """The solutions before the first cycle."""
+    rows, count = _rows(space, memory), memory.count
+    count = (
+        min(count, rows) if isinstance(count, int) else space.xp.minimum(count, rows)
+    )
+    return _Leads(memory.vectors, 1, count, memory.wanted)
+
+
+def _remembered(space: Space, memory: Corrections, x: Vec) -> Corrections:
+    """The solutions with one more, in place of the oldest."""
+    slot, unit = 1 + memory.count % _rows(space, memory), space.norm(x)
+    vectors, _ = space.push_scaled(
+        memory.vectors, slot, space.ratio(space.one, unit), x
+    )
+    return memory._replace(vectors=vectors, count=memory.count + 1)
+
+
+def _is_led(leads: _Leads | None, slot: Any) -> Any:
+    """Whether the direction `slot` is along what is known, by sample; False where all
+    are known not to be.
+    """
+    if leads is None or (isinstance(leads.count, int) and slot >= leads.count):
+        return False
+    return leads.wanted & (slot < leads.count)
+
+
+def _led(
+    space: Space, leads: _Leads | None, slot: Any, other: Vec, unit: Array
+) -> tuple[Vec, Array]:
+    """What the direction `slot` is along, and one over its length: what is known, or
+    the `other`.
+    """
+    led = _is_led(leads, slot)
+    if leads is None or led is False:
+        return other, unit
+    lead = space.row(leads.vectors, leads.first + slot)
+    return space.either(led, lead, other), space.select(led, space.one, unit)
+
+
+def _opened(space: Space, size: int, carry: _Carry) -> _Cycle:
     """A cycle with no direction yet. The triangle is that of the unit matrix where not
     filled.
     """
+    unit = space.ratio(space.one, carry.norm)
+    toward, unit = _led(space, carry.leads, 0, carry.r, unit)
     return _Cycle(
-        directions=space.empty(memory),
-        basis=space.empty(memory),
-        triangle=space.identity(memory),
-        coefficients=space.full(0.0, (memory,)),
-        next=carry.r,
+        directions=space.workspace("directions", size),
+        basis=space.workspace("basis", size),
+        triangle=space.identity(size),
+        coefficients=space.full(0.0, (size,)),
+        next=toward,
+        unit=unit,
         r=carry.r,
         norm=carry.norm,
         busy=carry.busy,
+        taken=carry.taken,
         size=0,
     )
 
 
-def _extended(system: LinearSystem, cycle: _Cycle) -> _Cycle:
+def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     """The subspace with one more direction, and the residual over it."""
     space, slot, xp = system.space, cycle.size, system.space.xp
-    unit = space.ratio(space.full(1.0), space.norm(cycle.next))
-    p = system.preconditioned(space.scale(unit, cycle.next))
-    image = system.product(p)
-    q, h = space.orthogonalized(space.filled(cycle.basis, slot), image)
-    length = space.norm(q)
+    leads, twice = carry.leads, cycle.norm < _below(system, carry)
+    directions, p = _directed(system, cycle)
+    image = _orthogonalized(
+        space, space.filled(cycle.basis, slot), system.product(p), cycle.r, twice
+    )
+    length = xp.sqrt(space.select(image.square > 0.0, image.square, space.zero))
     # What is left of the image must be more than the rounding errors of the
     # orthogonalization, by so much that the solution, which is divided by it, keeps the
     # residual true.
-    least = space.precision**0.75 * space.norm(image)
+    least = _least(space) * image.size
     holds = cycle.busy & (length > least) & (length < xp.inf)
-    zero = space.zeros(p)
-    q = space.where(holds, space.scale(space.ratio(space.full(1.0), length), q), zero)
-    p = space.where(holds, p, zero)
-    amount = space.dot(q, cycle.r)
-    r = space.axpy(-amount, q, cycle.r)
-    norm = space.norm(r)
-    column = xp.where(holds[..., None], h, xp.zeros_like(h))
-    above = slice(column.shape[-1])
-    triangle = space.backend.write(cycle.triangle, (..., above, slot), column)
-    diagonal = xp.where(holds, length, space.full(1.0))
-    triangle = space.backend.write(triangle, (..., slot, slot), diagonal)
+    left, column, toward = image.left, image.products, image.toward
+    if not space.surely_all(holds):
+        left, toward = space.mask(holds, left), xp.where(holds, toward, space.zero)
+        column = xp.where(holds[..., None], column, xp.zeros_like(column))
+        length = xp.where(holds, length, space.one)
+    unit = 1.0 / length
+    amount = unit * toward
+    basis, q = space.push_scaled(cycle.basis, slot, unit, left)
+    r = space.accumulate(cycle.r, -amount, q)
+    norm = _fallen(space, cycle.norm, amount, r)
+    write, above = space.backend.write, slice(column.shape[-1])
+    triangle = write(cycle.triangle, (..., above, slot), column)
+    led = _is_led(leads, slot)
+    unknown = cycle.busy if led is False else cycle.busy & ~led
+    plain = (norm <= FALL * cycle.norm) | led
+    other = space.select(plain, space.ratio(space.one, norm), space.one)
+    along, other = _led(space, leads, slot + 1, space.either(plain, r, q), other)
     return _Cycle(
-        directions=space.push(cycle.directions, slot, p),
-        basis=space.push(cycle.basis, slot, q),
-        triangle=triangle,
-        coefficients=space.backend.write(cycle.coefficients, (..., slot), amount),
-        next=space.where(norm <= _FALL * cycle.norm, r, q),
+        directions=directions,
+        basis=basis,
+        triangle=write(triangle, (..., slot, slot), length),
+        coefficients=write(cycle.coefficients, (..., slot), amount),
+        next=along,
+        unit=other,
         r=r,
         norm=norm,
-        busy=holds & (norm > system.target),
+        busy=cycle.busy & (holds | led) & (norm > system.target),
+        taken=space.select(unknown, cycle.taken + 1, cycle.taken),
         size=slot + 1,
     )
+
+
+def _directed(system: LinearSystem, cycle: _Cycle) -> tuple[Vec, Vec]:
+    """The directions with one more, and this; zero in samples that are done."""
+    space, slot = system.space, cycle.size
+    unit = space.select(cycle.busy, cycle.unit, space.zero)
+    if system.precondition is None:
+        return space.push_scaled(cycle.directions, slot, unit, cycle.next)
+    p = system.preconditioned(space.scale(unit, cycle.next))
+    if not space.surely_all(cycle.busy):
+        p = space.mask(cycle.busy, p)
+    return space.push(cycle.directions, slot, p), p
+
+
+def _orthogonalized(
+    space: Space, basis: Vec, image: Vec, r: Vec, twice: Array
+) -> _Image:
+    """An image without its part in the basis, to which r is orthogonal; by two passes
+    where one is not enough, or `twice` asks for them.
+    """
+    xp = space.xp
+    products, square, toward = space.gram_and_dots(basis, image, (image, r))
+    left = space.minus_combination(image, products, basis)
+    rest = square - xp.sum(products * products, axis=-1)
+    again = (rest < KEPT**2 * square) | twice
+
+    def second() -> tuple[Array, ...]:
+        more, nearer = space.gram_and_dots(basis, left, (r,))
+        final = space.minus_combination(left, more, basis)
+        found = products + more, space.dot(final, final), nearer
+        pairs = zip(found, (products, rest, toward), strict=True)
+        whole = [xp.where(space.spread(again, b), a, b) for a, b in pairs]
+        return *whole, *space.where(again, final, left)
+
+    some = xp.any(again) if again.ndim else again
+    products, rest, toward, *leaves = space.renewed_where(
+        (products, rest, toward, *left), some, second
+    )
+    return _Image(tuple(leaves), products, rest, toward, xp.sqrt(square))
+
+
+def _below(system: LinearSystem, carry: _Carry) -> Array:
+    """The norm of a residual below which images are orthogonalized twice."""
+    space, tight = system.space, system.target < TIGHT * carry.norm
+    return space.select(tight, space.infinity, FALLEN * carry.norm)
+
+
+def _least(space: Space) -> float:
+    """What share of an image beside the basis is more than rounding errors."""
+    return float(space.precision**0.75)
+
+
+def _bare(system: LinearSystem, carry: _Carry, size: int, limit: int) -> _Cycle:
+    """The whole cycle on the one array of one sample."""
+    space, first = system.space, _opened(system.space, size, carry)
+    shape = space.shapes[0]
+    directions, basis = (
+        part[0].reshape(size, -1) for part in (first.directions, first.basis)
+    )
+    cycle = BareCycle(
+        product=lambda p: system.product((p.reshape(shape),))[0].reshape(-1),
+        directions=directions,
+        basis=basis,
+        triangle=first.triangle,
+        coefficients=first.coefficients,
+        known=_known(carry.leads, directions[:0]),
+        r=first.r[0].reshape(-1),
+        norm=float(first.norm),
+        target=float(system.target),
+        below=float(_below(system, carry)),
+        least=_least(space),
+    )
+    size = cycle.run(min(size, limit))
+    r, taken = (cycle.r.reshape(shape),), first.taken + cycle.taken
+    return first._replace(r=r, size=size, taken=taken)
+
+
+def _known(leads: _Leads | None, none: Array) -> Array:
+    """What leads the space of one sample, as rows of a matrix."""
+    if leads is None or not leads.wanted:
+        return none
+    rows = leads.vectors[0][leads.first : leads.first + leads.count]
+    return rows.reshape(leads.count, none.shape[-1])
+
+
+def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
+    """The norm of r, from which an orthogonal vector of the length `amount` was taken;
+    `norm` is what it was.
+    """
+    xp, square = space.xp, (norm - amount) * (norm + amount)
+    deep = square < (DEEP * norm) ** 2
+    left = xp.sqrt(space.select(deep, space.one, square))
+    (left,) = space.renewed_where((left,), deep, lambda: (space.norm(r),))
+    return left
 
 
 def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
@@ -164,9 +392,14 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     x = space.minus_combination(
         carry.x, -space.backend.solve(triangle, right), directions
     )
-    busy = (
-        carry.busy
-        & (cycle.norm > system.target)
-        & (cycle.norm < _STAGNATION * carry.norm)
-    )
-    return _Carry(x, cycle.r, cycle.norm, busy, carry.products + cycle.size)
+    norm, leads = space.norm(cycle.r), carry.leads
+    enough = system.target if system.enough is None else system.enough
+    busy = carry.busy & (norm > system.target) & (norm > enough)
+    busy = busy & (norm < _STAGNATION * carry.norm)
+    if leads is not None:
+        step = space.subtract(x, carry.x)
+        unit = space.ratio(space.one, space.norm(step))
+        vectors, _ = space.push_scaled(leads.vectors, 0, unit, step)
+        leads = _Leads(vectors, 0, 1, busy)
+    products = carry.products + cycle.size
+    return _Carry(x, cycle.r, norm, busy, cycle.taken, products, leads)

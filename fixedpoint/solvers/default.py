@@ -67,7 +67,8 @@ def default_solver(
     ['Newton', 'Newton', 'LevenbergMarquardt']
     """
     damped, bounded = Newton(), Newton(line_search=False, step_bound=0.5)
-    krylov = NewtonKrylov(line_search=False, step_bound=1.0, linear=GMRES(max_steps=60))
+    linear = GMRES(restart=40, max_steps=80)
+    krylov = NewtonKrylov(line_search=False, step_bound=4.0, linear=linear, forcing=0.1)
     if has_jacobian and size > _SMALL:
         return Fallback(
             [damped, bounded, NewtonKrylov(), *([] if is_root else [Picard()])]

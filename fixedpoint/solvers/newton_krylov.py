@@ -17,8 +17,10 @@ from fixedpoint.solvers.newton import ESCAPES, MOST, QUADRATIC, escaped
 from fixedpoint.solvers.search import Descent, backtrack, bounded
 from fixedpoint.space import Space
 
-# A linear solve that leaves more than this of the residual has failed.
-_USELESS = 0.95
+# A linear solve that leaves more than this of the residual has failed; one that would
+# have to restart ends where it leaves less than the second, since the next step goes on
+# as well, and with a new linearization.
+_USELESS, _ENOUGH = 0.95, 0.8
 
 
 class Forcing(NamedTuple):
@@ -145,6 +147,7 @@ class NewtonKrylov(Solver):
             eta * merit,
             problem.precondition(point),
             active,
+            _ENOUGH * merit,
         )
         solution, memory = self.linear.solve(system, state.linear)
         useful = solution.residual_norm <= _USELESS * merit
@@ -227,7 +230,8 @@ class NewtonKrylov(Solver):
         chosen = self.gamma * space.ratio(new, old) ** 2
         before = self.gamma * eta * eta
         chosen = xp.where(before > 0.1, xp.maximum(chosen, before), chosen)
-        return xp.maximum(chosen, xp.full_like(chosen, 1e-4))
+        bounds = space.full(1e-4), space.full(self.forcing_max)
+        return xp.minimum(xp.maximum(chosen, bounds[0]), bounds[1])
 
 
 def what_is_left(

@@ -1,0 +1,123 @@
+"""A cycle of GMRES on the one array of one sample.
+
+At a few thousand unknowns the operations on leaves and batches take several times as
+long as the arithmetic. Here a direction takes two matrix products with what is known, a
+few passes over its vectors, in place, and numbers of Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# A direction that is the residual itself is safe as long as the residual falls; where
+# it does not, the next direction is the newest basis vector, as in Arnoldi's process.
+FALL = 0.9
+
+# One pass of Gram and Schmidt is enough where it leaves this share of the vector, as
+# long as the residual is above the second share of the first one, and is not to fall to
+# the third: orthogonality is lost with the square of what it falls by.
+KEPT, FALLEN, TIGHT = 0.1, 1e-3, 1e-5
+
+# A residual that falls to less than this share at once is measured anew: the difference
+# of squares would not tell its norm.
+DEEP = 1e-2
+
+Matrix = np.ndarray[Any, Any]
+
+
+@dataclass(kw_only=True)
+class BareCycle:
+    """A P = Q R with orthonormal rows Q, and the residual r, all filled in place.
+
+    Parameters
+    ----------
+    product : callable
+        v ↦ Av.
+    directions, basis : array of shape (most, n)
+        Room for the rows of P and of Q.
+    triangle, coefficients : array
+        The unit matrix, and zero; they become Rᵀ and Qr.
+    known : array of shape (k, n)
+        The unit vectors that lead the directions.
+    r : array of shape (n,)
+        The residual.
+    norm, target : float
+        Its norm, and that to be reached.
+    below : float
+        The norm of the residual below which images are orthogonalized twice.
+    least : float
+        The share of an image beyond the basis that is more than rounding errors.
+    """
+
+    product: Callable[[Matrix], Matrix]
+    directions: Matrix
+    basis: Matrix
+    triangle: Matrix
+    coefficients: Matrix
+    known: Matrix
+    r: Matrix
+    norm: float
+    target: float
+    below: float
+    least: float
+    taken: int = 0
+
+    def run(self, most: int) -> int:
+        """Take up to `most` directions; how many it took."""
+        slot, busy = 0, True
+        along, unit = self.following(0, True, self.r)
+        while busy and slot < most:
+            led, before = slot < len(self.known), self.norm
+            p = np.multiply(along, unit, out=self.directions[slot])
+            holds = self.extend(slot, self.product(p))
+            self.taken += not led
+            slot += 1
+            plain = led or self.norm <= FALL * before
+            along, unit = self.following(slot, plain, self.basis[slot - 1])
+            busy = (holds or led) and self.norm > self.target
+        return slot
+
+    def following(self, slot: int, plain: bool, q: Matrix) -> tuple[Matrix, float]:
+        """What the direction `slot` is along, and one over its length."""
+        if slot < len(self.known):
+            return self.known[slot], 1.0
+        if plain:
+            return self.r, 1.0 / self.norm if self.norm else 0.0
+        return q, 1.0
+
+    def extend(self, slot: int, image: Matrix) -> bool:
+        """Take in the image of a direction; whether it is more than rounding errors."""
+        length, toward, size, column = self.orthogonalize(slot, image)
+        if not self.least * size < length < math.inf:
+            self.directions[slot] = 0.0
+            return False
+        q = self.basis[slot]
+        q *= 1.0 / length
+        self.triangle[:slot, slot], self.triangle[slot, slot] = column, length
+        self.coefficients[slot] = amount = toward / length
+        self.r -= amount * q
+        square = (self.norm - amount) * (self.norm + amount)
+        deep = square < (DEEP * self.norm) ** 2
+        self.norm = math.sqrt(self.r @ self.r if deep else square)
+        return True
+
+    def orthogonalize(
+        self, slot: int, image: Matrix
+    ) -> tuple[float, float, float, Matrix]:
+        """What is left of an image beside the basis, as its new row: its length, its
+        product with r, the size of the image, and its products with the basis.
+        """
+        known, q, r = self.basis[:slot], self.basis[slot], self.r
+        column, whole, toward = known @ image, float(image @ image), float(image @ r)
+        np.subtract(image, np.matmul(column, known, out=q), out=q)
+        square = whole - float(column @ column)
+        if square < KEPT**2 * whole or self.norm < self.below:
+            more, toward = known @ q, float(q @ r)
+            q -= more @ known
+            column, square = column + more, float(q @ q)
+        return math.sqrt(max(square, 0.0)), toward, math.sqrt(whole), column
