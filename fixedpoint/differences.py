@@ -46,6 +46,9 @@ class Differenced(Protocol):
     def increment_nearby(self, value: Vec) -> Vec:
         """The increment at a point of a difference quotient."""
 
+    def changes(self, point: Point) -> Callable[[Vec], Vec]:
+        """What takes another value to the change of the increment from `point`."""
+
 
 def difference_product(
     problem: Differenced, point: Point, further: list[int]

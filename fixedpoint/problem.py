@@ -581,7 +581,7 @@ class RootProblem(Problem):
     def changes(self, point: Point) -> Product:
         """F at the point less F elsewhere."""
         space, origin = self.space, self.space.negative(point.increment)
-        change = lambda value: space.subtract(origin, self.map(value)[0])  # noqa: E731
+        change = lambda value: space.subtract(origin, self.mapped(value)[0])  # noqa: E731
         return lambda value: self._nearby(change, value)
 
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
