@@ -505,8 +505,8 @@ class GivesUp(fp.Picard):
         )
         return step._replace(failure=failed * int(Status.LINE_SEARCH_FAILED))
 
-    def init(self, space, problem, point):
-        del space, problem, point
+    def init(self, problem, point):
+        del problem, point
         return 0
 
 

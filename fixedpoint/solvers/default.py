@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from fixedpoint.linear import GMRES
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.base import Solver
@@ -66,20 +68,25 @@ def default_solver(
     >>> [solver.name for solver in fp.default_solver(10, is_root=True).sequence]
     ['Newton', 'Newton', 'LevenbergMarquardt']
     """
+    large = (size > _SMALL) + (size > _DENSE)
+    return _sequence(large, is_root, has_jacobian, is_batch)
+
+
+@cache
+def _sequence(large: int, is_root: bool, has_jacobian: bool, is_batch: bool) -> Solver:
+    """The sequence for a size: 0 up to the first bound, 1 up to the second, or 2."""
     damped, bounded = Newton(), Newton(line_search=False, step_bound=0.5)
     linear = GMRES(restart=40, max_steps=80)
     krylov = NewtonKrylov(line_search=False, step_bound=4.0, linear=linear, forcing=0.1)
-    if has_jacobian and size > _SMALL:
+    if has_jacobian and large:
         return Fallback(
             [damped, bounded, NewtonKrylov(), *([] if is_root else [Picard()])]
         )
     if not is_root:
-        if size <= _SMALL:
+        if not large:
             return Fallback([Anderson(), damped, bounded, Picard()])
-        dense = [damped] if size <= _DENSE and not is_batch else []
+        dense = [damped] if large < 2 and not is_batch else []
         return Fallback([Anderson(), NewtonKrylov(), Picard(), *dense])
-    if size <= _SMALL:
+    if not large:
         return Fallback([damped, bounded, LevenbergMarquardt()])
-    return Fallback(
-        [krylov, *([bounded, damped] if size <= _DENSE else [NewtonKrylov()])]
-    )
+    return Fallback([krylov, *([bounded, damped] if large < 2 else [NewtonKrylov()])])
