@@ -43,9 +43,9 @@ def run(f, z0, steps, solve=fp.fixed_point, **settings):
 def matrix(estimate):
     """H as an array: σI + Σ uⱼvⱼᵀ."""
     (left,), (right,) = estimate.left, estimate.right
-    terms = zip(estimate.used, left, right, strict=True)
+    terms = zip(estimate.used, left, right, strict=True)  # rows not used hold anything
     return estimate.scale * np.eye(left.shape[-1]) + sum(
-        c * np.outer(u, v) for c, u, v in terms
+        c * np.outer(u, v) for c, u, v in terms if c
     )
 
 

@@ -102,7 +102,7 @@ def test_memory_of_a_dense_solver_does_not_grow_with_the_steps(solver):
 @pytest.mark.parametrize("solver", SPARSE, indirect=True)
 def test_memory_of_a_matrix_free_solver_does_not_grow_with_the_steps(solver):
     few, many = (peak_bytes(solver, 10_000, steps) for steps in (20, 60))
-    assert many <= few + 3 * 8 * 10_000  # a rare kind of step may need some states more
+    assert many <= few + 4 * 8 * 10_000  # a rare kind of step may need some states more
 
 
 @pytest.mark.parametrize("memory", [2, 8])
