@@ -49,6 +49,7 @@ REDUCTIONS = {
     "jit-Broyden": 48,
     "jit-Picard": 38,
 }
+HISTORIES = {"Anderson": 2, "Broyden": 2, "NewtonKrylov": 1, "Picard": 0}
 
 
 @pytest.mark.slow
@@ -82,7 +83,7 @@ def check_compiled(case, result, spec):
     assert result["steps"][0] == result["steps"][1], case
     batch = int(case.endswith("batch"))
     expected = [*spec[:batch], None, *spec[batch:]]
-    histories = 2 if "Anderson" in case or "Broyden" in case else 0
+    histories = HISTORIES[case.split("-")[1]]
     assert result["history_specs"] == [expected] * histories, case
 
 
