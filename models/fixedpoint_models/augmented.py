@@ -211,7 +211,8 @@ class AugmentedDEQ:
         )
 
     def _serves_newton(self, z: Any, x: Any, params: Any) -> bool:
-        """Whether inputs are few and free, and f can be evaluated for a sample alone.
+        """Whether inputs are few and free, and f can be evaluated for another number of
+        samples.
 
         Where data of the samples are in params it can not.
         """
@@ -221,12 +222,14 @@ class AugmentedDEQ:
             return False
         if traced or not space.backend.differentiates or space.real_size > _FEW_INPUTS:
             return False
-        first = [leafwise(lambda leaf: leaf[:1, ...], part) for part in (z, x)]
+        rows, xp = (0, 0) if space.batch_shape[0] == 1 else (0,), space.xp
+        taken = xp.asarray(rows, dtype=xp.int64, **space.place)
+        few = [leafwise(lambda a: xp.take(a, taken, axis=0), part) for part in (z, x)]
         try:
-            image = tree.flatten(self.f(*_detached((*first, params))))[0]
-        except (RuntimeError, ValueError):
+            image = tree.flatten(self.f(*_detached((*few, params))))[0]
+        except (RuntimeError, TypeError, ValueError):
             return False
-        return [a.shape[0] for a in image] == [1] * len(leaves)
+        return [a.shape[0] for a in image] == [len(rows)] * len(leaves)
 
     def solve(
         self,
@@ -269,7 +272,7 @@ class AugmentedDEQ:
             How to solve, if not by the joint fixed point with one step size; `solver`,
             the step size and the damping are then not used. If neither this nor
             `solver` is named, it is :class:`TrackedNewton` for free inputs of at most
-            128 entries and an f that one sample can be given to alone, and otherwise
+            128 entries and an f that takes any number of samples, and otherwise
             the joint fixed point.
 
         Returns
