@@ -232,7 +232,7 @@ class Backend:
         where = self.namespace(mask).where
         return tuple(
             [
-                where(mask if a.ndim == mask.ndim else mask[..., None], b, a)
+                where(mask[(..., *(None,) * (a.ndim - mask.ndim))], b, a)
                 for a, b in zip(arrays, function(), strict=True)
             ]
         )

@@ -695,3 +695,22 @@ def test_the_shape_of_a_leaf_changes_nothing(linear):
     np.testing.assert_array_equal(grid.value.reshape(-1), row.value)
     assert grid.work == row.work
     assert int(grid.steps) == int(row.steps) > 1
+
+
+def test_a_residual_that_drifts_is_renewed_in_leaves_of_several_axes():
+    """The same as with one axis, in a batch: more is asked than rounding allows."""
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((3, 6, 6)) + 6.0 * np.eye(6)
+    b, target, method = rng.standard_normal((3, 6)), 1e-30, fp.BiCGStab(max_steps=20)
+    flat, grid = solve(method, A, b, target), b.reshape(3, 2, 1, 3)
+
+    def product(v):
+        image = np.einsum("sij,sj->si", A, v[0].reshape(3, 6))
+        return (image.reshape(3, 2, 1, 3),)
+
+    space = Space.of(backend_of([grid], ["b"]), (grid,), 1)
+    with np.errstate(all="ignore"):
+        given = LinearSystem(space, product, (grid,), np.full(3, target))
+        end, _ = method.solve(given, None)
+    assert flat[2] % 2 or flat[2] < 40  # products for residuals that were renewed
+    np.testing.assert_allclose(end.value[0].reshape(3, 6), flat[0], rtol=1e-12)

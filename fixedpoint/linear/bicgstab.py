@@ -120,7 +120,10 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     drift = _DRIFT * space.rounding * highest
     drifted = busy & moved & (norm < drift) & (drift > system.target)
     r = space.backend.replaced_where(
-        r, drifted[..., None], lambda: space.subtract(system.right, system.product(x))
+        r,
+        drifted,
+        lambda: space.subtract(system.right, system.product(x)),
+        evaluates=True,
     )
     shadow = space.where(drifted, r, shadow)
     norm = where(drifted, space.norm(r), norm)

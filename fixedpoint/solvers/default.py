@@ -43,9 +43,9 @@ def default_solver(
     The sequences and their order were chosen by measurement on
     :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimizer of
     ‖F‖ that is no root, or creep along a curved valley; Newton steps whose entries are
-    only kept from exceeding the size of the state escape both, and fail where only
-    descent helps. Plain iteration comes last, but for dense matrices: a contraction
-    must not fail because what accelerates it does.
+    only kept from exceeding a few times the size of the state escape both, and fail
+    where only descent helps. Plain iteration comes last, but for dense matrices: a
+    contraction must not fail because what accelerates it does.
 
     Parameters
     ----------
