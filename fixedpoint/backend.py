@@ -113,12 +113,6 @@ class Backend:
         del container, batch_ndim
         return self
 
-    def alone(self) -> Backend:
-        """This backend, without those who hold other parts."""
-        backend = copy(self)
-        backend.communicator, backend.is_partial = None, False
-        return backend
-
     def reduced(self, array: Array, reduction: Reduction) -> Array:
         """The sum or the largest over all who hold entries of these samples."""
         if self.communicator is None or not self.is_partial:
@@ -329,7 +323,11 @@ class Backend:
         return make
 
     def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
-        """`onto` + c·`array`; `onto` is ours, and may be written to."""
+        """`onto` + c·`array`; `onto` is ours, and may be written to where that is
+        done.
+        """
+        if not self.writes:
+            return onto + coefficient * array
         onto += coefficient * array
         return onto
 
@@ -341,7 +339,11 @@ class Backend:
         return onto
 
     def renew(self, onto: Array, coefficient: Array, array: Array) -> Array:
-        """`array` + c·`onto`; `onto` is ours, and may be written to."""
+        """`array` + c·`onto`; `onto` is ours, and may be written to where that is
+        done.
+        """
+        if not self.writes:
+            return array + coefficient * onto
         onto *= coefficient
         onto += array
         return onto

@@ -69,8 +69,7 @@ class Border:
 
     def joined(self, leaves: Vec, batch_ndim: int) -> Border:
         """The same, with small neighbors among the leaves in one array."""
-        joining = Joined.of(self.backend, leaves, batch_ndim)
-        return self if joining.is_apart else replace(self, joining=joining)
+        return replace(self, joining=Joined.of(self.backend, leaves, batch_ndim))
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], ...]:

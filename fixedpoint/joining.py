@@ -42,15 +42,15 @@ class Joined:
     runs: tuple[slice, ...]
 
     @classmethod
-    def of(cls, backend: Backend, leaves: Vec, batch_ndim: int) -> Joined:
-        """What is worth it joined."""
+    def of(cls, backend: Backend, leaves: Vec, batch_ndim: int) -> Joined | None:
+        """What is worth it joined; None if nothing is."""
+        if len(leaves) < _MANY:
+            return None
+        runs = tuple(_runs(backend, leaves))
+        if len(runs) == len(leaves):
+            return None
         shapes = tuple(tuple(leaf.shape[batch_ndim:]) for leaf in leaves)
-        return cls(backend, batch_ndim, shapes, tuple(_runs(backend, leaves)))
-
-    @cached_property
-    def is_apart(self) -> bool:
-        """Whether nothing is joined."""
-        return len(self.runs) == len(self.shapes)
+        return cls(backend, batch_ndim, shapes, runs)
 
     def are_alike(self, leaves: Sequence[Any], vector: Vec) -> bool:
         """Whether the leaves have the types, shapes and dtypes of those of a

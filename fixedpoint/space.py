@@ -744,28 +744,12 @@ class Space:
         return residuals, images, change, image
 
     def either(self, mask: Array, u: Vec, v: Vec) -> Vec:
-        """As :meth:`where`, but u or v itself where all samples surely take it."""
-        if self.surely_all(mask):
+        """As :meth:`where`, but u or v itself where all samples are known to take
+        it.
+        """
+        if self.backend.known_here(mask):
             return u
-        return v if self.surely_all(~mask) else self.where(mask, u, v)
-
-    def surely_all(self, mask: Array) -> bool:
-        """Whether all of `mask` is true, where that can be told without asking
-        others.
-        """
-        return self.backend.communicator is None and self.backend.known_all(mask)
-
-    def renewed_where(
-        self, arrays: Vec, mask: Array, function: Callable[[], Vec]
-    ) -> Vec:
-        """The arrays, with those of `function` where `mask` holds, if it does anywhere.
-
-        All who share a sample find the same, so that nobody else has to be asked.
-        """
-        backend = self.backend
-        if backend.communicator is not None and not backend.is_traced((mask,)):
-            backend = backend.alone()
-        return backend.replaced_where(arrays, mask, function)
+        return v if self.backend.known_here(~mask) else self.where(mask, u, v)
 
     def mask(self, mask: Array, u: Vec) -> Vec:
         """The vector u, zero in the samples where `mask` does not hold."""

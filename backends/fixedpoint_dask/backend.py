@@ -26,6 +26,7 @@ class DaskBackend(Backend):
     what follows from them are computed, and are NumPy's.
     """
 
+    writes = False
     layouts: tuple[Any, ...] = ()
     xp = Namespace()
 
@@ -82,14 +83,6 @@ class DaskBackend(Backend):
         array = array.copy()
         array[index] = value
         return array
-
-    def accumulate(self, onto: Any, coefficient: Any, array: Any) -> Any:
-        """A new array."""
-        return onto + coefficient * array
-
-    def renew(self, onto: Any, coefficient: Any, array: Any) -> Any:
-        """A new array."""
-        return array + coefficient * onto
 
     def products(self, rows: Any, vector: Any, axes: int) -> Any:
         """The inner products with the rows of a history, computed."""

@@ -214,14 +214,6 @@ class JaxBackend(Backend):
         make: Callable[..., Array] = xp.zeros
         return make
 
-    def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
-        """A new array."""
-        return onto + coefficient * array
-
-    def renew(self, onto: Array, coefficient: Array, array: Array) -> Array:
-        """A new array."""
-        return array + coefficient * onto
-
     def is_whole(self, leaf: Array) -> bool:
         """Whether all of the leaf is on one device; in a trace the compiler may spread
         it, and gathers what is small.

@@ -186,7 +186,9 @@ class TorchBackend(Backend):
     def accumulate(
         self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
     ) -> torch.Tensor:
-        """`onto` + c·`array`, in place."""
+        """`onto` + c·`array`, in one pass where it is in place."""
+        if not self.writes:
+            return onto + coefficient * array
         return onto.addcmul_(coefficient, array)
 
     def norm(self, array: torch.Tensor, kind: str, axes: int = 1) -> torch.Tensor:
@@ -335,18 +337,6 @@ class RecordingBackend(TorchBackend):
         """All: nothing is written in place."""
         del array
         return None
-
-    def accumulate(
-        self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
-    ) -> torch.Tensor:
-        """A new tensor."""
-        return onto + coefficient * array
-
-    def renew(
-        self, onto: torch.Tensor, coefficient: torch.Tensor, array: torch.Tensor
-    ) -> torch.Tensor:
-        """A new tensor."""
-        return array + coefficient * onto
 
     def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, differentiable."""

@@ -258,7 +258,7 @@ def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     least = _least(space) * image.size
     holds = cycle.busy & (length > least) & (length < xp.inf)
     left, column, toward = image.left, image.products, image.toward
-    if not space.surely_all(holds):
+    if not space.backend.known_here(holds):
         left, toward = space.mask(holds, left), xp.where(holds, toward, space.zero)
         column = xp.where(holds[..., None], column, xp.zeros_like(column))
         length = xp.where(holds, length, space.one)
@@ -296,7 +296,7 @@ def _directed(system: LinearSystem, cycle: _Cycle) -> tuple[Vec, Vec]:
     if system.precondition is None:
         return space.push_scaled(cycle.directions, slot, unit, cycle.next)
     p = system.preconditioned(space.scale(unit, cycle.next))
-    if not space.surely_all(cycle.busy):
+    if not space.backend.known_here(cycle.busy):
         p = space.mask(cycle.busy, p)
     return space.push(cycle.directions, slot, p), p
 
@@ -316,14 +316,10 @@ def _orthogonalized(
     def second() -> tuple[Array, ...]:
         more, nearer = space.gram_and_dots(basis, left, (r,))
         final = space.minus_combination(left, more, basis)
-        found = products + more, space.dot(final, final), nearer
-        pairs = zip(found, (products, rest, toward), strict=True)
-        whole = [xp.where(space.spread(again, b), a, b) for a, b in pairs]
-        return *whole, *space.where(again, final, left)
+        return products + more, space.dot(final, final), nearer, *final
 
-    some = xp.any(again) if again.ndim else again
-    products, rest, toward, *leaves = space.renewed_where(
-        (products, rest, toward, *left), some, second
+    products, rest, toward, *leaves = space.backend.replaced_where(
+        (products, rest, toward, *left), again, second
     )
     return _Image(tuple(leaves), products, rest, toward, xp.sqrt(square))
 
@@ -379,7 +375,8 @@ def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
     xp, square = space.xp, (norm - amount) * (norm + amount)
     deep = square < (DEEP * norm) ** 2
     left = xp.sqrt(space.select(deep, space.one, square))
-    (left,) = space.renewed_where((left,), deep, lambda: (space.norm(r),))
+    renewed = lambda: (space.norm(r),)  # noqa: E731
+    (left,) = space.backend.replaced_where((left,), deep, renewed)
     return left
 
 
