@@ -162,4 +162,5 @@ if __name__ == "__main__":
         dist.all_gather_object(results, result)
         if dist.get_rank() == 0:
             print(json.dumps({"case": case, "results": results}), flush=True)
+    dist.barrier()  # nobody leaves while another still listens
     dist.destroy_process_group()
