@@ -6,6 +6,7 @@ The first process prints a line of JSON for each case, with what each of them fo
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -155,6 +156,19 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     yield from distributed_models.cases()
 
 
+def leave() -> None:
+    """End the process without tearing the interpreter down.
+
+    Torch keeps the threads of gloo beyond ``destroy_process_group`` where a
+    ``DistributedDataParallel`` was made. One that lets go of a tensor while the
+    interpreter goes asks for its lock, and aborts the process.
+    """
+    dist.barrier()  # nobody leaves while another still listens
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     for case, result in cases():
@@ -162,5 +176,4 @@ if __name__ == "__main__":
         dist.all_gather_object(results, result)
         if dist.get_rank() == 0:
             print(json.dumps({"case": case, "results": results}), flush=True)
-    dist.barrier()  # nobody leaves while another still listens
-    dist.destroy_process_group()
+    leave()

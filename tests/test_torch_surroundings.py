@@ -1,10 +1,7 @@
-"""What f finds around it in Torch: autocast, random numbers, compilation, several
-processes.
-"""
+"""What f finds around it in Torch: autocast, random numbers, compilation."""
 
 import copy
 import math
-import socket
 
 import numpy as np
 import pytest
@@ -156,44 +153,6 @@ def test_inside_a_checkpoint(x, use_reentrant):
     value = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=use_reentrant)
     value.sum().backward()
     np.testing.assert_allclose(x.grad, expected, rtol=1e-7)
-
-
-def _train(rank, port, out):
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group(
-        "gloo", init_method=address, rank=rank, world_size=2
-    )
-    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).double()
-
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell = Cell().double()
-
-        def forward(self, x):
-            return solve(self.cell, x, rtol=1e-11).value
-
-    layer = nn.parallel.DistributedDataParallel(Layer())
-    layer(x[2 * rank : 2 * rank + 2]).square().sum().backward()
-    if rank == 0:
-        torch.save(layer.module.cell.linear.weight.grad, out)
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_under_distributed_data_parallel(x, tmp_path):
-    """Two processes with half of the batch each: the mean of their gradients."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = tmp_path / "gradient.pt"
-    torch.multiprocessing.spawn(_train, (port, out), nprocs=2)
-    cell = Cell().double()
-    solve(cell, x.double(), rtol=1e-11).value.square().sum().backward()
-    got = torch.load(out, weights_only=True)
-    np.testing.assert_allclose(got, cell.linear.weight.grad / 2, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.gpu
