@@ -31,14 +31,20 @@ help:
 	$(BIN)/pip install -c constraints.txt -e '.[all,test,docs]'
 	touch $@
 
-.venv/.bench: .venv/.ready
+# The compiled steps, where there is a compiler: all works without them, and more slowly.
+.venv/.native: .venv/.ready $(shell find backends/native -type f -not -path '*/__pycache__/*')
+	@if command -v c++ > /dev/null && $(BIN)/pip install -q --no-deps ./backends/native; \
+	then echo 'compiled steps: installed'; else echo 'compiled steps: left out'; fi
+	touch $@
+
+.venv/.bench: .venv/.native
 	$(BIN)/pip install -c constraints.txt -e '.[bench]'
 	touch $@
 
 demo: .venv/.ready
 	$(BIN)/python -m fixedpoint_models demo $(ARGS)
 
-test: lint
+test: lint .venv/.native
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # TORCH='torch==...' chooses that of Torch too: it is what pip is given for it.

@@ -14,10 +14,10 @@ from fixedpoint.problem import Problem, Sizes
 from fixedpoint.solvers.base import Step
 
 # A part that has fallen to this share of the largest that it has been counts as zero.
-_ZERO = 1e-12
+ZERO = 1e-12
 
 # Success means that the residual has fallen to this share of the largest it has been.
-_FALL = 0.9
+FALL = 0.9
 
 # Steps over which the largest amplification counts.
 _WINDOW = 20
@@ -81,10 +81,11 @@ def opened(problem: Problem, first: Point) -> Evidence:
     # A residual that is smaller than that at the start is no measure of those that
     # follow.
     largest = space.xp.maximum(first.residual_norm, 2.0 * problem.rounding(first))
+    whole = tolerance.is_whole(space)
     return Evidence(
         largest,
         largest,
-        tolerance.parts(space, first.tested),
+        (first.residual_norm,) if whole else tolerance.parts(space, first.tested),
         tolerance.parts(space, first.value),
         space.full(math.inf, (2,)),
         space.full(0.0, (_WINDOW,)),
@@ -114,7 +115,7 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     1996, section IV.8: the factor 1/(1 − q).
     """
     space, point = problem.space, step.point
-    hidden = problem.rounding(point) > _FALL * evidence.highest
+    hidden = problem.rounding(point) > FALL * evidence.highest
     exact = (point.residual_norm == 0.0) & ~hidden
     if problem.tolerance.test == "residual":
         passes = _residual_passes(problem, evidence, point) & ~hidden
@@ -132,20 +133,20 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     return Verdict(satisfied, error, evidence._replace(sizes=last), hidden)
 
 
-def judge_start(problem: Problem, first: Point) -> Array:
+def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
     """Whether the start needs no step: it is exact, or nothing but rounding is left.
 
     By the test of residuals, whether the residual is within tolerance.
     """
-    tolerance, space = problem.tolerance, problem.space
-    done = first.residual_norm == 0.0
+    tolerance, space, norm = problem.tolerance, problem.space, first.residual_norm
+    done, residual = norm == 0.0, evidence.scale
     if tolerance.test == "residual":
-        scale = problem.residual_scale(first, tolerance.parts(space, first.tested))
-        pairs = zip(
-            tolerance.parts(space, first.tested), tolerance.bounds(scale), strict=True
-        )
+        bounds = tolerance.bounds(problem.residual_scale(first, residual))
+        pairs = zip(residual, bounds, strict=True)
         return done | space.every([size <= bound for size, bound in pairs])
-    return done if tolerance.is_zero else done | problem.is_rounding(first)
+    if tolerance.is_zero:
+        return done
+    return done | problem.is_rounding(residual, evidence.largest, norm)
 
 
 def vanished_states(problem: Problem, evidence: Evidence, point: Point) -> Array:
@@ -156,7 +157,7 @@ def vanished_states(problem: Problem, evidence: Evidence, point: Point) -> Array
     state = problem.tolerance.parts(space, point.value)
     pairs = list(zip(state, evidence.largest, strict=True))
     some = ~space.every([most <= 0.0 for _, most in pairs])
-    return some & space.every([size <= _ZERO * most for size, most in pairs])
+    return some & space.every([size <= ZERO * most for size, most in pairs])
 
 
 def _plain(problem: Problem, old: Point, step: Step) -> Array:
@@ -239,7 +240,7 @@ def _passes(
         problem.space.xp,
         sizes.length,
     )
-    fell = step.point.residual_norm <= _FALL * evidence.highest
+    fell = step.point.residual_norm <= FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
     factor = error / xp.where(m > 0.0, m, space.one)
@@ -248,7 +249,7 @@ def _passes(
         sizes.shares, sizes.state, evidence.largest, strict=True
     ):
         left = space.spread(factor, share) * share
-        masks.append((left <= tolerance.bound(size)) | (size + left <= _ZERO * most))
+        masks.append((left <= tolerance.bound(size)) | (size + left <= ZERO * most))
     return fell & space.every(masks)
 
 
@@ -259,7 +260,7 @@ def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Arra
     space, tolerance, norm = problem.space, problem.tolerance, point.residual_norm
     bounds = tolerance.bounds(problem.residual_scale(point, evidence.scale))
     sizes = tolerance.parts(space, point.tested)
-    fell = (norm <= _FALL * evidence.first) | (norm <= tolerance.atol)
+    fell = (norm <= FALL * evidence.first) | (norm <= tolerance.atol)
     return fell & space.every(
         [size <= b for size, b in zip(sizes, bounds, strict=True)]
     )

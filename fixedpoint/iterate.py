@@ -137,7 +137,8 @@ def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
     status. So many `steps` may be recorded.
     """
     space, xp = problem.space, problem.space.xp
-    done = judge_start(problem, first)
+    evidence = opened(problem, first)
+    done = judge_start(problem, first, evidence)
     zero = xp.zeros_like(done, dtype=xp.int32)
     status = marked(xp, zero, done, Status.CONVERGED)
     finite = first.residual_norm < xp.inf
@@ -156,7 +157,7 @@ def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
         lowest=infinite,
         reference=infinite,
         precise=done & (first.residual_norm > 0.0),
-        evidence=opened(problem, first),
+        evidence=evidence,
         active=None,
         running=True,
         step=0,

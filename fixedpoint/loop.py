@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from fixedpoint import tree
@@ -13,6 +14,7 @@ from fixedpoint.carry import RUNNING, Best, Carry, live, marked, recorded, sifte
 from fixedpoint.compaction import put_rows, taken_rows
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import Verdict, judge, vanished_states
+from fixedpoint.kernels import Kernel, kernel_of
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.rounding import at_rounding, irregular_at_zero
@@ -93,8 +95,7 @@ class Loop:
         """One step, and what became of each sample by it."""
         space = self.problem.space
         problem = self.problem.among(carry.active)
-        step = self.solver.step(problem, carry.point, carry.state)
-        verdict = judge(self.problem, carry.evidence, carry.point, step)
+        step, verdict = self.advanced(problem, carry)
         carry = carry._replace(evidence=verdict.evidence)
         if self.all_improved(carry, step, verdict):
             carry = self.improved(carry, step, verdict.error)
@@ -103,6 +104,21 @@ class Loop:
         if self.control.is_plain and not self.problem.batched:
             return carry
         return self.observed(recorded(space, carry))
+
+    def advanced(self, problem: Problem, carry: Carry) -> tuple[Step, Verdict]:
+        """The solver's step, and what is known of where it led."""
+        at = problem, carry.point, carry.state
+        if self.kernel is not None:
+            found = self.kernel.advance(*at, carry.evidence)
+            if found is not None:
+                return found
+        step = self.solver.step(*at)
+        return step, judge(problem, carry.evidence, carry.point, step)
+
+    @cached_property
+    def kernel(self) -> Kernel | None:
+        """What takes the place of a step and the test, if there is a compiled one."""
+        return kernel_of(self.solver, self.problem)
 
     def all_improved(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
         """Whether it is known that every sample has a new best iterate, and none is

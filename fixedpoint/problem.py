@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec, type_name
@@ -144,7 +144,7 @@ class Problem(ABC):
         except ArithmeticError:
             if self.space.backend.is_traced(value):
                 raise
-            return self._undefined(value)
+            return self.undefined(value)
         return self.point(value, image, residual)
 
     def evaluate(self, value: Vec) -> Point:
@@ -175,30 +175,35 @@ class Problem(ABC):
         """The sizes that matter at a point, with what a method proposes to add to
         it.
         """
-        tolerance = self.tolerance
+        space, tolerance = self.space, self.tolerance
         lengths: list[Measured] = [(correction, tolerance.kind)]
         if moves is None:
             lengths.append((Difference(point.value, old.value), "euclidean"))
             lengths.append((Difference(point.increment, old.increment), "euclidean"))
-        parts, norms = self._parts((point.value, point.tested, correction), lengths)
-        state, residual, shares = parts
-        moved, changed = norms[1:] if moves is None else moves
+        if tolerance.is_whole(space):
+            lengths = [(point.value, tolerance.kind), *lengths]
+            size, *norms = space.sound_norms(lengths)
+            state, residual, shares = (size,), (point.residual_norm,), (norms[0],)
+        else:
+            vectors = point.value, point.tested, correction
+            (state, residual, shares), norms = self._parts(vectors, lengths)
+        moved, changed = moves or norms[1:]
         return self.shared(
             point, Sizes(state, residual, shares, norms[0], moved, changed)
         )
 
     def _parts(
         self, vectors: Sequence[Vec | Difference], lengths: list[Measured]
-    ) -> tuple[list[tuple[Array, ...]], tuple[Array, ...]]:
+    ) -> tuple[list[tuple[Array, ...]], list[Array]]:
         """The parts of some vectors, and the norms of others."""
         space, tolerance = self.space, self.tolerance
         if tolerance.norm == "entries":
             parts = [tolerance.parts(space, space.formed(u)) for u in vectors]
-            return parts, space.sound_norms(lengths)
+            return parts, list(space.sound_norms(lengths))
         groups = [part for u in vectors for part in tolerance.measured(u)]
         norms, each = space.sound_norms(groups + lengths), len(groups) // len(vectors)
         parts = [norms[i : i + each] for i in range(0, len(groups), each)]
-        return parts, norms[len(groups) :]
+        return parts, list(norms[len(groups) :])
 
     @abstractmethod
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
@@ -207,9 +212,11 @@ class Problem(ABC):
         """
 
     @abstractmethod
-    def is_rounding(self, point: Point) -> Array:
-        """Whether every part of the residual is no more than the last digit of the
-        state.
+    def is_rounding(
+        self, residual: Sequence[Array], state: Sequence[Array], norm: Array
+    ) -> Array:
+        """Whether every part of the residual, of this `norm`, is no more than the last
+        digit of the state.
         """
 
     @abstractmethod
@@ -339,7 +346,7 @@ class Problem(ABC):
         except ArithmeticError:
             if self.space.backend.is_traced(value):
                 raise
-            return self._undefined(value).increment
+            return self.undefined(value).increment
 
     def changes(self, point: Point) -> Product:
         """What takes another value to the change of the increment from `point`, in
@@ -349,7 +356,8 @@ class Problem(ABC):
         change = lambda value: space.subtract(self.increment(value), increment)  # noqa: E731
         return lambda value: self._nearby(change, value)
 
-    def _undefined(self, value: Vec) -> Point:
+    def undefined(self, value: Vec) -> Point:
+        """The point `value`, where the map cannot be evaluated."""
         xp, nan = self.space.xp, self.space.full(float("nan"))
         increment = tuple(xp.full_like(leaf, float("nan")) for leaf in value)
         return Point(
@@ -478,16 +486,15 @@ class FixedPointProblem(Problem):
             shares=shares, length=maximum(sizes.length, point.residual_norm)
         )
 
-    def is_rounding(self, point: Point) -> Array:
+    def is_rounding(
+        self, residual: Sequence[Array], state: Sequence[Array], norm: Array
+    ) -> Array:
         """Whether |f(z) − z| is no more than two units in the last place of z, part by
         part.
         """
-        parts, unit = (
-            partial(self.tolerance.parts, self.space),
-            2.0 * self.space.rounding,
-        )
-        pairs = zip(parts(point.tested), parts(point.value), strict=True)
-        return self.space.every([residual <= unit * size for residual, size in pairs])
+        del norm
+        unit, pairs = 2.0 * self.space.rounding, zip(residual, state, strict=True)
+        return self.space.every([left <= unit * size for left, size in pairs])
 
     def length_of_state(self, point: Point) -> Array:
         """The norm of z, or of f(z) − z, which has the same units."""
@@ -589,11 +596,14 @@ class RootProblem(Problem):
         del point
         return sizes
 
-    def is_rounding(self, point: Point) -> Array:
+    def is_rounding(
+        self, residual: Sequence[Array], state: Sequence[Array], norm: Array
+    ) -> Array:
         """Whether F(x) = 0: its residual alone does not tell what rounding made of
         it.
         """
-        return point.residual_norm == 0.0
+        del residual, state
+        return norm == 0.0
 
     def length_of_state(self, point: Point) -> Array:
         """The norm of x."""

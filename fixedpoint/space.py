@@ -497,6 +497,8 @@ class Space:
         if kind == "max":
             return largest
         sound = (largest > 0.0) & (largest < self.xp.inf)
+        if self.backend.known_here(~sound):
+            return largest
         unit = self.xp.where(sound, largest, self.one)
         scaled = self._norms([(u, kind)], unit)[0]
         # A compiler that computes u twice, rounded in two ways, may find 0 here and not
@@ -509,15 +511,28 @@ class Space:
         """
         norms = self._norms(pairs)
         # Squares that under- or overflow must not pass for a size of zero, or none.
-        doubts = [
-            self._all_entries((size < self.small) | (size == self.xp.inf), self.xp.any)
-            for size, (_, kind) in zip(norms, pairs, strict=True)
-            if kind != "max"
-        ]
-        if not doubts:
+        euclidean = [k for k, (_, kind) in enumerate(pairs) if kind != "max"]
+        if not euclidean:
             return norms
-        safe = lambda: tuple([self.safe_norm(u, kind) for u, kind in pairs])  # noqa: E731
-        return self.backend.replaced_where(norms, reduce(or_, doubts), safe)
+        lost = [(norms[k] < self.small) | (norms[k] == self.xp.inf) for k in euclidean]
+        some = reduce(or_, [self._all_entries(mask, self.xp.any) for mask in lost])
+        masks = dict(zip(euclidean, lost, strict=True))
+        return self.backend.replaced_where(
+            norms, some, lambda: self._safe_norms(pairs, norms, masks)
+        )
+
+    def _safe_norms(
+        self,
+        pairs: Sequence[Measured],
+        norms: tuple[Array, ...],
+        lost: dict[int, Array],
+    ) -> tuple[Array, ...]:
+        """The norms of vectors, those anew that have `lost` their squares."""
+        safe = list(norms)
+        for k, mask in lost.items():
+            if not self.backend.known_here(~mask):
+                safe[k] = self.xp.where(mask, self.safe_norm(*pairs[k]), norms[k])
+        return tuple(safe)
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
         """The norm of a vector whose parts have these `norms`."""

@@ -92,6 +92,12 @@ class Tolerance:
         """
         return _is_zero(self.rtol) and _is_zero(self.atol)
 
+    def is_whole(self, space: Space) -> bool:
+        """Whether all of a state is its only part."""
+        if self.norm == "leaves":
+            return len(space.dtypes) == 1 and not self.segments
+        return self.norm in ("euclidean", "max") and self.blocks == (slice(None),)
+
     def relative_share(self, size: Array) -> Any:
         """What part of its largest a residual should be, once an error is relatively
         this small.

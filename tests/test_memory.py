@@ -131,7 +131,8 @@ def test_short_recurrences_hold_a_few_states(linear):
 
 @pytest.mark.parametrize("solver", [fp.Picard(), fp.Anderson(memory=3)])
 def test_memory_does_not_grow_with_the_steps(solver):
-    few, many = peak_states(solver, 10), peak_states(solver, 60)
+    # At rounding level the best iterate is no longer the last: that is one state more.
+    few, many = peak_states(solver, 30), peak_states(solver, 60)
     assert many <= few + SMALL
 
 

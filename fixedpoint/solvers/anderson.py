@@ -19,7 +19,7 @@ from fixedpoint.space import Difference, Space
 # often.
 _SHORTENINGS = 20
 
-_ONE = Work(f=1)
+ONE = Work(f=1)
 
 
 class AndersonState(NamedTuple):
@@ -180,9 +180,15 @@ class Anderson(Solver):
 
     def step(self, problem: Problem, point: Point, state: AndersonState) -> Step:
         """One step, one evaluation."""
+        # No name of this frame keeps a point alive that is rejected.
+        return self.stepped(problem, point, state, problem.trial(state.proposal, point))
+
+    def stepped(
+        self, problem: Problem, point: Point, state: AndersonState, new: Point
+    ) -> Step:
+        """The step to the point `new`, which is the proposal, evaluated."""
         space, active = problem.space, problem.active
         space = space.weighted(self.weights)
-        new = problem.trial(state.proposal, point)
         state, products = self._remembered(space, state, point, new, active)
         fell = new.residual_norm < point.residual_norm
         smooth = state.rejected is None and space.backend.known_here(fell)
@@ -193,7 +199,7 @@ class Anderson(Solver):
             new, state = self._rejected(space, point, state, new, accepted)
             products = None
         state, correction = self._proposed(space, new, state, products)
-        return Step(new, state, _ONE, None, smooth, correction)
+        return Step(new, state, ONE, None, smooth, correction)
 
     def _rejected(
         self,
@@ -282,7 +288,7 @@ class Anderson(Solver):
         What was pushed is not read back, and what is pushed anew goes into the old
         history: else a compiler keeps copies.
         """
-        slot = _slot(state.pushed, state.gram.shape[-1])
+        slot = slot_of(state.pushed, state.gram.shape[-1])
         residuals, images, change, image = space.push_secant(
             state.residuals, state.images, slot, old, new, active
         )
@@ -320,7 +326,7 @@ def _known(space: Space, rejected: Array) -> Array | None:
     return None if space.backend.known_here(rejected <= 0) else rejected
 
 
-def _slot(pushed: Any, memory: int) -> Any:
+def slot_of(pushed: Any, memory: int) -> Any:
     """Where the next difference goes: in turn, and once all slots are full thrice to
     each.
     """

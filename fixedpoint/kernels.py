@@ -1,0 +1,45 @@
+"""Compiled steps, which an installed package may offer for plain problems.
+
+An entry point of the group ``fixedpoint.kernels`` takes a solver and a problem to a
+:class:`Kernel`, or to None where it has none for them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from fixedpoint.convergence import Evidence, Verdict
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
+from fixedpoint.solvers.base import Solver, Step
+
+
+class Kernel(ABC):
+    """A solver's step and the test of where it led, in one."""
+
+    @abstractmethod
+    def advance(
+        self, problem: Problem, point: Point, state: Any, evidence: Evidence
+    ) -> tuple[Step, Verdict] | None:
+        """What ``solver.step`` and :func:`fixedpoint.convergence.judge` give; or None,
+        before anything is evaluated, where they have to be asked.
+        """
+
+
+def kernel_of(solver: Solver, problem: Problem) -> Kernel | None:
+    """The kernel for a solver's steps on a problem, if one is installed."""
+    for offered in _installed():
+        kernel = offered(solver, problem)
+        if kernel is not None:
+            return kernel
+    return None
+
+
+@cache
+def _installed() -> tuple[Callable[[Solver, Problem], Kernel | None], ...]:
+    """What the installed packages offer."""
+    return tuple(entry.load() for entry in entry_points(group="fixedpoint.kernels"))
