@@ -97,6 +97,23 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
+# Marks rows of the core alone, beside those with the compiled steps.
+NEUTRAL = ", none compiled"
+
+
+def neutral(
+    solve: Callable[[], tuple[Any, int]],
+) -> Callable[[], tuple[Any, int]]:
+    """`solve` without compiled steps."""
+    from fixedpoint import kernels
+
+    def run() -> tuple[Any, int]:
+        with kernels.disabled():
+            return solve()
+
+    return run
+
+
 def _torch_case(
     name: str, f: Callable[..., Any], z0: Any, probe: Any, rtol: float
 ) -> Case:
@@ -135,6 +152,10 @@ def _torch_case(
 
     contenders = [
         Contender("fixedpoint Anderson(5)", counted(ours(fp.Anderson(memory=5)))),
+        Contender(
+            f"fixedpoint Anderson(5){NEUTRAL}",
+            neutral(counted(ours(fp.Anderson(memory=5)))),
+        ),
         Contender("fixedpoint Broyden(20)", counted(ours(fp.Broyden(memory=20)))),
         Contender("fixedpoint Picard", counted(ours(fp.Picard()))),
         Contender("torchdeq anderson (6 states)", counted(theirs("anderson"))),
@@ -300,6 +321,9 @@ def numpy_chandrasekhar() -> Case:
 
     contenders = [
         Contender("fixedpoint Anderson(10)", ours(fp.Anderson(memory=10))),
+        Contender(
+            f"fixedpoint Anderson(10){NEUTRAL}", neutral(ours(fp.Anderson(memory=10)))
+        ),
         Contender("fixedpoint Anderson(3)", ours(fp.Anderson(memory=3))),
         Contender("fixedpoint Broyden(20)", ours(fp.Broyden(memory=20))),
         Contender("scipy anderson(10)", theirs),

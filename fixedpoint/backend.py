@@ -196,14 +196,15 @@ class Backend:
         Others who hold entries of the same samples find the same; but those of other
         samples may not, and no evaluation of f must hang on it.
         """
+        if isinstance(mask, (np.ndarray, np.generic)):
+            return bool(mask.all())
         return bool(self.namespace(mask).all(mask))
 
     def known_all(self, mask: Array) -> bool:
         """Whether all of `mask` is true, where that can be told without waiting for a
         device.
         """
-        every = self.namespace(mask).all(mask) if mask.ndim else mask
-        return self.agreed_by_all(bool(every))
+        return self.agreed_by_all(Backend.known_here(self, mask))
 
     def known_none(self, mask: Array) -> bool:
         """Whether none of `mask` is true, where that can be told without waiting for a
@@ -235,6 +236,8 @@ class Backend:
         """Whether any of `mask` is true, waiting for the device if need be; a symbol in
         a trace.
         """
+        if isinstance(mask, (np.ndarray, np.generic)):
+            return self.agreed(bool(mask.any()))
         some = self.namespace(mask).any(mask) if mask.ndim else mask
         return self.agreed(bool(some))
 

@@ -67,12 +67,15 @@ class Verdict(NamedTuple):
     hidden : array of bool
         Whether the residual tells nothing: one as large as the largest would be lost in
         the rounding of the state.
+    state : tuple of array or None
+        The sizes of the parts of the state, if they were asked for.
     """
 
     satisfied: Array
     error: Array
     evidence: Evidence
     hidden: Array
+    state: tuple[Array, ...] | None = None
 
 
 def opened(problem: Problem, first: Point) -> Evidence:
@@ -130,7 +133,8 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     error = space.xp.where(exact, space.zero, error)
     error = space.xp.where(space.xp.isnan(error), space.infinity, error)
     last = space.xp.stack([sizes.length, evidence.sizes[..., 0]], axis=-1)
-    return Verdict(satisfied, error, evidence._replace(sizes=last), hidden)
+    evidence = evidence._replace(sizes=last)
+    return Verdict(satisfied, error, evidence, hidden, sizes.state)
 
 
 def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
@@ -149,13 +153,14 @@ def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
     return done | problem.is_rounding(residual, evidence.largest, norm)
 
 
-def vanished_states(problem: Problem, evidence: Evidence, point: Point) -> Array:
+def vanished_states(problem: Problem, verdict: Verdict, point: Point) -> Array:
     """Whether nothing is left of any part of the state, in samples of which there was
     something.
     """
-    space = problem.space
-    state = problem.tolerance.parts(space, point.value)
-    pairs = list(zip(state, evidence.largest, strict=True))
+    space, state = problem.space, verdict.state
+    if state is None:
+        state = problem.tolerance.parts(space, point.value)
+    pairs = list(zip(state, verdict.evidence.largest, strict=True))
     some = ~space.every([most <= 0.0 for _, most in pairs])
     return some & space.every([size <= ZERO * most for size, most in pairs])
 

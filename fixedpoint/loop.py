@@ -170,7 +170,7 @@ class Loop:
         ending = live(converged | precise | lost | diverged | stalled, active)
         if step.failure is None and space.backend.known_none(ending):
             return carry
-        carry, collapsed = self._collapsed(carry, live(converged, active))
+        carry, collapsed = self._collapsed(carry, verdict, live(converged, active))
         status = xp.zeros_like(carry.status) if step.failure is None else step.failure
         found = {
             Status.DIVERGED: diverged,
@@ -241,6 +241,9 @@ class Loop:
         stuck = stalled if failure is None else stalled | (failure != RUNNING)
         for count in _SUSPICIOUS:
             stuck = stuck | (carry.step - carry.improved == count)
+        alone = space.backend.communicator is None
+        if alone and space.backend.known_none(stuck):
+            return carry, stuck
         fallen = carry.point.residual_norm <= _FALLEN * evidence.highest
         small = self.problem.is_small(carry.point, evidence.sizes[..., 0], _FALLEN)
         open_ = ~(verdict.satisfied | verdict.hidden)
@@ -251,15 +254,15 @@ class Loop:
             lambda: at_rounding(self.problem, carry.point, self.first, stuck),
         )
 
-    def _collapsed(self, carry: Carry, converged: Array) -> tuple[Carry, Array]:
+    def _collapsed(
+        self, carry: Carry, verdict: Verdict, converged: Array
+    ) -> tuple[Carry, Array]:
         """The samples that became zero where that is no answer; see
         :func:`irregular_at_zero`.
         """
         if self.solver.is_plain:
             return carry, self.problem.space.xp.zeros_like(converged)
-        vanished = converged & vanished_states(
-            self.problem, carry.evidence, carry.point
-        )
+        vanished = converged & vanished_states(self.problem, verdict, carry.point)
         highest, start = carry.evidence.highest, self.first.value
         return self._asked(
             carry, vanished, lambda: irregular_at_zero(self.problem, start, highest)

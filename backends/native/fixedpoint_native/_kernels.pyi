@@ -11,6 +11,7 @@ class _Anderson:
         size: int,
         memory: int,
         entries: bool,
+        peaks: bool,
         on_error: bool,
         rtol: float,
         atol: float,
@@ -34,7 +35,7 @@ class _Anderson:
         active: Any,
         shortened: Any,
         point: tuple[Any, Any, Any, Any],
-        verdict: tuple[Any, Any, Any, Any, Any, Any, Any],
+        verdict: tuple[Any, Any, Any, Any, Any, Any, Any, Any],
     ) -> int: ...
 
 class AndersonFloat32(_Anderson): ...

@@ -55,7 +55,7 @@ def _is_simple(problem: Problem) -> bool:
         return False
     if not all(isinstance(tol, (int, float)) for tol in (asked.rtol, asked.atol)):
         return False
-    tested = asked.norm == "entries" or (asked.norm != "max" and asked.is_whole(space))
+    tested = asked.norm == "entries" or asked.is_whole(space)
     arrays = bool(space.batch_shape or space.shapes[0]) and 0 not in space.batch_shape
     return tested and arrays
 
@@ -84,6 +84,7 @@ class AndersonKernel(Kernel):
             size=space.size,
             memory=min(solver.memory, space.dimension),
             entries=self.entries,
+            peaks=tolerance.norm == "max",
             on_error=tolerance.test == "error",
             rtol=float(tolerance.rtol),
             atol=float(tolerance.atol),
@@ -128,7 +129,8 @@ class AndersonKernel(Kernel):
         """The step, as it is where it is plain; and the samples of which it is not."""
         z, shape, packed = value[0], problem.space.batch_shape, np.ascontiguousarray
         increment, proposal = np.empty(z.shape, z.dtype), np.empty(z.shape, z.dtype)
-        norm, magnitude, error, highest = (np.empty(shape, z.dtype) for _ in range(4))
+        coefficients = [np.empty(shape, z.dtype) for _ in range(5)]
+        norm, magnitude, error, highest, size = coefficients
         satisfied, hidden = np.empty(shape, bool), np.empty(shape, bool)
         largest = np.empty(z.shape if self.entries else shape, z.dtype)
         sizes, remarks = np.empty((*shape, 2), z.dtype), np.empty(shape, np.uint8)
@@ -151,7 +153,16 @@ class AndersonKernel(Kernel):
             active=problem.active,
             shortened=None if rejected is None else packed(rejected > 0),
             point=(increment, norm, magnitude, proposal),
-            verdict=(satisfied, error, hidden, highest, largest, sizes, remarks),
+            verdict=(
+                satisfied,
+                error,
+                hidden,
+                size,
+                highest,
+                largest,
+                sizes,
+                remarks,
+            ),
         )
         point = Point(value, (increment,), None, norm[()], magnitude[()])
         state = state._replace(
@@ -164,7 +175,8 @@ class AndersonKernel(Kernel):
             count=evidence.count + self.counts,
         )
         step = Step(point, state, fell=not some)
-        verdict = Verdict(satisfied[()], error[()], evidence, hidden[()])
+        state_sizes = None if self.entries else (size[()],)
+        verdict = Verdict(satisfied[()], error[()], evidence, hidden[()], state_sizes)
         return step, verdict, remarks & _OTHERS
 
 

@@ -86,6 +86,7 @@ struct Step {
         at.norm[b] = at.old_norm[b];
         at.magnitude[b] = at.old_magnitude[b];
         at.error[b] = std::numeric_limits<T>::infinity();
+        at.state[b] = 0;
         at.satisfied[b] = at.hidden[b] = false;
         at.new_highest[b] = at.highest[b];
         const int64_t parts = set.entries ? n : 1;
@@ -112,8 +113,9 @@ struct Step {
                 multiply<1>(end - start, n, past + j * n, change, g, row + j, products + j);
         }
         sums[lane] = sum;
-        at.norm[b] = std::sqrt(sum.residual);
-        at.magnitude[b] = std::sqrt(sum.image);
+        at.norm[b] = size_of(sum.residual, at.increment + b * n);
+        at.magnitude[b] = size_of(sum.image, at.image + b * n);
+        at.state[b] = size_of(sum.state, at.value + b * n);
         check(b, row[slot]);
         if (takes_part(b)) place(b, lane, row, products);
     }
@@ -158,6 +160,18 @@ struct Step {
         }
     }
 
+    // The norm of a vector of this sum of squares; of its difference from another one.
+    T size_of(T square, const T *vector, const T *other = nullptr) const {
+        if (!set.peaks || square != square) return std::sqrt(square);
+        T most = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t i = 0; i < set.size; i++) {
+            const T size = std::abs(other ? vector[i] - other[i] : vector[i]);
+            most = most < size ? size : most;
+        }
+        return most;
+    }
+
     void differences(int64_t b, int64_t start, int64_t end, Sums<T> &sum) {
         const int64_t n = set.size;
         const T *z = at.value + b * n, *f = at.image + b * n;
@@ -190,11 +204,12 @@ struct Step {
         if (!fell) at.remarks[b] |= risen;
         if (!(fell || norm <= at.envelope[b] * share)) at.remarks[b] |= not_accepted;
         if (!(square > rounding * rounding)) at.remarks[b] |= uninformative;
-        doubt(b, norm);
-        doubt(b, at.magnitude[b]);
+        doubt(b, norm, set.peaks);
+        doubt(b, at.magnitude[b], set.peaks);
     }
 
-    void doubt(int64_t b, T size) {
+    void doubt(int64_t b, T size, bool is_peak) {
+        if (is_peak && size > 0) return;
         if (size < T(set.smallest) || !(size < std::numeric_limits<T>::infinity()))
             at.remarks[b] |= doubtful;
     }
@@ -271,8 +286,10 @@ struct Step {
     // What fixedpoint.convergence.judge finds.
     void judge(int64_t b, int lane) {
         const Sums<T> &sum = sums[lane];
-        const T norm = at.norm[b], length = larger(std::sqrt(sum.corrected), norm);
-        doubt(b, std::sqrt(sum.corrected));
+        const int64_t start = b * set.size;
+        const T step = size_of(sum.corrected, at.proposal + start, at.value + start);
+        const T norm = at.norm[b], length = larger(step, norm);
+        doubt(b, step, set.peaks);
         at.hidden[b] = T(set.rounding) * at.magnitude[b] > T(set.fall) * at.highest[b];
         if (!set.on_error) {
             unchanged(b);
@@ -280,12 +297,12 @@ struct Step {
             at.satisfied[b] = residual_passes(b) && !at.hidden[b];
             return;
         }
-        note(b, sum);
+        note(b, sum.moved);
         T guarded;
         at.error[b] = estimated(b, length, guarded);
         const T factor = guarded / (length > 0 ? length : T(1));
         const bool fell = norm <= T(set.fall) * at.new_highest[b];
-        at.satisfied[b] = fell && !at.hidden[b] && passes(b, factor, std::sqrt(sum.state), length);
+        at.satisfied[b] = fell && !at.hidden[b] && passes(b, factor, length);
         at.new_sizes[2 * b] = length;
         at.new_sizes[2 * b + 1] = at.sizes[2 * b];
     }
@@ -298,18 +315,18 @@ struct Step {
     }
 
     // The amplification by this step, and the largest sizes so far.
-    void note(int64_t b, const Sums<T> &sum) {
+    void note(int64_t b, T square) {
         const T *gram = at.gram + b * set.memory * set.memory;
-        const T moved = std::sqrt(sum.moved);
+        const T moved = std::sqrt(square);
         const T changed = std::sqrt(gram[slot * set.memory + slot]);
-        doubt(b, moved);
-        doubt(b, changed);
+        doubt(b, moved, false);
+        doubt(b, changed, false);
         at.amplification[b * window + count % window] = moved / changed;
         at.new_highest[b] = at.norm[b] > at.highest[b] ? at.norm[b] : at.highest[b];
         const int64_t n = set.size;
         if (!set.entries) {
-            const T state = std::sqrt(sum.state);
-            doubt(b, state);
+            const T state = at.state[b];
+            doubt(b, state, set.peaks);
             at.new_largest[b] = state > at.largest[b] ? state : at.largest[b];
             return;
         }
@@ -333,8 +350,8 @@ struct Step {
         return error;
     }
 
-    bool passes(int64_t b, T factor, T state, T length) const {
-        if (!set.entries) return part(factor * length, state, at.new_largest[b]);
+    bool passes(int64_t b, T factor, T length) const {
+        if (!set.entries) return part(factor * length, at.state[b], at.new_largest[b]);
         const int64_t n = set.size;
         bool all = true;
         for (int64_t i = b * n; i < (b + 1) * n && all; i++) {

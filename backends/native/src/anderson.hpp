@@ -23,11 +23,12 @@ constexpr int largest_memory = 16;
 constexpr int window = 20;  // steps over which the largest amplification counts
 
 // What holds for all steps of a solve. `entries` says whether each entry of a sample is a
-// part to be tested by itself, `on_error` whether the error is tested, or the residual.
+// part to be tested by itself, `peaks` whether norms are the largest entries, and `on_error`
+// whether the error is tested, or the residual.
 struct Settings {
     int64_t samples, size;
     int memory;
-    bool entries, on_error;
+    bool entries, peaks, on_error;
     double rtol, atol, diagonal, rounding, smallest, fall, zero;
 };
 
@@ -39,7 +40,7 @@ struct Arrays {
     T *residuals, *images, *gram, *amplification;
     const T *first, *highest, *largest, *sizes;
     T *increment, *norm, *magnitude, *proposal;
-    T *error, *new_highest, *new_largest, *new_sizes;
+    T *error, *state, *new_highest, *new_largest, *new_sizes;
     bool *satisfied, *hidden;
     unsigned char *remarks;
 };

@@ -33,7 +33,7 @@ template <typename T>
 using Point = std::tuple<Write<T>, Write<T>, Write<T>, Write<T>>;
 template <typename T>
 using Verdict =
-    std::tuple<Write<bool>, Write<T>, Write<bool>, Write<T>, Write<T>, Write<T>, Write<uint8_t>>;
+    std::tuple<Write<bool>, Write<T>, Write<bool>, Write<T>, Write<T>, Write<T>, Write<T>, Write<uint8_t>>;
 
 // The entries of an array, which has to have so many.
 template <typename Array>
@@ -47,10 +47,10 @@ auto *of(const Array &array, int64_t size, const char *name) {
 template <typename T>
 class Kernel {
   public:
-    Kernel(int64_t samples, int64_t size, int memory, bool entries, bool on_error, double rtol,
-           double atol, double diagonal, double rounding, double smallest, double fall,
+    Kernel(int64_t samples, int64_t size, int memory, bool entries, bool peaks, bool on_error,
+           double rtol, double atol, double diagonal, double rounding, double smallest, double fall,
            double zero)
-        : set_{samples, size, memory, entries, on_error, rtol, atol, diagonal, rounding,
+        : set_{samples, size, memory, entries, peaks, on_error, rtol, atol, diagonal, rounding,
                smallest, fall, zero} {
         if (samples < 1 || size < 1 || memory < 1 || memory > largest_memory)
             throw std::invalid_argument("samples, size and memory must be positive, and memory "
@@ -89,12 +89,13 @@ class Kernel {
             .magnitude = of(std::get<2>(point), b, "the magnitude"),
             .proposal = of(std::get<3>(point), all, "the proposal"),
             .error = of(std::get<1>(verdict), b, "the error"),
-            .new_highest = of(std::get<3>(verdict), b, "the new highest norm"),
-            .new_largest = of(std::get<4>(verdict), parts, "the new largest sizes"),
-            .new_sizes = of(std::get<5>(verdict), 2 * b, "the new sizes"),
+            .state = of(std::get<3>(verdict), b, "the size of the state"),
+            .new_highest = of(std::get<4>(verdict), b, "the new highest norm"),
+            .new_largest = of(std::get<5>(verdict), parts, "the new largest sizes"),
+            .new_sizes = of(std::get<6>(verdict), 2 * b, "the new sizes"),
             .satisfied = of(std::get<0>(verdict), b, "what is satisfied"),
             .hidden = of(std::get<2>(verdict), b, "what is hidden"),
-            .remarks = of(std::get<6>(verdict), b, "the remarks"),
+            .remarks = of(std::get<7>(verdict), b, "the remarks"),
         };
         const int rows = std::min<int64_t>(pushed + 1, m);
         nb::gil_scoped_release released;
@@ -109,9 +110,9 @@ class Kernel {
 template <typename T>
 void bind(nb::module_ &module, const char *name) {
     nb::class_<Kernel<T>>(module, name)
-        .def(nb::init<int64_t, int64_t, int, bool, bool, double, double, double, double, double,
+        .def(nb::init<int64_t, int64_t, int, bool, bool, bool, double, double, double, double, double,
                       double, double>(),
-             "samples"_a, "size"_a, "memory"_a, "entries"_a, "on_error"_a, "rtol"_a, "atol"_a,
+             "samples"_a, "size"_a, "memory"_a, "entries"_a, "peaks"_a, "on_error"_a, "rtol"_a, "atol"_a,
              "diagonal"_a, "rounding"_a, "smallest"_a, "fall"_a, "zero"_a)
         .def("advance", &Kernel<T>::advance, "pushed"_a, "slot"_a, "count"_a, "value"_a,
              "image"_a, "old"_a, "history"_a.noconvert(), "envelope"_a, "known"_a.noconvert(),
