@@ -67,15 +67,16 @@ class Verdict(NamedTuple):
     hidden : array of bool
         Whether the residual tells nothing: one as large as the largest would be lost in
         the rounding of the state.
-    state : tuple of array or None
-        The sizes of the parts of the state, if they were asked for.
+    vanished : array of bool or None
+        Whether nothing is left of any part of the state, in samples of which there was
+        something; None where that was not asked.
     """
 
     satisfied: Array
     error: Array
     evidence: Evidence
     hidden: Array
-    state: tuple[Array, ...] | None = None
+    vanished: Array | None = None
 
 
 def opened(problem: Problem, first: Point) -> Evidence:
@@ -133,8 +134,7 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     error = space.xp.where(exact, space.zero, error)
     error = space.xp.where(space.xp.isnan(error), space.infinity, error)
     last = space.xp.stack([sizes.length, evidence.sizes[..., 0]], axis=-1)
-    evidence = evidence._replace(sizes=last)
-    return Verdict(satisfied, error, evidence, hidden, sizes.state)
+    return Verdict(satisfied, error, evidence._replace(sizes=last), hidden)
 
 
 def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
@@ -157,10 +157,10 @@ def vanished_states(problem: Problem, verdict: Verdict, point: Point) -> Array:
     """Whether nothing is left of any part of the state, in samples of which there was
     something.
     """
-    space, state = problem.space, verdict.state
-    if state is None:
-        state = problem.tolerance.parts(space, point.value)
-    pairs = list(zip(state, verdict.evidence.largest, strict=True))
+    if verdict.vanished is not None:
+        return verdict.vanished
+    space, largest = problem.space, verdict.evidence.largest
+    pairs = list(zip(problem.tolerance.parts(space, point.value), largest, strict=True))
     some = ~space.every([most <= 0.0 for _, most in pairs])
     return some & space.every([size <= ZERO * most for size, most in pairs])
 

@@ -236,7 +236,7 @@ def test_arrays_of_other_sizes_are_refused():
             flags,
             one,
             flags,
-            one,
+            flags,
             one,
             one,
             np.zeros((2, 2)),

@@ -129,9 +129,8 @@ class AndersonKernel(Kernel):
         """The step, as it is where it is plain; and the samples of which it is not."""
         z, shape, packed = value[0], problem.space.batch_shape, np.ascontiguousarray
         increment, proposal = np.empty(z.shape, z.dtype), np.empty(z.shape, z.dtype)
-        coefficients = [np.empty(shape, z.dtype) for _ in range(5)]
-        norm, magnitude, error, highest, size = coefficients
-        satisfied, hidden = np.empty(shape, bool), np.empty(shape, bool)
+        norm, magnitude, error, highest = (np.empty(shape, z.dtype) for _ in range(4))
+        satisfied, hidden, vanished = (np.empty(shape, bool) for _ in range(3))
         largest = np.empty(z.shape if self.entries else shape, z.dtype)
         sizes, remarks = np.empty((*shape, 2), z.dtype), np.empty(shape, np.uint8)
         rejected = state.rejected
@@ -157,7 +156,7 @@ class AndersonKernel(Kernel):
                 satisfied,
                 error,
                 hidden,
-                size,
+                vanished,
                 highest,
                 largest,
                 sizes,
@@ -175,8 +174,7 @@ class AndersonKernel(Kernel):
             count=evidence.count + self.counts,
         )
         step = Step(point, state, fell=not some)
-        state_sizes = None if self.entries else (size[()],)
-        verdict = Verdict(satisfied[()], error[()], evidence, hidden[()], state_sizes)
+        verdict = Verdict(satisfied[()], error[()], evidence, hidden[()], vanished[()])
         return step, verdict, remarks & _OTHERS
 
 

@@ -25,7 +25,7 @@ inline void copy(const T *from, int64_t count, T *to) {
 
 template <typename T>
 struct Sums {
-    T residual = 0, image = 0, state = 0, moved = 0, corrected = 0;
+    T residual = 0, image = 0, state = 0, moved = 0, corrected = 0, size = 0;
 };
 
 // Gram matrices and products of several samples, one in each lane.
@@ -86,8 +86,7 @@ struct Step {
         at.norm[b] = at.old_norm[b];
         at.magnitude[b] = at.old_magnitude[b];
         at.error[b] = std::numeric_limits<T>::infinity();
-        at.state[b] = 0;
-        at.satisfied[b] = at.hidden[b] = false;
+        at.satisfied[b] = at.hidden[b] = at.vanished[b] = false;
         at.new_highest[b] = at.highest[b];
         const int64_t parts = set.entries ? n : 1;
         copy(at.largest + b * parts, parts, at.new_largest + b * parts);
@@ -112,10 +111,10 @@ struct Step {
             for (; j < rows; j++)
                 multiply<1>(end - start, n, past + j * n, change, g, row + j, products + j);
         }
-        sums[lane] = sum;
         at.norm[b] = size_of(sum.residual, at.increment + b * n);
         at.magnitude[b] = size_of(sum.image, at.image + b * n);
-        at.state[b] = size_of(sum.state, at.value + b * n);
+        sum.size = size_of(sum.state, at.value + b * n);
+        sums[lane] = sum;
         check(b, row[slot]);
         if (takes_part(b)) place(b, lane, row, products);
     }
@@ -293,16 +292,18 @@ struct Step {
         at.hidden[b] = T(set.rounding) * at.magnitude[b] > T(set.fall) * at.highest[b];
         if (!set.on_error) {
             unchanged(b);
+            at.vanished[b] = vanishes(b, sum.size);
             at.error[b] = length;
             at.satisfied[b] = residual_passes(b) && !at.hidden[b];
             return;
         }
-        note(b, sum.moved);
+        note(b, sum);
+        at.vanished[b] = vanishes(b, sum.size);
         T guarded;
         at.error[b] = estimated(b, length, guarded);
         const T factor = guarded / (length > 0 ? length : T(1));
         const bool fell = norm <= T(set.fall) * at.new_highest[b];
-        at.satisfied[b] = fell && !at.hidden[b] && passes(b, factor, length);
+        at.satisfied[b] = fell && !at.hidden[b] && passes(b, factor, sum.size, length);
         at.new_sizes[2 * b] = length;
         at.new_sizes[2 * b + 1] = at.sizes[2 * b];
     }
@@ -314,10 +315,22 @@ struct Step {
         copy(at.sizes + 2 * b, 2, at.new_sizes + 2 * b);
     }
 
+    // Whether nothing is left of a state of which there was something.
+    bool vanishes(int64_t b, T state) const {
+        if (!set.entries)
+            return at.new_largest[b] > 0 && state <= T(set.zero) * at.new_largest[b];
+        bool some = false, all = true;
+        for (int64_t i = b * set.size; i < (b + 1) * set.size && all; i++) {
+            some |= at.new_largest[i] > 0;
+            all = std::abs(at.value[i]) <= T(set.zero) * at.new_largest[i];
+        }
+        return some && all;
+    }
+
     // The amplification by this step, and the largest sizes so far.
-    void note(int64_t b, T square) {
+    void note(int64_t b, const Sums<T> &sum) {
         const T *gram = at.gram + b * set.memory * set.memory;
-        const T moved = std::sqrt(square);
+        const T moved = std::sqrt(sum.moved);
         const T changed = std::sqrt(gram[slot * set.memory + slot]);
         doubt(b, moved, false);
         doubt(b, changed, false);
@@ -325,9 +338,8 @@ struct Step {
         at.new_highest[b] = at.norm[b] > at.highest[b] ? at.norm[b] : at.highest[b];
         const int64_t n = set.size;
         if (!set.entries) {
-            const T state = at.state[b];
-            doubt(b, state, set.peaks);
-            at.new_largest[b] = state > at.largest[b] ? state : at.largest[b];
+            doubt(b, sum.size, set.peaks);
+            at.new_largest[b] = sum.size > at.largest[b] ? sum.size : at.largest[b];
             return;
         }
         for (int64_t i = b * n; i < (b + 1) * n; i++) {
@@ -350,8 +362,8 @@ struct Step {
         return error;
     }
 
-    bool passes(int64_t b, T factor, T length) const {
-        if (!set.entries) return part(factor * length, at.state[b], at.new_largest[b]);
+    bool passes(int64_t b, T factor, T state, T length) const {
+        if (!set.entries) return part(factor * length, state, at.new_largest[b]);
         const int64_t n = set.size;
         bool all = true;
         for (int64_t i = b * n; i < (b + 1) * n && all; i++) {

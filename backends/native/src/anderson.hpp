@@ -40,8 +40,8 @@ struct Arrays {
     T *residuals, *images, *gram, *amplification;
     const T *first, *highest, *largest, *sizes;
     T *increment, *norm, *magnitude, *proposal;
-    T *error, *state, *new_highest, *new_largest, *new_sizes;
-    bool *satisfied, *hidden;
+    T *error, *new_highest, *new_largest, *new_sizes;
+    bool *satisfied, *hidden, *vanished;
     unsigned char *remarks;
 };
 

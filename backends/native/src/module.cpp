@@ -33,7 +33,8 @@ template <typename T>
 using Point = std::tuple<Write<T>, Write<T>, Write<T>, Write<T>>;
 template <typename T>
 using Verdict =
-    std::tuple<Write<bool>, Write<T>, Write<bool>, Write<T>, Write<T>, Write<T>, Write<T>, Write<uint8_t>>;
+    std::tuple<Write<bool>, Write<T>, Write<bool>, Write<bool>, Write<T>, Write<T>, Write<T>,
+               Write<uint8_t>>;
 
 // The entries of an array, which has to have so many.
 template <typename Array>
@@ -89,12 +90,12 @@ class Kernel {
             .magnitude = of(std::get<2>(point), b, "the magnitude"),
             .proposal = of(std::get<3>(point), all, "the proposal"),
             .error = of(std::get<1>(verdict), b, "the error"),
-            .state = of(std::get<3>(verdict), b, "the size of the state"),
             .new_highest = of(std::get<4>(verdict), b, "the new highest norm"),
             .new_largest = of(std::get<5>(verdict), parts, "the new largest sizes"),
             .new_sizes = of(std::get<6>(verdict), 2 * b, "the new sizes"),
             .satisfied = of(std::get<0>(verdict), b, "what is satisfied"),
             .hidden = of(std::get<2>(verdict), b, "what is hidden"),
+            .vanished = of(std::get<3>(verdict), b, "what vanished"),
             .remarks = of(std::get<7>(verdict), b, "the remarks"),
         };
         const int rows = std::min<int64_t>(pushed + 1, m);
