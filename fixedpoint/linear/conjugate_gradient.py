@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec, joined
 from fixedpoint.checks import check_count
+from fixedpoint.linear.bare_gradients import conjugate_gradients
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
 
@@ -100,6 +101,8 @@ class ConjugateGradient(LinearSolver):
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
         space = system.space
+        if memory is None and space.is_bare and system.precondition is None:
+            return self._bare(system), None
         if memory is None:
             return self._run(system, None)[0], None
         unknown = space.xp.all(memory.factors == 0.0, axis=-1)
@@ -120,6 +123,14 @@ class ConjugateGradient(LinearSolver):
         pairs = zip(found.vectors, memory.vectors, strict=True)
         vectors = tuple(space.xp.where(rows, new, old) for new, old in pairs)
         return solution, Spectrum(vectors, factors)
+
+    def _bare(self, system: LinearSystem) -> LinearSolution:
+        """Solve on the one array that there is."""
+        product = lambda v: system.product((v,))[0]  # noqa: E731
+        _, norm, busy = system.start()
+        most, target = self.max_steps if busy else 0, float(system.target)
+        x, left, steps = conjugate_gradients(product, system.right[0], target, most)
+        return system.solution((x,), norm.dtype.type(left), steps)
 
     def _run(self, system: LinearSystem, lanczos: Any) -> tuple[LinearSolution, Any]:
         space = system.space
