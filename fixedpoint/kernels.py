@@ -26,10 +26,8 @@ class Kernel(ABC):
     @abstractmethod
     def advance(
         self, problem: Problem, point: Point, state: Any, evidence: Evidence
-    ) -> tuple[Step, Verdict] | None:
-        """What ``solver.step`` and :func:`fixedpoint.convergence.judge` give; or None,
-        before anything is evaluated, where they have to be asked.
-        """
+    ) -> tuple[Step, Verdict]:
+        """What ``solver.step`` and :func:`fixedpoint.convergence.judge` give."""
 
 
 _allowed = ContextVar("_allowed", default=True)

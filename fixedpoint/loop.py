@@ -95,7 +95,12 @@ class Loop:
         """One step, and what became of each sample by it."""
         space = self.problem.space
         problem = self.problem.among(carry.active)
-        step, verdict = self.advanced(problem, carry)
+        at = problem, carry.point, carry.state
+        if self.kernel is None:
+            step = self.solver.step(*at)
+            verdict = judge(problem, carry.evidence, carry.point, step)
+        else:
+            step, verdict = self.kernel.advance(*at, carry.evidence)
         carry = carry._replace(evidence=verdict.evidence)
         if self.all_improved(carry, step, verdict):
             carry = self.improved(carry, step, verdict.error)
@@ -104,16 +109,6 @@ class Loop:
         if self.control.is_plain and not self.problem.batched:
             return carry
         return self.observed(recorded(space, carry))
-
-    def advanced(self, problem: Problem, carry: Carry) -> tuple[Step, Verdict]:
-        """The solver's step, and what is known of where it led."""
-        at = problem, carry.point, carry.state
-        if self.kernel is not None:
-            found = self.kernel.advance(*at, carry.evidence)
-            if found is not None:
-                return found
-        step = self.solver.step(*at)
-        return step, judge(problem, carry.evidence, carry.point, step)
 
     @cached_property
     def kernel(self) -> Kernel | None:
