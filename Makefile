@@ -13,7 +13,7 @@ unexport PYTHONHOME
 unexport MYPYPATH
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-oldest lint docs bench gpu clean
+.PHONY: help demo test test-oldest lint docs bench bench-quick gpu clean
 
 help:
 	@echo 'make demo   optimize the latent codes of a small equilibrium decoder, write pictures'
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint   style, types and the import contracts'
 	@echo 'make docs   the documentation, and its examples'
 	@echo 'make bench  the benchmarks'
+	@echo 'make bench-quick  the overhead alone, beside what was recorded'
 	@echo 'make gpu    the tests and benchmarks that need a GPU, in an environment of their own'
 	@echo 'make clean  remove what these targets made, .venv included'
 	@echo "ARGS='...' is passed on by demo, test, test-oldest, bench and gpu."
@@ -67,6 +68,9 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/input_optimization.py
 	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/robustness.py $(ARGS)
+
+bench-quick: .venv/.bench
+	$(BIN)/python benchmarks/run.py --quick
 
 # Without the pins: the plain name of Torch stands for its CUDA build. GPU_PYTHON names another
 # environment, which must have all that is installed here.
