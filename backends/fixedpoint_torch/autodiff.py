@@ -37,6 +37,10 @@ class TorchAutodiff(Autodiff):
             maps.refuse_hidden(functions, value, args)
         else:
             run = run.with_functions(at=maps.watched(functions))
+        if not _tracked(*value, *args):
+            with torch.no_grad():
+                end = numpy_algebra.iterate(run, value)
+            return end._replace(backward=BackwardReport())
         call = Call(adjoint, run, len(value), BackwardReport())
         outputs = apply(Root, call, *value, *args)
         status, norm, error, precise, steps, method = outputs[len(value) :]
@@ -57,6 +61,12 @@ def recording() -> bool:
     return (
         torch.is_grad_enabled() or forward_ad._current_level >= 0 or inside_transform()
     )
+
+
+def _tracked(*tensors: torch.Tensor) -> bool:
+    """Whether a derivative with respect to one of the tensors may be asked for."""
+    transformed = forward_ad._current_level >= 0 or inside_transform()
+    return transformed or any(tensor.requires_grad for tensor in tensors)
 
 
 def inside_transform() -> bool:
