@@ -30,10 +30,10 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 import fixedpoint as fp
-from fixedpoint.operators import ConditionalGradient
 from fixedpoint.operators.base import leafwise
 from fixedpoint_models import (
     AugmentedDEQ,
+    ConditionalGradient,
     DenseClassifier,
     DenseDecoder,
     JointIteration,

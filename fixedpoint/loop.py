@@ -218,8 +218,6 @@ class Loop:
         lowest = xp.where(norm < carry.lowest, norm, carry.lowest)
         over = (xp.zeros_like(age) + carry.step) % patience == 0
         stalled = (lowest >= carry.reference) & over | (age >= _PATIENCE * patience)
-        if self.solver.latest:  # the residual may rise for as long as it likes
-            stalled = xp.zeros_like(stalled)
         reference = xp.where(over, norm, carry.reference)
         lowest = xp.where(over, xp.zeros_like(lowest) + xp.inf, lowest)
         return carry._replace(lowest=lowest, reference=reference), stalled

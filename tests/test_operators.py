@@ -111,19 +111,37 @@ def test_joint_shares_its_work(counted):
     np.testing.assert_array_equal(evaluation.residual["v"], -0.5 * Z + 1)
 
 
+BLOCKS = {"u": np.full(2, 1e6), "v": np.ones(2), "w": np.full(2, 1e-3)}
+
+
+def joint_of_blocks():
+    """Goes to the blocks that it is given."""
+    return Joint(
+        lambda state, target: (state, target),
+        {name: Map(lambda _, s, name=name: s[1][name]) for name in BLOCKS},
+    )
+
+
 @pytest.mark.parametrize("wrong", ["u", "v", "w"])
 def test_every_block_has_to_converge_by_itself(jit_case, wrong):
     """The relative test of a small block is not met on the strength of a large one."""
-    state = {"u": np.full(2, 1e6), "v": np.ones(2), "w": np.full(2, 1e-3)}
-    joint = Joint(
-        lambda state, target: (state, target),
-        {name: Map(lambda _, s, name=name: s[1][name]) for name in state},
-    )
+    state, joint = BLOCKS, joint_of_blocks()
     exact = jit_case.solve(joint, state, (state,), max_steps=0, rtol=1e-6, atol=0.0)
     off = state | {wrong: state[wrong] * (1 + 1e-5)}
     sol = jit_case.solve(joint, off, (state,), max_steps=0, rtol=1e-6, atol=0.0)
     assert bool(exact.converged)
     assert not bool(sol.converged)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [joint_of_blocks().damped(0.5), joint_of_blocks().projected(lambda state: state)],
+)
+def test_blocks_that_are_damped_or_projected_converge_by_themselves(operator):
+    off = BLOCKS | {"w": BLOCKS["w"] * (1 + 1e-5)}
+    settings = {"max_steps": 0, "rtol": 1e-6, "atol": 0.0, "on_failure": "return"}
+    assert bool(fp.fixed_point(operator, BLOCKS, (BLOCKS,), **settings).converged)
+    assert not bool(fp.fixed_point(operator, off, (BLOCKS,), **settings).converged)
 
 
 # The augmented system of f(z, x) = Az + Bx, ℓ = |z − y|²/2 + c|x|²/2: linear algebra.

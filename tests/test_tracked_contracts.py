@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import fixedpoint as fp
-from fixedpoint import operators
-from fixedpoint.operators import (
-    BarzilaiBorwein,
-    ConditionalGradient,
-    Lagrangian,
-    Momentum,
-)
 from fixedpoint_models import (
     AugmentedDEQ,
+    BarzilaiBorwein,
+    ConditionalGradient,
+    Momentum,
     TrackedDescent,
     TrackedNewton,
     ball,
@@ -287,20 +282,19 @@ def path(xp, rule, project):
     def loss(z, x, y, p):
         return xp.sum((z - y) ** 2, axis=-1) + 0.1 * xp.sum(x**2, axis=-1)
 
-    lagrangian = Lagrangian(
+    model = AugmentedDEQ(
         linear,
         loss,
+        project=project,
         vjp=lambda z, x, p: (linear(z, x, p), lambda mu: (mu @ W, mu @ U)),
         loss_gradient=lambda z, x, y, p: (loss(z, x, y, p), (2.0 * (z - y), 0.2 * x)),
     )
-    descent = operators.TrackedDescent(lagrangian, rule, project, 2, 1)
-    return fp.fixed_point(
-        descent,
-        descent.start(*zeros),
-        (W, y),
-        solver=fp.Picard(keep_last=True),
+    return model.iterate(
+        *zeros,
+        params=None,
+        y=y,
+        method=TrackedDescent(rule=rule),
         max_steps=8,
-        batch_ndim=1,
         on_failure="return",
     ).value["x"]
 

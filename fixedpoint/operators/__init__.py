@@ -15,13 +15,6 @@ from fixedpoint.operators.augmented import (
     augmented,
 )
 from fixedpoint.operators.base import Compose, Damp, Evaluation, Map, Operator, Project
-from fixedpoint.operators.descent import (
-    BarzilaiBorwein,
-    ConditionalGradient,
-    DescentRule,
-    Momentum,
-    TrackedDescent,
-)
 from fixedpoint.operators.joint import Joint
 from fixedpoint.operators.sensitivity import Tangents, tangents
 from fixedpoint.operators.splitting import (
@@ -35,11 +28,8 @@ from fixedpoint.operators.splitting import (
 
 __all__ = [
     "AdjointMap",
-    "BarzilaiBorwein",
     "Compose",
-    "ConditionalGradient",
     "Damp",
-    "DescentRule",
     "Evaluation",
     "ForwardBackward",
     "InputStep",
@@ -48,14 +38,12 @@ __all__ = [
     "Linearization",
     "Local",
     "Map",
-    "Momentum",
     "Operator",
     "PeacemanRachford",
     "Project",
     "SoftThreshold",
     "StateMap",
     "Tangents",
-    "TrackedDescent",
     "augmented",
     "largest_step",
     "rectify",

@@ -190,6 +190,8 @@ class InputStep(Operator):
         """No evaluation: the gradient is there already."""
         gradient = linearization.input_gradient
         image = self._moved(state, gradient, self.step_size)
+        if self.project is None:
+            return Evaluation(image, leafwise(lambda g: -g, gradient))
         full = self._moved(state, gradient, 1.0)
         return Evaluation(image, leafwise(lambda p, x: p - x, full, state))
 

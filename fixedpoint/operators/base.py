@@ -153,6 +153,11 @@ class Damp(Operator):
     def __post_init__(self) -> None:
         check_positive("damping", self.damping, 2.0)
 
+    @property
+    def blocks(self) -> Any:
+        """The blocks of the operator, each of which is tested by itself; or None."""
+        return getattr(self.operator, "blocks", None)
+
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
         image, residual = self.operator.evaluate(state, *args)
@@ -173,13 +178,20 @@ class Project(Operator):
     operator: Operator
     project: Callable[[Any], Any]
 
+    @property
+    def blocks(self) -> Any:
+        """The blocks of the operator, each of which is tested by itself; or None."""
+        return getattr(self.operator, "blocks", None)
+
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
         image, residual = self.operator.evaluate(state, *args)
-        undamped = self.project(leafwise(lambda z, r: z + r, state, residual))
-        return Evaluation(
-            self.project(image), leafwise(lambda z, p: p - z, state, undamped)
-        )
+        return Evaluation(self.project(image), self.undamped(state, residual))
+
+    def undamped(self, state: Any, residual: Any) -> Any:
+        """The residual Π(z + r) − z."""
+        whole = self.project(leafwise(lambda z, r: z + r, state, residual))
+        return leafwise(lambda p, z: p - z, whole, state)
 
 
 @dataclass(frozen=True)

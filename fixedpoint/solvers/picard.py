@@ -31,10 +31,6 @@ class Picard(Solver):
     ----------
     damping : float in (0, 2], optional
         The factor τ; 1 is no damping, more than 1 over-relaxes.
-    keep_last : bool, optional
-        Whether a sample that does not converge returns its last iterate, and not the
-        one of the smallest residual: right where the map takes steps that lower
-        something else, as :class:`fixedpoint.operators.TrackedDescent` does.
 
     Examples
     --------
@@ -45,12 +41,6 @@ class Picard(Solver):
     """
 
     damping: float = 1.0
-    keep_last: bool = False
-
-    @property
-    def latest(self) -> bool:
-        """Whether the last iterate is returned."""
-        return self.keep_last
 
     @property
     def is_plain(self) -> bool:

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
         equilibrium_map,
         masked_loss,
     )
-    from fixedpoint_models.methods import JointIteration, TrackedDescent
+    from fixedpoint_models.descent import (
+        BarzilaiBorwein,
+        ConditionalGradient,
+        DescentRule,
+        Momentum,
+        TrackedDescent,
+    )
+    from fixedpoint_models.methods import JointIteration
     from fixedpoint_models.monotone import MonotoneDEQ, MonotoneLinear
     from fixedpoint_models.nested import Nested, Progress
     from fixedpoint_models.tracked import TrackedNewton
@@ -49,7 +56,14 @@ _MODULES = {
     ),
     "data": ("DataError", "load_images"),
     "decoder": ("DenseDecoder", "decode", "equilibrium_map", "masked_loss"),
-    "methods": ("JointIteration", "TrackedDescent"),
+    "descent": (
+        "BarzilaiBorwein",
+        "ConditionalGradient",
+        "DescentRule",
+        "Momentum",
+        "TrackedDescent",
+    ),
+    "methods": ("JointIteration",),
     "monotone": ("MonotoneDEQ", "MonotoneLinear"),
     "nested": ("Nested", "Progress"),
     "tracked": ("TrackedNewton",),
@@ -60,11 +74,15 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "AugmentedDEQ",
     "AugmentedSolution",
+    "BarzilaiBorwein",
     "CheckpointError",
+    "ConditionalGradient",
     "DataError",
     "DenseClassifier",
     "DenseDecoder",
+    "DescentRule",
     "JointIteration",
+    "Momentum",
     "MonotoneDEQ",
     "MonotoneLinear",
     "Nested",

@@ -14,7 +14,7 @@ from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
-from fixedpoint_models.methods import JointIteration, TrackedDescent, zeros_like
+from fixedpoint_models.methods import Method, zeros_like
 from fixedpoint_models.tracked import TrackedNewton
 
 # Entries of an input for which a matrix of their square is cheap.
@@ -144,7 +144,7 @@ class AugmentedDEQ:
         rtol: float = 1e-4,
         atol: float = 1e-6,
         on_failure: Policy = "raise",
-        method: TrackedNewton | TrackedDescent | JointIteration | None = None,
+        method: Method | None = None,
         adjoint: fp.Adjoint | None = None,
     ) -> fp.Solution[Any]:
         """The joint iteration alone, with no objective and no KKT residual at its end.
@@ -244,7 +244,7 @@ class AugmentedDEQ:
         rtol: float = 1e-4,
         atol: float = 1e-6,
         on_failure: Policy = "raise",
-        method: TrackedNewton | TrackedDescent | JointIteration | None = None,
+        method: Method | None = None,
     ) -> AugmentedSolution:
         """Solve for z, μ and x together, and say how good the x is.
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from array_api_compat import array_namespace
 
 import fixedpoint as fp
-from fixedpoint import operators
-from fixedpoint.failure import Policy
-from fixedpoint.operators import DescentRule
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 
@@ -25,38 +22,8 @@ if TYPE_CHECKING:
 _FREE_STEPS, _TOLERATED = 10, 1.3
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackedDescent:
-    """Descent in the input, with state and adjoint tracked; see the operator of the
-    same name.
-
-    Right for inputs of many entries and for constraints: attacks, for one.
-
-    Parameters
-    ----------
-    rule : DescentRule
-        How the input moves: ``Momentum``, ``BarzilaiBorwein`` or
-        ``ConditionalGradient`` of :mod:`fixedpoint.operators`.
-    sweeps : int, optional
-        Evaluations of f and products for each move.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fixedpoint.operators import Momentum
-    >>> from fixedpoint_models import AugmentedDEQ, TrackedDescent
-    >>> model = AugmentedDEQ(
-    ...     lambda z, x, w: w * z + x, lambda z, x, y, w: ((z - y) ** 2 + x**2).sum(-1))
-    >>> sol = model.solve(torch.zeros(1, 1), torch.zeros(1, 1),
-    ...                   params=torch.tensor(0.5),
-    ...                   y=torch.tensor([[2.0]]), max_steps=200,
-    ...                   method=TrackedDescent(rule=Momentum(step_size=0.1)))
-    >>> [round(float(x), 3) for x in sol.x]
-    [0.8]
-    """
-
-    rule: DescentRule
-    sweeps: int = 2
+class Method(Protocol):
+    """A way to solve the augmented system."""
 
     def solve(
         self,
@@ -68,28 +35,7 @@ class TrackedDescent:
         y: Any,
         **control: Any,
     ) -> fp.Solution[Any]:
-        """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
-
-        The adjoint starts from ∂ℓ/∂z, if no `mu0` is given: from zero the first
-        gradient would be zero, too, and the first step lost.
-        """
-        if mu0 is None:
-            mu0 = model.problem.loss_and_gradient(z0, x0, params, y)[1]
-        descent = operators.TrackedDescent(
-            model.problem, self.rule, model.project, self.sweeps, model.batch_ndim
-        )
-        found = fp.fixed_point(
-            descent,
-            descent.start(z0, x0, mu0),
-            (params, y),
-            solver=fp.Picard(keep_last=True),
-            batch_ndim=model.batch_ndim,
-            **control,
-        )
-        evaluations = self.sweeps * found.work.f
-        return _without_memory(
-            found, Work(f=evaluations - found.work.f, vjp=evaluations)
-        )
+        """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +93,15 @@ class JointIteration:
         x0: Any,
         params: Any,
         y: Any,
-        *,
-        max_steps: int,
-        on_failure: Policy,
         **control: Any,
     ) -> fp.Solution[Any]:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
         mu0 = zeros_like(z0) if mu0 is None else mu0
-        solver = fp.Anderson(memory=self.memory, type=self.type)
+        control |= {
+            "solver": fp.Anderson(memory=self.memory, type=self.type),
+            "batch_ndim": model.batch_ndim,
+        }
+        max_steps = control["max_steps"]
         best = _Best(
             lambda state: model.problem.loss_at(state["z"], state["x"], y, params)
         )
@@ -171,30 +118,16 @@ class JointIteration:
                 state_damping=self.state_damping,
                 adjoint_damping=self.adjoint_damping,
             ).operator
+            during = {"max_steps": steps - before, "on_failure": "return"}
             found = fp.fixed_point(
-                operator,
-                state,
-                (params, y),
-                solver=solver,
-                max_steps=steps - before,
-                callback=note,
-                batch_ndim=model.batch_ndim,
-                on_failure="return",
-                **control,
+                operator, state, (params, y), callback=note, **control | during
             )
             work, taken = work.plus(found.work), taken + found.steps
             note(max_steps, found.value, found.residual_norm)
             state = best.state
         # What is said of the iterate that is returned is found out at it.
         last = fp.fixed_point(
-            operator,
-            state,
-            (params, y),
-            solver=solver,
-            max_steps=0,
-            batch_ndim=model.batch_ndim,
-            on_failure=on_failure,
-            **control,
+            operator, state, (params, y), **control | {"max_steps": 0}
         )
         work = work.plus(last.work)
         return replace(last, work=work.plus(Work(vjp=work.f)), steps=taken)
@@ -247,9 +180,3 @@ def _beside(mask: Any, leaf: Any) -> Any:
     """`mask` with as many axes as `leaf`."""
     xp = array_namespace(mask)
     return xp.reshape(mask, (*mask.shape, *(1,) * (leaf.ndim - mask.ndim)))
-
-
-def _without_memory(found: fp.Solution[Any], more: Work) -> fp.Solution[Any]:
-    """The solution for z, μ and x alone, and `more` work than its steps."""
-    value = {name: found.value[name] for name in ("z", "mu", "x")}
-    return replace(found, value=value, work=found.work.plus(more))

@@ -14,7 +14,6 @@ import torch
 from sklearn.datasets import load_digits
 
 import fixedpoint as fp
-from fixedpoint.operators import ConditionalGradient
 from fixedpoint.operators.base import leafwise
 from fixedpoint_models import data as sets
 from fixedpoint_models.augmented import AugmentedDEQ
@@ -27,7 +26,7 @@ from fixedpoint_models.classifier import (
     scores,
 )
 from fixedpoint_models.config import setting
-from fixedpoint_models.methods import TrackedDescent
+from fixedpoint_models.descent import ConditionalGradient, TrackedDescent
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.networks import MDEQClassifier
 from fixedpoint_models.plots import draw_recovered

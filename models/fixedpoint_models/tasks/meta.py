@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_map
 
 import fixedpoint as fp
 from fixedpoint.checks import check_count
-from fixedpoint.operators import BarzilaiBorwein
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.comparison import Task
 from fixedpoint_models.config import setting
@@ -31,7 +30,7 @@ from fixedpoint_models.data import (
     omniglot,
     split_classes,
 )
-from fixedpoint_models.methods import TrackedDescent
+from fixedpoint_models.descent import BarzilaiBorwein, TrackedDescent
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.networks import FiLM, MDEQCell
 from fixedpoint_models.tasks.base import Experiment
