@@ -160,6 +160,25 @@ def solver(request: pytest.FixtureRequest) -> fp.solvers.Solver:
     return SOLVERS[request.param]
 
 
+@pytest.fixture(
+    scope="session",
+    params=[
+        fp.Picard(),
+        fp.Anderson(memory=4),
+        fp.Broyden(),
+        fp.SQUAREM(),
+        fp.Newton(),
+        fp.NewtonKrylov(),
+        fp.LevenbergMarquardt(),
+        fp.PseudoTransient(),
+    ],
+    ids=lambda solver: solver.name,
+)
+def each_solver(request: pytest.FixtureRequest) -> fp.solvers.Solver:
+    """Each solver in turn, with hardly a setting."""
+    return request.param
+
+
 @dataclass(frozen=True)
 class Layer:
     """The map z ↦ b + Aᵀ tanh(A z), or z less that, whose root is the fixed point.

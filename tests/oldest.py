@@ -28,7 +28,12 @@ TOOLS = [
     "pytest",
     "pytest-xdist",
 ]
-TESTS = ["fixedpoint", "backends", "tests/test_backends.py", "tests/test_deq_jax.py"]
+TESTS = [
+    "fixedpoint",
+    "backends",
+    "tests/contracts/test_backends.py",
+    "tests/jax/test_deq.py",
+]
 
 
 def oldest() -> list[str]:

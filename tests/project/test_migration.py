@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 HEADING = re.compile(r"^(.+)\n-+\n", re.MULTILINE)
 BLOCK = re.compile(
     r"\.\. code-block:: python\n    :caption: (\w+)\n\n((?:    .*\n|\n)+)"

@@ -1,7 +1,7 @@
 """Solves of states that are spread over eight devices of the host: a line of JSON for
 each.
 
-``XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_eight_devices.py``.
+With ``XLA_FLAGS=--xla_force_host_platform_device_count=8`` in the environment.
 """
 
 import json

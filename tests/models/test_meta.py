@@ -31,7 +31,7 @@ SMALL = MetaSettings(
     test_tasks=6,
     test_queries=2,
 )
-EXAMPLE = Path(__file__).parents[1] / "examples" / "meta_learning.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "meta_learning.py"
 TIGHT = {"rtol": 1e-12, "atol": 1e-13, "max_steps": 2000}
 TASKS, WAYS, IMAGES, PENALTY = 2, 2, 2, 0.1
 

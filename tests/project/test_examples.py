@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
