@@ -129,7 +129,7 @@ def attempt(problem: Problem, name: str, method: Method, limit: int = LIMIT) -> 
         except Exception as error:
             lost = Answer(None, False, f"{type(error).__name__}: {error}")
             answer = Answer(counted.best, False, "cut off") if counted.spent else lost
-        residual, solved = judged(problem, answer.value)
+        residual, solved = checked(problem, answer.value)
     unsolved = (
         "error" if answer.value is None else "FALSE" if answer.claim else "failed"
     )
@@ -138,7 +138,7 @@ def attempt(problem: Problem, name: str, method: Method, limit: int = LIMIT) -> 
     return Attempt(problem.name, size, name, counted.calls, mark, residual, answer.note)
 
 
-def judged(problem: Problem, value: Any) -> tuple[float | None, bool]:
+def checked(problem: Problem, value: Any) -> tuple[float | None, bool]:
     """The residual of an answer, None if it is not finite, and whether it is
     accepted.
     """

@@ -463,7 +463,7 @@ WITHOUT_DEFAULTS = ("optimistix FixedPointIteration", "optimistix Newton")
 
 @dataclass(frozen=True)
 class Attempt:
-    """An answer judged.
+    """An answer assessed.
 
     `ratio` is the true error beside the one asked for, in the Euclidean norm, and
     `worst` the same of the worst entry; `estimate` is the error that the method names,
@@ -521,10 +521,10 @@ def attempt(
             answer = method(problem, rtol, known[0])
         except Exception:  # whatever a peer raises
             answer = nothing
-    return judged(problem, known, name, answer, rtol)
+    return assessed(problem, known, name, answer, rtol)
 
 
-def judged(
+def assessed(
     problem: Problem,
     known: list[Reference],
     name: str,

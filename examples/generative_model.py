@@ -72,12 +72,12 @@ def train(solve: Solve, epochs: int) -> tuple[Generative, Curve, torch.Tensor]:
             optimizer.step()
         schedule.step()
         seconds += time.process_time() - begin
-        objective, decoded = judged(task)
+        objective, decoded = evaluated(task)
         curve.append((seconds, objective))
     return task, curve, decoded
 
 
-def judged(task: Generative) -> tuple[float, torch.Tensor]:
+def evaluated(task: Generative) -> tuple[float, torch.Tensor]:
     """The mean objective of held-out images, re-solved, and the images at the codes
     found.
     """

@@ -24,7 +24,7 @@ import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.communicator import Communicator, Reduction
-from fixedpoint.elimination import eliminated
+from fixedpoint.elimination import gauss_jordan
 
 Array = Any
 Vec = tuple[Array, ...]
@@ -288,7 +288,7 @@ class Backend:
                 rights.dtype
             )
         if not hasattr(xp, "linalg"):
-            return eliminated(xp, matrices, rights)
+            return gauss_jordan(xp, matrices, rights)
         try:
             return xp.linalg.solve(matrices, rights[..., None])[..., 0]
         except np.linalg.LinAlgError:

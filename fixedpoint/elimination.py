@@ -7,7 +7,7 @@ from typing import Any
 Array = Any
 
 
-def eliminated(xp: Any, matrices: Array, rights: Array) -> Array:
+def gauss_jordan(xp: Any, matrices: Array, rhs: Array) -> Array:
     """The solutions of small systems, by Gauss and Jordan's elimination with partial
     pivoting.
 
@@ -19,7 +19,7 @@ def eliminated(xp: Any, matrices: Array, rights: Array) -> Array:
         The namespace.
     matrices : array of shape (..., m, m)
         The matrices.
-    rights : array of shape (..., m)
+    rhs : array of shape (..., m)
         The right-hand sides.
 
     Returns
@@ -27,15 +27,15 @@ def eliminated(xp: Any, matrices: Array, rights: Array) -> Array:
     array of shape (..., m)
         The solutions, not finite where a matrix is singular.
     """
-    table = xp.concat([matrices, rights[..., None]], axis=-1)
+    table = xp.concat([matrices, rhs[..., None]], axis=-1)
     zero, pivots = xp.zeros_like(table[..., :1, :1]), []
-    free = xp.zeros_like(rights) == 0.0
-    for k in range(rights.shape[-1]):
+    free = xp.zeros_like(rhs) == 0.0
+    for k in range(rhs.shape[-1]):
         column = table[..., k]
         sizes = xp.where(free, xp.abs(column), -1.0 + zero[..., 0])
         pivot = xp.argmax(sizes, axis=-1, keepdims=True)
         # Rows stay in their places: that of each pivot is marked instead of exchanged.
-        chosen = xp.arange(rights.shape[-1]) == pivot
+        chosen = xp.arange(rhs.shape[-1]) == pivot
         row = xp.sum(xp.where(chosen[..., None], table, zero), axis=-2, keepdims=True)
         row = row / row[..., k : k + 1]
         table = xp.where(chosen[..., None], row, table - column[..., None] * row)

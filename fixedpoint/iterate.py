@@ -198,8 +198,8 @@ def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
     status = xp.where(again, xp.zeros_like(carry.status), carry.status)
     now = xp.zeros_like(carry.improved) + carry.step
     infinite = xp.zeros_like(carry.lowest) + float("inf")
-    # The best iterate is another solver's: no turn is smooth until a better one is
-    # found.
+    # The best iterate is another solver's: no step is known to improve until a better
+    # one is found.
     return sifted(
         space,
         carry._replace(

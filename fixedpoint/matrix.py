@@ -134,10 +134,10 @@ def product_with(space: Space, matrix: Any, entries: Array) -> Array:
     """The product of what :func:`matrix_of` returns with the entries of each sample."""
     if space.backend.is_array(matrix):
         return space.xp.matmul(matrix, entries[..., None])[..., 0]
-    return brought(space, matrix @ space.backend.numpy(entries))
+    return as_coefficients(space, matrix @ space.backend.numpy(entries))
 
 
-def brought(space: Space, array: Any) -> Array:
+def as_coefficients(space: Space, array: Any) -> Array:
     """A NumPy array of coefficients in the library of the state."""
     return space.xp.asarray(array, dtype=space.dtype, **space.place)
 
@@ -148,7 +148,7 @@ def columns_of(space: Space, operator: Any) -> Any:
     """
     order = operator.shape[-1]
     if order <= _COLUMNS:
-        return brought(space, operator @ np.eye(order))
+        return as_coefficients(space, operator @ np.eye(order))
     from scipy.sparse import coo_array  # noqa: PLC0415  no room is needed for it
 
     return coo_array(([np.nan], ([0], [0])), shape=(order, order)).tocsr()

@@ -21,7 +21,7 @@ from fixedpoint.solution import Solution
 from fixedpoint_jax import axes
 from fixedpoint_jax.autodiff import JaxAutodiff
 from fixedpoint_jax.derivatives import linearized
-from fixedpoint_jax.elimination import eliminated
+from fixedpoint_jax.elimination import gauss_jordan_in_loop
 
 # Unknowns up to which a trace eliminates by a loop of its own: the library's
 # factorization takes longer to compile than all the rest of a solve.
@@ -59,21 +59,21 @@ jax.tree_util.register_dataclass(
 
 
 @jax.custom_batching.custom_vmap
-def _any_lane(mask: Array) -> Array:
-    """Whether any of `mask` is true, in all lanes of a :func:`jax.vmap` alike.
+def _any_mapped(mask: Array) -> Array:
+    """Whether any of `mask` is true, for all elements of a :func:`jax.vmap` alike.
 
-    A condition that differs between lanes would have both its branches computed,
+    A condition that differs between them would have both its branches computed,
     always.
     """
     return mask.any()
 
 
-@_any_lane.def_vmap
-def _of_all_lanes(
+@_any_mapped.def_vmap
+def _of_all_mapped(
     axis_size: int, batched: list[bool], mask: Array
 ) -> tuple[Array, bool]:
     del axis_size, batched
-    return _any_lane(mask), False
+    return _any_mapped(mask), False
 
 
 class JaxBackend(Backend):
@@ -149,7 +149,7 @@ class JaxBackend(Backend):
         if not self.is_traced((mask,)):
             return amend(arrays, mask, function)
         arrays = axes.settled(lambda arrays: amend(arrays, mask, function), arrays)
-        some = self.agreed(_any_lane(mask))
+        some = self.agreed(_any_mapped(mask))
         replaced_where: tuple[Array, ...] = jax.lax.cond(
             some, lambda: amend(arrays, mask, function), lambda: arrays
         )
@@ -190,7 +190,7 @@ class JaxBackend(Backend):
     def solve(self, matrices: Array, rights: Array) -> Array:
         """The solutions of small linear systems, not finite where singular."""
         if self.is_traced((matrices, rights)) and rights.shape[-1] <= _ELIMINATED:
-            return eliminated(matrices, rights)
+            return gauss_jordan_in_loop(matrices, rights)
         return jnp.linalg.solve(matrices, rights[..., None])[..., 0]
 
     def sparse(self, matrix: Any) -> Any:

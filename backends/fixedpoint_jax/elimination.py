@@ -23,15 +23,17 @@ class _Elimination(NamedTuple):
     pivots: Array
 
 
-def eliminated(matrices: Array, rights: Array) -> Array:
-    """The solutions of the systems, by Gauss and Jordan's elimination with partial
-    pivoting.
+def gauss_jordan_in_loop(matrices: Array, rhs: Array) -> Array:
+    """The solutions of the systems, as by :func:`fixedpoint.elimination.gauss_jordan`.
+
+    The columns are cleared in a loop, so that a program does not grow with their
+    number.
 
     Parameters
     ----------
     matrices : array of shape (..., m, m)
         The matrices.
-    rights : array of shape (..., m)
+    rhs : array of shape (..., m)
         The right-hand sides.
 
     Returns
@@ -39,11 +41,11 @@ def eliminated(matrices: Array, rights: Array) -> Array:
     array of shape (..., m)
         The solutions, not finite where a matrix is singular.
     """
-    table = jnp.concatenate([matrices, rights[..., None]], axis=-1)
+    table = jnp.concatenate([matrices, rhs[..., None]], axis=-1)
     table = jnp.moveaxis(table, (-2, -1), (0, 1))
     free = jnp.ones_like(table[:, 0], dtype=bool)
     first = _Elimination(table, free, jnp.zeros_like(table[:, 0], dtype=jnp.int32))
-    end = jax.lax.fori_loop(0, rights.shape[-1], _column, first)
+    end = jax.lax.fori_loop(0, rhs.shape[-1], _column, first)
     # Each unknown stands in the row of its pivot.
     return jnp.moveaxis(jnp.take_along_axis(end.table[:, -1], end.pivots, 0), 0, -1)
 

@@ -28,7 +28,7 @@ def without_tracers(map_at: MapAt) -> MapAt:
     tracers.
     """
 
-    def watched(mapped: Mapped, value: Vec) -> tuple[Vec, Vec | None]:
+    def checked(mapped: Mapped, value: Vec) -> tuple[Vec, Vec | None]:
         outputs = mapped(value)
         if any(map(_is_tracer, jax.tree.leaves(outputs))) and not any(
             map(_is_tracer, value)
@@ -36,7 +36,7 @@ def without_tracers(map_at: MapAt) -> MapAt:
             raise CapturedTracerError
         return outputs
 
-    return lambda args: partial(watched, map_at(args))
+    return lambda args: partial(checked, map_at(args))
 
 
 def _is_tracer(leaf: Any) -> bool:

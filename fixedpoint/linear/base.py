@@ -41,7 +41,7 @@ class LinearSystem:
         Where x and b lie.
     product : callable
         v ↦ Av.
-    right : Vec
+    rhs : Vec
         b.
     target : array of the batch's shape
         The residual norm to reach.
@@ -56,7 +56,7 @@ class LinearSystem:
 
     space: Space
     product: Product
-    right: Vec
+    rhs: Vec
     target: Array
     precondition: Product | None = None
     active: Array | None = None
@@ -67,11 +67,11 @@ class LinearSystem:
         do.
         """
         space = self.space
-        norm = space.norm(self.right)
+        norm = space.norm(self.rhs)
         busy = norm > self.target
         if self.active is not None:
             busy = busy & self.active
-        return space.zeros(self.right), norm, busy
+        return space.zeros(self.rhs), norm, busy
 
     def solution(self, x: Vec, norm: Array, products: Any) -> LinearSolution:
         """What was reached: zero in the samples that had nothing to do."""

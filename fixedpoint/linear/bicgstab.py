@@ -71,10 +71,10 @@ class BiCGStab(LinearSolver):
         one = space.full(1.0)
         first = _Carry(
             x=x,
-            r=system.right,
+            r=system.rhs,
             p=x,
             v=x,
-            shadow=system.right,
+            shadow=system.rhs,
             rho=one,
             alpha=one,
             omega=one,
@@ -122,7 +122,7 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     r = space.backend.replaced_where(
         r,
         drifted,
-        lambda: space.subtract(system.right, system.product(x)),
+        lambda: space.subtract(system.rhs, system.product(x)),
         evaluates=True,
     )
     shadow = space.where(drifted, r, shadow)

@@ -135,7 +135,7 @@ class ConjugateGradient(LinearSolver):
     def _run(self, system: LinearSystem, lanczos: Any) -> tuple[LinearSolution, Any]:
         space = system.space
         x, norm, busy = system.start()
-        r = space.copy(system.right)
+        r = space.copy(system.rhs)
         z = system.preconditioned(r)
         first = _Carry(x, r, space.copy(z), space.dot(r, z), norm, busy, 0, lanczos)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fixedpoint.backend import Array
-from fixedpoint.matrix import brought, is_sparse, product_with
+from fixedpoint.matrix import as_coefficients, is_sparse, product_with
 from fixedpoint.space import Space
 
 # What elimination may leave of the right-hand side, for its solution to be used.
@@ -60,33 +60,33 @@ def column_norms(space: Space, matrix: Array) -> Array:
     )
 
 
-def solved(space: Space, factors: Factors, right: Array) -> Array:
+def solved(space: Space, factors: Factors, rhs: Array) -> Array:
     """The least-squares solution J⁺b."""
-    none = space.xp.zeros_like(right[..., :1])
-    return turned_back(
-        space, factors, damped(space, factors, turned(space, factors, right), none)
+    none = space.xp.zeros_like(rhs[..., :1])
+    return rotated_back(
+        space, factors, damped(space, factors, rotated(space, factors, rhs), none)
     )
 
 
-def turned(space: Space, factors: Factors, right: Array) -> Array:
+def rotated(space: Space, factors: Factors, rhs: Array) -> Array:
     """The product Uᵀb."""
-    return _times(space, space.xp.matrix_transpose(factors.left), right)
+    return _times(space, space.xp.matrix_transpose(factors.left), rhs)
 
 
-def damped(space: Space, factors: Factors, right: Array, lam: Array) -> Array:
+def damped(space: Space, factors: Factors, rhs: Array, lam: Array) -> Array:
     """The vector q = (Σ² + λ)⁻¹Σb, of which D⁻¹Vq is the damped solution for the right
     side Ub.
     """
-    entries = space.ratio(factors.values * right, factors.values * factors.values + lam)
+    entries = space.ratio(factors.values * rhs, factors.values * factors.values + lam)
     return (
-        _recorded(space, factors, right, lam, entries)
+        _recorded(space, factors, rhs, lam, entries)
         if space.backend.records
         else entries
     )
 
 
 def _recorded(
-    space: Space, factors: Factors, right: Array, lam: Array, entries: Array
+    space: Space, factors: Factors, rhs: Array, lam: Array, entries: Array
 ) -> Array:
     """The same `entries`, with their derivative.
 
@@ -102,7 +102,7 @@ def _recorded(
     core, unit = _core(space, factors), space.identity(values.shape[-1])
     across = xp.matrix_transpose(core)
     start = _times(space, across, inverse * known)
-    left = _times(space, across, right - _times(space, core, start)) - lam * start
+    left = _times(space, across, rhs - _times(space, core, start)) - lam * start
     normal = xp.matmul(across, core) + lam[..., None] * unit
     normal = xp.where(
         kept[..., None], scale[..., None] * normal * scale[..., None, :], unit
@@ -122,17 +122,15 @@ def _core(space: Space, factors: Factors) -> Array:
     return factors.values[..., None] * space.identity(factors.values.shape[-1]) + change
 
 
-def direct(space: Space, matrix: Array, right: Array) -> tuple[Array, Array]:
+def direct(space: Space, matrix: Array, rhs: Array) -> tuple[Array, Array]:
     """The solution by elimination, and whether it can be trusted."""
     xp = space.xp
-    entries = space.backend.solve(matrix, right)
-    left = xp.max(
-        xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - right), axis=-1
-    )
-    return entries, left <= _TRUST * xp.max(xp.abs(right), axis=-1)
+    entries = space.backend.solve(matrix, rhs)
+    left = xp.max(xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - rhs), axis=-1)
+    return entries, left <= _TRUST * xp.max(xp.abs(rhs), axis=-1)
 
 
-def turned_back(space: Space, factors: Factors, entries: Array) -> Array:
+def rotated_back(space: Space, factors: Factors, entries: Array) -> Array:
     """The product D⁻¹V with `entries`."""
     return (
         _times(space, space.xp.matrix_transpose(factors.right), entries)
@@ -152,28 +150,28 @@ class System(ABC):
     ----------
     space : Space
         The space of x, in its coefficients.
-    right : array of shape (batch, n)
+    rhs : array of shape (batch, n)
         b, zero where it or A is not finite.
     finite : array of bool
         Whether both are.
     """
 
     space: Space
-    right: Array
+    rhs: Array
     finite: Array
 
     @staticmethod
-    def of(space: Space, matrix: Any, right: Array, kept: list[Any]) -> System:
+    def of(space: Space, matrix: Any, rhs: Array, kept: list[Any]) -> System:
         """The system of a dense matrix for each sample, or of a sparse one.
 
         `kept` is where the factors of the last sparse one are kept.
         """
         if is_sparse(matrix):
-            return Sparse(space, matrix, right, kept)
-        return Dense(space, matrix, right)
+            return Sparse(space, matrix, rhs, kept)
+        return Dense(space, matrix, rhs)
 
     @abstractmethod
-    def solved(self, right: Array) -> Array:
+    def solved(self, rhs: Array) -> Array:
         """The solution for another right-hand side."""
 
     @abstractmethod
@@ -181,7 +179,7 @@ class System(ABC):
         """The product with A."""
 
     @abstractmethod
-    def felt(self, sizes: Array) -> Array:
+    def row_maxima(self, sizes: Array) -> Array:
         """The largest |aᵢⱼ| sizeⱼ of each row."""
 
     @abstractmethod
@@ -191,17 +189,17 @@ class System(ABC):
     @cached_property
     def entries(self) -> Array:
         """The solution x."""
-        return self.solved(self.right)
+        return self.solved(self.rhs)
 
     @cached_property
     def _left(self) -> Array:
         """What x leaves of b, Ax − b."""
-        return self.times(self.entries) - self.right
+        return self.times(self.entries) - self.rhs
 
     @cached_property
     def _terms(self) -> Array:
         """The largest |aᵢⱼxⱼ| of each row."""
-        return self.felt(self.space.xp.abs(self.entries))
+        return self.row_maxima(self.space.xp.abs(self.entries))
 
     @cached_property
     def explained(self) -> Array:
@@ -209,10 +207,9 @@ class System(ABC):
         coefficients.
         """
         xp, space = self.space.xp, self.space
-        weights = space.ratio(space.one, xp.maximum(self._terms, xp.abs(self.right)))
+        weights = space.ratio(space.one, xp.maximum(self._terms, xp.abs(self.rhs)))
         left, whole = (
-            xp.linalg.vector_norm(weights * u, axis=-1)
-            for u in (self._left, self.right)
+            xp.linalg.vector_norm(weights * u, axis=-1) for u in (self._left, self.rhs)
         )
         return left / whole <= _UNEXPLAINED
 
@@ -221,7 +218,7 @@ class System(ABC):
         """Whether x accounts for most of every entry of b."""
         xp, rounding = self.space.xp, _TRUST * self._terms
         return xp.all(
-            xp.abs(self._left) <= _SOUND * xp.abs(self.right) + rounding, axis=-1
+            xp.abs(self._left) <= _SOUND * xp.abs(self.rhs) + rounding, axis=-1
         )
 
     def slope(self, entries: Array, merit: Array, rows: Array) -> Array:
@@ -229,7 +226,7 @@ class System(ABC):
         `rows`.
         """
         xp, space = self.space.xp, self.space
-        unit = rows * self.right * space.ratio(space.one, merit)[..., None]
+        unit = rows * self.rhs * space.ratio(space.one, merit)[..., None]
         slope = xp.sum(unit * rows * self.times(entries), axis=-1)
         return xp.where(xp.isfinite(slope), slope, xp.zeros_like(slope))
 
@@ -237,16 +234,16 @@ class System(ABC):
 class Dense(System):
     """A system with a dense matrix (batch, n, n)."""
 
-    def __init__(self, space: Space, matrix: Array, right: Array) -> None:
+    def __init__(self, space: Space, matrix: Array, rhs: Array) -> None:
         xp = space.xp
         finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(
-            xp.isfinite(right), axis=-1
+            xp.isfinite(rhs), axis=-1
         )
         matrix = xp.where(
-            finite[..., None, None], matrix, space.identity(right.shape[-1])
+            finite[..., None, None], matrix, space.identity(rhs.shape[-1])
         )
         self.space, self.finite, self.matrix = space, finite, matrix
-        self.right = xp.where(finite[..., None], right, xp.zeros_like(right))
+        self.rhs = xp.where(finite[..., None], rhs, xp.zeros_like(rhs))
         self.scales = column_norms(space, matrix)
         scaled = matrix / self.scales[..., None, :]
         # Powers of two, which leave every digit of a graded chain as it is.
@@ -254,13 +251,13 @@ class Dense(System):
         self.rows = 2.0 ** xp.round(xp.log2(norms))
         self.scaled = scaled / self.rows[..., :, None]
 
-    def solved(self, right: Array) -> Array:
+    def solved(self, rhs: Array) -> Array:
         """By elimination, which knows chains of equations to the last, however graded.
 
         Where that cannot be trusted, the least-squares solution.
         """
         space, xp = self.space, self.space.xp
-        entries, trusted = direct(space, self.scaled, right / self.rows)
+        entries, trusted = direct(space, self.scaled, rhs / self.rows)
         entries = entries / self.scales
         if space.backend.known_all(trusted):
             return entries
@@ -268,17 +265,17 @@ class Dense(System):
             # The derivative of what elimination makes of a singular matrix is not
             # finite.
             sound = xp.where(
-                trusted[..., None, None], self.scaled, space.identity(right.shape[-1])
+                trusted[..., None, None], self.scaled, space.identity(rhs.shape[-1])
             )
-            entries = space.backend.solve(sound, right / self.rows) / self.scales
-        least = solved(space, factorized(space, self.matrix, self.scales), right)
+            entries = space.backend.solve(sound, rhs / self.rows) / self.scales
+        least = solved(space, factorized(space, self.matrix, self.scales), rhs)
         return xp.where(trusted[..., None], entries, least)
 
     def times(self, entries: Array) -> Array:
         """The product with A."""
         return self.space.xp.matmul(self.matrix, entries[..., None])[..., 0]
 
-    def felt(self, sizes: Array) -> Array:
+    def row_maxima(self, sizes: Array) -> Array:
         """The largest |aᵢⱼ| sizeⱼ of each row."""
         xp = self.space.xp
         return xp.max(xp.abs(self.matrix) * sizes[..., None, :], axis=-1)
@@ -297,15 +294,13 @@ class Sparse(System):
     again, so are its factors.
     """
 
-    def __init__(
-        self, space: Space, matrix: Any, right: Array, kept: list[Any]
-    ) -> None:
+    def __init__(self, space: Space, matrix: Any, rhs: Array, kept: list[Any]) -> None:
         from scipy.sparse import diags_array  # noqa: PLC0415  there, since the matrix is
 
-        b = space.backend.numpy(right)
+        b = space.backend.numpy(rhs)
         self.is_finite = bool(np.isfinite(matrix.data).all() and np.isfinite(b).all())
         self.space, self.finite = space, space.full(float(self.is_finite)) > 0.0
-        self.right = right if self.is_finite else space.xp.zeros_like(right)
+        self.rhs = rhs if self.is_finite else space.xp.zeros_like(rhs)
         self.matrix, self.kept = matrix, kept
         self.columns = _positive(_largest(abs(matrix), axis=0))
         scaled = matrix @ diags_array(1.0 / self.columns)
@@ -321,29 +316,29 @@ class Sparse(System):
             self.kept[:] = [(self.scaled, _factorized(self.scaled))]
         return self.kept[0][1]
 
-    def solved(self, right: Array) -> Array:
+    def solved(self, rhs: Array) -> Array:
         """By the factors."""
         if self._factors is None:
-            return self.space.xp.zeros_like(right)
-        b = np.asarray(self.space.backend.numpy(right), dtype=np.float64)
+            return self.space.xp.zeros_like(rhs)
+        b = np.asarray(self.space.backend.numpy(rhs), dtype=np.float64)
         entries = self._factors(b / self.rows) / self.columns
         known = np.isfinite(entries).all()
-        return brought(self.space, entries if known else np.zeros_like(entries))
+        return as_coefficients(self.space, entries if known else np.zeros_like(entries))
 
     def times(self, entries: Array) -> Array:
         """The product with A."""
         return product_with(self.space, self.matrix, entries)
 
-    def felt(self, sizes: Array) -> Array:
+    def row_maxima(self, sizes: Array) -> Array:
         """The largest |aᵢⱼ| sizeⱼ of each row."""
         columns = self.space.backend.numpy(sizes)[None, :]
-        return brought(
+        return as_coefficients(
             self.space, _largest(abs(self.matrix).multiply(columns).tocsr(), axis=1)
         )
 
     def dense(self) -> Array:
         """A as an array."""
-        return brought(self.space, self.matrix.toarray())
+        return as_coefficients(self.space, self.matrix.toarray())
 
 
 def _factorized(matrix: Any) -> Any:

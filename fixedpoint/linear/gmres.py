@@ -169,7 +169,7 @@ class GMRES(LinearSolver):
 
         taken = space.xp.zeros_like(busy, dtype=space.xp.int32)
         leads = None if memory is None else _leading(space, memory)
-        start = _Carry(x, space.copy(system.right), norm, busy, taken, 0, leads)
+        start = _Carry(x, space.copy(system.rhs), norm, busy, taken, 0, leads)
         end = space.backend.while_loop(unfinished, cycle, start, most)
         if memory is not None:
             memory = memory._replace(vectors=end.leads.vectors, wanted=end.taken > rows)
@@ -385,9 +385,9 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     space = system.space
     directions = space.filled(cycle.directions, cycle.size)
     size = space.rows_of(directions)
-    triangle, right = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
+    triangle, rhs = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
     x = space.minus_combination(
-        carry.x, -space.backend.solve(triangle, right), directions
+        carry.x, -space.backend.solve(triangle, rhs), directions
     )
     norm, leads = space.norm(cycle.r), carry.leads
     enough = system.target if system.enough is None else system.enough

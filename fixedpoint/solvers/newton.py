@@ -15,8 +15,8 @@ from fixedpoint.linear.direct import (
     column_norms,
     damped,
     factorized,
-    turned,
-    turned_back,
+    rotated,
+    rotated_back,
 )
 from fixedpoint.matrix import Sparsity
 from fixedpoint.point import Point, choose
@@ -93,7 +93,7 @@ class Newton(Solver):
     unknowns, or where ``jacobian`` gives a sparse matrix.
 
     Where the derivative is singular, so that no d explains the residual, the state is
-    moved by a sixteenth of itself, thrice at most.
+    moved by a sixteenth of itself, three times at most.
 
     The error at a new point is that of one more correction with the old Jacobian, d̄ =
     −g′(z)⁻¹g(z + d), as long as Θ = ‖d̄‖/‖d‖ tells that the iteration contracts
@@ -157,8 +157,8 @@ class Newton(Solver):
         space, active = problem.space, problem.active
         sizes = space.xp.maximum(state.sizes, space.xp.abs(space.ravel(point.value)))
         matrix = problem.matrix(point, state.sparsity, sizes)
-        right = -space.ravel(point.increment)
-        system = System.of(space, matrix.entries, right, problem.factors)
+        rhs = -space.ravel(point.increment)
+        system = System.of(space, matrix.entries, rhs, problem.factors)
         flat = system.finite & ~(matrix.reliable & system.finite)
         escaping = ~system.explained & (state.escapes < ESCAPES) | flat & (
             state.escapes < 1
@@ -197,7 +197,7 @@ class Newton(Solver):
         """What to search along, and whether it is all of Newton's direction."""
         xp = space.xp
         along = bounded(space, space.unravel(system.entries), point, self.step_bound)
-        merit = xp.linalg.vector_norm(rows * system.right, axis=-1)
+        merit = xp.linalg.vector_norm(rows * system.rhs, axis=-1)
         slope = system.slope(space.ravel(along), merit, rows)
         descent = escaped(
             space, point.value, escaping, Descent(along, merit, slope, rows)
@@ -280,12 +280,12 @@ def units(space: Space, system: System, value: Array, rows: Array) -> Array:
     """
     xp = space.xp
     size = xp.where(value == 0.0, xp.abs(system.entries), xp.abs(value))
-    felt = system.felt(xp.where(xp.isfinite(size), size, xp.zeros_like(size)))
-    felt = xp.where(felt < xp.inf, felt, xp.zeros_like(felt))
-    largest = xp.max(felt, axis=-1, keepdims=True)
+    terms = system.row_maxima(xp.where(xp.isfinite(size), size, xp.zeros_like(size)))
+    terms = xp.where(terms < xp.inf, terms, xp.zeros_like(terms))
+    largest = xp.max(terms, axis=-1, keepdims=True)
     largest = xp.where(largest > 0.0, largest, space.one)
     return xp.where(
-        rows > 0.0, rows, 2.0 ** -xp.round(xp.log2(largest)) / units_of(space, felt)
+        rows > 0.0, rows, 2.0 ** -xp.round(xp.log2(largest)) / units_of(space, terms)
     )
 
 
@@ -389,8 +389,8 @@ class LevenbergMarquardt(Solver):
         value = space.ravel(point.value)
         sizes = xp.maximum(state.sizes, xp.abs(value))
         matrix = problem.matrix(point, state.sparsity, sizes)
-        right = -space.ravel(point.increment)
-        system = System.of(space, matrix.entries, right, problem.factors)
+        rhs = -space.ravel(point.increment)
+        system = System.of(space, matrix.entries, rhs, problem.factors)
         rows = units(space, system, value, state.rows)
         scaled = rows[..., :, None] * system.dense()
         scales = xp.maximum(state.scales, column_norms(space, scaled))
@@ -499,21 +499,21 @@ class _Trials:
         promises.
         """
         space, xp, factors = self.problem.space, self.problem.space.xp, self.factors
-        right = -self.rows * space.ravel(self.old.increment)
-        rotated = turned(space, factors, right)
-        lam = self.multiplier(right, factors.values * rotated, radius)
-        entries = damped(space, factors, rotated, lam)
+        rhs = -self.rows * space.ravel(self.old.increment)
+        coordinates = rotated(space, factors, rhs)
+        lam = self.multiplier(rhs, factors.values * coordinates, radius)
+        entries = damped(space, factors, coordinates, lam)
         length = xp.linalg.vector_norm(entries, axis=-1)
-        left = rotated - factors.values * entries
-        total = xp.linalg.vector_norm(right, axis=-1)
+        left = coordinates - factors.values * entries
+        total = xp.linalg.vector_norm(rhs, axis=-1)
         inside, after = (
-            space.ratio(rotated, total[..., None]),
+            space.ratio(coordinates, total[..., None]),
             space.ratio(left, total[..., None]),
         )
         promised = xp.sum(inside * inside - after * after, axis=-1)
-        return turned_back(space, factors, entries), length, promised
+        return rotated_back(space, factors, entries), length, promised
 
-    def multiplier(self, right: Array, products: Array, radius: Array) -> Array:
+    def multiplier(self, rhs: Array, products: Array, radius: Array) -> Array:
         """The λ ≥ 0 at which the scaled step q(λ) has the length of the radius, by
         bisection.
         """
@@ -526,7 +526,7 @@ class _Trials:
             )
 
         bound = radius[..., None]
-        slope = xp.matmul(xp.matrix_transpose(self.factors.matrix), right[..., None])[
+        slope = xp.matmul(xp.matrix_transpose(self.factors.matrix), rhs[..., None])[
             ..., 0
         ]
         highest = space.ratio(

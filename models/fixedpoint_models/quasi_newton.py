@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.space import Space
 
-# The part of the foretold fall from which a step is good, and below which it is poor.
+# The part of the predicted fall from which a step is good, and below which it is poor.
 _GOOD, _POOR = 0.7, 0.25
 
 # A step may be this many times longer than those before; after a poor one it is this
@@ -22,7 +22,7 @@ _CURVATURE = 0.2
 _SMALLEST = 0.2
 
 # How far a value may be off, as a part of what is not finished, and of what was
-# foretold.
+# predicted.
 _DOUBT = 0.5
 
 # A value is noted as so many times what is unfinished of it higher than it looks: one
@@ -30,7 +30,7 @@ _DOUBT = 0.5
 _NOTED = 2.0
 
 # A trial waits while the correction of its gradient is more than this part of the
-# gradient, or what is unfinished of its value than this part of the foretold fall; but
+# gradient, or what is unfinished of its value than this part of the predicted fall; but
 # not for more than so many steps.
 _LEFT, _WAITS = 0.5, 4
 
@@ -69,7 +69,7 @@ class Memory(NamedTuple):
         return step
 
 
-class Found(NamedTuple):
+class Trial(NamedTuple):
     """What is known of φ at a trial, up to what is not finished.
 
     Attributes
@@ -111,21 +111,21 @@ def moved(backend: Backend, *arrays: Array) -> Vec:
     """What is remembered after a trial, the next one's distance, where this one was
     accepted, and where it waits.
 
-    `arrays` are the parts of a :class:`Found` and of a :class:`Memory`. What was seen
+    `arrays` are the parts of a :class:`Trial` and of a :class:`Memory`. What was seen
     of the curvature counts where a trial is rejected, too. After two rejections the
     sample returns to the last accepted input, whose gradient and value are renewed
     there: they may be what was wrong.
     """
-    found, memory = Found(*arrays[:5]), Memory(*arrays[5:])
+    found, memory = Trial(*arrays[:5]), Memory(*arrays[5:])
     space = Space.of(backend, (found.x,), 1)
     xp, where, step = space.xp, space.xp.where, found.x - memory.x
     length = _norm(space, step)
     # A step is a part of −Bg, and its product with B⁻¹ that part of −g.
     part = space.ratio(length, _norm(space, memory.newton()))
     curved = -part[:, None] * memory.gradient
-    foretold = -(1.0 - 0.5 * part) * space.xp.vecdot(memory.gradient, step)
-    waits = _waits(space, memory, found, foretold)
-    accepted, ratio = _judged(space, memory, found, foretold)
+    predicted = -(1.0 - 0.5 * part) * space.xp.vecdot(memory.gradient, step)
+    waits = _waits(space, memory, found, predicted)
+    accepted, ratio = _judged(space, memory, found, predicted)
     accepted, rejected = accepted & ~waits, ~accepted & ~waits
     returns = rejected & (memory.rejected > 0.0)
     inverse, untried = _updated(space, memory, step, curved, found, waits)
@@ -144,37 +144,37 @@ def moved(backend: Backend, *arrays: Array) -> Vec:
     return (*after, where(waits[:, None], step, aim), accepted, waits)
 
 
-def _waits(space: Space, memory: Memory, found: Found, foretold: Array) -> Array:
+def _waits(space: Space, memory: Memory, found: Trial, predicted: Array) -> Array:
     """Whether too much is unfinished for a trial to be judged.
 
     It waits for no more than a few steps: there may be no equilibrium that sweeps find.
     At the last accepted input it waits for as long as it takes.
     """
     left = found.left > _LEFT * _norm(space, found.gradient)
-    left = left | (space.xp.abs(found.unfinished) > _LEFT * space.xp.abs(foretold))
-    home = foretold == 0.0
+    left = left | (space.xp.abs(found.unfinished) > _LEFT * space.xp.abs(predicted))
+    home = predicted == 0.0
     left = space.xp.where(home, found.left > _LEFT * _norm(space, found.gradient), left)
     return left & (home | (memory.waited < _WAITS))
 
 
 def _judged(
-    space: Space, memory: Memory, found: Found, foretold: Array
+    space: Space, memory: Memory, found: Trial, predicted: Array
 ) -> tuple[Array, Array]:
-    """Whether a trial is accepted, and its fall as a part of what was foretold.
+    """Whether a trial is accepted, and its fall as a part of what was predicted.
 
     Nothing is known of the first value where samples start from inputs of their own:
     what is found there is accepted. What is not a number is not.
     """
     xp, known = space.xp, memory.value < space.infinity
     sound = found.value + xp.vecdot(found.gradient, found.gradient) < space.infinity
-    # A fall that is lost in rounding counts as foretold.
+    # A fall that is lost in rounding counts as predicted.
     rounding = 100 * space.precision * xp.abs(memory.value)
-    unfinished = xp.minimum(xp.abs(found.unfinished), xp.abs(foretold))
+    unfinished = xp.minimum(xp.abs(found.unfinished), xp.abs(predicted))
     fall = memory.value - found.value
     fell = fall >= -rounding - _DOUBT * unfinished
-    ratio = space.ratio(fall + rounding, foretold + rounding)
+    ratio = space.ratio(fall + rounding, predicted + rounding)
     ratio = xp.where(known, ratio, 0.5 * (_GOOD + _POOR))
-    returned = foretold == 0.0
+    returned = predicted == 0.0
     return sound & (~known | fell | returned), xp.where(sound, ratio, -space.one)
 
 
@@ -190,7 +190,7 @@ def _updated(
     memory: Memory,
     step: Array,
     curved: Array,
-    found: Found,
+    found: Trial,
     waits: Array,
 ) -> tuple[Array, Array]:
     """B after the BFGS update, damped as Powell's is; and what is still untried.

@@ -6,7 +6,7 @@ import pytest
 
 import fixedpoint as fp
 from fixedpoint.backend import Backend
-from fixedpoint.elimination import eliminated
+from fixedpoint.elimination import gauss_jordan
 from fixedpoint.space import Space
 
 
@@ -86,6 +86,6 @@ def test_elimination_solves_what_needs_pivots():
     matrices = rng.standard_normal((4, 5, 5))
     matrices[0, 0, 0] = 0.0
     rights = rng.standard_normal((4, 5))
-    found = eliminated(strict, strict.asarray(matrices), strict.asarray(rights))
+    found = gauss_jordan(strict, strict.asarray(matrices), strict.asarray(rights))
     known = np.linalg.solve(matrices, rights[..., None])[..., 0]
     np.testing.assert_allclose(np.asarray(found), known, rtol=1e-10)

@@ -525,7 +525,7 @@ class Inexact(LinearSolver):
     asked: list = field(default_factory=list, compare=False)
 
     def solve(self, system, memory):
-        (right,) = system.right
+        (right,) = system.rhs
         (diagonal,) = system.product((np.ones_like(right),))
         part = min(1.0, float(system.target / np.linalg.norm(right)))
         self.asked.append(float(system.target))
