@@ -148,6 +148,10 @@ class ShardedBackend(TorchBackend):
         What the caller gave, which must be none.
     """
 
+    # A product with J is a second reverse pass, which Torch's redistribution of a
+    # DTensor cuts: difference quotients stand in. One with Jᵀ is a first.
+    differentiates = False
+
     def __init__(
         self, leaves: Sequence[Any], batch_ndim: int, communicator: Communicator | None
     ) -> None:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fixedpoint as fp
 
@@ -53,6 +55,42 @@ def test_the_steps_of_numpy_and_each_evaluation_once(solver):
     assert (sol.status, sol.steps) == (known.status, known.steps)
     assert isinstance(sol.value, da.Array)
     np.testing.assert_allclose(sol.value.compute(), known.value, rtol=1e-8)
+
+
+ROWS = st.sampled_from([(4,), (1, 3), (2, 2)])
+COLUMNS = st.sampled_from([(6,), (2, 4), (1, 2, 3), (3, 3), (1,) * 6])
+
+
+@settings(max_examples=5)
+@given(
+    solver=st.sampled_from(SOLVERS[:4]),
+    rows=ROWS,
+    columns=COLUMNS,
+    is_batch=st.booleans(),
+)
+def test_chunks_do_not_matter(solver, rows, columns, is_batch):
+    """After a few steps."""
+    a = np.outer([1.0, 0.5, 0.8, 0.2], FACTORS)
+    lazy = da.from_array(a, chunks=(rows, columns))
+
+    def after_steps(start, a, cos):
+        return fp.fixed_point(
+            lambda z, a: a * cos(z) + 0.1 * z.mean(axis=-1, keepdims=True),
+            start,
+            (a,),
+            solver=solver,
+            batch_ndim=int(is_batch),
+            norm="leaves",
+            rtol=0.0,
+            max_steps=3,
+            on_failure="return",
+        )
+
+    sol = after_steps(da.zeros_like(lazy), lazy, da.cos)
+    known = after_steps(np.zeros_like(a), a, np.cos)
+    np.testing.assert_array_equal(sol.status, known.status)
+    np.testing.assert_allclose(sol.value.compute(), known.value, rtol=1e-10)
+    np.testing.assert_allclose(sol.residual_norm, known.residual_norm, rtol=1e-6)
 
 
 def test_batches_of_roots_in_a_dict():

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import (
     DTensor,
@@ -21,13 +23,16 @@ from fixedpoint_torch import DEQ, Processes
 # Of an odd length: the processes hold unequal parts.
 FACTORS = torch.linspace(0.1, 0.9, 7, dtype=torch.float64)
 WEIGHT = torch.sin(torch.arange(49.0, dtype=torch.float64)).reshape(7, 7) / 7
-SOLVERS = {
-    "Picard": fp.Picard(),
-    "Anderson": fp.Anderson(memory=4),
-    "Broyden": fp.Broyden(memory=5),
-    "NewtonKrylov": fp.NewtonKrylov(),
-    "SQUAREM": fp.SQUAREM(),
-}
+# Meshes of two processes, and how their axes may cut the axes of a tensor.
+MESHES = [(2,), (1, 2), (2, 1)]
+DRAWN = st.fixed_dictionaries(
+    {
+        "mesh": st.sampled_from(MESHES),
+        "cuts": st.lists(st.sampled_from([0, 1, None]), min_size=2, max_size=2),
+        "is_batch": st.booleans(),
+        "solver": st.integers(0, 4),
+    }
+)
 
 
 def mapped(z: torch.Tensor, a: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -119,8 +124,44 @@ def _difference(found: Any, known: torch.Tensor) -> float:
     return float((whole - known).abs().max())
 
 
+def drawn(number: int) -> list[dict[str, Any]]:
+    """Meshes, placements and solvers, the same ones in every process."""
+    found: list[dict[str, Any]] = []
+    same = {"derandomize": True, "database": None, "deadline": None}
+
+    @settings(max_examples=number, phases=[Phase.generate], **same)
+    @given(DRAWN)
+    def note(case: dict[str, Any]) -> None:
+        found.append(case)
+
+    note()
+    return found
+
+
+def solved_as_drawn(
+    mesh: tuple[int, ...], cuts: list[int | None], is_batch: bool, solver: int
+) -> dict[str, Any]:
+    """A vector, or a batch of them, spread over a mesh."""
+    from solver_table import SOLVERS  # beside this file
+
+    axes = 2 if is_batch else 1
+    places = [
+        Replicate() if cut is None or cut >= axes or cut in cuts[:k] else Shard(cut)
+        for k, cut in enumerate(cuts[: len(mesh)])
+    ]
+    case = Case(init_device_mesh("cpu", mesh), places, [*SOLVERS.values()][solver])
+    if is_batch:
+        rows = torch.zeros(5, 7, dtype=torch.float64)
+        return case.compared(fp.fixed_point, of_rows, rows, batch_ndim=1)
+    return case.compared(fp.fixed_point, mapped, torch.zeros_like(FACTORS))
+
+
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """All of them."""
+    from solver_table import SOLVERS  # beside this file
+
+    for number, case in enumerate(drawn(10)):
+        yield f"dtensor-drawn-{number}", solved_as_drawn(**case)
     line, plane = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))
     zeros, rows = torch.zeros_like(FACTORS), torch.zeros(5, 7, dtype=torch.float64)
     leaves = {"u": zeros, "v": torch.zeros(3, 2, dtype=torch.float64)}
@@ -153,6 +194,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         "dtensor-unrolled",
         case.compared(fp.fixed_point, mapped, zeros, **settings),
     )
+    yield "dtensor-products", products(line)
     yield "dtensor-layer", layer(line)
     yield "dtensor-lost", lost(line)
     yield from refusals(line)
@@ -171,6 +213,21 @@ class Cell(torch.nn.Module):
     def forward(self, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """tanh(Wz + x)."""
         return torch.tanh(self.inner(z) + x)
+
+
+def products(mesh: Any) -> dict[str, Any]:
+    """A row of the Jacobian has entries of both processes."""
+    start = distribute_tensor(torch.zeros_like(FACTORS), mesh, [Shard(0)])
+    weight = distribute_tensor(WEIGHT, mesh, [Replicate()])
+    sol = fp.fixed_point(
+        lambda z, weight: 0.1 * z.mean() + torch.tanh(weight @ z),
+        start,
+        (weight,),
+        max_steps=0,
+        on_failure="return",
+    )
+    product = sol.linearize()(torch.ones_like(start))
+    return {"error": _difference(product, 0.1 + WEIGHT.sum(1))}
 
 
 def layer(mesh: Any) -> dict[str, Any]:

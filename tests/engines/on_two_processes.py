@@ -19,14 +19,6 @@ from torch.distributed.nn.functional import all_reduce
 import fixedpoint as fp
 from fixedpoint_torch import Processes
 
-SOLVERS = {
-    "Picard": fp.Picard(),
-    "Anderson": fp.Anderson(memory=4),
-    "Broyden": fp.Broyden(memory=5),
-    "NewtonKrylov": fp.NewtonKrylov(),
-    "SQUAREM": fp.SQUAREM(),
-    "default": None,
-}
 # The first process has the easy part, and more of the entries.
 FACTORS = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.1, 0.9, 0.85, 0.8], dtype=torch.float64)
 PART = slice(5) if os.environ.get("RANK") == "0" else slice(5, 8)
@@ -141,7 +133,11 @@ def failure() -> dict[str, Any]:
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """All of them."""
-    for name, solver in SOLVERS.items():
+    import distributed_models  # beside this file
+    import dtensors
+    from solver_table import SOLVERS
+
+    for name, solver in {**SOLVERS, "default": None}.items():
         yield f"entries-{name}", entries(solver)
     for name in ("Anderson", "Broyden", "Picard"):
         yield f"samples-{name}", samples(SOLVERS[name])
@@ -149,9 +145,6 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         for whole_samples in (False, True):
             yield f"ends-{kind}-{whole_samples}", ends(kind, whole_samples)
     yield "failure", failure()
-    import distributed_models  # beside this file
-    import dtensors
-
     yield from dtensors.cases()
     yield from distributed_models.cases()
 

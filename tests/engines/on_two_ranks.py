@@ -11,17 +11,11 @@ import numpy as np
 
 import fixedpoint as fp
 
-SOLVERS = {
-    "Picard": fp.Picard(),
-    "Anderson": fp.Anderson(memory=4),
-    "Broyden": fp.Broyden(memory=5),
-    "SQUAREM": fp.SQUAREM(),
-    "NewtonKrylov": fp.NewtonKrylov(),
-}
-
 
 def main(mpi: Any) -> None:
     """Solve in parts and as a whole."""
+    from solver_table import SOLVERS  # beside this file
+
     comm = mpi.COMM_WORLD
 
     class Ranks(fp.Communicator):

@@ -115,7 +115,7 @@ def test_states_in_two_processes():
         both = found.pop(name)
         for result in both["results"]:
             assert result["message"].startswith(words), name
-    assert len(found) == 40
+    assert len(found) == 51
     for case, both in found.items():
         for result in both["results"]:
             assert result["error"] < 1e-11, case
