@@ -16,7 +16,6 @@ from fixedpoint.operators.augmented import (
 )
 from fixedpoint.operators.base import Compose, Damp, Evaluation, Map, Operator, Project
 from fixedpoint.operators.joint import Joint
-from fixedpoint.operators.sensitivity import Tangents, tangents
 from fixedpoint.operators.splitting import (
     ForwardBackward,
     PeacemanRachford,
@@ -43,10 +42,8 @@ __all__ = [
     "Project",
     "SoftThreshold",
     "StateMap",
-    "Tangents",
     "augmented",
     "largest_step",
     "rectify",
     "resolvent_matrix",
-    "tangents",
 ]

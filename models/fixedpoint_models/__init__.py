@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fixedpoint_models.methods import JointIteration
     from fixedpoint_models.monotone import MonotoneDEQ, MonotoneLinear
     from fixedpoint_models.nested import Nested, Progress
+    from fixedpoint_models.sensitivity import Tangents, tangents
     from fixedpoint_models.tracked import TrackedNewton
     from fixedpoint_models.training import (
         CheckpointError,
@@ -66,6 +67,7 @@ _MODULES = {
     "methods": ("JointIteration",),
     "monotone": ("MonotoneDEQ", "MonotoneLinear"),
     "nested": ("Nested", "Progress"),
+    "sensitivity": ("Tangents", "tangents"),
     "tracked": ("TrackedNewton",),
     "training": ("CheckpointError", "Training", "TrainingError", "train"),
 }
@@ -87,6 +89,7 @@ __all__ = [
     "MonotoneLinear",
     "Nested",
     "Progress",
+    "Tangents",
     "TrackedDescent",
     "TrackedNewton",
     "Training",
@@ -101,6 +104,7 @@ __all__ = [
     "masked_loss",
     "perturbed_map",
     "scores",
+    "tangents",
     "train",
 ]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
-from fixedpoint.operators.sensitivity import Tangents
 from fixedpoint.space import Space
+from fixedpoint_models.sensitivity import Tangents
 
 # A loss whose entries are coupled by no more than this part of its curvature counts as
 # separable: its Hessian is a model.

@@ -19,12 +19,8 @@ from fixedpoint.operators import (
     Joint,
     Lagrangian,
     StateMap,
-    Tangents,
-    tangents,
 )
 from fixedpoint.operators.base import leafwise
-from fixedpoint.operators.curvature import Loss, inverted
-from fixedpoint.operators.sensitivity import alike
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -32,7 +28,9 @@ from fixedpoint.solvers import Solver
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
 from fixedpoint_models import quasi_newton
+from fixedpoint_models.curvature import Loss, inverted
 from fixedpoint_models.quasi_newton import Memory
+from fixedpoint_models.sensitivity import Tangents, alike, tangents
 
 if TYPE_CHECKING:
     from fixedpoint_models.augmented import AugmentedDEQ
@@ -202,7 +200,7 @@ class TrackedNewton(Solver):
     Parameters
     ----------
     blocks, tangent_rtol : optional
-        Steps at most, and tolerance, of :func:`fixedpoint.operators.tangents`.
+        Steps at most, and tolerance, of :func:`tangents`.
     damping : float, optional
         What is added to the diagonal of the Gauss-Newton matrix, as a part of its mean.
 

@@ -11,13 +11,7 @@ from scipy.optimize import minimize
 
 import fixedpoint as fp
 from fixedpoint.backend import backend_of
-from fixedpoint.operators import (
-    Lagrangian,
-    Tangents,
-    sensitivity,
-    tangents,
-)
-from fixedpoint.operators.curvature import Loss
+from fixedpoint.operators import Lagrangian
 from fixedpoint.space import Space
 from fixedpoint_models import (
     AugmentedDEQ,
@@ -29,8 +23,11 @@ from fixedpoint_models import (
     TrackedNewton,
     ball,
     linear_minimizer,
+    sensitivity,
 )
+from fixedpoint_models.curvature import Loss
 from fixedpoint_models.methods import _Best
+from fixedpoint_models.sensitivity import Tangents, tangents
 
 B, N, M = 4, 7, 3
 RNG = np.random.default_rng(0)
