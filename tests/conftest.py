@@ -1,9 +1,11 @@
 """One test, every array library."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -70,13 +72,12 @@ class Case:
         returned.
         """
         settings = {"on_failure": "return"} | settings
-
-        def call(z0: Any, args: tuple) -> fp.Solution:
-            return by(f, z0, args, **settings)
-
-        run = jax.jit(call) if self.name == "jax-jit" else call
+        if self.name == "jax-jit":
+            run = compiled(by, f, z0, settings)
+        else:
+            run = partial(by, f, **settings)
         with np.errstate(all="ignore"):
-            return run(self.tree(z0), self.tree(args))
+            return run(self.tree(z0), args=self.tree(args))
 
     def iterates(self, f: Any, z0: Any, args: tuple = (), **settings: Any) -> list[Any]:
         """All iterates but the start, in NumPy, of a solve that only `max_steps`
@@ -96,6 +97,30 @@ class Case:
         differentiate.
         """
         return {"jvp": layer.jvp} if self.name in ("numpy", "strict") else {}
+
+
+def compiled(by: Any, f: Any, z0: Any, settings: dict[str, Any]) -> Any:
+    """A call of JAX's under jit: another one like it finds the same program.
+
+    Where no solver is named, the first of the default sequence stands for all, of which
+    each is compiled.
+    """
+    if by in (fp.fixed_point, fp.root) and "solver" not in settings:
+        batch_ndim = settings.get("batch_ndim", 0)
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(z0)]
+        size = sum(math.prod(leaf.shape[batch_ndim:]) for leaf in leaves)
+        kind = size, by is fp.root, "jacobian" in settings, batch_ndim > 0
+        default = fp.ImplicitAdjoint().default_solver(*kind)
+        settings = settings | {"solver": default.sequence[0]}
+    try:
+        return _compiled(by, f, tuple(sorted(settings.items())))
+    except TypeError:  # something that has no hash
+        return jax.jit(partial(by, f, **settings))
+
+
+@lru_cache(maxsize=8, typed=True)
+def _compiled(by: Any, f: Any, settings: tuple[tuple[str, Any], ...]) -> Any:
+    return jax.jit(partial(by, f, **dict(settings)))
 
 
 CASES = {
@@ -124,6 +149,14 @@ def eager_case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(scope="session", params=list(CASES))
 def jit_case(request: pytest.FixtureRequest) -> Case:
     """Each eager array library in turn, then JAX under jit."""
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="session", params=[name for name in CASES if name != "jax"])
+def compiled_case(request: pytest.FixtureRequest) -> Case:
+    """Each array library, JAX under jit alone: for what its eager arrays do no
+    otherwise.
+    """
     return CASES[request.param]
 
 

@@ -29,16 +29,6 @@ def assert_close(one, other, tolerance):
     assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
 
 
-@pytest.mark.parametrize("solver", FIRST_ORDER)
-def test_first_ten_iterates(xp_case, numpy_case, contraction, solver):
-    z0, args = data(contraction)
-    for max_steps in range(1, 11):
-        settings = {"solver": solver, "rtol": 0.0, "atol": 0.0, "max_steps": max_steps}
-        here = xp_case.solve(tanh_map(xp_case.xp), z0, args, **settings)
-        there = numpy_case.solve(tanh_map(np), z0, args, **settings)
-        assert_close(xp_case.to_numpy(here.value), there.value, 1e-10)
-
-
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
 def test_first_ten_iterates_of_every_solver(
     xp_case, numpy_case, contraction, layer, solver, by

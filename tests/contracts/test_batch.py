@@ -138,11 +138,11 @@ def test_leaving_the_batch_changes_nothing(eager_case, contraction, layer, solve
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
 @pytest.mark.parametrize("neighbor", list(KINDS))
-def test_a_neighbor_changes_nothing(xp_case, solver, neighbor):
-    alone = solve(xp_case, [GOOD], solver)
-    both = solve(xp_case, [KINDS[neighbor], GOOD, KINDS[neighbor]], solver)
+def test_a_neighbor_changes_nothing(eager_case, solver, neighbor):
+    alone = solve(eager_case, [GOOD], solver)
+    both = solve(eager_case, [KINDS[neighbor], GOOD, KINDS[neighbor]], solver)
     assert int(alone.status[0]) == fp.Status.CONVERGED
-    assert_same(xp_case, both, 1, alone)
+    assert_same(eager_case, both, 1, alone)
 
 
 @settings(max_examples=8)
@@ -157,50 +157,56 @@ def test_every_sample_is_as_if_alone(eager_case, solver, names):
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
-def test_samples_with_their_own_matrix(jit_case, contraction, solver):
+def test_samples_with_their_own_matrix(compiled_case, contraction, solver):
     W = np.stack(
         [contraction(4, norm, seed) for seed, norm in enumerate((0.2, 0.9, 0.99))]
     )
     b = np.random.default_rng(2).standard_normal((3, 4))
-    f = matmul(jit_case.xp)
+    f = matmul(compiled_case.xp)
     options = {"solver": solver, "batch_ndim": 1, "rtol": 1e-8, "max_steps": 40}
-    batch = jit_case.solve(f, 0 * b, (W, b), **options)
+    batch = compiled_case.solve(f, 0 * b, (W, b), **options)
     for i in range(3):
-        alone = jit_case.solve(f, 0 * b[:1], (W[i : i + 1], b[i : i + 1]), **options)
+        alone = compiled_case.solve(
+            f, 0 * b[:1], (W[i : i + 1], b[i : i + 1]), **options
+        )
         assert int(batch.status[i]) == int(alone.status[0])
         assert int(batch.steps[i]) == int(alone.steps[0])
         np.testing.assert_allclose(
-            jit_case.to_numpy(batch.value)[i],
-            jit_case.to_numpy(alone.value)[0],
+            compiled_case.to_numpy(batch.value)[i],
+            compiled_case.to_numpy(alone.value)[0],
             rtol=1e-10,
         )
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
-def test_a_batch_of_one_is_a_problem_without_batch(jit_case, solver):
-    alone = solve(jit_case, GOOD, solver, batch_ndim=0)
-    batch = solve(jit_case, [GOOD], solver)
+def test_a_batch_of_one_is_a_problem_without_batch(compiled_case, solver):
+    alone = solve(compiled_case, GOOD, solver, batch_ndim=0)
+    batch = solve(compiled_case, [GOOD], solver)
     assert alone.status.shape == ()
     assert int(alone.steps) == int(batch.steps[0])
     np.testing.assert_allclose(
-        jit_case.to_numpy(alone.value), jit_case.to_numpy(batch.value)[0], rtol=1e-12
+        compiled_case.to_numpy(alone.value),
+        compiled_case.to_numpy(batch.value)[0],
+        rtol=1e-12,
     )
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
-def test_two_batch_axes(jit_case, solver):
+def test_two_batch_axes(compiled_case, solver):
     rows = np.array([[GOOD, NAN, SLOW], [SOLVED, GOOD, DIVERGING]])
-    grid = solve(jit_case, rows, solver, batch_ndim=2)
-    line = solve(jit_case, rows.reshape(6, 3), solver)
+    grid = solve(compiled_case, rows, solver, batch_ndim=2)
+    line = solve(compiled_case, rows.reshape(6, 3), solver)
     assert grid.status.shape == grid.steps.shape == grid.residual_norm.shape == (2, 3)
     for field in ("value", "status", "steps"):
-        one, other = (jit_case.to_numpy(getattr(sol, field)) for sol in (grid, line))
+        one, other = (
+            compiled_case.to_numpy(getattr(sol, field)) for sol in (grid, line)
+        )
         np.testing.assert_array_equal(one.reshape(other.shape), other, field)
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
-def test_a_batch_of_zero(jit_case, solver):
-    sol = solve(jit_case, np.zeros((0, 3)), solver, on_failure="raise")
+def test_a_batch_of_zero(compiled_case, solver):
+    sol = solve(compiled_case, np.zeros((0, 3)), solver, on_failure="raise")
     assert sol.value.shape == (0, 3)
     assert sol.status.shape == sol.steps.shape == sol.residual_norm.shape == (0,)
     assert sol.converged.shape == (0,)

@@ -105,15 +105,16 @@ def assert_close(one, other, tolerance=1e-9):
 
 # The contract.
 
-# Each class is compiled once by JAX: kinds of maps, and the modes of the first, second
-# and third derivative. Forward mode over forward mode is for JAX alone.
+# Each class is compiled once by JAX, for seconds: kinds of maps, and the modes of the
+# first, second and third derivative. Forward mode over forward mode is for JAX alone,
+# and third derivatives there are of three kinds.
 CLASSES = [
     ("rrr", "rrr", {"size": 4, "shape": "tanh", "leaves": 1, "samples": None}),
-    ("rrf", "frf", {"size": 6, "shape": "quadratic", "leaves": 3, "samples": None}),
+    ("rrf", "fr", {"size": 6, "shape": "quadratic", "leaves": 3, "samples": None}),
     ("rrr", "fff", {"size": 4, "shape": "exponential", "leaves": 2, "samples": 3}),
     (
         "rrr",
-        "rrf",
+        "rf",
         {"size": 5, "shape": "tanh", "leaves": 2, "samples": None, "is_root": True},
     ),
     (
@@ -209,7 +210,7 @@ def test_derivatives_up_to_the_third(library, torch_modes, jax_modes, kind):
     # Always the same maps: of others, rounding alone takes one in thousands past the
     # bound.
     @settings(
-        max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
     )
     @given(known_maps(**{"is_root": False, **kind}))
     def run(known):

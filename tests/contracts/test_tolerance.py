@@ -395,17 +395,17 @@ def jacobian(problem, x, step=1e-6):
 # What is reported.
 
 
-def test_the_error_is_reported_sample_by_sample(jit_case):
+def test_the_error_is_reported_sample_by_sample(compiled_case):
     a = np.array([[0.5], [0.9], [0.97]])
-    sol = jit_case.solve(
+    sol = compiled_case.solve(
         lambda z, a: a * z + 1.0,
         np.zeros((3, 1)),
         (a,),
         solver=fp.Picard(),
         batch_ndim=1,
     )
-    error = jit_case.to_numpy(sol.error)
-    true = np.abs(jit_case.to_numpy(sol.value) - 1.0 / (1.0 - a))[:, 0]
+    error = compiled_case.to_numpy(sol.error)
+    true = np.abs(compiled_case.to_numpy(sol.value) - 1.0 / (1.0 - a))[:, 0]
     assert error.shape == (3,)
     assert np.all(true <= 10 * error + 1e-12)
     assert np.all(error <= 1e-6 / (1.0 - a[:, 0]) * 1.01)

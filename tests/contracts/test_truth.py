@@ -160,14 +160,16 @@ def test_truth_on_every_library(xp_case, contraction, layer, solver, by):
 
 
 @pytest.mark.parametrize("max_steps", [1, 2, 5])
-def test_the_best_iterate_is_returned(xp_case, contraction, layer, solver, max_steps):
+def test_the_best_iterate_is_returned(
+    eager_case, contraction, layer, solver, max_steps
+):
     f, z0, args = layered(
-        xp_case, fp.fixed_point, {"n": 3, "norm": 1.6, "seed": 3}, contraction, layer
+        eager_case, fp.fixed_point, {"n": 3, "norm": 1.6, "seed": 3}, contraction, layer
     )
     settings = {"solver": solver, "rtol": 0.0, "atol": 0.0, "max_steps": max_steps}
-    sol = xp_case.solve(f, z0, args, record=True, **settings)
-    norms = xp_case.to_numpy(sol.trace.residual_norm)
-    reached = residual(xp_case, f, sol.value, args, fp.fixed_point)
+    sol = eager_case.solve(f, z0, args, record=True, **settings)
+    norms = eager_case.to_numpy(sol.trace.residual_norm)
+    reached = residual(eager_case, f, sol.value, args, fp.fixed_point)
     np.testing.assert_allclose(reached, np.nanmin(norms), rtol=1e-9, atol=1e-14)
 
 
@@ -209,16 +211,16 @@ def test_damping_does_not_loosen_the_stop(jit_case, damping):
 
 
 @pytest.mark.parametrize("start", [0.0, 10.0])
-def test_a_runaway_never_converges(xp_case, solver, start):
-    sol = xp_case.solve(
+def test_a_runaway_never_converges(eager_case, solver, start):
+    sol = eager_case.solve(
         lambda z: z + 1.0, np.full(2, start), solver=solver, rtol=1e-2, max_steps=150
     )
     assert int(sol.status) in FAILURES
     np.testing.assert_allclose(float(sol.residual_norm), np.sqrt(2), rtol=1e-12)
 
 
-def test_a_residual_without_a_root_never_converges(xp_case, solver):
-    sol = xp_case.solve(
+def test_a_residual_without_a_root_never_converges(eager_case, solver):
+    sol = eager_case.solve(
         lambda x: x**2 + 1.0,
         np.array([1.0, -3.0]),
         by=fp.root,
@@ -226,7 +228,7 @@ def test_a_residual_without_a_root_never_converges(xp_case, solver):
         max_steps=100,
     )
     assert int(sol.status) in FAILURES
-    value = xp_case.to_numpy(sol.value)
+    value = eager_case.to_numpy(sol.value)
     np.testing.assert_allclose(
         float(sol.residual_norm), np.linalg.norm(value**2 + 1.0), rtol=1e-12
     )
@@ -244,17 +246,17 @@ def test_a_diverging_iteration_never_converges(jit_case, damping):
     assert np.all(np.isfinite(jit_case.to_numpy(sol.value)))
 
 
-def test_a_start_at_the_fixed_point_takes_no_step(xp_case, counted, solver):
+def test_a_start_at_the_fixed_point_takes_no_step(eager_case, counted, solver):
     f = counted(lambda z: 0.5 * z + 1.0)
-    sol = xp_case.solve(f, np.full(3, 2.0), solver=solver)
+    sol = eager_case.solve(f, np.full(3, 2.0), solver=solver)
     assert int(sol.status) == fp.Status.CONVERGED
     assert (int(sol.steps), sol.work.f, f.calls) == (0, 1, 1)
-    np.testing.assert_array_equal(xp_case.to_numpy(sol.value), np.full(3, 2.0))
+    np.testing.assert_array_equal(eager_case.to_numpy(sol.value), np.full(3, 2.0))
 
 
-def test_a_start_at_the_root_takes_no_step(xp_case, counted, solver):
+def test_a_start_at_the_root_takes_no_step(eager_case, counted, solver):
     F = counted(lambda x: 0.5 * x - 1.0)
-    sol = xp_case.solve(F, np.full(3, 2.0), by=fp.root, solver=solver)
+    sol = eager_case.solve(F, np.full(3, 2.0), by=fp.root, solver=solver)
     assert (int(sol.status), int(sol.steps)) == (fp.Status.CONVERGED, 0)
     # One may be the product that scales the first step.
     assert F.calls <= sum(sol.work) <= 2

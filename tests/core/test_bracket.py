@@ -62,13 +62,13 @@ def test_closed_forms(jit_case, dtype):
     )
 
 
-def test_a_number_a_row_and_a_table_of_brackets(jit_case):
+def test_a_number_a_row_and_a_table_of_brackets(compiled_case):
     for shape in [(), (3,), (2, 3), (2, 0)]:
         a = 1.0 + np.arange(float(math.prod(shape))).reshape(shape)
-        sol = solve(jit_case, cube, 0.0 * a, a + 1.0, (a,), on_failure="raise")
+        sol = solve(compiled_case, cube, 0.0 * a, a + 1.0, (a,), on_failure="raise")
         assert all(getattr(sol, field).shape == shape for field in FIELDS)
         np.testing.assert_allclose(
-            jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS
+            compiled_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS
         )
 
 
@@ -530,17 +530,17 @@ def assert_same(case, batch, index, alone):
 
 @settings(max_examples=5)
 @given(kinds=st.lists(st.integers(0, 5), min_size=4, max_size=4))
-def test_every_entry_is_as_if_alone(xp_case, kinds):
+def test_every_entry_is_as_if_alone(eager_case, kinds):
     kind = np.array(kinds, float)
-    F = of_kind(xp_case.xp)
-    batch = solve(xp_case, F, 0 * kind - 1.0, 0 * kind + 2.0, (kind,))
+    F = of_kind(eager_case.xp)
+    batch = solve(eager_case, F, 0 * kind - 1.0, 0 * kind + 2.0, (kind,))
     for index in range(4):
         one = kind[index : index + 1]
         assert_same(
-            xp_case,
+            eager_case,
             batch,
             index,
-            solve(xp_case, F, 0 * one - 1.0, 0 * one + 2.0, (one,)),
+            solve(eager_case, F, 0 * one - 1.0, 0 * one + 2.0, (one,)),
         )
 
 

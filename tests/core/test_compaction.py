@@ -8,23 +8,10 @@ import torch
 
 import fixedpoint as fp
 
-SOLVERS = [
-    fp.Picard(),
-    fp.Anderson(memory=4),
-    fp.Broyden(),
-    fp.SQUAREM(),
-    fp.Newton(),
-    fp.NewtonKrylov(),
-    fp.LevenbergMarquardt(),
-    fp.PseudoTransient(),
-]
 
-
-@pytest.mark.parametrize(
-    ("library", "solver"),
-    [*((np, s) for s in SOLVERS), *((torch, s) for s in SOLVERS), (jnp, fp.Picard())],
-)
-def test_finished_samples_leave_the_batch_and_nothing_else_changes(library, solver):
+@pytest.mark.parametrize("library", [np, torch, jnp])
+def test_finished_samples_leave_the_batch_and_nothing_else_changes(library):
+    """By plain iteration; those of every solver do in the contract of batches."""
     asarray = torch.as_tensor if library is torch else library.asarray
     number = 2 if library is jnp else 8
     a = np.array([0.1, 0.8, 0.0, 0.3, 0.2, 0.95, 0.2, 0.1])[:number, None] * np.ones(3)
@@ -37,7 +24,7 @@ def test_finished_samples_leave_the_batch_and_nothing_else_changes(library, solv
 
     args = tuple(map(asarray, (a, b, np.full(3, 0.1))))
     settings = {
-        "solver": solver,
+        "solver": fp.Picard(),
         "batch_ndim": 1,
         "rtol": asarray(np.geomspace(1e-2, 1e-8, number)),
         "atol": 0.0,

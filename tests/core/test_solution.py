@@ -13,13 +13,6 @@ import torch
 
 import fixedpoint as fp
 
-
-@pytest.fixture
-def solver(each_solver):
-    """Each, as most users call it."""
-    return each_solver
-
-
 # What a solution tells.
 
 
@@ -165,29 +158,6 @@ def test_an_error_says_the_same_and_holds_the_solution():
 
 
 # What is returned.
-
-
-def chaos(z):
-    return 3.9 * z * (1.0 - z)
-
-
-@pytest.mark.parametrize("max_steps", [0, 1, 5, 37])
-def test_on_failure_the_best_iterate_is_returned(solver, max_steps):
-    """Of a map whose residuals rise and fall: the logistic map where it is chaotic."""
-    iterates = [np.array([0.3])]
-    sol = fp.fixed_point(
-        chaos,
-        iterates[0],
-        solver=solver,
-        rtol=0.0,
-        atol=0.0,
-        max_steps=max_steps,
-        on_failure="return",
-        callback=lambda _, z, __: iterates.append(z.copy()),
-    )
-    norms = [abs(chaos(z) - z)[0] for z in iterates]
-    np.testing.assert_array_equal(sol.value, iterates[int(np.argmin(norms))])
-    np.testing.assert_allclose(sol.residual_norm, min(norms), rtol=1e-12, atol=1e-300)
 
 
 def test_what_satisfied_the_test_is_returned_even_if_another_residual_was_smaller():

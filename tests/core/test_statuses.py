@@ -86,11 +86,11 @@ def test_every_status_is_reached_and_has_words(status):
 
 
 def test_a_residual_that_stays_the_same_ends_the_same_in_any_company(
-    jit_case, numpy_case
+    compiled_case, numpy_case
 ):
     """As z + 1 does: with a neighbor that has converged, alone, and in a trace."""
     ends = []
-    for case, number in ((numpy_case, 1), (jit_case, 1), (jit_case, 2)):
+    for case, number in ((numpy_case, 1), (compiled_case, 1), (compiled_case, 2)):
         a = np.array([[1.0], [0.0]])[:number]
         sol = case.solve(
             lambda z, a: a * z + 1.0,

@@ -2,6 +2,8 @@
 costs.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -391,15 +393,15 @@ def test_a_batch_of_augmented_systems(name):
     joint = augmented(f, objective, step_size=0.15)
     z0 = {key: asarray(np.zeros((3, leaf.size))) for key, leaf in start().items()}
     args = ((asarray(A), asarray(B)), asarray(targets))
-    sol = fp.fixed_point(
+    solve = partial(
+        fp.fixed_point,
         joint,
-        z0,
-        args,
         batch_ndim=1,
         rtol=1e-10,
         atol=1e-12,
         solver=fp.Anderson(memory=7),
     )
+    sol = (jax.jit(solve) if name == "jax" else solve)(z0, args)
     x = exact()["x"]
     np.testing.assert_allclose(
         np.asarray(sol.value["x"]), np.stack([x, -3 * x, 0 * x]), rtol=1e-7, atol=1e-12

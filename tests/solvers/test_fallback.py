@@ -137,14 +137,18 @@ def test_if_all_fail_the_smallest_residual_is_returned(order):
     np.testing.assert_allclose(sol.residual_norm, 0.0625)
 
 
-def test_samples_that_have_converged_keep_their_answer(jit_case):
+def test_samples_that_have_converged_keep_their_answer(compiled_case):
     a = np.array([[0.5], [-1.5], [0.0], [np.nan]])
     settings = {"batch_ndim": 1, "rtol": 1e-6, "max_steps": 120}
     f = lambda z, a: a * z + 1.0
     sequence = fp.Fallback([fp.Picard(), fp.Picard(damping=0.5)])
-    sol = jit_case.solve(f, np.zeros((4, 1)), (a,), solver=sequence, **settings)
-    alone = jit_case.solve(f, np.zeros((4, 1)), (a,), solver=fp.Picard(), **settings)
-    status, method, steps = map(jit_case.to_numpy, (sol.status, sol.method, sol.steps))
+    sol = compiled_case.solve(f, np.zeros((4, 1)), (a,), solver=sequence, **settings)
+    alone = compiled_case.solve(
+        f, np.zeros((4, 1)), (a,), solver=fp.Picard(), **settings
+    )
+    status, method, steps = map(
+        compiled_case.to_numpy, (sol.status, sol.method, sol.steps)
+    )
     np.testing.assert_array_equal(status, [1, 1, 1, Status.NON_FINITE])
     np.testing.assert_array_equal(method[:3], [0, 1, 0])
     for i in (0, 2):
