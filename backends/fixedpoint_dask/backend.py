@@ -20,10 +20,10 @@ _NUMPY = Backend()
 class DaskBackend(Backend):
     """Dask's lazy arrays, of which no derivatives are known.
 
-    A lazy array is a recipe, which is followed anew whenever a number of it is asked
-    for. So what f returns is persisted, once for each evaluation, and what one step
-    hands to the next, lest recipes grow from step to step. Norms, inner products and
-    what follows from them are computed, and are NumPy's.
+    A lazy array is a graph of operations, which run anew whenever a number of it is
+    asked for. So what f returns is persisted, once for each evaluation, and what one
+    step hands to the next, so that graphs do not grow from step to step. Norms, inner
+    products and what follows from them are computed, and are NumPy's.
     """
 
     writes = False

@@ -44,7 +44,7 @@ _FIRST, _EARLY, _TIGHTER, _LAST = 0.15, 4, 0.6, 0.01
 _LEAST, _FEW, _MOST, _SLOWER = 3, 8, 20, 4
 
 # A trial at which things are so many times as large is not looked at any further.
-_WILD = 1e3
+_RUNAWAY = 1e3
 
 # The equilibrium that everything starts from: its relative tolerance, and sweeps at
 # most.
@@ -385,10 +385,10 @@ class TrackedNewton(Solver):
             *states.shaped(ahead),
         )
         new, work = problem.trial(value, point), Work()
-        sound = new.residual_norm <= _WILD * (point.residual_norm + point.magnitude)
+        sound = new.residual_norm <= _RUNAWAY * (point.residual_norm + point.magnitude)
         if not space.backend.known_all(sound):
-            home = states.shaped(after.state), inputs.unravel(after.model.x)
-            value = (*states.shaped(after.adjoint), *home[1], *home[0])
+            last = states.shaped(after.state), inputs.unravel(after.model.x)
+            value = (*states.shaped(after.adjoint), *last[1], *last[0])
             new = problem.trial(space.where(sound, new.value, value))
             after = after._replace(model=_shrunk(inputs, after.model, sound))
             work = Work(f=1, vjp=1)
@@ -402,7 +402,7 @@ def _sound(
     params: Any,
     first: TrackedState,
 ) -> tuple[Vec, Vec, TrackedState]:
-    """The first trial, its state after a sweep; where that is wild, the start.
+    """The first trial, its state after a sweep; where that runs away, the start.
 
     The radius is then a tenth of what led there.
     """
@@ -411,7 +411,7 @@ def _sound(
     at = _rebuilt(state[0], state[1]), _rebuilt(moved[0], x)
     image = alike(tree.flatten(lagrangian.f(*at, params))[0], state[1])
     expected = states.norm(state[1]) + states.norm(states.shaped(first.state))
-    sound = states.norm(image) <= _WILD * expected
+    sound = states.norm(image) <= _RUNAWAY * expected
     sound = sound | (inputs.backend.norm(moved[1], "euclidean") == 0.0)
     z = states.where(sound, image, states.shaped(first.state))
     x = inputs.where(sound, x, inputs.unravel(first.model.x))
