@@ -190,12 +190,12 @@ def test_residual_norm_is_over_all_leaves(jit_case, norm):
 
 
 @pytest.mark.parametrize("damping", [0.02, 0.1, 0.5, 1.0, 1.3])
-def test_damping_does_not_loosen_the_stop(jit_case, damping):
+def test_damping_does_not_loosen_the_stop(compiled_case, damping):
     slope, atol = 0.5, 1e-6
     factor = 1 - damping * (1 - slope)
     # Of errors from 1/(1 − slope).
     expected = np.ceil(np.log(atol * (1 - slope)) / np.log(factor))
-    sol = jit_case.solve(
+    sol = compiled_case.solve(
         lambda z: slope * z + 1.0,
         np.asarray(0.0),
         solver=fp.Picard(damping=damping),
@@ -235,15 +235,15 @@ def test_a_residual_without_a_root_never_converges(eager_case, solver):
 
 
 @pytest.mark.parametrize("damping", [0.2, 1.0])
-def test_a_diverging_iteration_never_converges(jit_case, damping):
-    sol = jit_case.solve(
+def test_a_diverging_iteration_never_converges(compiled_case, damping):
+    sol = compiled_case.solve(
         lambda z: 2.0 * z + 1.0,
         np.zeros(2),
         solver=fp.Picard(damping=damping),
         max_steps=3000,
     )
     assert not bool(sol.converged)
-    assert np.all(np.isfinite(jit_case.to_numpy(sol.value)))
+    assert np.all(np.isfinite(compiled_case.to_numpy(sol.value)))
 
 
 def test_a_start_at_the_fixed_point_takes_no_step(eager_case, counted, solver):
@@ -273,13 +273,13 @@ def test_a_batch_costs_the_evaluations_of_its_slowest_sample(xp_case, counted, s
 
 
 @pytest.mark.parametrize("damping", [0.1, 0.7, 1.0])
-def test_a_damped_operator_is_tested_undamped(jit_case, damping):
+def test_a_damped_operator_is_tested_undamped(compiled_case, damping):
     f = lambda z: 0.5 * z + 1.0
     operator = fp.operators.Map(f).damped(damping)
-    sol = jit_case.solve(
+    sol = compiled_case.solve(
         operator, np.zeros(2), solver=PICARD, rtol=0.0, atol=1e-5, max_steps=999
     )
-    reference = jit_case.solve(
+    reference = compiled_case.solve(
         f,
         np.zeros(2),
         solver=fp.Picard(damping=damping),
@@ -287,7 +287,7 @@ def test_a_damped_operator_is_tested_undamped(jit_case, damping):
         atol=1e-5,
         max_steps=999,
     )
-    value = jit_case.to_numpy(sol.value)
+    value = compiled_case.to_numpy(sol.value)
     np.testing.assert_allclose(
         float(sol.residual_norm), np.linalg.norm(0.5 * value + 1 - value), rtol=1e-9
     )
@@ -295,7 +295,7 @@ def test_a_damped_operator_is_tested_undamped(jit_case, damping):
 
 
 @pytest.mark.parametrize("damping", [0.05, 1.0])
-def test_a_damped_block_is_tested_undamped(jit_case, damping):
+def test_a_damped_block_is_tested_undamped(compiled_case, damping):
     Map = fp.operators.Map
     joint = fp.operators.Joint(
         lambda state: state,
@@ -305,7 +305,9 @@ def test_a_damped_block_is_tested_undamped(jit_case, damping):
         },
     )
     z0 = {"u": np.zeros(1), "v": np.zeros(1)}
-    sol = jit_case.solve(joint, z0, solver=PICARD, rtol=0.0, atol=1e-4, max_steps=900)
+    sol = compiled_case.solve(
+        joint, z0, solver=PICARD, rtol=0.0, atol=1e-4, max_steps=900
+    )
     u, v = (float(sol.value[name][0]) for name in "uv")
     residuals = np.array([v / 2 + 1 - u, u / 4 - v])
     assert bool(sol.converged)
