@@ -8,7 +8,7 @@ from dataclasses import fields as fields_of
 from typing import Any, TypedDict, Unpack
 
 from fixedpoint import tree
-from fixedpoint.adjoints import Adjoint, ImplicitAdjoint
+from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
 from fixedpoint.adjoints.base import attach
 from fixedpoint.backend import Array, Vec, numbers
 from fixedpoint.border import Border, MapOnLeaves, note_mixture
@@ -21,7 +21,7 @@ from fixedpoint.operators.base import Map
 from fixedpoint.problem import FixedPointProblem, RootProblem
 from fixedpoint.run import SolverRun
 from fixedpoint.solution import Solution, T, Work
-from fixedpoint.solvers import Solver
+from fixedpoint.solvers import Solver, as_solver
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Norm, Test, Tolerance
 
@@ -33,13 +33,13 @@ def fixed_point(
     z0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: Solver | None = None,
+    solver: Solver | str | None = None,
     rtol: float | Array | None = None,
     atol: float | Array = 0.0,
     norm: Norm | None = None,
     test: Test = "error",
     batch_ndim: int = 0,
-    adjoint: Adjoint | None = None,
+    adjoint: Adjoint | str | None = None,
     on_failure: Policy = "raise",
     state: Memory | None = None,
     communicator: Communicator | None = None,
@@ -64,8 +64,11 @@ def fixed_point(
     args : tuple
         What else `f` takes: arrays and containers of arrays, with respect to which the
         solution is differentiable, and anything else, which is passed on.
-    solver : Solver, optional
-        By default a :class:`Fallback`, see :func:`default_solver`.
+    solver : Solver or str, optional
+        The method, or the name of one with its default settings: "anderson",
+        "broyden", "levenberg_marquardt", "newton", "newton_krylov", "picard",
+        "pseudo_transient" or "squarem", in any case. By default a :class:`Fallback`,
+        see :func:`default_solver`.
     rtol, atol : float or array of the batch's shape, optional
         A sample has converged when the error ``|z − z*|`` is estimated to be ``atol +
         rtol·|z|`` or less, in each part of the state, see `norm`. `rtol` is by default
@@ -86,8 +89,10 @@ def fixed_point(
         The first `batch_ndim` axes of every leaf index independent problems. Each has
         its own coefficients, status and number of steps, and its answer does not depend
         on the others.
-    adjoint : Adjoint, optional
-        How derivatives of the solution are formed, by default :class:`ImplicitAdjoint`.
+    adjoint : Adjoint or str, optional
+        How derivatives of the solution are formed, by default :class:`ImplicitAdjoint`;
+        or the name of one with its default settings: "implicit", "jacobian_free",
+        "neumann_series", "phantom_gradient", "shared_inverse" or "unrolled".
     on_failure : {"raise", "warn", "return", "nan"}, optional
         What to do when a sample fails: raise :class:`ConvergenceError`, which holds the
         solution; warn; say so in the status alone; or fill the samples that failed with
@@ -143,6 +148,7 @@ def fixed_point(
     (array([0.739085, 0.450184]), array([1, 1], dtype=int32))
     """
     map_, control = _with_fields(f, control, fields)
+    solver, adjoint = methods_of(solver, adjoint)
     question = _Question(
         map=map_,
         args=args,
@@ -164,13 +170,13 @@ def root(
     x0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: Solver | None = None,
+    solver: Solver | str | None = None,
     rtol: float | Array | None = None,
     atol: float | Array = 0.0,
     norm: Norm | None = None,
     test: Test = "error",
     batch_ndim: int = 0,
-    adjoint: Adjoint | None = None,
+    adjoint: Adjoint | str | None = None,
     on_failure: Policy = "raise",
     state: Memory | None = None,
     communicator: Communicator | None = None,
@@ -188,8 +194,9 @@ def root(
         Where to start.
     args : tuple
         What else `F` takes, with respect to which the root is differentiable.
-    solver : Solver, optional
-        By default a :class:`Fallback`, see :func:`default_solver`. Solvers that need a
+    solver : Solver or str, optional
+        The method, or its name, as in :func:`fixed_point`. By default a
+        :class:`Fallback`, see :func:`default_solver`. Solvers that need a
         map iterate x − F(x).
     rtol, atol : float or array of the batch's shape, optional
         A sample has converged when the error ``|x − x*|`` is estimated to be ``atol +
@@ -232,6 +239,7 @@ def root(
     array([1.414214, 1.414214])
     """
     map_, control = _with_fields(F, control, fields)
+    solver, adjoint = methods_of(solver, adjoint)
     question = _Question(
         map=map_,
         args=args,
@@ -333,7 +341,6 @@ class _Question:
 
     def _check(self) -> None:
         f, args, name = self.map.f, self.args, "F" if self.is_root else "f"
-        check_methods(self.solver, self.adjoint)
         if self.is_root and self.map.is_operator:
             raise TypeError("an operator has fixed points, not roots: use fixed_point")
         if self.map.has_aux and self.map.is_operator:
@@ -412,16 +419,12 @@ class _Question:
         return solution
 
 
-def check_methods(solver: Any, adjoint: Any) -> None:
-    """Raise TypeError unless these are a solver and an adjoint, or None."""
-    if not isinstance(solver, Solver | None):
-        raise TypeError(
-            f"solver must be a solver object such as Anderson(), got {solver!r}"
-        )
-    if not isinstance(adjoint, Adjoint | None):
-        raise TypeError(
-            f"adjoint must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}"
-        )
+def methods_of(solver: Any, adjoint: Any) -> tuple[Solver | None, Adjoint | None]:
+    """The solver and the adjoint that are given, as objects, by name, or not at all."""
+    return (
+        None if solver is None else as_solver(solver),
+        None if adjoint is None else as_adjoint(adjoint),
+    )
 
 
 def _with_fields(

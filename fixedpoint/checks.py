@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind", bound=type)
 
 
 def check_positive(name: str, value: float, upper: float = float("inf")) -> None:
@@ -18,6 +20,22 @@ def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless `value` is an integer, `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+
+
+def by_name(argument: str, name: str, known: Mapping[str, Kind]) -> Kind:
+    """The class of that name, or ValueError with the names there are.
+
+    Case, hyphens and underscores do not matter, and the class's own name is one.
+    """
+    named = {_letters(kind.__name__): kind for kind in known.values()}
+    named |= {_letters(key): kind for key, kind in known.items()}
+    if _letters(name) not in named:
+        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
+    return named[_letters(name)]
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def changed_settings(made_by: Callable[..., Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
-from fixedpoint.api import check_methods
+from fixedpoint.api import methods_of
 from fixedpoint.checks import changed_settings
 from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
@@ -59,8 +59,8 @@ class DEQ:
 
     cell: Callable[..., Any]
     _: dataclasses.KW_ONLY
-    solver: Solver | None = None
-    adjoint: fp.Adjoint | None = None
+    solver: Solver | str | None = None
+    adjoint: fp.Adjoint | str | None = None
     rtol: float | None = None
     atol: float = 0.0
     norm: Norm | None = "leaves"
@@ -71,7 +71,9 @@ class DEQ:
     start: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        check_methods(self.solver, self.adjoint)
+        methods = methods_of(self.solver, self.adjoint)
+        for name, method in zip(("solver", "adjoint"), methods, strict=True):
+            object.__setattr__(self, name, method)
 
     def __repr__(self) -> str:
         """The cell, and the settings that are not the defaults."""
@@ -179,11 +181,12 @@ class DEQ:
 
     def _method(self) -> Solver:
         """The solver that goes first."""
-        adjoint = self.adjoint or fp.ImplicitAdjoint()
-        default = adjoint.default_solver(
-            1, is_root=False, has_jacobian=False, is_batch=True
-        )
-        return (self.solver or default).sequence[0]
+        solver, adjoint = methods_of(self.solver, self.adjoint)
+        if solver is None:
+            solver = (adjoint or fp.ImplicitAdjoint()).default_solver(
+                1, is_root=False, has_jacobian=False, is_batch=True
+            )
+        return solver.sequence[0]
 
     def _solved(
         self, inputs: tuple[Any, ...], z0: Any, **changed: Any

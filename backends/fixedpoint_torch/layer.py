@@ -10,7 +10,7 @@ import torch
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.api import check_methods
+from fixedpoint.api import methods_of
 from fixedpoint.checks import changed_settings
 from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
@@ -88,8 +88,8 @@ class DEQ(torch.nn.Module):
         self,
         cell: Callable[..., Any],
         *,
-        solver: Solver | None = None,
-        adjoint: fp.Adjoint | None = None,
+        solver: Solver | str | None = None,
+        adjoint: fp.Adjoint | str | None = None,
         rtol: float | torch.Tensor | None = None,
         atol: float | torch.Tensor = 0.0,
         norm: Norm | None = "leaves",
@@ -100,9 +100,8 @@ class DEQ(torch.nn.Module):
         start: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
-        check_methods(solver, adjoint)
         self.cell = cell
-        self.solver, self.adjoint = solver, adjoint
+        self.solver, self.adjoint = methods_of(solver, adjoint)
         self.rtol, self.atol, self.norm, self.test = rtol, atol, norm, test
         self.max_steps, self.batch_ndim, self.on_failure = (
             max_steps,

@@ -3,6 +3,7 @@
 from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.adjoints.jacobian_free import JacobianFree
+from fixedpoint.adjoints.named import as_adjoint
 from fixedpoint.adjoints.neumann import NeumannSeries
 from fixedpoint.adjoints.phantom import PhantomGradient
 from fixedpoint.adjoints.shared_inverse import SharedInverse
@@ -18,4 +19,5 @@ __all__ = [
     "PhantomGradient",
     "SharedInverse",
     "Unrolled",
+    "as_adjoint",
 ]

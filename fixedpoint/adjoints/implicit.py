@@ -14,7 +14,7 @@ from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, iterate
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
-from fixedpoint.solvers import Anderson, NewtonKrylov, Solver
+from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.tolerance import Tolerance
 
 _ANDERSON = Anderson(memory=10)
@@ -40,7 +40,7 @@ class ImplicitAdjoint(LinearAdjoint):
 
     Parameters
     ----------
-    solver : Solver, optional
+    solver : Solver or str, optional
         How to solve the adjoint system, by default ``Anderson(memory=10)``; for roots,
         and with a preconditioner, :class:`NewtonKrylov`, one step of which is GMRES.
     preconditioner : callable, optional
@@ -75,7 +75,7 @@ class ImplicitAdjoint(LinearAdjoint):
     2.0
     """
 
-    solver: Solver | None = None
+    solver: Solver | str | None = None
     preconditioner: Callable[..., Any] | None = None
     warm_start: Any = field(default=None, compare=False)
     rtol: float | None = None
@@ -85,6 +85,8 @@ class ImplicitAdjoint(LinearAdjoint):
     report: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.solver is not None:
+            object.__setattr__(self, "solver", as_solver(self.solver))
         check_count("max_steps", self.max_steps, 0)
         check_policy("on_failure", self.on_failure)
 
@@ -104,9 +106,9 @@ class ImplicitAdjoint(LinearAdjoint):
 
     def _method(self, system: AdjointSystem) -> Solver:
         preconditioned = system.precondition is not None
-        return self.solver or (
-            _GMRES if system.is_root or preconditioned else _ANDERSON
-        )
+        if self.solver is not None:
+            return as_solver(self.solver)
+        return _GMRES if system.is_root or preconditioned else _ANDERSON
 
 
 def linear_problem(system: AdjointSystem, rtol: Any, atol: float) -> Problem:

@@ -5,6 +5,7 @@ from fixedpoint.solvers.base import Solver
 from fixedpoint.solvers.broyden import Broyden
 from fixedpoint.solvers.default import default_solver
 from fixedpoint.solvers.fallback import Fallback
+from fixedpoint.solvers.named import as_solver
 from fixedpoint.solvers.newton import LevenbergMarquardt, Newton
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.picard import Picard
@@ -22,5 +23,6 @@ __all__ = [
     "Picard",
     "PseudoTransient",
     "Solver",
+    "as_solver",
     "default_solver",
 ]

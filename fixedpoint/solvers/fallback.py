@@ -9,6 +9,7 @@ from typing import Any
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.named import as_solver
 
 
 @dataclass(frozen=True, init=False)
@@ -22,8 +23,8 @@ class Fallback(Solver):
 
     Parameters
     ----------
-    solvers : sequence of Solver
-        What to try.
+    solvers : sequence of Solver or str
+        What to try: solvers, or their names.
 
     Examples
     --------
@@ -36,13 +37,11 @@ class Fallback(Solver):
 
     solvers: tuple[Solver, ...]
 
-    def __init__(self, solvers: Sequence[Solver]) -> None:
-        for solver in solvers:
-            if not isinstance(solver, Solver):
-                raise TypeError(
-                    f"solvers must be solver objects such as Anderson(), got {solver!r}"
-                )
-        flat = tuple(rung for solver in solvers for rung in solver.sequence)
+    def __init__(self, solvers: Sequence[Solver | str]) -> None:
+        if isinstance(solvers, str):
+            raise TypeError(f"solvers must be a sequence, got {solvers!r}")
+        found = [as_solver(given, "each of solvers") for given in solvers]
+        flat = tuple(rung for solver in found for rung in solver.sequence)
         if not flat:
             raise ValueError("solvers must hold at least one solver, got none")
         object.__setattr__(self, "solvers", flat)
