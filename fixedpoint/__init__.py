@@ -19,6 +19,7 @@ from fixedpoint.control import Budget, Control
 from fixedpoint.implicit import implicit_jvp, implicit_vjp
 from fixedpoint.linear import GMRES, BiCGStab, ConjugateGradient
 from fixedpoint.operators.base import Map
+from fixedpoint.progress import Progress
 from fixedpoint.solution import (
     BackwardReport,
     ConvergenceError,
@@ -70,6 +71,7 @@ __all__ = [
     "NewtonKrylov",
     "PhantomGradient",
     "Picard",
+    "Progress",
     "PseudoTransient",
     "SharedInverse",
     "Solution",

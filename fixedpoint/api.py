@@ -408,7 +408,7 @@ class _Question:
     def _packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
         """The solution in the user's containers, or what `on_failure` says."""
         solution = run.solution(end)
-        what = "root failed" if self.is_root else "fixed_point failed"
+        what = "root" if self.is_root else "fixed_point"
         value = apply_policy(
             self.on_failure, what, run.problem.space, end.value, solution, depth=5
         )

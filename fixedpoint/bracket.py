@@ -143,7 +143,7 @@ def bracketed_root(
         expand=bool(expand),
     )
     end = attach(ScalarAdjoint(on_failure=policy), run, value)
-    solution, what = run.solution(end), "bracketed_root failed"
+    solution, what = run.solution(end), "bracketed_root"
     (solution.value,) = apply_policy(
         on_failure, what, run.problem.space, end.value, solution, depth=3
     )

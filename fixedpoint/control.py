@@ -52,7 +52,7 @@ class Control:
         Evaluations or seconds that the solve may spend.
     callback : callable, optional
         ``callback(step, z, residual_norm)`` after each step; a true value ends the
-        solve.
+        solve. :class:`Progress` is one that draws a bar.
     record : bool, optional
         Keep the course of the residual in ``sol.trace``.
     batched_args : tuple of bool, optional

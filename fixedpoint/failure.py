@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Literal, get_args
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.log import log_solution
 from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution
 from fixedpoint.space import Space
 
@@ -27,13 +28,14 @@ def apply_policy(
     solution: Solution[Any],
     depth: int = 4,
 ) -> Vec:
-    """Raise or warn if a sample of `solution` failed; return the leaves, poisoned if so
-    asked.
+    """Raise or warn if a sample of `solution` failed, the outcome of `what`; return the
+    leaves, poisoned if so asked.
 
     Where the values are symbols of a trace nothing can be raised, and "raise" fills the
     samples that failed with NaN. A warning points to the call that is `depth` frames
     away.
     """
+    log_solution(what, space.backend, solution)
     if policy == "return":
         return value
     converged, backend = solution.converged, space.backend
@@ -41,9 +43,10 @@ def apply_policy(
     if policy == "nan" or traced:
         return _poison(space, converged, value)
     if backend.any(~converged):
+        failed = f"{what} failed"
         if not space.xp.any(~converged):
-            what = f"{what} in another process; here it"
-        message = f"{what}: {solution.message}"
+            failed = f"{failed} in another process; here it"
+        message = f"{failed}: {solution.message}"
         if policy == "raise":
             raise ConvergenceError(message, solution)
         warnings.warn(message, ConvergenceWarning, stacklevel=depth)

@@ -18,6 +18,7 @@ from fixedpoint.carry import (
 )
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import judge_start, opened
+from fixedpoint.log import log_next
 from fixedpoint.loop import Loop
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
@@ -79,6 +80,8 @@ def iterate(
             # Half of what is left, rounded up.
             stop = most if is_last else most - (most - carries[0].step) // 2
             if index:
+                before, status = sequence[index - 1].name, carries[0].status
+                log_next(before, method.name, space.backend, status)
                 carries.append(_reopened(problem, carries.pop(), first))
             if is_last and not space.backend.is_traced(first.increment):
                 first = first._replace(increment=())

@@ -80,6 +80,9 @@ class Work(NamedTuple):
     vjp: Any = 0
     jvp: Any = 0
 
+    def __str__(self) -> str:
+        return f"{self.f} evaluations, {self.vjp} vjp, {self.jvp} jvp"
+
     def plus(self, other: Work) -> Work:
         """The sum of two accounts."""
         return Work(self.f + other.f, self.vjp + other.vjp, self.jvp + other.jvp)
@@ -335,8 +338,7 @@ class Solution(Generic[T]):
         found = {"value": _shown(self.value), "message": self.message}
         if self.trace is not None:
             found["trace"] = f"{self.trace.residual_norm.shape[-1] - 1} steps"
-        work = f"{self.work.f} evaluations, {self.work.vjp} vjp, {self.work.jvp} jvp"
-        return found | {"work": work}
+        return found | {"work": str(self.work)}
 
     def _picture(self) -> str:
         """The trace as an image in HTML, or nothing where it cannot be drawn."""

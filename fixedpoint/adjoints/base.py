@@ -195,11 +195,7 @@ class LinearAdjoint(Adjoint):
         end, space = self.solve(system), system.space
         if self.report is not None:
             space.backend.report(self.report, end.status, end.residual_norm, end.steps)
-        what = (
-            "the adjoint solve failed"
-            if system.transposed
-            else "the tangent solve failed"
-        )
+        what = "the adjoint solve" if system.transposed else "the tangent solve"
         solution = Solution(
             value=end.value,
             status=end.status,
