@@ -12,7 +12,7 @@ from fixedpoint.adjoints import (
     SharedInverse,
     Unrolled,
 )
-from fixedpoint.api import fixed_point, root
+from fixedpoint.api import fixed_point, root, steps
 from fixedpoint.bracket import bracketed_root
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control
@@ -88,6 +88,7 @@ __all__ = [
     "root",
     "spectral_norm",
     "spectral_radius",
+    "steps",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Any, TypedDict, Unpack
@@ -256,6 +256,81 @@ def root(
     return question.answer(x0)
 
 
+def steps(
+    f: Callable[..., Any],
+    z0: T,
+    args: tuple[Any, ...] = (),
+    *,
+    is_root: bool = False,
+    solver: Solver | str | None = None,
+    rtol: float | Array | None = None,
+    atol: float | Array = 0.0,
+    norm: Norm | None = None,
+    test: Test = "error",
+    batch_ndim: int = 0,
+    control: Control | None = None,
+    **fields: Unpack[Fields],
+) -> Iterator[Solution[T]]:
+    """Solve step by step, for whoever drives the loop.
+
+    Each item is the solution so far: the first is that of the start, and the one after
+    k steps is what :func:`fixed_point`, or :func:`root`, would return if it ended
+    there, but for the status of the samples that still run, ``Status.RUNNING``. A step
+    is taken when the next item is asked for. The iterator ends where the solve would;
+    failures are told by the status alone.
+
+    No derivatives are recorded, and steps cannot be asked for inside a trace of JAX or
+    a transform of ``torch.func``. ``aux`` is not evaluated.
+
+    Parameters
+    ----------
+    f, z0, args
+        As in :func:`fixed_point`, or :func:`root`.
+    is_root : bool, optional
+        Whether a root of the function is sought, not a fixed point.
+    solver, rtol, atol, norm, test, batch_ndim, control
+        As in :func:`fixed_point`.
+    **fields
+        The fields of :class:`Map` and :class:`Control`, by name, but ``batched_args``.
+
+    Yields
+    ------
+    Solution
+        The value so far, its residual norm and error, and the status of each sample.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> for sol in fp.steps(np.cos, 1.0, solver="picard"):
+    ...     print(f"{int(sol.steps)}: {float(sol.value):.4f}")
+    ...     if sol.residual_norm < 0.1:
+    ...         break
+    0: 1.0000
+    1: 0.5403
+    2: 0.8576
+    3: 0.6543
+    4: 0.7935
+    """
+    map_, control = _with_fields(f, control, fields)
+    if control.batched_args is not None:
+        raise ValueError("steps takes whole batches: leave batched_args out")
+    question = _Question(
+        map=map_,
+        args=args,
+        control=control,
+        solver=methods_of(solver, None)[0],
+        tolerance=Tolerance(rtol, atol, norm, test),
+        batch_ndim=batch_ndim,
+        adjoint=_IMPLICIT,
+        on_failure="return",
+        state=None,
+        communicator=None,
+        is_root=is_root,
+    )
+    run, value = question.run(z0)
+    return run.steps(value)
+
+
 class Fields(TypedDict, total=False):
     """What a call may be given by name of a :class:`Map` and a :class:`Control`."""
 
@@ -289,6 +364,16 @@ class _Question:
 
     def answer(self, start: Any) -> Solution[Any]:
         """The solution from `start`."""
+        run, value = self.run(start)
+        try:
+            end = attach(self.adjoint, run, value)
+        except TypeError as error:
+            note_mixture(error, value, self.args, run.border.names[0])
+            raise
+        return self._packed(run, end)
+
+    def run(self, start: Any) -> tuple[SolverRun, Vec]:
+        """The run, and the leaves that it begins with."""
         self._check()
         start, whole = numbers(start), "x0" if self.is_root else "z0"
         border, leaves = Border.of(start, whole, self.communicator, self.batch_ndim)
@@ -296,13 +381,7 @@ class _Question:
         border = border.joined(leaves, self.batch_ndim) if self._joins() else border
         value = border.vector(leaves)
         space = Space.of(border.backend, value, self.batch_ndim)
-        run = self._run(border, space, value, self._blocks(start))
-        try:
-            end = attach(self.adjoint, run, value)
-        except TypeError as error:
-            note_mixture(error, value, self.args, border.names[0])
-            raise
-        return self._packed(run, end)
+        return self._run(border, space, value, self._blocks(start)), value
 
     def _joins(self) -> bool:
         """Whether nothing is asked of single leaves."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import cache
 from importlib.metadata import entry_points
@@ -569,6 +569,14 @@ class Backend:
             kind: "ignore" for kind, action in np.geterr().items() if action == "warn"
         }
         return np.errstate(**loud)  # type: ignore[arg-type]
+
+    def unrecorded(self, inputs: Vec) -> AbstractContextManager[Any]:
+        """A context for a step that a caller asks for: it records no derivatives.
+
+        Raises TypeError inside a trace or a transform, whose derivatives would be lost.
+        """
+        del inputs
+        return nullcontext()
 
     def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, where the framework differentiates."""

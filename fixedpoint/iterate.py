@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -64,40 +65,107 @@ def iterate(
     solvers of a fallback run one after the other on the samples that have not
     converged, each from the start, and each for half of the steps that are left.
     """
-    space, sequence = problem.space, _sequence(solver, memory)
-    deadline, most = (
-        control.deadline(start, space.backend),
-        control.steps(len(sequence)),
-    )
-    with space.backend.quiet():
-        first = problem.evaluate(start)
-        # The one carry is in a list: no name but this keeps its states alive.
-        carries = [_open(problem, first, most if control.record else None)]
-        for index, method in enumerate(sequence):
-            if index and _final(space, carries[0], first):
-                break
-            is_last = index == len(sequence) - 1
-            # Half of what is left, rounded up.
-            stop = most if is_last else most - (most - carries[0].step) // 2
-            if index:
-                before, status = sequence[index - 1].name, carries[0].status
-                log_next(before, method.name, space.backend, status)
-                carries.append(_reopened(problem, carries.pop(), first))
-            if is_last and not space.backend.is_traced(first.increment):
-                first = first._replace(increment=())
-            loop = Loop(
-                solver=method,
-                index=index,
-                problem=problem,
-                control=control,
-                first=first,
-                stop=stop,
-                most=most,
-                deadline=deadline,
-            )
-            kept = memory if index == 0 else None
+    # The one carry is in a list: no name but this keeps its states alive.
+    carries: list[Carry] = []
+    with problem.space.backend.quiet():
+        for loop, kept in _loops(solver, problem, start, control, memory, carries):
             carries.append(loop.turns(partial(loop.begun, carries, kept)))
-    carry = carries.pop()
+    return _iteration(loop, carries.pop(), start)
+
+
+def steps(
+    solver: Solver, problem: Problem, start: Vec, control: Control
+) -> Iterator[Iteration]:
+    """What :func:`iterate` does, turn by turn: where it stands at the start, and after
+    each turn.
+
+    Whoever asks for the next one has it made. The last one is what :func:`iterate`
+    returns.
+    """
+    backend, carries = problem.space.backend, list[Carry]()
+    inputs = (*start, *problem.args)
+    loops = _loops(solver, problem, start, control, None, carries)
+    with backend.quiet(), backend.unrecorded(inputs):
+        loop, carry = _onward(loops, carries)
+        end = _iteration(loop, carry, start)
+    yield end
+    while loop.unfinished(carry):
+        with backend.quiet(), backend.unrecorded(inputs):
+            carry = loop.turn(carry)
+            if not loop.unfinished(carry):
+                carries.append(loop.ended(carry))
+                loop, carry = _onward(loops, carries, loop)
+            end = _iteration(loop, _counted(problem.space, carry), start)
+        yield end
+
+
+def _counted(space: Space, carry: Carry) -> Carry:
+    """The carry with the steps of the samples that still run, too."""
+    taken = space.xp.zeros_like(carry.steps) + carry.step
+    running = carry.status == int(Status.RUNNING)
+    return carry._replace(steps=space.xp.where(running, taken, carry.steps))
+
+
+def _onward(
+    loops: Iterator[tuple[Loop, Memory | None]],
+    carries: list[Carry],
+    loop: Loop | None = None,
+) -> tuple[Loop, Carry]:
+    """The next loop that has turns to make, or the one that ended last."""
+    for following, kept in loops:
+        loop, carry = following, following.begun(carries, kept)
+        if loop.unfinished(carry):
+            return loop, carry
+        carries.append(loop.ended(carry))
+    assert loop is not None
+    return loop, carries.pop()
+
+
+def _loops(
+    solver: Solver,
+    problem: Problem,
+    start: Vec,
+    control: Control,
+    memory: Memory | None,
+    carries: list[Carry],
+) -> Iterator[tuple[Loop, Memory | None]]:
+    """The loops of the solvers that are needed, each with what it may remember.
+
+    The carry that each begins with is put into the list, where the one that it ends
+    with is expected.
+    """
+    space, sequence = problem.space, _sequence(solver, memory)
+    deadline = control.deadline(start, space.backend)
+    most = control.steps(len(sequence))
+    first = problem.evaluate(start)
+    carries.append(_open(problem, first, most if control.record else None))
+    for index, method in enumerate(sequence):
+        if index and _final(space, carries[0], first):
+            return
+        is_last = index == len(sequence) - 1
+        # Half of what is left, rounded up.
+        stop = most if is_last else most - (most - carries[0].step) // 2
+        if index:
+            before, status = sequence[index - 1].name, carries[0].status
+            log_next(before, method.name, space.backend, status)
+            carries.append(_reopened(problem, carries.pop(), first))
+        if is_last and not space.backend.is_traced(first.increment):
+            first = first._replace(increment=())
+        loop = Loop(
+            solver=method,
+            index=index,
+            problem=problem,
+            control=control,
+            first=first,
+            stop=stop,
+            most=most,
+            deadline=deadline,
+        )
+        yield loop, memory if index == 0 else None
+
+
+def _iteration(loop: Loop, carry: Carry, start: Vec) -> Iteration:
+    """Where the iteration stands."""
     best = carry.best
     return Iteration(
         value=_owned(best.value, start),

@@ -80,12 +80,14 @@ class Loop:
 
     def turns(self, begun: Callable[[], Carry]) -> Carry:
         """Turn until no sample runs, or the steps are used up."""
-        xp = self.problem.space.xp
-        end = self.problem.space.backend.while_loop(
-            self.unfinished, self.turn, begun(), self.most
-        )
-        late = end.status == RUNNING
-        return self.settle(end, marked(xp, end.status, late, Status.MAX_STEPS))
+        loop = self.problem.space.backend.while_loop
+        return self.ended(loop(self.unfinished, self.turn, begun(), self.most))
+
+    def ended(self, carry: Carry) -> Carry:
+        """The loop after its last turn: no sample runs."""
+        late = carry.status == RUNNING
+        xp, reason = self.problem.space.xp, Status.MAX_STEPS
+        return self.settle(carry, marked(xp, carry.status, late, reason))
 
     def unfinished(self, carry: Carry) -> Any:
         """Whether there is another turn."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
 from fixedpoint.control import Control, Memory
 from fixedpoint.functions import Bridge, Product
-from fixedpoint.iterate import Iteration, iterate
+from fixedpoint.iterate import Iteration, iterate, steps
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Solution
 from fixedpoint.solvers import Solver
@@ -103,6 +103,11 @@ class SolverRun(Run):
     def iterate(self, value: Vec) -> Iteration:
         """The solution from `value`, recording no derivatives."""
         return iterate(self.solver, self.problem, value, self.control, self.memory)
+
+    def steps(self, value: Vec) -> Iterator[Solution[Any]]:
+        """Where the iteration stands at the start and after each step."""
+        for end in steps(self.solver, self.problem, value, self.control):
+            yield self.solution(end)
 
     def on(self, bridge: Bridge, value: Vec) -> SolverRun:
         """The same by another library's arithmetic, from states like `value`."""

@@ -274,6 +274,15 @@ class JaxBackend(Backend):
         """JAX does not warn of overflow."""
         return nullcontext()
 
+    def unrecorded(self, inputs: Vec) -> AbstractContextManager[Any]:
+        """Outside of a trace JAX records nothing."""
+        if self.is_traced(inputs):
+            raise TypeError(
+                "inside a trace of JAX steps cannot be asked for one by one: use "
+                "fixed_point, with max_steps="
+            )
+        return nullcontext()
+
     def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v."""
         return linearized(f, value)

@@ -205,6 +205,17 @@ class TorchBackend(Backend):
         """Torch does not warn of overflow."""
         return nullcontext()
 
+    @contextmanager
+    def unrecorded(self, inputs: Vec) -> Iterator[None]:
+        """Without autograd, the algebra without autocast."""
+        if inside_transform():
+            raise TypeError(
+                "inside a transform of torch.func steps cannot be asked for one by "
+                "one: use fixed_point, with max_steps= or callback="
+            )
+        with torch.no_grad(), exact(inputs[0].device):
+            yield
+
     def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, each the transpose of v ↦ f′(value)ᵀv."""
         return products(lambda z, _: f(z), value, (), transposed=False)
