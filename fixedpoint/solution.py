@@ -336,8 +336,8 @@ class Solution(Generic[T]):
     def _summary(self) -> dict[str, str]:
         """What a representation says, line by line."""
         found = {"value": _shown(self.value), "message": self.message}
-        if self.trace is not None:
-            found["trace"] = f"{self.trace.residual_norm.shape[-1] - 1} steps"
+        if self.trace is not None and not self._is_traced():
+            found["trace"] = f"{_numpy(self.steps).max(initial=0)} steps"
         return found | {"work": str(self.work)}
 
     def _picture(self) -> str:
@@ -375,7 +375,8 @@ def _shown(value: Any) -> str:
     """An array in a line, its head if it is long; what another container holds."""
     leaves, _ = tree.flatten(value)
     if len(leaves) != 1 or leaves[0] is not value:
-        return f"{type(value).__name__} of {len(leaves)} arrays"
+        arrays = "an array" if len(leaves) == 1 else f"{len(leaves)} arrays"
+        return f"{type(value).__name__} of {arrays}"
     backend = backend_of([value], ["value"])
     shape = f"{type_name(value)} of shape {tuple(value.shape)}, {value.dtype}"
     if backend.is_traced((value,)):

@@ -83,7 +83,7 @@ def test_a_long_value_is_shown_by_its_head(jit_case):
 
 def test_the_leaves_of_a_container_are_counted():
     sol = fp.fixed_point(lambda z: {"a": 0.5 * z["a"] + 1.0}, {"a": np.zeros(2)})
-    assert "value: dict of 1 arrays\n" in repr(sol)
+    assert "value: dict of an array\n" in repr(sol)
 
 
 def test_a_traced_solution_is_shown_without_numbers():
@@ -101,13 +101,20 @@ def test_a_traced_solution_is_shown_without_numbers():
     assert "<img" not in shown[1]
 
 
+def test_a_trace_counts_the_steps_taken(jit_case):
+    settings = {"solver": fp.Picard(), "record": True, "max_steps": 99}
+    sol = jit_case.solve(lambda z: 0.5 * z + 1.0, np.zeros(2), **settings)
+    assert int(sol.steps) < 99
+    assert f"trace: {int(sol.steps)} steps\n" in repr(sol)
+
+
 def test_a_notebook_shows_the_trace():
     matplotlib = pytest.importorskip("matplotlib.pyplot")
     sol = fp.fixed_point(lambda z: {"<": 0.5 * z["<"]}, {"<": np.ones(2)}, record=True)
     before = matplotlib.get_fignums()
     page = sol._repr_html_()
     assert matplotlib.get_fignums() == before
-    assert page.startswith("<table><tr><th>value</th><td>dict of 1 arrays</td>")
+    assert page.startswith("<table><tr><th>value</th><td>dict of an array</td>")
     data = re.search(r'src="data:image/png;base64,([^"]+)"', page).group(1)
     assert base64.b64decode(data).startswith(b"\x89PNG")
     assert "<img" not in fp.fixed_point(np.cos, 1.0)._repr_html_()
