@@ -44,7 +44,7 @@ from fixedpoint.solvers import (
 )
 from fixedpoint.spectrum import spectral_norm, spectral_radius
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 __all__ = [
     "GMRES",

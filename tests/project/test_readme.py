@@ -37,6 +37,20 @@ def test_a_link_leads_to_a_file(link):
     assert (ROOT / link).is_file()
 
 
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("README.md", r"^Version ([^ ,]+)"),
+        ("CHANGELOG.md", r"^## \[([^]]+)\]"),
+        ("CITATION.cff", r"^version: (.+)$"),
+        ("docs/faq.rst", r"^      version = \{([^}]+)\}"),
+    ],
+)
+def test_a_file_names_the_version_that_this_is(file, pattern):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert re.findall(pattern, text, re.MULTILINE) == [fp.__version__]
+
+
 def test_the_commands_are_those_of_the_makefile():
     targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
     assert targets == ["demo", "test"]
