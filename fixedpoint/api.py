@@ -367,7 +367,7 @@ class _Question:
         run, value = self.run(start)
         try:
             end = attach(self.adjoint, run, value)
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             note_mixture(error, value, self.args, run.border.names[0])
             raise
         return self._packed(run, end)
@@ -516,12 +516,24 @@ def _with_fields(
     given: dict[str, Any] = dict(fields)
     of_map = {name: given.pop(name) for name in _MAP & given.keys()}
     of_control = {name: given.pop(name) for name in _CONTROL & given.keys()}
-    if given:
-        raise TypeError(f"unexpected keyword argument {next(iter(given))!r}")
+    for name in given:
+        here = f": here it is {_HERE[name]}" if name in _HERE else ""
+        raise TypeError(f"unexpected keyword argument {name!r}{here}")
     map_ = replace(map_, **of_map) if of_map else map_
     return map_, replace(control, **of_control) if of_control else control
 
 
+# What other libraries call some of the keywords.
+_HERE = {
+    "fprime": "jacobian=",
+    "jac": "jacobian=",
+    "max_iter": "max_steps=",
+    "maxiter": "max_steps=",
+    "method": "solver=",
+    "throw": 'on_failure="return"',
+    "tol": "rtol= or atol=",
+    "xtol": "rtol=",
+}
 _MAP = {field.name for field in fields_of(Map)} - {"f"}
 _CONTROL = {field.name for field in fields_of(Control)}
 

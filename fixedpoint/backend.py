@@ -746,5 +746,10 @@ def of_one_backend(a: Any, b: Any) -> bool:
 
 
 def type_name(value: Any) -> str:
-    """The full name of the type of `value`."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    """The full name of the type of `value`: for JAX's, of which there are many, the
+    public one.
+    """
+    kind = type(value)
+    if kind.__module__.partition(".")[0] in ("jax", "jaxlib"):
+        return "jax.Array"
+    return f"{kind.__module__}.{kind.__qualname__}"

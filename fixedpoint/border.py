@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -155,7 +157,7 @@ def _remedy(like: Any, what: str) -> str:
     return "" if convert is None else f". {what} as {convert}(...)"
 
 
-def note_mixture(error: TypeError, value: Vec, args: Any, name: str) -> None:
+def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
     """Add to an error that f raised that a state `name` and an argument are of two
     libraries.
     """
@@ -166,6 +168,24 @@ def note_mixture(error: TypeError, value: Vec, args: Any, name: str) -> None:
             kinds = f"{name} is a {type_name(value[0])}, {path} a {type_name(leaf)}"
             error.add_note(kinds + remedy)
             return
+
+
+@contextmanager
+def guessing(start: Any) -> Iterator[None]:
+    """Adds to errors that speak of shapes what `start` was guessed from; None was
+    given.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        if start is not None and re.search("shape|size|dim", str(error)):
+            shapes = [tuple(leaf.shape) for leaf in tree.flatten(start)[0]]
+            error.add_note(
+                "The layer starts from zeros like its first input, of the shape "
+                f"{', '.join(map(str, shapes))}. If the state has another, make the "
+                "layer with start="
+            )
+        raise
 
 
 def _alike(new: Any, old: Array) -> bool:

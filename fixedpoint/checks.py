@@ -22,6 +22,15 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
 
 
+def check_cell(cell: Any) -> None:
+    """Raise TypeError if the cell of a layer is a class, of which none was made yet."""
+    if isinstance(cell, type):
+        name = cell.__name__
+        raise TypeError(
+            f"cell must be a function or a module, got the class {name}: give {name}()"
+        )
+
+
 def by_name(argument: str, name: str, known: Mapping[str, Kind]) -> Kind:
     """The class of that name, or ValueError with the names there are.
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 import fixedpoint as fp
 from fixedpoint.api import methods_of
-from fixedpoint.checks import changed_settings
+from fixedpoint.border import guessing
+from fixedpoint.checks import changed_settings, check_cell
 from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
@@ -71,6 +72,7 @@ class DEQ:
     start: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
+        check_cell(self.cell)
         methods = methods_of(self.solver, self.adjoint)
         for name, method in zip(("solver", "adjoint"), methods, strict=True):
             object.__setattr__(self, name, method)
@@ -94,7 +96,9 @@ class DEQ:
 
     def solve(self, *inputs: Any, z0: Any = None) -> fp.Solution[Any]:
         """The equilibrium with all that is known of its solve; see :meth:`__call__`."""
-        return self._solved(inputs, self._first(inputs, z0))
+        first = self._first(inputs, z0)
+        with guessing(first if z0 is None and self.start is None else None):
+            return self._solved(inputs, first)
 
     def trajectory(
         self, *inputs: Any, steps: Sequence[int], z0: Any = None

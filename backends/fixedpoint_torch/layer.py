@@ -11,7 +11,8 @@ import torch
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.api import methods_of
-from fixedpoint.checks import changed_settings
+from fixedpoint.border import guessing
+from fixedpoint.checks import changed_settings, check_cell
 from fixedpoint.failure import Policy
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
@@ -100,6 +101,7 @@ class DEQ(torch.nn.Module):
         start: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
+        check_cell(cell)
         self.cell = cell
         self.solver, self.adjoint = methods_of(solver, adjoint)
         self.rtol, self.atol, self.norm, self.test = rtol, atol, norm, test
@@ -144,7 +146,9 @@ class DEQ(torch.nn.Module):
             As in :func:`fixedpoint.fixed_point`.
         """
         f, args = with_weights_computed(self.cell, inputs)
-        return self._noted(self._solved(f, args, self._first(inputs, z0), callback))
+        first = self._first(inputs, z0)
+        with guessing(first if z0 is None and self.start is None else None):
+            return self._noted(self._solved(f, args, first, callback))
 
     def trajectory(
         self, *inputs: Any, steps: Sequence[int], z0: Any = None

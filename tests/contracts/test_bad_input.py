@@ -589,7 +589,8 @@ def test_jax_traces_of_a_nan_start_raise_nothing():
 
 def test_an_image_of_another_library_is_named():
     with pytest.raises(
-        TypeError, match=r"z0, of the same library: expected numpy.ndarray, got jaxlib"
+        TypeError,
+        match=r"z0, of the same library: expected numpy.ndarray, got jax.Array",
     ):
         fp.fixed_point(lambda z, b: 0.5 * z + b, np.zeros(3), (jnp.ones(3),))
 
@@ -624,6 +625,7 @@ def test_none_may_be_a_state():
     ("argument", "remedy"),
     [
         (torch.ones(()), r"Give z0 as torch\.as_tensor\("),
+        (torch.ones((), requires_grad=True), r"Give z0 as torch\.as_tensor\("),
         (jnp.ones(()), r"Give z0 as jnp\.asarray\("),
     ],
 )
@@ -687,6 +689,63 @@ LAYERS = [
 def test_a_layer_without_inputs(layer):
     with pytest.raises(TypeError, match=r"where to start: call it with an input or z0"):
         layer()()
+
+
+@pytest.mark.parametrize("layer", [fixedpoint_torch.DEQ, fixedpoint_jax.DEQ])
+def test_a_class_is_no_cell(layer):
+    with pytest.raises(TypeError, match=r"got the class Half: give Half\(\)"):
+        layer(Half)
+
+
+@pytest.mark.parametrize("solve", [fp.fixed_point, fp.root])
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("tol", "rtol= or atol="),
+        ("maxiter", "max_steps="),
+        ("method", "solver="),
+        ("jac", "jacobian="),
+    ],
+)
+def test_a_keyword_of_another_library(solve, name, remedy):
+    with pytest.raises(TypeError, match=f"argument '{name}': here it is {remedy}$"):
+        solve(HALF, 1.0, **{name: None})
+
+
+def test_a_keyword_that_none_has():
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'speed'$"):
+        fp.fixed_point(HALF, 1.0, speed=2)
+
+
+def notes_on_the_start(error):
+    """Among the notes, to which JAX adds its own."""
+    return [note for note in getattr(error, "__notes__", ()) if "start=" in note]
+
+
+WIDER = [
+    (fixedpoint_torch.DEQ, torch.ones(2, 4), lambda z, x: torch.ones(2, 8)),
+    (fixedpoint_torch.DEQ, torch.ones(2, 4), lambda z, x: z @ torch.ones(8, 8)),
+    (fixedpoint_torch.DEQ, torch.ones(2, 4), lambda z, x: z + torch.ones(8)),
+    (fixedpoint_jax.DEQ, jnp.ones((2, 4)), lambda z, x: jnp.ones((2, 8))),
+    (fixedpoint_jax.DEQ, jnp.ones((2, 4)), lambda z, x: z @ jnp.ones((8, 8))),
+    (fixedpoint_jax.DEQ, jnp.ones((2, 4)), lambda z, x: z + jnp.ones(8)),
+]
+
+
+@pytest.mark.parametrize(("layer", "x", "cell"), WIDER)
+def test_a_state_wider_than_the_input(layer, x, cell):
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as caught:
+        layer(cell)(x)
+    (note,) = notes_on_the_start(caught.value)
+    assert "of the shape (2, 4). If the state has another" in note
+
+
+@pytest.mark.parametrize(("layer", "x", "cell"), WIDER)
+def test_a_start_that_was_given_is_not_said_to_be_guessed(layer, x, cell):
+    for settings, call in (({"start": lambda x: 0 * x}, {}), ({}, {"z0": 0 * x})):
+        with pytest.raises((RuntimeError, TypeError, ValueError)) as caught:
+            layer(cell, **settings)(x, **call)
+        assert not notes_on_the_start(caught.value)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
