@@ -13,12 +13,13 @@ unexport PYTHONHOME
 unexport MYPYPATH
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-oldest lint docs bench bench-quick gpu clean
+.PHONY: help demo test test-oldest newcomer lint docs bench bench-quick gpu clean
 
 help:
 	@echo 'make demo   optimize the latent codes of a small equilibrium decoder, write pictures'
 	@echo 'make test   lint, then all tests'
 	@echo 'make test-oldest  some tests, on the oldest NumPy, SciPy and JAX that are supported'
+	@echo 'make newcomer  the first hour of someone new: wheel, installation, README, messages'
 	@echo 'make lint   style, types and the import contracts'
 	@echo 'make docs   the documentation, and its examples'
 	@echo 'make bench  the benchmarks'
@@ -51,6 +52,10 @@ test: lint .venv/.native
 # TORCH='torch==...' chooses that of Torch too: it is what pip is given for it.
 test-oldest:
 	$(PYTHON) tests/oldest.py .venv-oldest -n auto $(ARGS)
+
+# PYTHONS='python3.12 python3.13' names other interpreters.
+newcomer:
+	$(PYTHON) tests/newcomer.py $(PYTHONS)
 
 lint: .venv/.ready
 	$(BIN)/python -m ruff check .
