@@ -7,8 +7,8 @@ programs of the README, the usual mistakes, and the command.
 
 The interpreters are by default the one that runs this. Nothing is left behind, and the
 answer is one table. The pins of constraints.txt hold for the newest releases: without
-the one of Torch its build for CUDA comes, of several gigabytes. JAX and NumPy are also
-taken at their lower bounds.
+the one of Torch its build for CUDA comes, of several gigabytes. On the oldest Python
+JAX and NumPy are also taken at their lower bounds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,8 +196,17 @@ def visits(python: str, wheel: Path) -> Iterator[Visit]:
     for title, extra in (("PyTorch", "torch"), ("JAX", "jax"), ("models", "models")):
         libraries = ["numpy", "torch" if extra == "models" else extra]
         yield Visit(python, f"{name}, {title}", [*pins, f"{wheel}[{extra}]"], libraries)
-    title = f"{name}, oldest NumPy and JAX"
-    yield Visit(python, title, [f"{wheel}[jax]", *bounds], ["numpy", "jax"])
+    if is_oldest(python):  # the newest have no wheels of the oldest
+        title = f"{name}, oldest NumPy and JAX"
+        yield Visit(python, title, [f"{wheel}[jax]", *bounds], ["numpy", "jax"])
+
+
+def is_oldest(python: str) -> bool:
+    """Whether an interpreter is of the oldest release that is supported."""
+    show = "import sys; print('>={}.{}'.format(*sys.version_info))"
+    version = subprocess.check_output([python, "-c", show], text=True).strip()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return bool(project["requires-python"] == version)
 
 
 def built(folder: Path) -> Path:
