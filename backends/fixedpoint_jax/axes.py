@@ -19,7 +19,8 @@ class MeshAxes(Communicator):
     """Joins the devices of a mesh inside ``jax.shard_map``.
 
     Outside of it, under ``jit`` with sharded arrays, nothing is needed: the compiler
-    communicates.
+    communicates. Where JAX has only ``jax.experimental.shard_map``, that needs
+    ``check_rep=False``.
 
     Parameters
     ----------
