@@ -70,7 +70,7 @@ class Judged(Task):
 
     def __init__(self, task: Meta, batch: Batch) -> None:
         super().__init__(**vars(task.inner(batch)))
-        wrong = lambda x: 1.0 - task.accuracy(x, batch)  # noqa: E731
+        wrong = lambda x: 1.0 - float(task.accuracy(x, batch).mean())  # noqa: E731
         vars(self).update(wrong=wrong, errors=[])  # it is frozen, as its parent
 
     def objective(self, x: torch.Tensor) -> float:
@@ -215,7 +215,10 @@ def main(
     seconds: Annotated[
         float, typer.Option(help="For each nested method; 0: no table.")
     ] = 3.0,
-    omniglot: Annotated[str | None, typer.Option(help="Folder of Omniglot.")] = None,
+    omniglot: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or archive of Omniglot; repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(
         "examples-output"
@@ -226,7 +229,12 @@ def main(
     """
     torch.manual_seed(seed)
     task = Meta(
-        MetaSettings(omniglot=omniglot, channels=size, test_tasks=tests, seed=seed)
+        MetaSettings(
+            omniglot=tuple(omniglot or ()),
+            channels=size,
+            test_tasks=tests,
+            seed=seed,
+        )
     )
     history = train(task, epochs)
     figures = task.evaluate()

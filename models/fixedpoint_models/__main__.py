@@ -33,12 +33,12 @@ BACKENDS = ("torch", "jax")
 # The names of data sets in the files of settings, and what is expected in `folder`.
 DATA = {
     "digits": "comes along (8×8 pixels)",
-    "photographs": "comes along (patches)",
+    "photographs": "comes along (patches), or image files of any size",
     "glyphs": "comes along (characters of the fonts that matplotlib has)",
     "mnist": "train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-...",
     "cifar10": "data_batch_1.bin to data_batch_5.bin and test_batch.bin",
     "celeba": "image files, or img_align_celeba/ with them",
-    "omniglot": "images_background/Alphabet/characterNN/*.png",
+    "omniglot": "images_background/Alphabet/characterNN/*.png, or archives of these",
 }
 
 app = typer.Typer(

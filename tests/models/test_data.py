@@ -6,6 +6,7 @@ import gzip
 import pickle
 import struct
 from itertools import islice
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -22,9 +23,13 @@ from fixedpoint_models.data import (
     cifar10,
     episode,
     glyphs,
+    grey_images,
     mnist,
+    official_runs,
     omniglot,
+    patches_of,
     photographs,
+    split_alphabets,
     split_classes,
 )
 from fixedpoint_models.data import fonts as fonts_module
@@ -70,6 +75,36 @@ def test_mnist_is_read_compressed_and_its_splits_are_two(tmp_path):
             )
     np.testing.assert_array_equal(mnist(str(tmp_path), "train")[1], LABELS[:3])
     np.testing.assert_array_equal(mnist(tmp_path, "test")[1], LABELS[3:])
+
+
+@pytest.mark.parametrize(
+    ("split", "part"),
+    [
+        ("train[:2]", slice(0, 2)),
+        ("train[2:]", slice(2, 5)),
+        ("train[1:-1]", slice(1, 4)),
+    ],
+)
+def test_some_images_of_a_split(split, part, mnist_folder):
+    images, labels = mnist(mnist_folder, split)
+    np.testing.assert_array_equal(labels, LABELS[part])
+    np.testing.assert_array_equal(np.rint(images * 255), PIXELS[part])
+
+
+@pytest.mark.parametrize(
+    ("split", "error"),
+    [("train[5:]", DataError), ("train[2", ValueError), ("train[a:]", ValueError)],
+)
+def test_splits_that_are_none_are_named(split, error, mnist_folder):
+    with pytest.raises(error, match=r"train\["):
+        mnist(mnist_folder, split)
+
+
+def test_relative_paths_are_looked_up_in_the_folder_of_data(mnist_folder, monkeypatch):
+    monkeypatch.setenv("FIXEDPOINT_DATA", str(mnist_folder.parent))
+    np.testing.assert_array_equal(mnist(mnist_folder.name, "train")[1], LABELS)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        mnist("nowhere", "train")
 
 
 BAD_MNIST = {
@@ -281,6 +316,92 @@ def test_bad_folders_of_characters_are_named(tmp_path):
     (tmp_path / "Korean" / "character03").mkdir()
     with pytest.raises(DataError, match="character03: no image files"):
         omniglot(tmp_path)
+
+
+def zipped(folder, archive):
+    with ZipFile(archive, "w") as stream:
+        for file in sorted(folder.rglob("*.*")):
+            stream.write(file, file.relative_to(folder.parent))
+    return archive
+
+
+def test_omniglot_is_read_from_archives_and_folders_of_folders(tmp_path):
+    folder = tmp_path / "characters"
+    write_characters(folder / "images_background_small1")
+    expected = omniglot(folder / "images_background_small1", side=8)
+    archive = zipped(folder / "images_background_small1", tmp_path / "small1.zip")
+    for source in (folder, archive, [archive, folder]):  # the last has all of it twice
+        found = omniglot(source, side=8)
+        assert found.names == expected.names
+        np.testing.assert_array_equal(found.images, expected.images)
+    (tmp_path / "other.zip").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="neither a folder nor a zip"):
+        omniglot([archive, tmp_path / "other.zip"])
+
+
+def test_alphabets_are_held_out_whole(tmp_path):
+    write_characters(tmp_path)
+    train, test = split_alphabets(omniglot(tmp_path, side=8), ["Korean"])
+    assert train.names == ("Greek/character01", "Greek/character02")
+    assert test.names == ("Korean/character01", "Korean/character02")
+    for held_out, message in ((["Runes"], "Runes"), (["Greek", "Korean"], "not all")):
+        with pytest.raises(ValueError, match=message):
+            split_alphabets(omniglot(tmp_path, side=8), held_out)
+
+
+def write_run(folder):
+    """Three classes, a bar at a height of its own each, and one query of each, in
+    another order.
+    """
+    lines = []
+    for number, asked in enumerate((2, 0, 1)):
+        for name, height in (
+            (f"training/class{number}", number),
+            (f"test/item{number}", asked),
+        ):
+            paper = np.ones((30, 30), bool)
+            paper[10 * height : 10 * height + 5] = False
+            save(folder / "run01" / f"{name}.png", paper)
+        lines.append(f"run01/test/item{number}.png run01/training/class{asked}.png")
+    (folder / "run01" / "class_labels.txt").write_text("\n".join(lines))
+
+
+def test_official_runs_are_read_as_their_labels_say(tmp_path):
+    write_run(tmp_path / "all_runs")
+    archive = tmp_path / "all_runs.zip"
+    with ZipFile(archive, "w") as stream:
+        for file in (tmp_path / "all_runs").rglob("*.*"):
+            stream.write(file, file.relative_to(tmp_path / "all_runs"))
+    for source in (tmp_path / "all_runs", archive):
+        (run,) = official_runs(source, side=30)
+        np.testing.assert_array_equal(run.query_labels, [2, 0, 1])
+        np.testing.assert_array_equal(run.support_labels, [0, 1, 2])
+        np.testing.assert_array_equal(run.query, run.support[run.query_labels])
+
+
+def test_bad_runs_are_named(tmp_path):
+    with pytest.raises(DataError, match="no folders runNN"):
+        official_runs(tmp_path)
+    write_run(tmp_path)
+    labels = tmp_path / "run01" / "class_labels.txt"
+    for text in ("run01/test/item0.png", "run01/test/item9.png run01/test/item0.png"):
+        labels.write_text(text)
+        with pytest.raises(DataError, match=r"class_labels\.txt|item9"):
+            official_runs(tmp_path)
+
+
+def test_photographs_of_a_folder_are_cut_whatever_their_size(tmp_path):
+    for name, shape in (("a", (20, 32)), ("b", (16, 17)), ("c", (9, 40))):
+        save(tmp_path / f"{name}.png", RNG.integers(0, 256, shape, dtype=np.uint8))
+    images = grey_images(tmp_path)
+    assert [image.shape for image in images] == [(20, 32), (16, 17), (9, 40)]
+    cut = patches_of(images, size=16, stride=4)
+    assert cut.shape == (2 * 5 + 1, 16, 16)
+    np.testing.assert_array_equal(cut[1], images[0][:16, 4:20])
+    with pytest.raises(DataError, match="64×64"):
+        patches_of(images, size=64)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        grey_images(tmp_path / "nowhere")
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,23 @@ from fixedpoint_models.data.few_shot import (
     FewShot,
     affine_warps,
     episode,
+    split_alphabets,
     split_classes,
 )
-from fixedpoint_models.data.folders import celeba, omniglot
+from fixedpoint_models.data.folders import celeba, official_runs, omniglot
 from fixedpoint_models.data.fonts import glyphs
-from fixedpoint_models.data.images import DataError, digits, load_images, square_masks
+from fixedpoint_models.data.images import (
+    DataError,
+    digits,
+    load_images,
+    located,
+    square_masks,
+)
 from fixedpoint_models.data.patches import (
     TEST_PHOTOGRAPHS,
     TRAIN_PHOTOGRAPHS,
+    grey_images,
+    patches_of,
     photographs,
 )
 from fixedpoint_models.data.records import cifar10, mnist
@@ -36,10 +45,15 @@ __all__ = [
     "digits",
     "episode",
     "glyphs",
+    "grey_images",
     "load_images",
+    "located",
     "mnist",
+    "official_runs",
     "omniglot",
+    "patches_of",
     "photographs",
+    "split_alphabets",
     "split_classes",
     "square_masks",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,6 +108,49 @@ def split_classes(
     order = np.random.default_rng(seed).permutation(len(few_shot))
     train = min(max(round(fraction * len(few_shot)), 1), len(few_shot) - 1)
     return few_shot.take(order[:train]), few_shot.take(order[train:])
+
+
+def split_alphabets(
+    few_shot: FewShot, held_out: Sequence[str]
+) -> tuple[FewShot, FewShot]:
+    """Split into classes for training and those of whole alphabets for testing.
+
+    Parameters
+    ----------
+    few_shot : FewShot
+        The set to split; its classes are named ``Alphabet/character``.
+    held_out : sequence of str
+        The alphabets for testing.
+
+    Returns
+    -------
+    train, test : FewShot
+        At least one class each.
+
+    Raises
+    ------
+    ValueError
+        If there is no such alphabet, or no other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fixedpoint_models.data import FewShot, split_alphabets
+    >>> images = np.zeros((3, 2, 8, 8), np.float32)
+    >>> few_shot = FewShot(images, ("Greek/1", "Greek/2", "Latin/1"))
+    >>> train, test = split_alphabets(few_shot, ["Greek"])
+    >>> train.names, test.names
+    (('Latin/1',), ('Greek/1', 'Greek/2'))
+    """
+    alphabets = [name.partition("/")[0] for name in few_shot.names]
+    if unknown := set(held_out) - set(alphabets):
+        raise ValueError(
+            f"held_out must be of {sorted(set(alphabets))}, got {sorted(unknown)}"
+        )
+    tested = np.isin(alphabets, list(held_out))
+    if tested.all() or not tested.any():
+        raise ValueError("held_out must be some of the alphabets and not all")
+    return few_shot.take(np.flatnonzero(~tested)), few_shot.take(np.flatnonzero(tested))
 
 
 class Episode(NamedTuple):

@@ -4,6 +4,7 @@ file.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,6 +18,25 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 
 class DataError(ValueError):
     """The data cannot be used; the message says which file and why, in one line."""
+
+
+def located(path: Path | str) -> Path:
+    """Where a file or folder of data is: as its path says, or, if there is nothing,
+    inside of the folder that the environment variable ``FIXEDPOINT_DATA`` names.
+
+    Parameters
+    ----------
+    path : Path or str
+        The path; ``~`` stands for the user's own folder.
+
+    Examples
+    --------
+    >>> from fixedpoint_models.data import located
+    >>> located("/no/such/folder").as_posix()
+    '/no/such/folder'
+    """
+    path, home = Path(path).expanduser(), os.environ.get("FIXEDPOINT_DATA")
+    return path if home is None or path.exists() else Path(home) / path
 
 
 def digits() -> Any:

@@ -1,9 +1,12 @@
-"""Grey patches of the photographs that come with scikit-image and scikit-learn."""
+"""Grey patches of photographs: of those that come with scikit-image and scikit-learn,
+or of a folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -11,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fixedpoint.checks import check_count
-from fixedpoint_models.data.images import DataError
+from fixedpoint_models.data.folders import image_files, pixels
+from fixedpoint_models.data.images import DataError, located
 
 # Package and file of each. Only what the wheels hold is listed, as nothing is to be
 # downloaded. Left out are drawings, silhouettes, the second of a stereo pair, and
@@ -84,27 +88,96 @@ def photographs(
     >>> train.shape, test.shape
     ((50, 64, 64), (50, 64, 64))
     """
-    stride = size if stride is None else stride
-    for name, value in (("size", size), ("stride", stride), ("limit", limit)):
-        if value is not None:
-            check_count(name, value, 1)
+    if limit is not None:
+        check_count("limit", limit, 1)
     generator = np.random.default_rng(seed)
     train, test = (
-        generator.permutation(_patches_of(names, size, stride))[:limit]
+        generator.permutation(patches_of(map(_photograph, names), size, stride))[:limit]
         for names in (TRAIN_PHOTOGRAPHS, TEST_PHOTOGRAPHS)
     )
     return train, test
 
 
-def _patches_of(names: Iterable[str], size: int, stride: int) -> NDArray[np.float32]:
-    patches = np.concatenate(
-        [_patches(_photograph(name), size, stride) for name in names]
-    )
-    if len(patches) == 0:
+def grey_images(folder: Path | str) -> list[NDArray[np.float32]]:
+    """The image files of a folder, of any size, turned grey, in the order of their
+    names.
+
+    Parameters
+    ----------
+    folder : Path or str
+        The folder.
+
+    Returns
+    -------
+    list of float32 array of shape (height, width)
+        Values from 0 to 1.
+
+    Raises
+    ------
+    DataError
+        If there are no images, or one of them cannot be read.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> from fixedpoint_models.data import grey_images
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("L", (48, 32), 51).save(Path(folder, "a.png"))
+    ...     images = grey_images(folder)
+    >>> images[0].shape, float(images[0][0, 0])
+    ((32, 48), 0.2...)
+    """
+    home = located(folder)
+    if not home.is_dir():
+        raise DataError(f"{home}: no such folder")
+    return [
+        pixels(file, lambda image: image.convert("L")) for file in image_files(home)
+    ]
+
+
+def patches_of(
+    images: Iterable[NDArray[np.float32]], size: int, stride: int | None = None
+) -> NDArray[np.float32]:
+    """The square patches of images of any size that are not nearly of one value.
+
+    Parameters
+    ----------
+    images : iterable of float32 array of shape (height, width)
+        The images; those smaller than a patch have none.
+    size : int
+        The side of a patch, in pixels.
+    stride : int, optional
+        From one patch to the next; `size` by default.
+
+    Returns
+    -------
+    float32 array of shape (number, size, size)
+        At least one.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fixedpoint_models.data import patches_of
+    >>> image = np.linspace(0.0, 1.0, 32 * 48, dtype=np.float32).reshape(32, 48)
+    >>> patches_of([image], size=16).shape, patches_of([image], 16, stride=8).shape
+    ((6, 16, 16), (15, 16, 16))
+    """
+    stride = size if stride is None else stride
+    for name, value in (("size", size), ("stride", stride)):
+        check_count(name, value, 1)
+    found = np.concatenate([_patches(image, size, stride) for image in images])
+    if len(found) == 0:
         raise DataError(
             f"size: expected patches that fit the photographs, got {size}×{size}"
         )
-    return patches
+    return found
 
 
 def _photograph(name: str) -> NDArray[np.float32]:

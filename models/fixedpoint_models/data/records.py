@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 import zlib
+from collections.abc import Container
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fixedpoint_models.data.images import DataError
+from fixedpoint_models.data.images import DataError, located
 
 CLASSES = 10
-MNIST_PREFIXES = {"train": "train", "test": "t10k"}
+MNIST_PREFIXES = {"train": "train", "test": "t10k", "t10k": "t10k"}
 CIFAR_FILES = {
     "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
     "test": ("test_batch",),
@@ -35,8 +37,9 @@ def mnist(
     folder : Path or str
         Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their
         ``t10k`` counterparts are, as they are or with ``.gz``.
-    split : {"train", "test"}
-        Which images to read.
+    split : str
+        Which images to read: "train" or "test", which "t10k" means too, or some of
+        them, as "test[:8000]" or "train[-500:]".
 
     Returns
     -------
@@ -70,27 +73,42 @@ def mnist(
     >>> images.shape, labels
     ((3, 28, 28), array([7, 2, 1]))
     """
-    prefix = MNIST_PREFIXES[_checked_split(split)]
-    file = _plain_or_gzipped(Path(folder), f"{prefix}-images-idx3-ubyte")
+    name, part = _split(split, MNIST_PREFIXES)
+    folder, prefix = located(folder), MNIST_PREFIXES[name]
+    file = _plain_or_gzipped(folder, f"{prefix}-images-idx3-ubyte")
     images = _read_idx(file, 3)
     if images.shape[1:] != (28, 28):
         height, width = images.shape[1:]
         raise DataError(
             f"{file}: expected images of 28×28 pixels, got {width}×{height}"
         )
-    file = _plain_or_gzipped(Path(folder), f"{prefix}-labels-idx1-ubyte")
+    file = _plain_or_gzipped(folder, f"{prefix}-labels-idx1-ubyte")
     labels = _read_idx(file, 1)
     if len(labels) != len(images):
         raise DataError(
             f"{file}: expected {len(images)} labels, one an image, got {len(labels)}"
         )
-    return _unit(images), _checked_labels(labels, file)
+    return _some(_unit(images), _checked_labels(labels, file), split, part)
 
 
-def _checked_split(split: str) -> str:
-    if split not in MNIST_PREFIXES:
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    return split
+def _split(split: str, names: Container[str]) -> tuple[str, slice]:
+    """The name and the slice in the name of a split."""
+    found = re.fullmatch(r"(\w+)(?:\[(-?\d*):(-?\d*)\])?", split)
+    if found is None or found[1] not in names:
+        raise ValueError(
+            f"split must be 'train' or 'test', got {split!r}; some of the images are "
+            "'test[:100]'"
+        )
+    first, last = (int(end) if end else None for end in found.groups()[1:])
+    return found[1], slice(first, last)
+
+
+def _some(
+    images: NDArray[np.float32], labels: NDArray[np.int64], split: str, part: slice
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    if len(labels[part]) == 0:
+        raise DataError(f"{split}: there are {len(labels)} images, and none of these")
+    return images[part], labels[part]
 
 
 def _plain_or_gzipped(folder: Path, name: str) -> Path:
@@ -174,8 +192,9 @@ def cifar10(
     folder : Path or str
         Where ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` are;
         or what holds their folder, ``cifar-10-batches-bin``.
-    split : {"train", "test"}
-        Which images to read.
+    split : str
+        Which images to read: "train" or "test", or some of them, as "test[:8000]" or
+        "train[-500:]".
 
     Returns
     -------
@@ -206,11 +225,11 @@ def cifar10(
     >>> images.shape, labels
     ((2, 3, 32, 32), array([4, 9]))
     """
-    names = CIFAR_FILES[_checked_split(split)]
-    home = _cifar_home(Path(folder))
-    parts = [_read_cifar(home, name) for name in names]
+    name, part = _split(split, CIFAR_FILES)
+    home = _cifar_home(located(folder))
+    parts = [_read_cifar(home, file) for file in CIFAR_FILES[name]]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return images, labels
+    return _some(images, labels, split, part)
 
 
 def _cifar_home(folder: Path) -> Path:

@@ -49,7 +49,10 @@ class Images:
     name : {"digits", "photographs", "mnist", "cifar10", "celeba"}
         The set.
     folder : str, optional
-        Where the files of the last three are.
+        Where the files of the last three are; or photographs of any size, in place of
+        those that come along.
+    test_folder : str, optional
+        Photographs to test with; without it a tenth of those in `folder`.
     size : int
         The side of the patches of photographs, or of faces.
     stride : int, optional
@@ -62,6 +65,7 @@ class Images:
 
     name: Literal["digits", "photographs", "mnist", "cifar10", "celeba"]
     folder: str | None = None
+    test_folder: str | None = None
     size: int = setting(64, least=8)
     stride: int | None = setting(None, least=1)
     limit: int | None = setting(None, least=1)
@@ -70,6 +74,8 @@ class Images:
     def __post_init__(self) -> None:
         if self.folder is None and self.name in ("mnist", "cifar10", "celeba"):
             raise ValueError(f"folder: missing, {self.name} is read from files")
+        if self.test_folder and not (self.folder and self.name == "photographs"):
+            raise ValueError("test_folder: expected with a folder of photographs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +304,8 @@ def load(images: Images, seed: int) -> tuple[Tensor, Tensor]:
 
 def _arrays(images: Images, seed: int) -> tuple[Any, Any]:
     folder = str(images.folder)
+    if images.name == "photographs" and images.folder:
+        return _cut(images, seed)
     if images.name == "photographs":
         return sets.photographs(images.size, images.stride, seed=seed)
     if images.name in ("mnist", "cifar10"):
@@ -308,6 +316,22 @@ def _arrays(images: Images, seed: int) -> tuple[Any, Any]:
         faces = sets.celeba(folder, images.size, None if None in asked else sum(asked))  # type: ignore[arg-type]
         return _divided(faces, 0.1, images.held_out, seed)
     return _divided(sets.digits(), 0.25, images.held_out, seed)
+
+
+def _cut(images: Images, seed: int) -> tuple[Any, Any]:
+    """Patches of the photographs of a folder, in random order."""
+    train = sets.grey_images(str(images.folder))
+    if images.test_folder:
+        test = sets.grey_images(images.test_folder)
+    else:
+        number = max(1, len(train) // 10)
+        train, test = train[number:], train[:number]
+    generator = np.random.default_rng(seed)
+    cut, kept = (
+        generator.permutation(sets.patches_of(part, images.size, images.stride))
+        for part in (train, test)
+    )
+    return cut, kept
 
 
 def _divided(

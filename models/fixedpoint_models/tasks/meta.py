@@ -4,7 +4,8 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,13 +22,15 @@ import fixedpoint as fp
 from fixedpoint.checks import check_count
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.comparison import Task
-from fixedpoint_models.config import setting
+from fixedpoint_models.config import ConfigError, setting
 from fixedpoint_models.data import (
     Episode,
     Episodes,
     FewShot,
     glyphs,
+    official_runs,
     omniglot,
+    split_alphabets,
     split_classes,
 )
 from fixedpoint_models.descent import BarzilaiBorwein, TrackedDescent
@@ -86,7 +89,7 @@ class TaskNetwork(torch.nn.Module):
     --------
     >>> import torch, fixedpoint as fp
     >>> network = TaskNetwork(ways=5, side=16)
-    >>> images, v = torch.rand(2, 5, 1, 16, 16), torch.zeros(2, network.entries)
+    >>> images, v = torch.rand(2, 5, 1, 16, 16), torch.zeros(2, network.entries())
     >>> params = network.params(images)
     >>> sol = fp.fixed_point(network.f, network.zero_state(2, 5), (v, params),
     ...                      batch_ndim=1,
@@ -141,10 +144,11 @@ class TaskNetwork(torch.nn.Module):
         self.readout = torch.nn.Linear(channels * (side // 4) ** 2, features)
         self.scale = torch.nn.Parameter(torch.tensor(float(features)).sqrt())
 
-    @property
-    def entries(self) -> int:
-        """The length of a task's vector."""
-        return self.context + self.ways * self.features
+    def entries(self, ways: int | None = None) -> int:
+        """The length of a task's vector, by default of a task of as many classes as
+        those of training.
+        """
+        return self.context + (ways or self.ways) * self.features
 
     def zero_state(self, *batch: int) -> State:
         """A state of zeros; where to start."""
@@ -188,7 +192,8 @@ class TaskNetwork(torch.nn.Module):
         return features @ self._codes(v).transpose(-1, -2)
 
     def _codes(self, v: Tensor) -> Tensor:
-        return v[..., self.context :].reshape(*v.shape[:-1], self.ways, self.features)
+        codes = v[..., self.context :]
+        return codes.reshape(*v.shape[:-1], -1, self.features)
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
@@ -232,8 +237,13 @@ class MetaSettings:
 
     Parameters
     ----------
-    omniglot : str, optional
-        The folder of Omniglot; without one, glyphs are rendered.
+    omniglot : tuple of str
+        Folders and archives of Omniglot, see :func:`fixedpoint_models.data.omniglot`;
+        without any, glyphs are rendered.
+    held_out : tuple of str
+        Alphabets to test on; without any, a fifth of all characters.
+    runs : str, optional
+        The folder or archive of the official one-shot runs, to evaluate on as well.
     side : int
         Of the images, a multiple of four.
     ways, shots, queries : int
@@ -264,11 +274,17 @@ class MetaSettings:
         The weight of the penalty on the Jacobian.
     test_tasks, test_queries : int
         Tasks that are evaluated, and query images of each of their classes.
+    test_ways : int, optional
+        Classes of a task that is evaluated, by default as in training.
+    test_warp : bool
+        Whether the images of tasks that are evaluated are warped, as in training.
     seed : int
         Of everything random.
     """
 
-    omniglot: str | None = None
+    omniglot: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    runs: str | None = None
     side: int = setting(16, least=12)
     ways: int = setting(5, least=2)
     shots: int = setting(1, least=1)
@@ -289,6 +305,8 @@ class MetaSettings:
     jacobian: float = setting(0.1, least=0.0)
     test_tasks: int = setting(200, least=1)
     test_queries: int = setting(5, least=1)
+    test_ways: int | None = setting(None, least=2)
+    test_warp: bool = True
     seed: int = setting(0, least=0)
 
 
@@ -350,7 +368,12 @@ class Meta(Experiment):
             every = omniglot(settings.omniglot, settings.side)
         else:
             every = glyphs(settings.side, settings.seed)
-        return split_classes(every, TRAINING_CLASSES, settings.seed)
+        if not settings.held_out:
+            return split_classes(every, TRAINING_CLASSES, settings.seed)
+        try:
+            return split_alphabets(every, settings.held_out)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     @property
     def model(self) -> AugmentedDEQ:
@@ -381,11 +404,10 @@ class Meta(Experiment):
             self.model, frozen, batch.support_labels, *self._start(batch.support)
         )
 
-    def _start(self, images: Tensor) -> tuple[State, Tensor]:
+    def _start(self, images: Tensor, ways: int | None = None) -> tuple[State, Tensor]:
         tasks, number = images.shape[:2]
-        return self.module.zero_state(tasks, number), images.new_zeros(
-            tasks, self.module.entries
-        )
+        v = images.new_zeros(tasks, self.module.entries(ways))
+        return self.module.zero_state(tasks, number), v
 
     def _method(self) -> dict[str, Any]:
         settings = self.settings
@@ -426,6 +448,7 @@ class Meta(Experiment):
         images: Tensor,
         labels: Tensor,
         *,
+        ways: int | None = None,
         adjoint: fp.Adjoint | None = None,
         **control: Any,
     ) -> fp.Solution[Any]:
@@ -438,12 +461,14 @@ class Meta(Experiment):
             Of the support.
         labels : tensor of shape (tasks, images)
             Theirs.
+        ways : int, optional
+            Classes of a task, by default as in training.
         adjoint : Adjoint, optional
             How the value is differentiated; by default it is constant.
         **control
             For :meth:`AugmentedDEQ.iterate`, in place of the settings.
         """
-        settings, (z, v) = self.settings, self._start(images)
+        settings, (z, v) = self.settings, self._start(images, ways)
         given = {
             "max_steps": settings.steps,
             "rtol": settings.rtol,
@@ -545,46 +570,63 @@ class Meta(Experiment):
         episodes = iter(
             Episodes(
                 self.test,
-                settings.ways,
+                settings.test_ways or settings.ways,
                 settings.shots,
                 settings.test_queries,
                 settings.seed + 1,
+                settings.test_warp,
             )
         )
         while left > 0:
             yield Batch.of(list(islice(episodes, min(left, TEST_BATCH))), self.device)
             left -= TEST_BATCH
 
-    def accuracy(self, v: Tensor, batch: Batch) -> float:
-        """The share of the query that is labelled rightly at vectors `v`."""
+    def official(self) -> Iterator[Batch]:
+        """The official one-shot runs, all at once."""
+        runs = official_runs(str(self.settings.runs), self.settings.side)
+        yield Batch.of(runs, self.device)
+
+    def accuracy(self, v: Tensor, batch: Batch) -> Tensor:
+        """The share of the query that is labelled rightly at vectors `v`, per task."""
         with torch.no_grad():
             scores = self.query_scores(v, batch.query)
-        return float((scores.argmax(-1) == batch.query_labels).float().mean())
+        return (scores.argmax(-1) == batch.query_labels).double().mean(1)
 
     def evaluate(self) -> dict[str, float]:
-        """On unseen classes: the share of the query labelled rightly, and what
-        adaptation took.
+        """On unseen classes: the share of the query labelled rightly, half the width of
+        its 95 % confidence interval, and what adaptation took; and the same of the
+        official runs, if they are given.
         """
-        rows = []
-        for batch in self.held_out():
-            adapted = self.adapt(batch.support, batch.support_labels)
-            solved = adapted.converged.float().mean()
-            seen = (
-                self.accuracy(adapted.value["x"], batch),
-                float(solved),
-                float(adapted.work.f),
-            )
-            rows.append([len(batch.support) * number for number in seen])
-        totals = [
-            sum(column) / self.settings.test_tasks for column in zip(*rows, strict=True)
-        ]
-        return dict(zip(("accuracy", "converged", "evaluations"), totals, strict=True))
+        figures = self.measured(self.held_out())
+        if self.settings.runs is None:
+            return figures
+        official = self.measured(self.official())
+        return figures | {f"official_{name}": x for name, x in official.items()}
+
+    def measured(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The figures of :meth:`evaluate` of some tasks."""
+        right, solved, work = [], [], []
+        for batch in batches:
+            ways = int(batch.support_labels.max()) + 1
+            adapted = self.adapt(batch.support, batch.support_labels, ways=ways)
+            right.append(self.accuracy(adapted.value["x"], batch))
+            solved.append(adapted.converged.double())
+            work.append(torch.full_like(right[-1], float(adapted.work.f)))
+        shares, converged, evaluations = map(torch.cat, (right, solved, work))
+        spread = float(shares.std()) if len(shares) > 1 else math.nan
+        return {
+            "accuracy": float(shares.mean()),
+            "interval": 1.96 * spread / math.sqrt(len(shares)),
+            "converged": float(converged.mean()),
+            "evaluations": float(evaluations.mean()),
+        }
 
     def draw(self, folder: Path) -> list[Path]:
         """A picture of one unseen task: its support, and its query as labelled."""
         batch = next(self.held_out())
         one = Batch(*(part[:1] for part in batch))
-        v = self.adapt(one.support, one.support_labels).value["x"]
+        ways = self.settings.test_ways or self.settings.ways
+        v = self.adapt(one.support, one.support_labels, ways=ways).value["x"]
         with torch.no_grad():
             labels = [
                 self.query_scores(u, one.query)[0].argmax(-1) for u in (0.0 * v, v)
@@ -607,14 +649,13 @@ def _picture(
     `labels` are those of the query after adaptation, `right` what share was right
     before and after.
     """
-    rows = (settings.ways, -1, settings.side, settings.side)
+    ways = settings.test_ways or settings.ways
+    rows = (ways, -1, settings.side, settings.side)
     support, query = (part.reshape(rows).cpu() for part in (task.support, task.query))
-    given = labels.reshape(settings.ways, -1)
+    given = labels.reshape(ways, -1)
     columns = settings.shots + query.shape[1]
-    figure = Figure(
-        figsize=(0.9 * columns + 0.6, settings.ways + 0.8), layout="constrained"
-    )
-    axes = figure.subplots(settings.ways, columns, squeeze=False)
+    figure = Figure(figsize=(0.9 * columns + 0.6, ways + 0.8), layout="constrained")
+    axes = figure.subplots(ways, columns, squeeze=False)
     for way, line in enumerate(axes):
         line[0].set_ylabel(str(way), rotation=0, ha="right", va="center")
         for column, axis in enumerate(line):
