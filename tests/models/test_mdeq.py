@@ -138,7 +138,8 @@ def test_bad_settings_of_a_cell_are_named(channels, side, settings, message):
         (lambda: FiLM(torch.nn.Identity(), 0, (4,)), "task"),
         (lambda: ImageHead((4,), 8, out_side=12), "out_side"),
         (lambda: ImageHead((4,), 8, 0), "out_channels"),
-        (lambda: ClassHead((4,), 0), "classes"),
+        (lambda: ClassHead((4,), 8, 0), "classes"),
+        (lambda: ClassHead((4,), 8, 3, grid=0), "grid"),
         (lambda: MDEQDecoder(3, (4, 4), 7), "side"),
         (lambda: MDEQClassifier(1, 12, (8,), 10, side=8), "side_in"),
         (lambda: MDEQClassifier(1, 8, (8, 4), 10, groups=4), "groups"),
@@ -309,11 +310,18 @@ def test_an_image_is_read_off_all_branches():
         assert not torch.allclose(head(moved), image)
 
 
-def test_scores_are_linear_in_the_averages():
-    head = ClassHead((4, 2), 5)
+def test_scores_are_linear_in_the_averages_over_squares():
+    head = ClassHead((4, 2), 8, 5, grid=4)
     z = torch.randn(3, 4, 8, 8), torch.randn(3, 2, 4, 4)
-    averages = torch.cat([leaf.mean((2, 3)) for leaf in z], 1)
+    squares = z[0].unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    averages = torch.cat([squares.flatten(1), z[1].flatten(1)], 1)
     assert_close(head(z), averages @ head.linear.weight.T + head.linear.bias)
+
+
+def test_a_grid_finer_than_a_map_is_its_pixels():
+    head = ClassHead((4, 2), 6, 5, grid=4)
+    assert head((torch.randn(2, 4, 6, 6), torch.randn(2, 2, 3, 3))).shape == (2, 5)
+    assert head.linear.in_features == 4 * 16 + 2 * 9
 
 
 # Models

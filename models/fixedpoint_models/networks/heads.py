@@ -92,33 +92,47 @@ class ImageHead(torch.nn.Module):
 
 
 class ClassHead(torch.nn.Module):
-    """A state to a score for each class: the averages of all maps, and a linear map of
-    these.
+    """A state to a score for each class: averages of the maps over a grid of squares,
+    and a linear map of these.
+
+    The average of a whole map says little, as the maps are normalized in groups.
 
     Parameters
     ----------
     channels : sequence of int
         Of each branch.
+    side : int
+        Of the first branch.
     classes : int
         How many.
+    grid : int, optional
+        Squares along each side of a map; every pixel is one where the map is smaller.
 
     Examples
     --------
     >>> import torch
     >>> from fixedpoint_models.networks import ClassHead
-    >>> head = ClassHead((8, 4), classes=10)
+    >>> head = ClassHead((8, 4), side=8, classes=10)
     >>> head((torch.zeros(2, 8, 8, 8), torch.zeros(2, 4, 4, 4))).shape
     torch.Size([2, 10])
     """
 
-    def __init__(self, channels: Sequence[int], classes: int) -> None:
+    def __init__(
+        self, channels: Sequence[int], side: int, classes: int, grid: int = 4
+    ) -> None:
         super().__init__()
         check_count("classes", classes, 1)
-        self.linear = torch.nn.Linear(sum(check_channels(channels)), classes)
+        check_count("grid", grid, 1)
+        sides = check_sides(side, len(check_channels(channels)))
+        self.grids = [min(grid, one) for one in sides]
+        averages = zip(channels, self.grids, strict=True)
+        self.linear = torch.nn.Linear(sum(c * g**2 for c, g in averages), classes)
 
     def forward(self, z: State) -> Tensor:
         """The scores."""
-        scores: Tensor = self.linear(
-            torch.cat([leaf.mean(dim=(-2, -1)) for leaf in z], dim=-1)
-        )
+        averages = [
+            functional.adaptive_avg_pool2d(leaf, grid).flatten(1)
+            for leaf, grid in zip(z, self.grids, strict=True)
+        ]
+        scores: Tensor = self.linear(torch.cat(averages, dim=-1))
         return scores

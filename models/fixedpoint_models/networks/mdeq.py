@@ -207,6 +207,8 @@ class MDEQClassifier(_MDEQ):
         channel that is normalized by itself says nothing.
     activation, expansion, gain, upsampling, weight_norm
         As for :class:`MDEQCell`.
+    grid : int, optional
+        As for :class:`ClassHead`.
 
     References
     ----------
@@ -254,6 +256,7 @@ class MDEQClassifier(_MDEQ):
         gain: float = 0.15,
         upsampling: str = "nearest",
         weight_norm: bool = True,
+        grid: int = 4,
     ) -> None:
         side = side_in if side is None else side
         check_count("task", task, 0)
@@ -272,7 +275,7 @@ class MDEQClassifier(_MDEQ):
             upsampling=upsampling,
             weight_norm=weight_norm,
         )
-        super().__init__(cell, ClassHead(channels, classes))
+        super().__init__(cell, ClassHead(channels, side, classes, grid))
         self.task = task
 
     def params(self, image: Tensor) -> Params:
