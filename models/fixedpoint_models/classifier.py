@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,10 @@ from fixedpoint.checks import check_positive
 from fixedpoint_models.decoder import DenseNetwork, Params, decode, equilibrium_map
 
 NORMS = ("l2", "linf")
+# Passes until no further entry comes to its bound: three or four do for images of 784
+# pixels, and any number of them keeps to ball and box. Divisors are not smaller than
+# the second.
+_PASSES, _TINY = 6, 1e-15
 
 
 def perturbed_map(z: Any, x: Any, params: Params) -> Any:
@@ -98,6 +103,90 @@ def linear_minimizer(radius: float, norm: str = "l2") -> Callable[[Any], Any]:
         return -radius * gradient / xp.where(length > 0.0, length, xp.ones_like(length))
 
     return oracle
+
+
+def ball_in_box(image: Any, radius: float, norm: str = "l2") -> Callable[[Any], Any]:
+    """The projection of perturbations x of images onto ‖x‖ ≤ radius, 0 ≤ image + x ≤ 1.
+
+    Parameters
+    ----------
+    image : array of shape (batch, …)
+        The images that are perturbed, of values from 0 to 1.
+    radius, norm
+        As for :func:`ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fixedpoint_models import ball_in_box
+    >>> image = torch.tensor([[0.9, 0.5]])
+    >>> ball_in_box(image, 1.0)(torch.tensor([[3.0, 0.3]]))
+    tensor([[0.1000, 0.3000]])
+    """
+    _check(radius, norm)
+
+    def project(x: Any) -> Any:
+        if norm == "linf":
+            return _boxed(x, image, radius)
+        return _scaled_in_box(x, image, radius, 1.0)
+
+    return project
+
+
+def linear_minimizer_in_box(
+    image: Any, radius: float, norm: str = "l2"
+) -> Callable[[Any], Any]:
+    """As :func:`linear_minimizer`, over the perturbations of :func:`ball_in_box`.
+
+    Parameters
+    ----------
+    image, radius, norm
+        As for :func:`ball_in_box`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fixedpoint_models import linear_minimizer_in_box
+    >>> image = torch.tensor([[0.9, 0.5]])
+    >>> oracle = linear_minimizer_in_box(image, 0.5, "linf")
+    >>> oracle(torch.tensor([[-3.0, 4.0]]))
+    tensor([[ 0.1000, -0.5000]])
+    """
+    _check(radius, norm)
+
+    def oracle(gradient: Any) -> Any:
+        xp = array_namespace(gradient)
+        if norm == "linf":
+            return _boxed(-radius * xp.sign(gradient), image, radius)
+        return _scaled_in_box(-gradient, image, radius, math.inf)
+
+    return oracle
+
+
+def _boxed(x: Any, image: Any, radius: float) -> Any:
+    xp = array_namespace(x)
+    return xp.clip(xp.clip(x, -radius, radius), -image, 1.0 - image)
+
+
+def _scaled_in_box(direction: Any, image: Any, radius: float, largest: float) -> Any:
+    """Clip tx to the box, with the largest t ≤ `largest` of norm ≤ `radius`.
+
+    Both the nearest point of ball and box and the best one in a direction are of this
+    form. The norm grows with t. Taking the entries that are at their bounds as fixed
+    gives a t that is not too large, and is the one looked for once no further entry
+    comes to its bound.
+    """
+    xp = array_namespace(direction)
+    size, sign = xp.abs(direction), xp.sign(direction)
+    # By arithmetic alone: comparing and choosing take ten times as long on a CPU.
+    bound = 0.5 + sign * (0.5 - image)
+    t = radius / xp.clip(_length(direction), _TINY, None)
+    for _ in range(_PASSES):
+        moved = t * size
+        fixed = xp.sign(moved - xp.minimum(moved, bound))
+        left = xp.clip(radius**2 - _length(fixed * bound) ** 2, 0.0, None)
+        t = xp.sqrt(left) / xp.clip(_length((1.0 - fixed) * size), _TINY, None)
+    return sign * xp.minimum(xp.clip(t, None, largest) * size, bound)
 
 
 def _length(x: Any) -> Any:

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.optimize import minimize
 from typer.testing import CliRunner
 
 import fixedpoint as fp
 from fixedpoint_models.__main__ import app
-from fixedpoint_models.classifier import cross_entropy
+from fixedpoint_models.classifier import (
+    ball_in_box,
+    cross_entropy,
+    linear_minimizer_in_box,
+)
 from fixedpoint_models.config import ConfigError, build
 from fixedpoint_models.tasks.adversarial import Adversarial, Attack, Settings
 
@@ -45,13 +50,83 @@ def test_an_attack_stays_in_the_ball_and_hurts(method, norm, trained):
     radius = 0.5 if norm == "l2" else 0.1
     attack = Attack(method=method, steps=30, radius=radius, norm=norm, step_size=radius)
     x = trained.attacked(trained.test, attack)[2]
-    size = x.norm(dim=1) if norm == "l2" else x.abs().amax(1)
-    assert float(size.max()) <= radius + 1e-6
+    assert float(norms(x, norm).max()) <= radius + 1e-6
     other = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     other = radius * (
         other / other.norm(dim=1, keepdim=True) if norm == "l2" else other.sign()
     )
     assert float(losses(trained, x).mean()) > 1.5 * float(losses(trained, other).mean())
+
+
+def norms(x, norm):
+    return x.norm(dim=1) if norm == "l2" else x.abs().amax(1)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_nearest_perturbation_is_that_of_a_general_solver(norm):
+    """Beside an optimizer that knows constraints and nothing of this problem."""
+    rng, radius = np.random.default_rng(0), 0.7 if norm == "l2" else 0.3
+    image, x = rng.random((4, 6)), rng.normal(size=(4, 6))
+    found = ball_in_box(torch.as_tensor(image), radius, norm)(torch.as_tensor(x))
+    limit = np.full(6, radius if norm == "linf" else 1.0)
+    for one, at, near in zip(image, x, found.numpy(), strict=True):
+        bounds = np.stack([np.maximum(-one, -limit), np.minimum(1.0 - one, limit)], 1)
+        inside = {"type": "ineq", "fun": lambda p: radius**2 - (p**2).sum()}
+        best = minimize(
+            lambda p, at=at: ((p - at) ** 2).sum(),
+            np.zeros(6),
+            bounds=bounds,
+            constraints=[inside] if norm == "l2" else [],
+            method="SLSQP",
+            options={"ftol": 1e-14},
+        ).x
+        np.testing.assert_allclose(near, best, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_allowed_perturbation_is_favored_more(norm, dtype):
+    """Than the best one, by a thousand random ones; images of 0 and 1 leave one way
+    to go.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(50, 30, generator=generator, dtype=dtype).sub(0.5)
+    image = (1.5 * image + 0.5).clamp(0.0, 1.0)
+    gradient = torch.randn(50, 30, generator=generator, dtype=dtype)
+    radius = 0.8 if norm == "l2" else 0.3
+    best = linear_minimizer_in_box(image, radius, norm)(gradient)
+    assert float(norms(best, norm).max()) <= radius * (1.0 + 1e-6)
+    assert float((image + best).min()) >= -1e-6
+    assert float((image + best).max()) <= 1.0 + 1e-6
+    project = ball_in_box(image, radius, norm)
+    for _ in range(100):
+        other = torch.randn(50, 30, generator=generator, dtype=dtype)
+        other = project(best + 0.3 * other)
+        assert (((other - best) * gradient).sum(1) > -1e-5).all()
+
+
+def test_a_large_radius_leaves_the_box_alone():
+    image = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
+    corner = linear_minimizer_in_box(image, 100.0)(torch.ones(5, 7))
+    torch.testing.assert_close(corner, -image)
+
+
+def test_the_joint_attack_keeps_to_the_pixels_or_not(trained):
+    for box in (True, False):
+        attack = Attack(method="joint", steps=30, radius=0.5, box=box)
+        images = trained.perturbed(attack)
+        inside = float(images.min()) >= -1e-6 and float(images.max()) <= 1.0 + 1e-6
+        assert inside == box
+
+
+def test_figures_do_not_depend_on_how_many_are_tested_at_a_time(trained):
+    few = Adversarial(replace(trained.settings, test_batch=7), CPU)
+    few.module.load_state_dict(trained.module.state_dict())
+    attack = Attack(steps=10, radius=0.5)
+    torch.testing.assert_close(
+        few.perturbed(attack), trained.perturbed(attack), atol=1e-4, rtol=0.0
+    )
+    assert few.accuracy(few.test.images) == trained.accuracy(trained.test.images)
 
 
 def test_joint_and_nested_attacks_are_equally_strong(trained):

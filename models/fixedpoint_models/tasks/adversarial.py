@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -21,7 +21,9 @@ from fixedpoint_models.classifier import (
     DenseClassifier,
     attack_loss,
     ball,
+    ball_in_box,
     linear_minimizer,
+    linear_minimizer_in_box,
     perturbed_map,
     scores,
 )
@@ -55,6 +57,8 @@ class Attack:
         Of the ball.
     norm : {"l2", "linf"}
         Of the ball.
+    box : bool
+        Whether attacked images keep to values from 0 to 1.
     """
 
     method: Literal["joint", "recipe", "nested", "none"] = "joint"
@@ -63,6 +67,19 @@ class Attack:
     step_size: float = setting(0.4, above=0.0)
     radius: float = setting(0.5, above=0.0)
     norm: Literal["l2", "linf"] = "l2"
+    box: bool = True
+
+    def project(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """The projection of perturbations of `images` onto those that are allowed."""
+        if self.box:
+            return ball_in_box(images, self.radius, self.norm)
+        return ball(self.radius, self.norm)
+
+    def oracle(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """What takes a gradient to the allowed perturbation that it favors most."""
+        if self.box:
+            return linear_minimizer_in_box(images, self.radius, self.norm)
+        return linear_minimizer(self.radius, self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +92,8 @@ class Settings:
         The images.
     folder : str, optional
         Where the files of the last two are.
+    train, test : str
+        Which of them: as "train" and "test[:2000]".
     kind : {"dense", "mdeq"}
         :class:`DenseClassifier` or :class:`MDEQClassifier`.
     width : int
@@ -85,18 +104,23 @@ class Settings:
         The attack in training.
     batch_size, held_out : int
         Images a step, and to test with.
+    test_batch : int
+        Images that are tested at a time.
     seed : int
         Of everything random.
     """
 
     images: Literal["digits", "mnist", "cifar10"] = "digits"
     folder: str | None = None
+    train: str = "train"
+    test: str = "test"
     kind: Literal["dense", "mdeq"] = "dense"
     width: int = setting(128, least=1)
     channels: tuple[int, ...] = (16, 16)
     attack: Attack = Attack()
     batch_size: int = setting(100, least=1)
     held_out: int = setting(300, least=1)
+    test_batch: int = setting(500, least=1)
     seed: int = setting(0, least=0)
 
     def __post_init__(self) -> None:
@@ -120,7 +144,12 @@ def load(settings: Settings) -> tuple[Batch, Batch]:
         cut = settings.held_out
         return _batch(images[cut:], classes[cut:]), _batch(images[:cut], classes[:cut])
     read: Any = sets.mnist if settings.images == "mnist" else sets.cifar10
-    train, test = read(settings.folder, "train"), read(settings.folder, "test")
+    try:
+        train, test = (
+            read(settings.folder, split) for split in (settings.train, settings.test)
+        )
+    except ValueError as error:
+        raise sets.DataError(str(error)) from None
     return _batch(*train), _batch(*(part[: settings.held_out] for part in test))
 
 
@@ -207,12 +236,12 @@ class Adversarial(Experiment):
             0.0 * flat,
         )
 
-    def posed_in_ball(self, attack: Attack) -> AugmentedDEQ:
-        """The augmented system of an attack."""
+    def posed_in_ball(self, attack: Attack, images: Tensor) -> AugmentedDEQ:
+        """The augmented system of an attack on `images`, of the perturbation's
+        shape.
+        """
         return replace(
-            self.model,
-            project=ball(attack.radius, attack.norm),
-            step_size=attack.step_size,
+            self.model, project=attack.project(images), step_size=attack.step_size
         )
 
     def attacked(self, batch: Batch, attack: Attack) -> tuple[Any, ...]:
@@ -223,12 +252,10 @@ class Adversarial(Experiment):
             return self._nested(z, x, params, batch.classes, attack)
         how: dict[str, Any] = {"solver": fp.Anderson(memory=20)}
         if attack.method == "joint":
-            rule = ConditionalGradient(
-                oracle=linear_minimizer(attack.radius, attack.norm)
-            )
+            rule = ConditionalGradient(oracle=attack.oracle(params["image"]))
             how = {"method": TrackedDescent(rule=rule, sweeps=attack.sweeps)}
         with torch.no_grad():
-            found = self.posed_in_ball(attack).iterate(
+            found = self.posed_in_ball(attack, params["image"]).iterate(
                 z,
                 x,
                 params=params,
@@ -251,7 +278,7 @@ class Adversarial(Experiment):
             self.model.problem,
             rate,
             fp.Anderson(memory=5),
-            project=ball(attack.radius, attack.norm),
+            project=attack.project(params["image"]),
             normalized=True,
         )
         number = 0 if attack.method == "none" else attack.steps
@@ -295,16 +322,25 @@ class Adversarial(Experiment):
         found = self.foolbox()
         return figures if found is None else {**figures, "foolbox": found}
 
+    def tested(self) -> Iterator[Batch]:
+        """The images to test with, some at a time."""
+        parts = (torch.split(part, self.settings.test_batch) for part in self.test)
+        return map(Batch, *parts)
+
     def perturbed(self, attack: Attack) -> Tensor:
         """The test images, attacked."""
-        x = self.attacked(self.test, attack)[2]
-        images: Tensor = self.test.images + x.reshape(self.test.images.shape)
-        return images
+        parts = [
+            batch.images + self.attacked(batch, attack)[2].reshape(batch.images.shape)
+            for batch in self.tested()
+        ]
+        return torch.cat(parts)
 
     def accuracy(self, images: Tensor) -> float:
         """The part of the test images that are classified rightly."""
+        parts = torch.split(images, self.settings.test_batch)
         with torch.no_grad():
-            right = self.logits(images).argmax(-1) == self.test.classes.argmax(-1)
+            labels = [self.logits(part).argmax(-1) for part in parts]
+        right = torch.cat(labels) == self.test.classes.argmax(-1)
         return float(right.double().mean())
 
     def foolbox(self) -> float | None:
@@ -321,9 +357,13 @@ class Adversarial(Experiment):
             _Logits(self).eval(), bounds=(0, 1), device=self.device
         )
         torch.manual_seed(self.settings.seed)
-        labels = self.test.classes.argmax(-1)
-        _, _, broken = kind()(model, self.test.images, labels, epsilons=attack.radius)
-        return 1.0 - float(broken.double().mean())
+        broken = [
+            kind()(
+                model, batch.images, batch.classes.argmax(-1), epsilons=attack.radius
+            )[2]
+            for batch in self.tested()
+        ]
+        return 1.0 - float(torch.cat(broken).double().mean())
 
     def draw(self, folder: Path) -> list[Path]:
         """Images, what is added to them, and what comes of it."""
