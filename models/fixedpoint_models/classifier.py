@@ -13,10 +13,9 @@ from fixedpoint.checks import check_positive
 from fixedpoint_models.decoder import DenseNetwork, Params, decode, equilibrium_map
 
 NORMS = ("l2", "linf")
-# Passes until no further entry comes to its bound: three or four do for images of 784
-# pixels, and any number of them keeps to ball and box. Divisors are not smaller than
-# the second.
-_PASSES, _TINY = 6, 1e-15
+# Passes of the secant method: three or four do for images of 784 pixels. Divisors are
+# not smaller than the second.
+_PASSES, _TINY = 5, 1e-15
 
 
 def perturbed_map(z: Any, x: Any, params: Params) -> Any:
@@ -164,29 +163,34 @@ def linear_minimizer_in_box(
 
 
 def _boxed(x: Any, image: Any, radius: float) -> Any:
+    return _clipped(array_namespace(x).clip(x, -radius, radius), image)
+
+
+def _clipped(x: Any, image: Any) -> Any:
     xp = array_namespace(x)
-    return xp.clip(xp.clip(x, -radius, radius), -image, 1.0 - image)
+    return xp.minimum(xp.maximum(x, -image), 1.0 - image)
 
 
 def _scaled_in_box(direction: Any, image: Any, radius: float, largest: float) -> Any:
-    """Clip tx to the box, with the largest t ≤ `largest` of norm ≤ `radius`.
+    """Clip td to the box, with the largest t ≤ `largest` of norm ≤ `radius`.
 
     Both the nearest point of ball and box and the best one in a direction are of this
-    form. The norm grows with t. Taking the entries that are at their bounds as fixed
-    gives a t that is not too large, and is the one looked for once no further entry
-    comes to its bound.
+    form. The square of the norm is a function of t² that is concave and made of
+    straight pieces: the secant method, started from the left, stays there, and ends
+    at the root once two points are on its piece.
     """
     xp = array_namespace(direction)
-    size, sign = xp.abs(direction), xp.sign(direction)
-    # By arithmetic alone: comparing and choosing take ten times as long on a CPU.
-    bound = 0.5 + sign * (0.5 - image)
-    t = radius / xp.clip(_length(direction), _TINY, None)
+    before, square = 0.0 * _length(direction), 0.0 * _length(direction)
+    now = (radius / xp.clip(_length(direction), _TINY, None)) ** 2
     for _ in range(_PASSES):
-        moved = t * size
-        fixed = xp.sign(moved - xp.minimum(moved, bound))
-        left = xp.clip(radius**2 - _length(fixed * bound) ** 2, 0.0, None)
-        t = xp.sqrt(left) / xp.clip(_length((1.0 - fixed) * size), _TINY, None)
-    return sign * xp.minimum(xp.clip(t, None, largest) * size, bound)
+        reached = _length(_clipped(xp.sqrt(now) * direction, image)) ** 2
+        # Where rounding hides the rise, a small step is taken.
+        rise = xp.clip(reached - square, 1e-6 * radius**2, None)
+        step = xp.clip(radius**2 - reached, 0.0, None) * (now - before) / rise
+        before, square, now = now, reached, now + step
+    t = xp.clip(xp.sqrt(now), None, largest)
+    x = _clipped(t * direction, image)
+    return x * (radius / xp.clip(_length(x), radius, None))
 
 
 def _length(x: Any) -> Any:

@@ -63,13 +63,16 @@ class PatchGrid:
         """The images of `shape` in which each pixel is the mean of its values in
         `patches`.
         """
-        return self._sum(patches, shape) / self.count(patches, shape)
+        return self.sum(patches, shape) / self.count(patches, shape)
 
     def count(self, like: Tensor, shape: torch.Size) -> Tensor:
         """In how many patches each pixel is, of shape (1, 1, H, W)."""
-        return self._sum(self.cut(like.new_ones(1, 1, *shape[-2:])), shape)
+        return self.sum(self.cut(like.new_ones(1, 1, *shape[-2:])), shape)
 
-    def _sum(self, patches: Tensor, shape: torch.Size) -> Tensor:
+    def sum(self, patches: Tensor, shape: torch.Size) -> Tensor:
+        """The images of `shape` in which each pixel is the sum of its values in
+        `patches`.
+        """
         return functional.fold(
             patches, (shape[-2], shape[-1]), self.size, stride=self.stride
         )
@@ -113,15 +116,10 @@ def proximal_step(codes: Tensor, image: Tensor, params: Params) -> Tensor:
 
 def _gradient(codes: Tensor, image: Tensor, params: Params) -> Tensor:
     """Of the smooth part of each agent's cost with respect to its own code."""
-    grid, coupling, dictionary = (
-        params["grid"],
-        params["coupling"],
-        params["dictionary"],
-    )
+    grid, dictionary = params["grid"], params["dictionary"]
     pieces = dictionary @ codes
-    share = coupling * (1.0 - 1.0 / grid.count(pieces, image.shape))
-    average = grid.average(pieces, image.shape)
-    gap = (1.0 + grid.cut(share)) * pieces - grid.cut(image + share * average)
+    average = grid.sum(pieces, image.shape) / params["count"]
+    gap = params["own"] * pieces - grid.cut(image + params["share"] * average)
     gradient: Tensor = dictionary.T @ gap + params["ridge"] * codes
     return gradient
 
@@ -263,15 +261,24 @@ class PatchGame(torch.nn.Module):
         """The weights w, one for each atom."""
         return functional.softplus(self.raw_weights)
 
-    def params(self) -> Params:
-        """What :func:`proximal_step` takes, with the dictionary and weights as they are
-        now.
+    def params(self, image: Tensor) -> Params:
+        """What :func:`proximal_step` takes: the dictionary and weights as they are now,
+        and what depends on the size of the images alone.
+
+        Parameters
+        ----------
+        image : tensor of shape (batch, 1, H, W)
+            The images.
         """
+        count = self.grid.count(image, image.shape)
+        share = self.coupling * (1.0 - 1.0 / count)
         return {
             "dictionary": self.dictionary(),
             "weights": self.weights(),
             "grid": self.grid,
-            "coupling": self.coupling,
+            "count": count,
+            "share": share,
+            "own": 1.0 + self.grid.cut(share),
             "ridge": self.ridge,
             "step": self.step,
         }
@@ -302,12 +309,10 @@ class PatchGame(torch.nn.Module):
             For :func:`fixedpoint.fixed_point`.
         """
         self.grid.check(image)
-        params = self.params()
-        start = (
-            torch.zeros_like(params["dictionary"].T @ self.grid.cut(image))
-            if z0 is None
-            else z0
-        )
+        params = self.params(image)
+        if z0 is None:
+            patches = params["own"].shape[-1]
+            z0 = image.new_zeros(len(image), self.atoms.shape[1], patches)
         own: dict[str, Any] = {
             "solver": self.solver,
             "adjoint": self.adjoint,
@@ -318,7 +323,7 @@ class PatchGame(torch.nn.Module):
             "batch_ndim": 1,
             "batched_args": (True, False),
         }
-        return fp.fixed_point(proximal_step, start, (image, params), **(own | settings))
+        return fp.fixed_point(proximal_step, z0, (image, params), **(own | settings))
 
     def reconstruct(self, codes: Tensor, shape: torch.Size) -> Tensor:
         """The images of `shape` that are the average of the pieces of `codes`."""

@@ -22,6 +22,9 @@ from fixedpoint_models.training import CheckpointError, TrainingError
 
 T = TypeVar("T", bound=Experiment)
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
+MOST_FAILED = 0.5
+"""Training ends where a larger part of an epoch's solves failed."""
+_SHOWN = ("loss", "failed")
 _KEYS = {"task", "config", "module", "optimizer", "epoch", "random", "experiment"}
 
 
@@ -180,7 +183,7 @@ class Run:
         # numbers.
         torch.manual_seed(self.config.settings.seed + self.team.rank)
         self.optimizer = torch.optim.Adam(
-            self.experiment.module.parameters(),
+            _trained(self.experiment.module),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
@@ -198,7 +201,7 @@ class Run:
         CheckpointError
             If the checkpoint is of another task or other settings.
         TrainingError
-            If a gradient is not finite.
+            If a gradient is not finite, or most solves of an epoch failed.
         """
         if self.checkpoint.exists():
             self.restore()
@@ -218,10 +221,21 @@ class Run:
             self.epoch += 1
             if log is not None:
                 log.write({"epoch": self.epoch, **row})
-            bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k == "loss"})
+            bar.set_postfix({k: f"{row[k]:.3g}" for k in _SHOWN if k in row})
+            self._refuse_failures(row)
             self.save()
         if log is not None:
             log.close()
+
+    def _refuse_failures(self, row: dict[str, float]) -> None:
+        """Raise TrainingError where gradients are mostly those of no solution."""
+        if row.get("failed", 0.0) > MOST_FAILED:
+            raise TrainingError(
+                f"{row['failed']:.0%} of the solves failed in epoch {self.epoch}: the "
+                "network has lost its equilibria, and its gradients mean nothing; "
+                "raise the weight of the Jacobian penalty, fix the lengths of filters, "
+                "or lower the learning rate"
+            )
 
     def _epoch(self) -> dict[str, float]:
         """One pass; the means of what the steps wrote down."""
@@ -254,7 +268,7 @@ class Run:
                 gradient.copy_(self.team.total(gradient * weight))
             metrics = _mean(self.team.everywhere((weight, metrics)))
         limit = self.config.training.clip or math.inf
-        parameters = list(self.experiment.module.parameters())
+        parameters = _trained(self.experiment.module)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):
             raise TrainingError(
@@ -465,16 +479,17 @@ def _mixed(experiment: Experiment, amp: torch.dtype | None) -> Iterator[None]:
         experiment.amp = None
 
 
+def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that are not fixed."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def _gradients(module: torch.nn.Module) -> list[torch.Tensor]:
-    """The gradients of all parameters, zero where there was none."""
-    for parameter in module.parameters():
+    """The gradients of all parameters that are trained, zero where there was none."""
+    for parameter in _trained(module):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    return [
-        parameter.grad
-        for parameter in module.parameters()
-        if parameter.grad is not None
-    ]
+    return [p.grad for p in _trained(module) if p.grad is not None]
 
 
 def _mean(parts: list[tuple[float, dict[str, float]]]) -> dict[str, float]:

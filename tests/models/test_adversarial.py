@@ -182,6 +182,30 @@ def test_multiscale_classifiers_are_attacked_too():
     assert experiment.step(batch)["loss"] > 0.0
 
 
+def test_states_that_are_no_equilibria_are_told():
+    experiment = Adversarial(replace(SMALL, kind="mdeq", channels=(8,)), CPU)
+    batch = experiment.test
+    params, z, x = experiment.posed(batch.images)
+    assert experiment.failed(z, x, params).all()
+    found = fp.fixed_point(experiment.model.f, z, (x, params), batch_ndim=1, rtol=1e-3)
+    assert not experiment.failed(found.value, x, params).any()
+    one = tuple(leaf.detach().clone() for leaf in found.value)
+    one[0][7] += 1.0
+    assert experiment.failed(one, x, params).nonzero().flatten().tolist() == [7]
+    assert experiment.step(batch)["failed"] == 0.0
+
+
+def test_the_penalty_on_the_jacobian_has_a_gradient():
+    gradients = []
+    for weight in (0.0, 10.0):
+        torch.manual_seed(0)
+        settings = replace(SMALL, kind="mdeq", channels=(8,), jacobian=weight)
+        experiment = Adversarial(settings, CPU)
+        experiment.step(experiment.test)
+        gradients.append(experiment.module.cell.blocks[0].conv2.weight.grad.norm())
+    assert gradients[1] > 1.1 * gradients[0]
+
+
 def test_files_have_to_be_named():
     with pytest.raises(ConfigError, match="folder"):
         build(Settings, {"images": "mnist"})

@@ -166,7 +166,7 @@ def test_the_equilibrium_depends_on_neither_solver_nor_step(solver, step):
 @pytest.mark.parametrize("coupling", [0.0, 0.7, 5.0])
 def test_the_map_is_the_contraction_that_is_promised(coupling):
     game, noisy = small_game(coupling=coupling), images((1, 1, 6, 7))
-    params, shape = game.params(), game.solve(noisy).value.shape
+    params, shape = game.params(noisy), game.solve(noisy).value.shape
     top = 1 + coupling + game.ridge
     factor = max(1 - game.step * game.ridge, game.step * top - 1)
     for seed in range(10):
@@ -226,7 +226,7 @@ def test_gradients_agree_with_unrolled_steps(coupling):
     implicit = torch.autograd.grad(
         (game(noisy) - clean).square().sum(), game.parameters()
     )
-    params = game.params()
+    params = game.params(noisy)
     codes = torch.zeros_like(params["dictionary"].T @ game.grid.cut(noisy))
     for _ in range(1500):
         codes = proximal_step(codes, noisy, params)

@@ -140,6 +140,12 @@ def test_bad_settings_of_a_cell_are_named(channels, side, settings, message):
         (lambda: ImageHead((4,), 8, 0), "out_channels"),
         (lambda: ClassHead((4,), 8, 0), "classes"),
         (lambda: ClassHead((4,), 8, 3, grid=0), "grid"),
+        (
+            lambda: MDEQClassifier(
+                1, 8, (8,), 10, weight_norm=False, fixed_lengths=True
+            ),
+            "fixed_lengths",
+        ),
         (lambda: MDEQDecoder(3, (4, 4), 7), "side"),
         (lambda: MDEQClassifier(1, 12, (8,), 10, side=8), "side_in"),
         (lambda: MDEQClassifier(1, 8, (8, 4), 10, groups=4), "groups"),
@@ -322,6 +328,26 @@ def test_a_grid_finer_than_a_map_is_its_pixels():
     head = ClassHead((4, 2), 6, 5, grid=4)
     assert head((torch.randn(2, 4, 6, 6), torch.randn(2, 2, 3, 3))).shape == (2, 5)
     assert head.linear.in_features == 4 * 16 + 2 * 9
+
+
+def test_fixed_lengths_stay_and_directions_are_trained():
+    model = MDEQClassifier(1, 8, (8, 4), 3, groups=2, fixed_lengths=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    z, params = model.zero_state(3), model.params(torch.rand(3, 1, 8, 8))
+    model.head(
+        model.f(z, torch.zeros(3, 1, 8, 8), params), params
+    ).square().sum().backward()
+    optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert "cell.injection.convolutions.0.parametrizations.weight.original1" in moved
+    assert not [n for n in moved if n.endswith(("original0", "norms.0.weight"))]
+    for part in model.cell.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            length = part.weight.flatten(1).norm(dim=1)
+            assert_close(length, part.parametrizations.weight.original0.flatten())
+        if isinstance(part, torch.nn.GroupNorm):
+            assert not part.weight.requires_grad
 
 
 # Models

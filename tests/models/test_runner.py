@@ -239,6 +239,31 @@ def test_a_gradient_that_is_not_finite_ends_training(tmp_path):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize(("share", "ends"), [(0.4, False), (0.6, True)])
+def test_a_run_whose_solves_fail_ends_with_an_error(share, ends, tmp_path):
+    run = toy_run(tmp_path)
+    step = run.experiment.step
+    run.experiment.step = lambda batch: {**step(batch), "failed": share}
+    if ends:
+        with pytest.raises(TrainingError, match="60% of the solves failed in epoch 1"):
+            run.train(progress=False)
+    else:
+        run.train(progress=False)
+    assert {float(row["failed"]) for row in rows(tmp_path)} == {share}
+    assert (tmp_path / "checkpoint.pt").exists() != ends
+
+
+def test_parameters_that_are_fixed_stay_and_have_no_gradient(tmp_path):
+    run = toy_run(tmp_path)
+    fixed = next(iter(run.experiment.module.parameters())).requires_grad_(False)
+    before = fixed.clone()
+    run.config = replace(run.config, training=Training(epochs=2, weight_decay=1.0))
+    run = replace(run)  # the optimizer is made of what is trained
+    run.train(progress=False)
+    assert torch.equal(fixed, before)
+    assert fixed.grad is None
+
+
 def test_gradients_are_clipped_and_the_rate_falls(tmp_path):
     run = toy_run(tmp_path, rate=1e3)
     run.config = replace(

@@ -16,6 +16,7 @@ from fixedpoint_models.networks.layers import (
     check_groups,
     check_sides,
     convolution,
+    fix_lengths,
     group_norm,
 )
 
@@ -141,6 +142,10 @@ class MDEQCell(torch.nn.Module):
     weight_norm : bool, optional
         Whether the convolutions are weight-normalized. Torch has no forward-mode
         derivatives with respect to the parameters of such weights.
+    fixed_lengths : bool, optional
+        Whether the lengths of these filters and the gains of the norms, those of
+        `injection` included, stay as they are at first. What bounds the state's share
+        in each norm then holds in training, but for how filters are aligned.
 
     Notes
     -----
@@ -151,8 +156,8 @@ class MDEQCell(torch.nn.Module):
     equilibria of random latent codes and of zero, and 0.3 to 0.75 at those of random
     images, the larger the smaller the coarsest branch: Picard iteration converges. A
     blank image, which drives a channel equally everywhere, may come to 0.95, and beyond
-    one where each channel is a group. Training may end all that; see
-    :func:`fixedpoint_torch.jacobian_penalty`.
+    one where each channel is a group. Training may end all that within some tens of
+    steps; `fixed_lengths` with :func:`fixedpoint_torch.jacobian_penalty` holds it.
 
     The block is that of the paper. Its fusion has further norms after each convolution
     and a further convolution at the end, and only the first branch is driven.
@@ -186,8 +191,11 @@ class MDEQCell(torch.nn.Module):
         gain: float = 0.15,
         upsampling: str = "nearest",
         weight_norm: bool = True,
+        fixed_lengths: bool = False,
     ) -> None:
         super().__init__()
+        if fixed_lengths and not weight_norm:
+            raise ValueError("fixed_lengths needs weight_norm, got weight_norm=False")
         channels = check_channels(channels)
         sides = check_sides(side, len(channels))
         check_groups(groups, channels, sides)
@@ -212,6 +220,8 @@ class MDEQCell(torch.nn.Module):
         self.norms = torch.nn.ModuleList(
             group_norm(groups, number, gain) for number in channels
         )
+        if fixed_lengths:
+            fix_lengths(self)
 
     def inject(self, x: Any) -> State:
         """The features of the input, the same at every step of a solve."""

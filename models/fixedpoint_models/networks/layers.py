@@ -64,6 +64,18 @@ def convolution(
     return weight_norm(layer) if normalized else layer
 
 
+def fix_lengths(module: torch.nn.Module) -> None:
+    """Leave the lengths of weight-normalized filters and the gains of group norms as
+    they are: directions and shifts are trained alone.
+    """
+    for name, parameter in module.named_parameters():
+        if name.endswith("parametrizations.weight.original0"):
+            parameter.requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, torch.nn.GroupNorm):
+            part.weight.requires_grad_(False)
+
+
 def group_norm(groups: int, channels: int, gain: float = 1.0) -> torch.nn.GroupNorm:
     """A group norm whose output has the root mean square `gain` at first."""
     norm = torch.nn.GroupNorm(groups, channels, eps=EPSILON)

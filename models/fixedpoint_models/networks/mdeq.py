@@ -99,7 +99,7 @@ class MDEQDecoder(_MDEQ):
         Of the first branch.
     out_channels, out_side : int, optional
         Of the image; `out_side` is a multiple of `side`.
-    groups, activation, expansion, gain, upsampling, weight_norm
+    groups, activation, expansion, gain, upsampling, weight_norm, fixed_lengths
         As for :class:`MDEQCell`.
     sigmoid : bool, optional
         Whether pixels lie in (0, 1).
@@ -144,6 +144,7 @@ class MDEQDecoder(_MDEQ):
         gain: float = 0.15,
         upsampling: str = "nearest",
         weight_norm: bool = True,
+        fixed_lengths: bool = False,
         sigmoid: bool = False,
     ) -> None:
         sides = check_sides(side, len(check_channels(channels)))
@@ -157,6 +158,7 @@ class MDEQDecoder(_MDEQ):
             gain=gain,
             upsampling=upsampling,
             weight_norm=weight_norm,
+            fixed_lengths=fixed_lengths,
         )
         head = ImageHead(
             channels,
@@ -205,7 +207,7 @@ class MDEQClassifier(_MDEQ):
     groups : int, optional
         Of the norms; divides all channels and is less than each, since the average of a
         channel that is normalized by itself says nothing.
-    activation, expansion, gain, upsampling, weight_norm
+    activation, expansion, gain, upsampling, weight_norm, fixed_lengths
         As for :class:`MDEQCell`.
     grid : int, optional
         As for :class:`ClassHead`.
@@ -256,6 +258,7 @@ class MDEQClassifier(_MDEQ):
         gain: float = 0.15,
         upsampling: str = "nearest",
         weight_norm: bool = True,
+        fixed_lengths: bool = False,
         grid: int = 4,
     ) -> None:
         side = side_in if side is None else side
@@ -274,6 +277,7 @@ class MDEQClassifier(_MDEQ):
             gain=gain,
             upsampling=upsampling,
             weight_norm=weight_norm,
+            fixed_lengths=fixed_lengths,
         )
         super().__init__(cell, ClassHead(channels, side, classes, grid))
         self.task = task

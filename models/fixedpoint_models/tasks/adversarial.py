@@ -14,6 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import fixedpoint as fp
+from fixedpoint import tree
 from fixedpoint.operators.base import leafwise
 from fixedpoint_models import data as sets
 from fixedpoint_models.augmented import AugmentedDEQ
@@ -27,12 +28,13 @@ from fixedpoint_models.classifier import (
     perturbed_map,
     scores,
 )
-from fixedpoint_models.config import setting
+from fixedpoint_models.config import ConfigError, setting
 from fixedpoint_models.descent import ConditionalGradient, TrackedDescent
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.networks import MDEQClassifier
 from fixedpoint_models.plots import draw_recovered
-from fixedpoint_models.tasks.base import Experiment
+from fixedpoint_models.tasks.base import LOOSE, Experiment
+from fixedpoint_torch import jacobian_penalty
 
 Tensor = torch.Tensor
 CLASSES, SHOWN = 10, 10
@@ -98,8 +100,10 @@ class Settings:
         :class:`DenseClassifier` or :class:`MDEQClassifier`.
     width : int
         Entries of the dense state.
-    channels : tuple of int
-        Of the branches.
+    channels, side, weight_norm, fixed_lengths
+        Of the other; the side of the first branch is that of the images by default.
+    jacobian : float
+        The weight of the penalty on the Jacobian at the end of each attack.
     attack : Attack
         The attack in training.
     batch_size, held_out : int
@@ -117,6 +121,10 @@ class Settings:
     kind: Literal["dense", "mdeq"] = "dense"
     width: int = setting(128, least=1)
     channels: tuple[int, ...] = (16, 16)
+    side: int | None = setting(None, least=1)
+    weight_norm: bool = False
+    fixed_lengths: bool = False
+    jacobian: float = setting(0.0, least=0.0)
     attack: Attack = Attack()
     batch_size: int = setting(100, least=1)
     held_out: int = setting(300, least=1)
@@ -200,9 +208,18 @@ class Adversarial(Experiment):
     def _network(self) -> Any:
         settings, (channels, side) = self.settings, self.train.images.shape[1:3]
         if settings.kind == "mdeq":
-            return MDEQClassifier(
-                channels, side, settings.channels, CLASSES, weight_norm=False
-            )
+            try:
+                return MDEQClassifier(
+                    channels,
+                    side,
+                    settings.channels,
+                    CLASSES,
+                    side=settings.side,
+                    weight_norm=settings.weight_norm,
+                    fixed_lengths=settings.fixed_lengths,
+                )
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
         pixels = self.train.images[0].numel()
         return DenseClassifier(
             pixels, CLASSES, settings.width, seed=settings.seed, dtype=torch.float32
@@ -221,8 +238,21 @@ class Adversarial(Experiment):
         z, mu, x = self.attacked(batch, self.settings.attack)
         lagrangian = self.model.lagrangian(z, mu, x, params=params, y=batch.classes)
         loss = -lagrangian.mean()
-        torch.autograd.backward(loss)
-        return {"loss": float(loss.detach())}
+        total, weight = loss, self.settings.jacobian
+        if weight:
+            total = (
+                loss + weight * jacobian_penalty(self.model.f, z, (x, params)).mean()
+            )
+        torch.autograd.backward(total)
+        failed = self.failed(z, x, leafwise(torch.Tensor.detach, params))
+        return {"loss": float(loss.detach()), "failed": float(failed.double().mean())}
+
+    def failed(self, z: Any, x: Tensor, params: Any) -> Tensor:
+        """Which states are so far from equilibria that gradients cannot be trusted."""
+        with torch.no_grad():
+            image = self.model.f(z, x, params)
+            defect = leafwise(torch.sub, image, z)
+            return _norm(defect) > LOOSE * _norm(image)
 
     def posed(self, images: Tensor) -> tuple[Any, Any, Tensor]:
         """The parameters, the first state and the first perturbation."""
@@ -380,6 +410,13 @@ class Adversarial(Experiment):
             file,
         )
         return [file]
+
+
+def _norm(state: Any) -> Tensor:
+    """The norm of each sample."""
+    leaves = tree.flatten(state)[0]
+    squares = [leaf.flatten(1).square().sum(1) for leaf in leaves]
+    return torch.stack(squares).sum(0).sqrt()
 
 
 class _Logits(torch.nn.Module):

@@ -11,6 +11,11 @@ import torch
 
 from fixedpoint import tree
 
+LOOSE = 0.1
+"""What is left of a state or adjoint, in parts of it, that its gradient is trusted
+with.
+"""
+
 
 class Experiment(ABC):
     """A task: its data, its network, and what training, evaluating and sampling mean.
@@ -66,8 +71,9 @@ class Experiment(ABC):
         """Add the gradient of the batch's mean loss to the parameters; return what to
         write down.
 
-        The names are the same in every call. Where several processes train, `batch` is
-        a part.
+        The names are the same in every call. `failed` is the part of the samples whose
+        solve failed; an epoch where it is most of them ends training. Where several
+        processes train, `batch` is a part.
         """
 
     @abstractmethod

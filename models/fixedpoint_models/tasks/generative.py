@@ -27,17 +27,13 @@ from fixedpoint_models.data import DataError
 from fixedpoint_models.decoder import DenseDecoder, decode, equilibrium_map
 from fixedpoint_models.networks import MDEQDecoder
 from fixedpoint_models.plots import draw_recovered
-from fixedpoint_models.tasks.base import Experiment
+from fixedpoint_models.tasks.base import LOOSE, Experiment
 from fixedpoint_models.tracked import TrackedNewton
 from fixedpoint_models.training import fingerprint
 
 Tensor = torch.Tensor
 Loss = Callable[[Any, Any, Any, Any], Any]
 SHOWN = 10
-_LOOSE = 0.1
-"""What is left of a state or adjoint, in parts of it, that its gradient is trusted
-with.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -643,7 +639,7 @@ class Generative(Experiment):
             kkt = self.model.kkt(**found.value, params=params, y=images)
         sound = (reached >= 0.0) & (reached <= most)
         for name in ("z", "mu"):
-            sound &= kkt[name] <= _LOOSE * _norm(found.value[name])
+            sound &= kkt[name] <= LOOSE * _norm(found.value[name])
         return sound, torch.where(sound, reached, most)
 
     def _surrogate(
