@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -76,6 +77,13 @@ class PatchGrid:
         return functional.fold(
             patches, (shape[-2], shape[-1]), self.size, stride=self.stride
         )
+
+    def padded(self, image: Tensor) -> Tensor:
+        """The images with rows and columns mirrored at the lower and the right edge,
+        as few as patches need to cover them.
+        """
+        missing = [(self.size - side) % self.stride for side in image.shape[-2:]]
+        return functional.pad(image, (0, missing[1], 0, missing[0]), mode="reflect")
 
     def check(self, image: Tensor) -> None:
         """Raise ValueError unless `image` is (batch, 1, H, W), and the patches cover
@@ -293,6 +301,49 @@ class PatchGame(torch.nn.Module):
             denoised: Tensor = self(image)
         return denoised
 
+    def denoise_in_tiles(
+        self, image: Tensor, tile: int = 96, margin: int = 16, **settings: Any
+    ) -> Tensor:
+        """As :meth:`denoise`, for images of any size, a square of them at a time: the
+        memory is that of a square.
+
+        Parameters
+        ----------
+        image : tensor of shape (batch, 1, H, W)
+            The noisy images.
+        tile : int, optional
+            The side of a square, a multiple of the stride.
+        margin : int, optional
+            Pixels on each side of a square that are solved for along with it and not
+            used; a multiple of the stride, and not less than the side of a patch. What
+            is farther away has next to no influence.
+        **settings : object
+            For :func:`fixedpoint.fixed_point`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fixedpoint_models.games import PatchGame
+        >>> game = PatchGame(size=4, atoms=25)
+        >>> noisy = torch.rand(1, 1, 50, 61, generator=torch.Generator().manual_seed(0))
+        >>> parts, whole = game.denoise_in_tiles(noisy, 32, 8), game.denoise(noisy)
+        >>> bool((parts - whole).abs().max() < 1e-2)
+        True
+        """
+        _check_tiles(tile, margin, self.grid)
+        padded = self.grid.padded(image)
+        whole = torch.empty_like(padded)
+        rows, columns = (
+            _spans(side, tile, margin, self.grid) for side in padded.shape[-2:]
+        )
+        with torch.no_grad():
+            for (solved, kept, part), (solved2, kept2, part2) in product(rows, columns):
+                square = padded[..., solved, solved2]
+                codes = self.solve(square, **settings).value
+                denoised = self.reconstruct(codes, square.shape)
+                whole[..., kept, kept2] = denoised[..., part, part2]
+        return whole[..., : image.shape[-2], : image.shape[-1]]
+
     def solve(
         self, image: Tensor, z0: Tensor | None = None, **settings: Any
     ) -> fp.Solution[Any]:
@@ -328,6 +379,32 @@ class PatchGame(torch.nn.Module):
     def reconstruct(self, codes: Tensor, shape: torch.Size) -> Tensor:
         """The images of `shape` that are the average of the pieces of `codes`."""
         return self.grid.average(self.dictionary() @ codes, shape)
+
+
+def _check_tiles(tile: int, margin: int, grid: PatchGrid) -> None:
+    check_count("tile", tile, 1)
+    check_count("margin", margin, grid.size)
+    for name, value in (("tile", tile), ("margin", margin)):
+        if value % grid.stride:
+            raise ValueError(
+                f"{name} must be a multiple of the stride {grid.stride}, got {value}"
+            )
+
+
+def _spans(
+    length: int, tile: int, margin: int, grid: PatchGrid
+) -> list[tuple[slice, slice, slice]]:
+    """For each tile of a side: what is solved for, what is kept of the side, and where
+    that is in what is solved for.
+    """
+    spans = []
+    for first in range(0, length, tile):
+        start, last = max(0, first - margin), min(first + tile, length)
+        # So that patches end where the part does.
+        end = min(last + margin + grid.size % grid.stride, length)
+        kept, part = slice(first, last), slice(first - start, last - start)
+        spans.append((slice(start, end), kept, part))
+    return spans
 
 
 def cosines(size: int, atoms: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 TASKS: dict[str, str] = {
     "adversarial": "fixedpoint_models.tasks.adversarial:Adversarial",
+    "denoising": "fixedpoint_models.tasks.denoising:Denoising",
     "generative": "fixedpoint_models.tasks.generative:Generative",
     "inverse": "fixedpoint_models.tasks.inverse:Inverse",
     "meta": "fixedpoint_models.tasks.meta:Meta",
