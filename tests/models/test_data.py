@@ -31,6 +31,7 @@ from fixedpoint_models.data import (
     photographs,
     split_alphabets,
     split_classes,
+    turned,
 )
 from fixedpoint_models.data import fonts as fonts_module
 from fixedpoint_models.data import patches as patches_module
@@ -347,6 +348,19 @@ def test_alphabets_are_held_out_whole(tmp_path):
     for held_out, message in ((["Runes"], "Runes"), (["Greek", "Korean"], "not all")):
         with pytest.raises(ValueError, match=message):
             split_alphabets(omniglot(tmp_path, side=8), held_out)
+
+
+def test_turned_classes_are_further_ones(tmp_path):
+    write_characters(tmp_path)
+    few_shot = omniglot(tmp_path, side=8)
+    more = turned(few_shot)
+    assert len(more) == 16
+    assert len(set(more.names)) == 16
+    for name, quarters in (("Greek/character02", 0), ("Greek/character02/270", 3)):
+        found = more.images[more.names.index(name)]
+        np.testing.assert_array_equal(
+            found[2], np.rot90(few_shot.images[1, 2], quarters)
+        )
 
 
 def write_run(folder):

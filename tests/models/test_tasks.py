@@ -331,6 +331,24 @@ def test_images_to_train_with_are_not_held_out():
         assert float(torch.cdist(train.flatten(1), test.flatten(1)).min()) > 0.01
 
 
+def test_photographs_of_a_folder_are_cut_and_none_is_in_both_parts(tmp_path):
+    """Each photograph has shades of its own."""
+    for number in range(4):
+        pixels = 60 * number + np.arange(30 * 24).reshape(30, 24) % 60
+        file = tmp_path / ("test" if number == 3 else "train") / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+    folder = str(tmp_path / "train")
+    images = Images(name="photographs", folder=folder, size=8, stride=4)
+    for test_folder, shades in ((None, 0), (str(tmp_path / "test"), 3)):
+        train, test = load(replace(images, test_folder=test_folder), 0)
+        assert train.shape[1:] == test.shape[1:] == (1, 8, 8)
+        assert set((test * 255 // 60).unique().tolist()) == {shades}
+        assert shades not in (train * 255 // 60).unique()
+    with pytest.raises(ValueError, match="test_folder"):
+        Images(name="photographs", test_folder=folder)
+
+
 def test_faces_are_divided(tmp_path):
     generator = np.random.default_rng(0)
     for number in range(10):

@@ -13,6 +13,7 @@ from fixedpoint_models.data.few_shot import (
     episode,
     split_alphabets,
     split_classes,
+    turned,
 )
 from fixedpoint_models.data.folders import celeba, official_runs, omniglot
 from fixedpoint_models.data.fonts import glyphs
@@ -56,4 +57,5 @@ __all__ = [
     "split_alphabets",
     "split_classes",
     "square_masks",
+    "turned",
 ]

@@ -153,6 +153,39 @@ def split_alphabets(
     return few_shot.take(np.flatnonzero(~tested)), few_shot.take(np.flatnonzero(tested))
 
 
+def turned(few_shot: FewShot) -> FewShot:
+    """The classes and those that a quarter, a half and three quarters of a turn make of
+    them, which count as other classes.
+
+    Parameters
+    ----------
+    few_shot : FewShot
+        The classes.
+
+    Returns
+    -------
+    FewShot
+        Four times as many; the new names end with the degrees.
+
+    References
+    ----------
+    Santoro, Bartunov, Botvinick, Wierstra and Lillicrap, "Meta-learning with
+    memory-augmented neural networks", ICML 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fixedpoint_models.data import FewShot, turned
+    >>> few_shot = turned(FewShot(np.zeros((1, 2, 8, 8), np.float32), ("a",)))
+    >>> few_shot.names
+    ('a', 'a/90', 'a/180', 'a/270')
+    """
+    quarters = [np.rot90(few_shot.images, k, axes=(2, 3)) for k in range(4)]
+    endings = ("", "/90", "/180", "/270")
+    names = tuple(name + ending for ending in endings for name in few_shot.names)
+    return FewShot(np.concatenate(quarters), names)
+
+
 class Episode(NamedTuple):
     """A few labelled images to learn from, the support, and others to label, the query.
 

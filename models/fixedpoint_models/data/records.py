@@ -95,7 +95,7 @@ def _split(split: str, names: Container[str]) -> tuple[str, slice]:
     """The name and the slice in the name of a split."""
     found = re.fullmatch(r"(\w+)(?:\[(-?\d*):(-?\d*)\])?", split)
     if found is None or found[1] not in names:
-        raise ValueError(
+        raise DataError(
             f"split must be 'train' or 'test', got {split!r}; some of the images are "
             "'test[:100]'"
         )

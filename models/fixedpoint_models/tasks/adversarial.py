@@ -152,12 +152,9 @@ def load(settings: Settings) -> tuple[Batch, Batch]:
         cut = settings.held_out
         return _batch(images[cut:], classes[cut:]), _batch(images[:cut], classes[:cut])
     read: Any = sets.mnist if settings.images == "mnist" else sets.cifar10
-    try:
-        train, test = (
-            read(settings.folder, split) for split in (settings.train, settings.test)
-        )
-    except ValueError as error:
-        raise sets.DataError(str(error)) from None
+    train, test = (
+        read(settings.folder, split) for split in (settings.train, settings.test)
+    )
     return _batch(*train), _batch(*(part[: settings.held_out] for part in test))
 
 

@@ -49,6 +49,8 @@ class Images:
         those that come along.
     test_folder : str, optional
         Photographs to test with; without it a tenth of those in `folder`.
+    train, test : str
+        Of MNIST and CIFAR-10, what to read: as "train" and "test[:2000]".
     size : int
         The side of the patches of photographs, or of faces.
     stride : int, optional
@@ -62,6 +64,8 @@ class Images:
     name: Literal["digits", "photographs", "mnist", "cifar10", "celeba"]
     folder: str | None = None
     test_folder: str | None = None
+    train: str = "train"
+    test: str = "test"
     size: int = setting(64, least=8)
     stride: int | None = setting(None, least=1)
     limit: int | None = setting(None, least=1)
@@ -306,7 +310,7 @@ def _arrays(images: Images, seed: int) -> tuple[Any, Any]:
         return sets.photographs(images.size, images.stride, seed=seed)
     if images.name in ("mnist", "cifar10"):
         read: Any = sets.mnist if images.name == "mnist" else sets.cifar10
-        return read(folder, "train")[0], read(folder, "test")[0]
+        return read(folder, images.train)[0], read(folder, images.test)[0]
     if images.name == "celeba":
         asked = (images.limit, images.held_out)
         faces = sets.celeba(folder, images.size, None if None in asked else sum(asked))  # type: ignore[arg-type]

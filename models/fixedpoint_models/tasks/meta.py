@@ -32,6 +32,7 @@ from fixedpoint_models.data import (
     omniglot,
     split_alphabets,
     split_classes,
+    turned,
 )
 from fixedpoint_models.descent import BarzilaiBorwein, TrackedDescent
 from fixedpoint_models.nested import Nested
@@ -242,6 +243,9 @@ class MetaSettings:
         without any, glyphs are rendered.
     held_out : tuple of str
         Alphabets to test on; without any, a fifth of all characters.
+    turns : bool
+        Whether characters to train on, turned by 90, 180 and 270 degrees, make further
+        ones.
     runs : str, optional
         The folder or archive of the official one-shot runs, to evaluate on as well.
     side : int
@@ -284,6 +288,7 @@ class MetaSettings:
 
     omniglot: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    turns: bool = False
     runs: str | None = None
     side: int = setting(16, least=12)
     ways: int = setting(5, least=2)
@@ -349,7 +354,8 @@ class Meta(Experiment):
         self, settings: MetaSettings, device: torch.device | str = "cpu"
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
-        self.train, self.test = self._classes()
+        train, self.test = self._classes()
+        self.train = turned(train) if settings.turns else train
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             network = TaskNetwork(
