@@ -15,7 +15,7 @@ from fixedpoint_models.decoder import DenseNetwork, Params, decode, equilibrium_
 NORMS = ("l2", "linf")
 # Passes of the secant method: three or four do for images of 784 pixels. Divisors are
 # not smaller than the second.
-_PASSES, _TINY = 5, 1e-15
+_PASSES, _TINY = 5, 1e-9
 
 
 def perturbed_map(z: Any, x: Any, params: Params) -> Any:
@@ -180,12 +180,13 @@ def _scaled_in_box(direction: Any, image: Any, radius: float, largest: float) ->
     at the root once two points are on its piece.
     """
     xp = array_namespace(direction)
-    before, square = 0.0 * _length(direction), 0.0 * _length(direction)
-    now = (radius / xp.clip(_length(direction), _TINY, None)) ** 2
+    size = _length(direction)
+    before = square = xp.zeros_like(size)
+    now = (radius / xp.clip(size, _TINY, None)) ** 2
     for _ in range(_PASSES):
         reached = _length(_clipped(xp.sqrt(now) * direction, image)) ** 2
         # Where rounding hides the rise, a small step is taken.
-        rise = xp.clip(reached - square, 1e-6 * radius**2, None)
+        rise = xp.clip(reached - square, 1e-3 * radius**2, None)
         step = xp.clip(radius**2 - reached, 0.0, None) * (now - before) / rise
         before, square, now = now, reached, now + step
     t = xp.clip(xp.sqrt(now), None, largest)

@@ -105,6 +105,11 @@ def test_no_allowed_perturbation_is_favored_more(norm, dtype):
         assert (((other - best) * gradient).sum(1) > -1e-5).all()
 
 
+def test_without_a_gradient_there_is_no_perturbation():
+    oracle = linear_minimizer_in_box(torch.rand(3, 5), 1.0)
+    assert torch.equal(oracle(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
 def test_a_large_radius_leaves_the_box_alone():
     image = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
     corner = linear_minimizer_in_box(image, 100.0)(torch.ones(5, 7))
