@@ -38,6 +38,10 @@ from fixedpoint_torch import jacobian_penalty
 
 Tensor = torch.Tensor
 CLASSES, SHOWN = 10, 10
+TEST_STEPS = 100
+"""Of a solve where images are classified, at most: a state that has not come to rest by
+then is taken as it is.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +329,11 @@ class Adversarial(Experiment):
             atol=1e-6,
             batch_ndim=1,
             test="residual",
+            max_steps=TEST_STEPS,
             on_failure="return",
-            adjoint=fp.ImplicitAdjoint(on_failure="return", rtol=1e-3),
+            adjoint=fp.ImplicitAdjoint(
+                on_failure="return", rtol=1e-3, max_steps=TEST_STEPS
+            ),
         )
         assert self.model.output is not None
         seen: Tensor = self.model.output(found.value, params)
