@@ -13,7 +13,7 @@ unexport PYTHONHOME
 unexport MYPYPATH
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-oldest newcomer lint docs bench bench-quick gpu clean
+.PHONY: help demo test test-oldest newcomer lint docs bench bench-quick reproduce gpu clean
 
 help:
 	@echo 'make demo   optimize the latent codes of a small equilibrium decoder, write pictures'
@@ -24,9 +24,10 @@ help:
 	@echo 'make docs   the documentation, and its examples'
 	@echo 'make bench  the benchmarks'
 	@echo 'make bench-quick  the overhead alone, beside what was recorded'
+	@echo "make reproduce  the paper on real data, half an hour; ARGS='--data FOLDER'"
 	@echo 'make gpu    the tests and benchmarks that need a GPU, in an environment of their own'
 	@echo 'make clean  remove what these targets made, .venv included'
-	@echo "ARGS='...' is passed on by demo, test, test-oldest, bench and gpu."
+	@echo "ARGS='...' is passed on by demo, test, test-oldest, bench, reproduce and gpu."
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -76,6 +77,9 @@ bench: .venv/.bench
 
 bench-quick: .venv/.bench
 	$(BIN)/python benchmarks/run.py --quick
+
+reproduce: .venv/.bench
+	$(BIN)/python benchmarks/reproduce.py $(ARGS)
 
 # Without the pins: the plain name of Torch stands for its CUDA build. GPU_PYTHON names another
 # environment, which must have all that is installed here.

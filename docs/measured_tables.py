@@ -21,7 +21,9 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
 GRADIENTS, TOLERANCE = FOLDER / "gradients.json", FOLDER / "tolerance.json"
 INPUTS, ACCELERATOR = FOLDER / "input_optimization.json", FOLDER / "accelerator.json"
+REPRODUCTION = FOLDER / "reproduction.json"
 SCRIPTS = {
+    REPRODUCTION: "reproduce.py",
     ROBUSTNESS: "robustness.py",
     OVERHEAD: "run.py",
     GRADIENTS: "gradients.py",
@@ -674,7 +676,150 @@ def tolerance_defaults():
     return table(head, lines) + measured_on(found["machine"])
 
 
+# What others published: PSNR in dB on the 68 images, by the level of noise; Zhang, Zuo,
+# Chen, Meng and Zhang, "Beyond a Gaussian denoiser", IEEE Trans. Image Process., 2017.
+BM3D = {15: 31.07, 25: 28.57, 50: 25.62}
+DNCNN = {15: 31.73, 25: 29.23, 50: 26.23}
+# How many times faster the joint solve is said to be, by the paper on input
+# optimization.
+PUBLISHED_FACTORS = {"training": "3", "adaptation": "2.5 to 3"}
+
+
+def reproduced(part, fields):
+    """The machine, and the rows of a part of the reproduction."""
+    found = content(REPRODUCTION, part)
+    fields = {"settings": str, "parameters": int, "train seconds": NUMBER} | fields
+    return found["machine"], records(REPRODUCTION, found, "rows", fields)
+
+
+def percent(value):
+    """A share, in percent."""
+    return f"{100 * value:.1f}"
+
+
+def attacked(part):
+    """Classifiers trained against attacks."""
+    figures = dict.fromkeys(("clean", "joint", "nested", "foolbox"), NUMBER)
+    return reproduced(part, {"attack": str, **figures})
+
+
+def reproduced_mnist():
+    """Accuracy of classifiers on MNIST, clean and under attack."""
+    head = [
+        "network",
+        "parameters",
+        "attack in training",
+        "training, s",
+        "clean",
+        "joint attack",
+        "nested attack",
+        "Foolbox",
+    ]
+    lines = []
+    for label, part in (("dense", "mnist-dense"), ("multiscale", "mnist-mdeq")):
+        machine, rows = attacked(part)
+        lines += [
+            [
+                label,
+                f"{row['parameters']:,}",
+                row["attack"],
+                f"{row['train seconds']:.0f}",
+                *(
+                    percent(row[name])
+                    for name in ("clean", "joint", "nested", "foolbox")
+                ),
+            ]
+            for row in rows
+        ]
+    return table(head, lines) + measured_on(machine)
+
+
+def adapted():
+    """Few-shot tasks of Omniglot."""
+    fields = {"adaptation": str, "ways": int}
+    figures = ("accuracy", "interval", "converged", "test seconds")
+    return reproduced("omniglot", fields | dict.fromkeys(figures, NUMBER))
+
+
+def reproduced_omniglot():
+    """Accuracy on tasks of unseen alphabets, and on the official runs."""
+    head = ["tasks", "adaptation", "labeled rightly", "converged", "all tasks, s"]
+    machine, rows = adapted()
+    lines = []
+    for row in rows:
+        right = f"{percent(row['accuracy'])} ± {percent(row['interval'])}"
+        solved, seconds = percent(row["converged"]), f"{row['test seconds']:.0f}"
+        lines.append([f"{row['ways']}-way", row["adaptation"], right, solved, seconds])
+        if "official_accuracy" in row:
+            right, half, solved = (
+                percent(row[f"official_{name}"])
+                for name in ("accuracy", "interval", "converged")
+            )
+            official = ["official runs", row["adaptation"], f"{right} ± {half}"]
+            lines.append([*official, solved, "above"])
+    return table(head, lines) + measured_on(machine)
+
+
+def reproduced_bsd():
+    """PSNR on BSD68, beside what others published."""
+    names = ("psnr_noisy", "psnr_tv", "psnr", "seconds")
+    fields = {"level": NUMBER, "images": int} | dict.fromkeys(names, NUMBER)
+    machine, rows = reproduced("bsd", fields)
+    head = ["σ", "noisy", "total variation", "game", "BM3D", "DnCNN", "s / image"]
+    lines = [
+        [
+            f"{row['level']:g}",
+            *(f"{row[name]:.2f}" for name in names[:3]),
+            *(f"{others[row['level']]:.2f}" for others in (BM3D, DNCNN)),
+            f"{row['seconds']:.1f}",
+        ]
+        for row in rows
+    ]
+    return table(head, lines) + measured_on(machine)
+
+
+def reproduced_factors():
+    """How many times faster the joint solve is, at what quality."""
+    head = [
+        "task",
+        "published factor",
+        "joint, s",
+        "nested, s",
+        "factor",
+        "joint, % right",
+        "nested, % right",
+    ]
+    lines = []
+    for label, part in (("dense", "mnist-dense"), ("multiscale", "mnist-mdeq")):
+        machine, rows = attacked(part)
+        joint, nested = rows[:2]
+        pair = [(row["train seconds"], row["nested"]) for row in (joint, nested)]
+        task = f"adversarial training, {label}"
+        lines.append(compared_pair(task, PUBLISHED_FACTORS["training"], *pair))
+    rows = adapted()[1]
+    for ways in dict.fromkeys(row["ways"] for row in rows):
+        pair = [
+            (row["test seconds"], row["accuracy"])
+            for row in rows
+            if row["ways"] == ways
+        ]
+        task = f"adaptation, {ways}-way"
+        lines.append(compared_pair(task, PUBLISHED_FACTORS["adaptation"], *pair))
+    return table(head, lines) + measured_on(machine)
+
+
+def compared_pair(task, published, joint, nested):
+    """A row, of pairs of seconds and of what is right."""
+    factor = f"{nested[0] / joint[0]:.1f}"
+    seconds = [f"{pair[0]:.0f}" for pair in (joint, nested)]
+    return [task, published, *seconds, factor, percent(joint[1]), percent(nested[1])]
+
+
 TABLES = {
+    "reproduced-factors": reproduced_factors,
+    "reproduced-mnist": reproduced_mnist,
+    "reproduced-omniglot": reproduced_omniglot,
+    "reproduced-bsd": reproduced_bsd,
     "tolerances-maps": lambda: tolerances("maps"),
     "tolerances-systems": lambda: tolerances("systems"),
     "tolerances-defaults": tolerance_defaults,

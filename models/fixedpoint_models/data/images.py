@@ -36,7 +36,7 @@ def located(path: Path | str) -> Path:
     '/no/such/folder'
     """
     path, home = Path(path).expanduser(), os.environ.get("FIXEDPOINT_DATA")
-    return path if home is None or path.exists() else Path(home) / path
+    return Path(home) / path if home and not path.exists() else path
 
 
 def digits() -> Any:
