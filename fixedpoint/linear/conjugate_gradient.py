@@ -129,7 +129,7 @@ class ConjugateGradient(LinearSolver):
         product = lambda v: system.product((v,))[0]  # noqa: E731
         _, norm, busy = system.start()
         most, target = self.max_steps if busy else 0, float(system.target)
-        x, left, steps = conjugate_gradients(product, system.right[0], target, most)
+        x, left, steps = conjugate_gradients(product, system.rhs[0], target, most)
         return system.solution((x,), norm.dtype.type(left), steps)
 
     def _run(self, system: LinearSystem, lanczos: Any) -> tuple[LinearSolution, Any]:
