@@ -44,7 +44,7 @@ def apply_policy(
         return _poison(space, converged, value)
     if backend.any(~converged):
         failed = f"{what} failed"
-        if not space.xp.any(~converged):
+        if backend.numpy(converged).all():
             failed = f"{failed} in another process; here it"
         message = f"{failed}: {solution.message}"
         if policy == "raise":

@@ -18,8 +18,10 @@ _LOGGER = logging.getLogger("fixedpoint")
 
 def log_solution(what: str, backend: Backend, solution: Solution[Any]) -> None:
     """Tell how a solve ended: at INFO if a sample failed."""
+    if not _LOGGER.isEnabledFor(logging.INFO):
+        return
     status = solution.status
-    if not _LOGGER.isEnabledFor(logging.INFO) or backend.is_traced((status,)):
+    if backend.is_traced((status, solution.residual_norm, solution.error)):
         return
     failed = bool((backend.numpy(status) != int(Status.CONVERGED)).any())
     level = logging.INFO if failed else logging.DEBUG

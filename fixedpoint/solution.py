@@ -350,7 +350,8 @@ class Solution(Generic[T]):
 
     def _is_traced(self) -> bool:
         """Whether the outcome is not known yet."""
-        return backend_of([self.status], ["status"]).is_traced((self.status,))
+        known = (self.status, self.residual_norm, self.error)
+        return backend_of([self.status], ["status"]).is_traced(known)
 
 
 class ConvergenceError(ArithmeticError):

@@ -89,7 +89,6 @@ COMMANDS = [
     (["--version"], "^fixedpoint {version}$"),
     (["list"], "generative_digits"),
     (["train", "generative", "--config", "generative_digits", "--dry-run"], "latent:"),
-    (["--show-completion", "bash"], "complete"),
 ]
 
 
@@ -185,6 +184,11 @@ class Visit:
             right = found is not None and passed == complete
             what = " ".join([script.name, *arguments])
             self.note(what, right, "" if right else printed[-2000:])
+        if complete:
+            words = ["COMP_WORDS=fixedpoint-models ev", "COMP_CWORD=1"]
+            asked = ["_FIXEDPOINT_MODELS_COMPLETE=complete_bash", *words, str(script)]
+            printed, _ = self.run("env", *asked, folder=folder)
+            self.note("completion", printed.strip() == "evaluate", printed[-2000:])
 
 
 def visits(python: str, wheel: Path) -> Iterator[Visit]:

@@ -85,7 +85,9 @@ class TorchBackend(Backend):
         """A copy of `array` for printing, with an axis for each transform that maps
         over it.
         """
-        return _unwrapped(array).detach().cpu().numpy()
+        # A transform at work would wrap what is detached once more.
+        with torch._C._DisableFuncTorch():
+            return _unwrapped(array).detach().cpu().numpy()
 
     def write_secant(
         self,

@@ -66,6 +66,32 @@ def test_the_solve_of_a_derivative_is_heard_of_too(told):
     assert subjects == ["fixed_point", "the adjoint solve"]
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_transforms_of_torch_are_told_of_too(transform, told):
+    f = lambda z, a: 0.5 * z + a
+    value = lambda a: fp.fixed_point(f, torch.ones(()), (a,), solver="picard").value
+    transform(value)(torch.ones(2 if transform is torch.func.vmap else ()))
+    assert told()[0].startswith(
+        "fixed_point by Picard: converged (Picard); largest err"
+    )
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_a_failure_inside_of_a_transform_is_told_as_one(transform):
+    f = lambda z, a: z + a
+    value = lambda a: fp.fixed_point(f, torch.ones(()), (a,), solver="picard").value
+    with pytest.raises(fp.ConvergenceError, match="fixed_point failed: stalled"):
+        transform(value)(torch.ones(2 if transform is torch.func.vmap else ()))
+
+
+@pytest.mark.slow
+def test_forward_mode_of_jax_tells_nothing(told):
+    f = lambda z, a: 0.5 * z + a
+    value = lambda a: fp.fixed_point(f, jnp.ones(()), (a,), solver=fp.Picard()).value
+    assert jax.jacfwd(value)(1.0) == pytest.approx(2.0)
+    assert not [text for text in told() if text.startswith("fixed_point")]
+
+
 def test_a_trace_tells_nothing(told):
     def value(a):
         f = lambda z, a: 0.5 * z + a
