@@ -13,7 +13,7 @@ unexport PYTHONHOME
 unexport MYPYPATH
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-oldest newcomer lint docs bench bench-quick reproduce gpu clean
+.PHONY: help demo test test-oldest newcomer lint docs screens bench bench-quick reproduce gpu clean
 
 help:
 	@echo 'make demo   optimize the latent codes of a small equilibrium decoder, write pictures'
@@ -22,6 +22,7 @@ help:
 	@echo 'make newcomer  the first hour of someone new: wheel, installation, README, messages'
 	@echo 'make lint   style, types and the import contracts'
 	@echo 'make docs   the documentation, and its examples'
+	@echo 'make screens  every page of it in a browser, wide and narrow: needs Chromium'
 	@echo 'make bench  the benchmarks'
 	@echo 'make bench-quick  the overhead alone, beside what was recorded'
 	@echo "make reproduce  the paper on real data, half an hour; ARGS='--data FOLDER'"
@@ -67,6 +68,11 @@ lint: .venv/.ready
 docs: .venv/.ready
 	$(SPHINX) -b html docs docs/_build/html
 	$(SPHINX) -b doctest docs docs/_build/doctest
+
+# Needs Chromium, which pip does not have.
+screens: docs
+	$(BIN)/pip install -q playwright
+	$(BIN)/python docs/screens.py docs/_build/html $(ARGS)
 
 bench: .venv/.bench
 	$(BIN)/python benchmarks/run.py
