@@ -123,6 +123,7 @@ class SolverRun(Run):
         return replace(
             self,
             problem=self.problem.on(bridge, value),
+            solver=self.solver.across(bridge),
             control=control,
             memory=memory and memory.converted(bridge.there_in),
         )

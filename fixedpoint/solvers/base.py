@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.functions import Bridge
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -96,6 +97,13 @@ class Solver(ABC):
         """
         del space, point, fresh
         return state
+
+    def across(self, bridge: Bridge) -> Solver:
+        """The method, on states of another array library: functions of the user's that
+        are among its settings still see arrays of theirs.
+        """
+        del bridge
+        return self
 
     @property
     def is_plain(self) -> bool:

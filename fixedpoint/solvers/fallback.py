@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fixedpoint.functions import Bridge
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
@@ -50,6 +51,10 @@ class Fallback(Solver):
     def sequence(self) -> tuple[Solver, ...]:
         """The methods to try, one after the other."""
         return self.solvers
+
+    def across(self, bridge: Bridge) -> Fallback:
+        """The same methods, on states of another array library."""
+        return Fallback([solver.across(bridge) for solver in self.solvers])
 
     def init(self, problem: Problem, point: Point) -> Any:
         """What the first solver remembers."""

@@ -12,6 +12,7 @@ import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.backend import Vec, backend_of
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.functions import Bridge
 from fixedpoint.operators import (
     AdjointMap,
     Evaluation,
@@ -49,6 +50,25 @@ class DescentRule(ABC):
         self, inputs: Inputs, x: Vec, gradient: Vec, memory: tuple[Vec, ...]
     ) -> tuple[Vec, tuple[Vec, ...]]:
         """The next input, and what is remembered then."""
+
+    def across(self, bridge: Bridge) -> DescentRule:
+        """The rule for arrays of another library: the user's functions see theirs."""
+        del bridge
+        return self
+
+
+@dataclass(frozen=True)
+class _Across:
+    """A function on containers of the user's arrays, for those of another library."""
+
+    function: Callable[[Any], Any]
+    bridge: Bridge
+
+    def __call__(self, container: Any) -> Any:
+        leaves, structure = tree.flatten(container)
+        given = structure.rebuild(self.bridge.all_back(tuple(leaves)))
+        leaves, structure = tree.flatten(self.function(given))
+        return structure.rebuild(self.bridge.all_there(tuple(leaves)))
 
 
 @dataclass(frozen=True)
@@ -196,6 +216,10 @@ class ConditionalGradient(DescentRule):
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size, 1.0)
 
+    def across(self, bridge: Bridge) -> ConditionalGradient:
+        """The rule whose oracle sees arrays of the user's library."""
+        return replace(self, oracle=_Across(self.oracle, bridge))
+
     def start(self, inputs: Inputs, x: Vec) -> tuple[Vec, ...]:
         """Nothing is remembered."""
         del inputs, x
@@ -322,6 +346,10 @@ class TrackedDescent(Solver):
             project = partial(_projected, model.project)
             found = _constrained(joint.projected(project), start, args, **control)
         return replace(found, work=found.work.plus(Work(vjp=1)))  # the first evaluation
+
+    def across(self, bridge: Bridge) -> TrackedDescent:
+        """The method whose rule sees arrays of the user's library."""
+        return replace(self, rule=self.rule.across(bridge))
 
     @property
     def latest(self) -> bool:

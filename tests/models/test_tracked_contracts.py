@@ -309,6 +309,19 @@ def test_descent_takes_the_same_path_with_every_array_library(name, rule):
     )
 
 
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_the_users_functions_see_arrays_of_the_users_library(name):
+    """Small tensors are computed with in NumPy: an oracle does not notice."""
+    kinds, oracle, project = set(), linear_minimizer(0.5), ball(0.5)
+
+    def noted(function):
+        return lambda x: (kinds.add(type(x)), function(x))[1]
+
+    xp, rule = NAMESPACES[name], ConditionalGradient(oracle=noted(oracle))
+    found = path(xp, rule, noted(project))
+    assert kinds == {type(found)} == {type(xp.zeros(1))}
+
+
 def test_descent_without_products_names_what_is_missing():
     model = AugmentedDEQ(lambda z, x, p: z, separable)
     zeros = np.zeros((B, N)), np.zeros((B, M))
