@@ -263,10 +263,8 @@ class TrackedNewton(Solver):
             )
         lagrangian = model.problem
         start, rest, work = self._opened(lagrangian, z0, x0, params, y)
-        joint = Joint(
-            lambda state, params, y, *_: lagrangian(state, params, y),
-            {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)},
-        )
+        parts = {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)}
+        joint = Joint(lambda state, params, y, *_: lagrangian(state, params, y), parts)
         found = fp.fixed_point(
             joint,
             start,
@@ -280,7 +278,22 @@ class TrackedNewton(Solver):
             else None,
             **control,
         )
-        return replace(found, work=found.work.plus(work))
+
+        def linearized(value: Any) -> Any:
+            """The products with the joint map's derivative, of which no step asks."""
+            system = Joint(lagrangian, parts)
+            there = fp.fixed_point(
+                system,
+                value,
+                (params, y),
+                batch_ndim=1,
+                max_steps=0,
+                on_failure="return",
+            )
+            return there.linearize()
+
+        work = found.work.plus(work)
+        return replace(found, work=work, linearization=linearized)
 
     def _opened(
         self, lagrangian: Lagrangian, z0: Any, x0: Any, params: Any, y: Any

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fixedpoint.operators import AdjointMap, InputStep, Joint, StateMap
 from fixedpoint_models import (
     AugmentedDEQ,
     BarzilaiBorwein,
@@ -254,6 +255,29 @@ def test_newton_takes_the_same_path_in_torch_as_in_numpy(loss, monkeypatch):
     torch.testing.assert_close(
         iterate(loss, METHODS["newton"])["x"], by_numpy, rtol=1e-10, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_solution_knows_the_products_with_the_joint_map(method):
+    """Of which the method itself asks nothing; against central differences, wherever
+    it ended.
+    """
+    model, y = AugmentedDEQ(f, separable), torch.tensor(DATA)
+    settings = {"method": method, "max_steps": 20, "on_failure": "return"}
+    sol = model.iterate(*START, params=PARAMS, y=y, **settings)
+    parts = {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)}
+    joint = Joint(model.problem, parts)
+
+    def image(step):
+        state = {name: sol.value[name] + step * v[name] for name in v}
+        return joint.evaluate(state, PARAMS, y).image
+
+    torch.manual_seed(0)
+    v = {name: torch.randn_like(leaf) for name, leaf in sol.value.items()}
+    ahead, behind, found = image(1e-5), image(-1e-5), sol.linearize()(v)
+    for name in v:
+        known = (ahead[name] - behind[name]) / 2e-5
+        np.testing.assert_allclose(found[name], known, rtol=1e-6, atol=1e-8)
 
 
 # Descent needs no automatic differentiation where the products are given.
