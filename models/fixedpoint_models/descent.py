@@ -24,9 +24,9 @@ from fixedpoint.operators import (
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
-from fixedpoint.solvers import Solver
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
+from fixedpoint_models.objective_solver import ObjectiveSolver
 
 if TYPE_CHECKING:
     from fixedpoint_models.augmented import AugmentedDEQ
@@ -263,7 +263,7 @@ class DescentState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackedDescent(Solver):
+class TrackedDescent(ObjectiveSolver):
     """Descent in the input, with state and adjoint tracked: a single loop.
 
     Right for inputs of many entries and for constraints: attacks, for one. A step takes
@@ -350,16 +350,6 @@ class TrackedDescent(Solver):
     def across(self, bridge: Bridge) -> TrackedDescent:
         """The method whose rule sees arrays of the user's library."""
         return replace(self, rule=self.rule.across(bridge))
-
-    @property
-    def latest(self) -> bool:
-        """The last iterate counts: a residual may rise while the objective falls."""
-        return True
-
-    def patience(self, space: Space) -> int:
-        """As above: steps are judged by the objective."""
-        del space
-        return 10**6
 
     def init(self, problem: Problem, point: Point) -> DescentState:
         """What the rule remembers before the first move."""

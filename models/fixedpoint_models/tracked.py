@@ -24,11 +24,11 @@ from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
-from fixedpoint.solvers import Solver
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
 from fixedpoint_models import quasi_newton
 from fixedpoint_models.curvature import Loss, inverted
+from fixedpoint_models.objective_solver import ObjectiveSolver
 from fixedpoint_models.quasi_newton import Memory
 from fixedpoint_models.sensitivity import Tangents, alike, tangents
 
@@ -172,7 +172,7 @@ class Tracking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackedNewton(Solver):
+class TrackedNewton(ObjectiveSolver):
     """Newton's method in the input, with state and adjoint tracked: a single loop.
 
     Right for inputs of few entries, up to a hundred or so, without constraints. At one
@@ -348,16 +348,6 @@ class TrackedNewton(Solver):
         z = _for_all(z, rows)
         state = _space(z).rows(tuple(tree.flatten(z)[0]))
         return TrackedState(model, state, tuple([0.0 * leaf for leaf in state]))
-
-    @property
-    def latest(self) -> bool:
-        """The last iterate counts: a residual may rise while the objective falls."""
-        return True
-
-    def patience(self, space: Space) -> int:
-        """As above: steps are judged by the objective."""
-        del space
-        return 10**6
 
     def init(self, problem: Problem, point: Point) -> TrackedState:
         """What was remembered before the first step, which led to `point`."""
