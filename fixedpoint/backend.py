@@ -204,7 +204,7 @@ class Backend:
         """Whether all of `mask` is true, where that can be told without waiting for a
         device.
         """
-        return self.agreed_by_all(Backend.known_here(self, mask))
+        return self.agreed_by_all(self.known_here(mask))
 
     def known_none(self, mask: Array) -> bool:
         """Whether none of `mask` is true, where that can be told without waiting for a

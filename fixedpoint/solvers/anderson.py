@@ -142,20 +142,22 @@ class Anderson(Solver):
         for weight in self.weights or ():
             check_positive("weights", weight)
 
+    def ridge(self, space: Space) -> float:
+        """The λ that is taken in a space: less than its least may be singular."""
+        return max(self.regularization or 0.0, 10 * space.precision)
+
     def init(self, problem: Problem, point: Point) -> AndersonState:
         """An empty memory."""
         space = problem.space
         memory = min(self.memory, space.dimension)
         unit = space.identity(memory)
-        # Less may be singular.
-        ridge = max(self.regularization or 0.0, 10 * space.precision)
         # Traced, if that is.
         none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
         state = AndersonState(
             space.empty(memory),
             space.empty(memory),
             unit,
-            1.0 + ridge * unit,
+            1.0 + self.ridge(space) * unit,
             self.safeguard * point.residual_norm,
             _known(space, none),
             0,

@@ -54,7 +54,8 @@ class Fallback(Solver):
 
     def across(self, bridge: Bridge) -> Fallback:
         """The same methods, on states of another array library."""
-        return Fallback([solver.across(bridge) for solver in self.solvers])
+        found = tuple([solver.across(bridge) for solver in self.solvers])
+        return self if found == self.solvers else Fallback(found)
 
     def init(self, problem: Problem, point: Point) -> Any:
         """What the first solver remembers."""

@@ -1,7 +1,6 @@
 from typing import Any
 
 LARGEST_MEMORY: int
-WINDOW: int
 RISEN: int
 
 class _Anderson:

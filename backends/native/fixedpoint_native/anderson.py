@@ -76,7 +76,6 @@ class AndersonKernel(Kernel):
 
     def __init__(self, solver: Anderson, problem: FixedPointProblem) -> None:
         space, tolerance = problem.space, problem.tolerance
-        ridge = max(solver.regularization or 0.0, 10 * space.precision)
         self.solver, self.entries = solver, tolerance.norm == "entries"
         self.counts = int(tolerance.test == "error")
         self.step = _KERNELS[space.dtypes[0]](
@@ -88,7 +87,7 @@ class AndersonKernel(Kernel):
             on_error=tolerance.test == "error",
             rtol=float(tolerance.rtol),
             atol=float(tolerance.atol),
-            diagonal=1.0 + ridge,
+            diagonal=1.0 + solver.ridge(space),
             rounding=float(space.rounding),
             smallest=float(space.small),
             fall=FALL,

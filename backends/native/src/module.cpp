@@ -124,7 +124,6 @@ void bind(nb::module_ &module, const char *name) {
 
 NB_MODULE(_kernels, module) {
     module.attr("LARGEST_MEMORY") = largest_memory;
-    module.attr("WINDOW") = window;
     module.attr("RISEN") = int(risen);
     bind<float>(module, "AndersonFloat32");
     bind<double>(module, "AndersonFloat64");
