@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Any, TypedDict, Unpack
 
 from fixedpoint import tree
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
-from fixedpoint.adjoints.base import attach
+from fixedpoint.adjoints.base import solving
 from fixedpoint.backend import Array, Vec, numbers
 from fixedpoint.border import Border, MapOnLeaves, note_mixture
 from fixedpoint.checks import check_count
@@ -162,7 +163,10 @@ def fixed_point(
         communicator=communicator,
         is_root=False,
     )
-    return question.answer(z0)
+    run, value = question.run(z0)
+    with question.noting_mixtures(run, value):
+        end = solving(question.adjoint, run)(value)
+    return question.packed(run, end)
 
 
 def root(
@@ -253,7 +257,10 @@ def root(
         communicator=communicator,
         is_root=True,
     )
-    return question.answer(x0)
+    run, value = question.run(x0)
+    with question.noting_mixtures(run, value):
+        end = solving(question.adjoint, run)(value)
+    return question.packed(run, end)
 
 
 def steps(
@@ -362,15 +369,14 @@ class _Question:
     communicator: Communicator | None
     is_root: bool
 
-    def answer(self, start: Any) -> Solution[Any]:
-        """The solution from `start`."""
-        run, value = self.run(start)
+    @contextmanager
+    def noting_mixtures(self, run: SolverRun, value: Vec) -> Iterator[None]:
+        """Adds to errors that f raises that the libraries of arrays are mixed."""
         try:
-            end = attach(self.adjoint, run, value)
+            yield
         except (TypeError, RuntimeError) as error:
             note_mixture(error, value, self.args, run.border.names[0])
             raise
-        return self._packed(run, end)
 
     def run(self, start: Any) -> tuple[SolverRun, Vec]:
         """The run, and the leaves that it begins with."""
@@ -484,12 +490,12 @@ class _Question:
             first = stop
         return tuple(blocks)
 
-    def _packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
+    def packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
         """The solution in the user's containers, or what `on_failure` says."""
         solution = run.solution(end)
         what = "root" if self.is_root else "fixed_point"
         value = apply_policy(
-            self.on_failure, what, run.problem.space, end.value, solution, depth=5
+            self.on_failure, what, run.problem.space, end.value, solution, depth=4
         )
         solution.value = run.border.unpack(value)
         if self.map.has_aux:

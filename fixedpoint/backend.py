@@ -25,6 +25,7 @@ import numpy as np
 from fixedpoint import tree
 from fixedpoint.communicator import Communicator, Reduction
 from fixedpoint.elimination import gauss_jordan
+from fixedpoint.evaluator import Evaluator
 
 Array = Any
 Vec = tuple[Array, ...]
@@ -33,40 +34,6 @@ Pullback = Callable[[Any], tuple[Any, ...]]
 
 # Entries that lie in a cache together.
 _CACHED = 2**16
-
-
-class ReadOnly:
-    """Calls functions so that none writes into the state that it is given.
-
-    NumPy's arrays are passed as views that cannot be written to. A function that tries
-    is given copies from then on: it may use its argument up.
-    """
-
-    def __init__(self) -> None:
-        self.copies = False
-
-    def __call__(self, function: Callable[..., Any], leaves: Vec) -> Any:
-        """``function(*leaves)``."""
-        if not self.copies:
-            try:
-                return function(*map(_locked, leaves))
-            except (TypeError, ValueError) as error:
-                words = str(error).replace("-", "").lower()
-                if "readonly" not in words or not all(
-                    isinstance(a, np.ndarray) for a in leaves
-                ):
-                    raise
-            self.copies = True
-        return function(*[leaf.copy() for leaf in leaves])
-
-
-def _locked(leaf: Array) -> Array:
-    """A view of a NumPy array that cannot be written to; other arrays as they are."""
-    if not isinstance(leaf, np.ndarray):
-        return leaf
-    view = leaf.view()
-    view.flags.writeable = False
-    return view
 
 
 class Backend:
@@ -515,16 +482,15 @@ class Backend:
         """
         return function(self, *arrays)
 
-    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
-        """What calls a function of leaves so that it cannot change them."""
-        return ReadOnly()
-
-    def surroundings(self, value: Vec) -> Callable[..., Any] | None:
-        """A function that calls f with its leaves, where more than these must stay the
-        same.
-        """
+    def evaluator(
+        self,
+        value: Vec,
+        unpack: Callable[[Vec], Any],
+        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+    ) -> Evaluator:
+        """What evaluates f at states like `value`, see :class:`Evaluator`."""
         del value
-        return None
+        return Evaluator(unpack, packed)
 
     def report(self, function: Callable[..., Any], *arrays: Array) -> None:
         """Call `function` with the arrays, once their values are known."""

@@ -20,10 +20,11 @@ from fixedpoint.backend import (
     type_name,
 )
 from fixedpoint.communicator import Communicator
-from fixedpoint.functions import Functions, Mapped, Product
+from fixedpoint.evaluator import Evaluator
+from fixedpoint.functions import Bridge, Functions, Mapped, Product
 from fixedpoint.joining import Joined
 from fixedpoint.matrix import as_function
-from fixedpoint.operators.base import Map, Operator
+from fixedpoint.operators.base import Evaluation, Map, Operator
 
 # What makes an array of a library, for messages.
 CONVERSIONS = {
@@ -88,6 +89,8 @@ class Border:
 
     def unpack(self, vector: Vec) -> Any:
         """The container of a vector."""
+        if self.is_bare:
+            return vector[0]
         joining = self.joining
         return self.structure.rebuild(joining.leaves(vector) if joining else vector)
 
@@ -235,13 +238,30 @@ class Arguments:
         return args
 
 
+def _packed(
+    map_: Map, border: Border, name: str, output: Any, value: Vec
+) -> tuple[Vec, Vec | None]:
+    """The leaves of what f returned, and of the residual that an operator has."""
+    if isinstance(output, Evaluation) and map_.is_operator:
+        image, residual = output
+        return border.pack(image, value, name), border.pack(residual, value, name)
+    if map_.has_aux:
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise ValueError(
+                f"{name} must return a pair (z, aux) where has_aux=True, "
+                f"got {type_name(output)}"
+            )
+        output = output[0]
+    return border.pack(output, value, name), None
+
+
 @dataclass(frozen=True, eq=False)
 class MapOnLeaves:
     """A user's map and what is known of it, as functions of leaves.
 
     The leaves of the arguments are followed by the arrays that the backend found inside
     f. In the loop f is called as it is, and brings these along; for derivatives it is a
-    pure function of them.
+    pure function of them. One evaluator calls f, wherever it is.
 
     Parameters
     ----------
@@ -249,21 +269,14 @@ class MapOnLeaves:
         The map.
     border, arguments : Border, Arguments
         The containers of the state and of the arguments.
-    surroundings : callable or None
-        Calls a function of leaves with them, in the surroundings of the first
-        evaluation.
-    guard : callable
-        Calls a function of leaves with them, so that it cannot change them.
-    name : str
-        What messages call f.
+    evaluator : Evaluator
+        What calls f.
     """
 
     map: Map
     border: Border
     arguments: Arguments
-    surroundings: Callable[..., Any] | None
-    guard: Callable[[Callable[..., Any], Vec], Any]
-    name: str
+    evaluator: Evaluator
 
     @classmethod
     def of(
@@ -272,10 +285,12 @@ class MapOnLeaves:
         """That of `map_`; and the arrays among the arguments and inside f."""
         backend = border.backend
         arguments, arrays = Arguments.of(backend, args)
-        on_leaves = cls(
-            map_, border, arguments, backend.surroundings(value), backend.guard(), name
+        packed = partial(_packed, map_, border, name)
+        evaluator = backend.evaluator(value, border.unpack, packed)
+        return cls(map_, border, arguments, evaluator), (
+            *arrays,
+            *backend.lift(map_.f),
         )
-        return on_leaves, (*arrays, *backend.lift(map_.f))
 
     def functions(
         self, adjoint_preconditioner: Callable[..., Any] | None = None
@@ -297,57 +312,19 @@ class MapOnLeaves:
             has_residual=given.is_operator,
         )
 
-    def at(self, f: Callable[..., Any], arrays: Vec) -> Mapped:
+    def at(
+        self, f: Callable[..., Any], arrays: Vec, bridge: Bridge | None = None
+    ) -> Mapped:
         """The map of the state, by the function f, for given arguments."""
         args = self.arguments.unpack(arrays)
-        if isinstance(f, Operator):
-            mapped: Mapped = partial(self._evaluated, f, args)
-        else:
-            mapped = partial(self._mapped, self._of_leaves(f, args))
-        around = self.surroundings
-        return mapped if around is None else partial(around, mapped)
-
-    def _evaluated(self, f: Operator, args: Any, value: Vec) -> tuple[Vec, Vec | None]:
-        """What an operator returns."""
-        image, residual = f.evaluate(self.border.unpack(value), *args)
-        return self._packed(image, value), self._packed(residual, value)
-
-    def _mapped(self, f: Callable[..., Any], value: Vec) -> tuple[Vec, Vec | None]:
-        """What a function returns, which has no residual of its own."""
-        return self._packed(self._image(self.guard(f, value)), value), None
-
-    def _packed(self, image: Any, value: Vec) -> Vec:
-        return self.border.pack(image, value, self.name)
-
-    def _of_leaves(self, f: Callable[..., Any], args: Any) -> Callable[..., Any]:
-        """The function z ↦ f(z, *args) of the leaves of z."""
-        if self.border.is_bare:
-            return (lambda leaf: f(leaf, *args)) if args else f
-        unpack = self.border.unpack
-        return lambda *leaves: f(unpack(leaves), *args)
-
-    def _image(self, output: Any) -> Any:
-        """What f returns, without what is beside it."""
-        if not self.map.has_aux:
-            return output
-        if not isinstance(output, tuple) or len(output) != 2:
-            raise ValueError(
-                f"{self.name} must return a pair (z, aux) where has_aux=True, "
-                f"got {type_name(output)}"
-            )
-        return output[0]
+        call = f.evaluate if isinstance(f, Operator) else f
+        return partial(self.evaluator, call, args, bridge)
 
     def image(self, value: Vec, arrays: Vec) -> Vec:
         """The leaves of f(z, *args), a pure function of all `arrays`."""
-        if self.surroundings is None:
-            return self._pure(value, arrays)
-        image: Vec = self.surroundings(self._pure, value, arrays)
-        return image
-
-    def _pure(self, value: Vec, arrays: Vec) -> Vec:
         inside = arrays[len(self.arguments.places) :]
         f = self.border.backend.pure(self.map.f, inside)
-        return self._mapped(self._of_leaves(f, self.arguments.unpack(arrays)), value)[0]
+        return self.at(f, arrays)(value)[0]
 
     def _product(self, value: Vec, arrays: Vec) -> Product:
         jvp, unpack = self.map.jvp, self.border.unpack

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fixedpoint.adjoints.base import attach
+from fixedpoint.adjoints.base import solving
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec, backend_of, numbers
 from fixedpoint.border import Border, MapOnLeaves
@@ -142,7 +142,7 @@ def bracketed_root(
         xtol=_tolerance("xtol", xtol, x),
         expand=bool(expand),
     )
-    end = attach(ScalarAdjoint(on_failure=policy), run, value)
+    end = solving(ScalarAdjoint(on_failure=policy), run)(value)
     solution, what = run.solution(end), "bracketed_root"
     (solution.value,) = apply_policy(
         on_failure, what, run.problem.space, end.value, solution, depth=3

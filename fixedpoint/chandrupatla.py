@@ -10,6 +10,7 @@ from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import shortened
 from fixedpoint.failure import Policy
+from fixedpoint.functions import Mapped
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import Status, Trace, Work
@@ -255,15 +256,16 @@ class BracketRun(Run):
         ends = Ends.of(xp, x, xp.broadcast_to(args[-1], x.shape), self.expand)
         deadline = self.control.deadline((x, *args), self.backend)
         with self.backend.quiet():
-            f1, f2 = self.evaluate(ends.x1), self.evaluate(ends.x2)
+            f1 = self.evaluate(ends.x1, self.problem.opening)
+            f2 = self.evaluate(ends.x2, self.problem.mapped)
             loop = _Loop(self, space, ends, xp.finfo(ends.x1.dtype), deadline)
             end = loop.search(Bracket(ends.x1, f1, ends.x2, f2, ends.x2, f2))
         return _iteration(space, end)
 
-    def evaluate(self, x: Array) -> Array:
+    def evaluate(self, x: Array, mapped: Mapped) -> Array:
         """F(x); NaN where F says that it is not defined."""
         try:
-            return self.problem.mapped((x,))[0][0]
+            return mapped((x,))[0][0]
         except ArithmeticError:
             if self.backend.is_traced((x, *self.problem.args)):
                 raise
@@ -377,7 +379,7 @@ class _Loop:
         late = (search.step >= _PLAIN_STEPS) & (search.step % 2 == 0)
         x = xp.where(search.found, self.trial(old, late), self.beyond(search))
         x = xp.where(search.status == int(Status.RUNNING), x, old.x1)
-        f = self.run.evaluate(x)
+        f = self.run.evaluate(x, self.run.problem.mapped)
         search = search._replace(step=search.step + 1)
         after = self.observed(self.recorded(self.advanced(search, x, f)))
         if search.latest is None:

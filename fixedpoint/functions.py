@@ -23,7 +23,8 @@ class Functions:
     ----------
     at : callable
         Takes the leaves θ of the arguments to the map of the state, which returns the
-        leaves of the image, and of the residual that is tested, or None.
+        leaves of the image, and of the residual that is tested, or None. With a
+        :class:`Bridge`, those of the state are another library's.
     image : callable
         (z, θ) ↦ the leaves of the image: a pure function, which derivative rules
         differentiate.
@@ -34,6 +35,8 @@ class Functions:
         What is applied to every trial point.
     adjoint_preconditioner : callable or None
         (z, θ) ↦ v ↦ Pv, P an approximate inverse for the adjoint system.
+    first : callable or None
+        As ``at``, for the evaluation at the start, if that is another.
     substituted : callable or None
         Takes a change of the user's function to ``at`` of the changed one.
     has_residual : bool
@@ -42,13 +45,14 @@ class Functions:
         What a framework made of the map, where it traced it: nothing else is in it.
     """
 
-    at: Callable[[Vec], Mapped]
+    at: Callable[..., Mapped]
     image: Callable[[Vec, Vec], Vec]
     product: Callable[[Vec, Vec], Product] | None = None
     jacobian: Callable[[Vec, Vec], Any] | None = None
     preconditioner: Callable[[Vec, Vec], Any] | None = None
     project: Callable[[Vec], Vec] | None = None
     adjoint_preconditioner: Callable[[Vec, Vec], Any] | None = None
+    first: Callable[[Vec], Mapped] | None = None
     substituted: Callable[[Callable[..., Any]], Callable[[Vec], Mapped]] | None = None
     has_residual: bool = False
     program: Any = None
@@ -63,8 +67,9 @@ class Functions:
     def of_image(cls, image: Callable[[Vec, Vec], Vec], **others: Any) -> Functions:
         """Those of a pure function alone."""
 
-        def at(args: Vec) -> Mapped:
-            return lambda value: (image(value, args), None)
+        def at(args: Vec, bridge: Bridge | None = None) -> Mapped:
+            here = lambda value: (image(value, args), None)  # noqa: E731
+            return here if bridge is None else bridge.mapped(here)
 
         return cls(at=at, image=image, **others)
 
@@ -77,7 +82,7 @@ class Functions:
         given = self.substituted
         return replace(
             self,
-            at=lambda args: self.at(args[part]),
+            at=lambda args, *bridge: self.at(args[part], *bridge),
             image=of(self.image),
             product=of(self.product),
             jacobian=of(self.jacobian),
@@ -95,19 +100,11 @@ class Functions:
                 lambda value, args: bridge.function(given(back(value), back(args)))
             )
 
-        def at(args: Vec) -> Mapped:
-            mapped = self.at(back(args))
-
-            def across(value: Vec) -> tuple[Vec, Vec | None]:
-                image, residual = mapped(back(value))
-                return there(image), residual if residual is None else there(residual)
-
-            return across
-
-        product, jacobian = self.product, self.jacobian
+        first, product, jacobian = self.first, self.product, self.jacobian
         return replace(
             self,
-            at=at,
+            at=lambda args: self.at(back(args), bridge),
+            first=first and (lambda args: bridge.mapped(first(back(args)))),
             image=lambda value, args: there(self.image(back(value), back(args))),
             product=inverse(product),
             jacobian=jacobian
@@ -145,6 +142,17 @@ class Bridge:
     def all_back(self, leaves: Vec) -> Vec:
         """The leaves back here."""
         return tuple(map(self.back, leaves))
+
+    def both_there(self, found: tuple[Vec, Vec | None]) -> tuple[Vec, Vec | None]:
+        """The image and the residual over there."""
+        image, residual = found
+        return self.all_there(image), None if residual is None else self.all_there(
+            residual
+        )
+
+    def mapped(self, mapped: Mapped) -> Mapped:
+        """A map of the state here as one of those over there."""
+        return lambda value: self.both_there(mapped(self.all_back(value)))
 
     def there_in(self, container: Any) -> Any:
         """An array, or the arrays in lists and tuples, over there."""

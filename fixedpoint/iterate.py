@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -50,53 +50,109 @@ class Iteration(NamedTuple):
     bracket: tuple[Array, Array] | None = None
 
 
-def iterate(
-    solver: Solver,
-    problem: Problem,
-    start: Vec,
-    control: Control,
-    memory: Memory | None = None,
-) -> Iteration:
-    """Run `solver` from `start` until every sample has a status.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Solve:
+    """A problem, and the methods that are tried on it.
 
-    A sample stops as soon as it meets the tolerance; it then keeps its iterate,
-    whatever its neighbors do. What is returned is the iterate that satisfied the test,
-    or else the one of the smallest residual, unless the solver wants the last. The
-    solvers of a fallback run one after the other on the samples that have not
-    converged, each from the start, and each for half of the steps that are left.
+    Parameters
+    ----------
+    problem : Problem
+        What is solved.
+    control : Control
+        How far to go, and who watches.
+    solver : Solver
+        The method, or several.
+    memory : Memory or None
+        What a solver remembers of an earlier call.
     """
-    # The one carry is in a list: no name but this keeps its states alive.
-    carries: list[Carry] = []
-    with problem.space.backend.quiet():
-        for loop, kept in _loops(solver, problem, start, control, memory, carries):
-            carries.append(loop.turns(partial(loop.begun, carries, kept)))
-    return _iteration(loop, carries.pop(), start)
 
+    problem: Problem
+    control: Control
+    solver: Solver
+    memory: Memory | None = None
 
-def steps(
-    solver: Solver, problem: Problem, start: Vec, control: Control
-) -> Iterator[Iteration]:
-    """What :func:`iterate` does, turn by turn: where it stands at the start, and after
-    each turn.
+    def iterate(self, value: Vec) -> Iteration:
+        """Iterate from `value` until every sample has a status, recording no
+        derivatives.
 
-    Whoever asks for the next one has it made. The last one is what :func:`iterate`
-    returns.
-    """
-    backend, carries = problem.space.backend, list[Carry]()
-    inputs = (*start, *problem.args)
-    loops = _loops(solver, problem, start, control, None, carries)
-    with backend.quiet(), backend.unrecorded(inputs):
-        loop, carry = _onward(loops, carries)
-        end = _iteration(loop, carry, start)
-    yield end
-    while loop.unfinished(carry):
+        A sample stops as soon as it meets the tolerance; it then keeps its iterate,
+        whatever its neighbors do. What is returned is the iterate that satisfied the
+        test, or else the one of the smallest residual, unless the solver wants the
+        last. The solvers of a fallback run one after the other on the samples that have
+        not converged, each from the start, and each for half of the steps that are
+        left.
+        """
+        # The one carry is in a list: no name but this keeps its states alive.
+        carries, backend = list[Carry](), self.problem.space.backend
+        with backend.quiet():
+            for loop, kept in self._loops(value, carries):
+                going, turn, most = loop.unfinished, loop.turn, loop.most
+                carries.append(
+                    backend.while_loop(going, turn, loop.begun(carries, kept), most)
+                )
+                carries.append(loop.ended(carries.pop()))
+        return _iteration(loop, carries.pop(), value)
+
+    def turns(self, value: Vec) -> Iterator[Iteration]:
+        """What :meth:`iterate` does, turn by turn: where it stands at the start, and
+        after each turn.
+
+        Whoever asks for the next one has it made. The last one is what :meth:`iterate`
+        returns.
+        """
+        problem, carries = self.problem, list[Carry]()
+        backend, inputs = problem.space.backend, (*value, *problem.args)
+        loops = self._loops(value, carries)
         with backend.quiet(), backend.unrecorded(inputs):
-            carry = loop.turn(carry)
-            if not loop.unfinished(carry):
-                carries.append(loop.ended(carry))
-                loop, carry = _onward(loops, carries, loop)
-            end = _iteration(loop, _counted(problem.space, carry), start)
+            loop, carry = _onward(loops, carries)
+            end = _iteration(loop, carry, value)
         yield end
+        while loop.unfinished(carry):
+            with backend.quiet(), backend.unrecorded(inputs):
+                carry = loop.turn(carry)
+                if not loop.unfinished(carry):
+                    carries.append(loop.ended(carry))
+                    loop, carry = _onward(loops, carries, loop)
+                end = _iteration(loop, _counted(problem.space, carry), value)
+            yield end
+
+    def _loops(
+        self, start: Vec, carries: list[Carry]
+    ) -> Iterator[tuple[Loop, Memory | None]]:
+        """The loops of the solvers that are needed, each with what it may remember.
+
+        The carry that each begins with is put into the list, where the one that it ends
+        with is expected.
+        """
+        problem, control = self.problem, self.control
+        space, sequence = problem.space, _sequence(self.solver, self.memory)
+        deadline = control.deadline(start, space.backend)
+        most = control.steps(len(sequence))
+        first = problem.begin(start)
+        carries.append(_open(problem, first, most if control.record else None))
+        for index, method in enumerate(sequence):
+            if index and _final(space, carries[0], first):
+                return
+            is_last = index == len(sequence) - 1
+            # Half of what is left, rounded up.
+            stop = most if is_last else most - (most - carries[0].step) // 2
+            if index:
+                before, status = sequence[index - 1].name, carries[0].status
+                log_next(before, method.name, space.backend, status)
+                carries.append(_reopened(problem, carries.pop(), first))
+            if is_last and not space.backend.is_traced(first.increment):
+                first = first._replace(increment=())
+            loop = Loop(
+                solver=method,
+                index=index,
+                problem=problem,
+                control=control,
+                first=first,
+                stop=stop,
+                most=most,
+                deadline=deadline,
+            )
+            yield loop, self.memory if index == 0 else None
 
 
 def _counted(space: Space, carry: Carry) -> Carry:
@@ -119,49 +175,6 @@ def _onward(
         carries.append(loop.ended(carry))
     assert loop is not None
     return loop, carries.pop()
-
-
-def _loops(
-    solver: Solver,
-    problem: Problem,
-    start: Vec,
-    control: Control,
-    memory: Memory | None,
-    carries: list[Carry],
-) -> Iterator[tuple[Loop, Memory | None]]:
-    """The loops of the solvers that are needed, each with what it may remember.
-
-    The carry that each begins with is put into the list, where the one that it ends
-    with is expected.
-    """
-    space, sequence = problem.space, _sequence(solver, memory)
-    deadline = control.deadline(start, space.backend)
-    most = control.steps(len(sequence))
-    first = problem.evaluate(start)
-    carries.append(_open(problem, first, most if control.record else None))
-    for index, method in enumerate(sequence):
-        if index and _final(space, carries[0], first):
-            return
-        is_last = index == len(sequence) - 1
-        # Half of what is left, rounded up.
-        stop = most if is_last else most - (most - carries[0].step) // 2
-        if index:
-            before, status = sequence[index - 1].name, carries[0].status
-            log_next(before, method.name, space.backend, status)
-            carries.append(_reopened(problem, carries.pop(), first))
-        if is_last and not space.backend.is_traced(first.increment):
-            first = first._replace(increment=())
-        loop = Loop(
-            solver=method,
-            index=index,
-            problem=problem,
-            control=control,
-            first=first,
-            stop=stop,
-            most=most,
-            deadline=deadline,
-        )
-        yield loop, memory if index == 0 else None
 
 
 def _iteration(loop: Loop, carry: Carry, start: Vec) -> Iteration:

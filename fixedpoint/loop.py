@@ -78,11 +78,6 @@ class Loop:
             )
         return carry._replace(state=state, work=work)
 
-    def turns(self, begun: Callable[[], Carry]) -> Carry:
-        """Turn until no sample runs, or the steps are used up."""
-        loop = self.problem.space.backend.while_loop
-        return self.ended(loop(self.unfinished, self.turn, begun(), self.most))
-
     def ended(self, carry: Carry) -> Carry:
         """The loop after its last turn: no sample runs."""
         late = carry.status == RUNNING
@@ -333,7 +328,8 @@ class Loop:
             first=taken_rows(space, self.first, rows),
         )
         taken = taken_rows(space, carry, rows)
-        end = few.turns(lambda: sifted(few.problem.space, taken))
+        running, loop = sifted(few.problem.space, taken), space.backend.while_loop
+        end = few.ended(loop(few.unfinished, few.turn, running, few.most))
         return sifted(space, put_rows(space, carry, rows, end))
 
 

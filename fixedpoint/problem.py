@@ -147,6 +147,16 @@ class Problem(ABC):
             return self.undefined(value)
         return self.point(value, image, residual)
 
+    @property
+    def opening(self) -> Mapped:
+        """The map of the state alone, for the evaluation at the start."""
+        first = self.functions.first
+        return self.mapped if first is None else first(self.args)
+
+    def begin(self, start: Vec) -> Point:
+        """Evaluate once at the start: exceptions of f pass."""
+        return self.point(start, *self.opening(start))
+
     def evaluate(self, value: Vec) -> Point:
         """Evaluate once at `value`: exceptions of f pass."""
         return self.point(value, *self.mapped(value))

@@ -9,12 +9,11 @@ from typing import Any
 
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
-from fixedpoint.control import Control, Memory
+from fixedpoint.control import Control
 from fixedpoint.functions import Bridge, Product
-from fixedpoint.iterate import Iteration, iterate, steps
+from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Solution
-from fixedpoint.solvers import Solver
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,32 +80,23 @@ class Run(ABC):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SolverRun(Run):
+class SolverRun(Solve, Run):
     """A run of the loop.
 
     Parameters
     ----------
-    solver : Solver
-        The method, or several.
-    memory : Memory or None
-        What a solver remembers of an earlier call.
+    problem, control, border, solver, memory
+        As for these.
     """
-
-    solver: Solver
-    memory: Memory | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The names of the solvers of a fallback."""
         return tuple([method.name for method in self.solver.sequence])
 
-    def iterate(self, value: Vec) -> Iteration:
-        """The solution from `value`, recording no derivatives."""
-        return iterate(self.solver, self.problem, value, self.control, self.memory)
-
     def steps(self, value: Vec) -> Iterator[Solution[Any]]:
         """Where the iteration stands at the start and after each step."""
-        for end in steps(self.solver, self.problem, value, self.control):
+        for end in self.turns(value):
             yield self.solution(end)
 
     def on(self, bridge: Bridge, value: Vec) -> SolverRun:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Vec
+from fixedpoint.evaluator import Evaluator
 from fixedpoint_dask.namespace import Namespace
 
 _NUMPY = Backend()
@@ -60,10 +61,17 @@ class DaskBackend(Backend):
         """The leaves of what an operator returned, persisted."""
         return super().outputs(persisted(container), structure)
 
-    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
+    def evaluator(
+        self,
+        value: Vec,
+        unpack: Callable[[Vec], Any],
+        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+    ) -> Evaluator:
         """What evaluates f once, at a state in the chunks of the start."""
-        return lambda function, leaves: persisted(
-            function(*map(_chunked, leaves, self.layouts))
+        del value
+        chunked = lambda leaves: unpack(tuple(map(_chunked, leaves, self.layouts)))  # noqa: E731
+        return Evaluator(
+            chunked, lambda output, leaves: packed(persisted(output), leaves)
         )
 
     def while_loop(

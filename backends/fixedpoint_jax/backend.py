@@ -256,10 +256,6 @@ class JaxBackend(Backend):
         memory = ((len(batch),), (len(batch),))
         return onto - jax.lax.dot_general(weights, rows, (memory, (batch, batch)))
 
-    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
-        """Nothing: arrays of JAX cannot be written to."""
-        return lambda function, leaves: function(*leaves)
-
     def conform(self, leaf: Array, like: Array) -> Array:
         """`leaf` as it is, but in the dtype of the state if it holds integers by
         themselves.

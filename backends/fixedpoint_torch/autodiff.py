@@ -13,17 +13,18 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import maps, numpy_algebra
-from fixedpoint_torch.compiling import eager
-from fixedpoint_torch.functions import Call, Root, apply
+from fixedpoint_torch.compiling import disabled
+from fixedpoint_torch.functions import Call, root
 from fixedpoint_torch.surroundings import exact
 
 
 class TorchAutodiff(Autodiff):
     """Autograd functions, where derivatives are recorded; else a run by itself."""
 
-    @eager
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, by the rules of its adjoint where derivatives are recorded."""
+        if torch.compiler.is_compiling():
+            return disabled(self.attach)(adjoint, run, value)
         with exact(value[0].device):
             if recording():
                 return adjoint.attach(run, value)
@@ -36,13 +37,13 @@ class TorchAutodiff(Autodiff):
             _refuse_nested_duals()
             maps.refuse_hidden(functions, value, args)
         else:
-            run = run.with_functions(at=maps.watched(functions))
+            run = run.with_functions(first=maps.watched(functions))
         if not _tracked(*value, *args):
             with torch.no_grad():
                 end = numpy_algebra.iterate(run, value)
             return end._replace(backward=BackwardReport())
         call = Call(adjoint, run, len(value), BackwardReport())
-        outputs = apply(Root, call, *value, *args)
+        outputs = root(call, *value, *args)
         status, norm, error, precise, steps, method = outputs[len(value) :]
         return call.end.pop()._replace(
             value=outputs[: len(value)],

@@ -15,10 +15,11 @@ from fixedpoint.recording import Recorded
 from fixedpoint_torch import maps, numpy_algebra
 from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
 from fixedpoint_torch.checkpoint import Checkpoint
+from fixedpoint_torch.evaluator import TorchEvaluator
 from fixedpoint_torch.functions import pushed
 from fixedpoint_torch.linearization import products, recorded
 from fixedpoint_torch.namespace import NAMESPACE
-from fixedpoint_torch.surroundings import Surroundings, Untouched, exact
+from fixedpoint_torch.surroundings import Surroundings, exact
 
 _RECORDED = Recorded(NAMESPACE)
 
@@ -272,15 +273,16 @@ class TorchBackend(Backend):
             return function(self, *arrays)
         return numpy_algebra.small(function, arrays)
 
-    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
-        """What notices when f writes into the state."""
-        return Untouched()
-
-    def surroundings(self, value: Vec) -> Surroundings:
-        """What holds during every evaluation of f: autocast, and the same random
-        numbers.
+    def evaluator(
+        self,
+        value: Vec,
+        unpack: Callable[[Vec], Any],
+        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+    ) -> TorchEvaluator:
+        """What evaluates f in the same surroundings each time, and notices when it
+        writes into the state.
         """
-        return Surroundings(value[0].device)
+        return TorchEvaluator(unpack, packed, Surroundings(value[0].device))
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend that writes nothing in place."""

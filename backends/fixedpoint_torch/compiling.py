@@ -11,22 +11,24 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def eager(function: Function) -> Function:
+def disabled(function: Function) -> Function:
     """`function`, which ``torch.compile`` calls and does not trace.
 
     A solve is a loop that ends when its numbers say so, which a trace of it would break
     off at every step. The decorator of Torch imports the compiler, which takes as long
-    as Torch itself; this one asks only where the compiler is at work.
+    as Torch itself: this is asked for only where the compiler is at work.
     """
+    plain: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return plain
+
+
+def eager(function: Function) -> Function:
+    """`function`, which is :func:`disabled` where the compiler is at work."""
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        return disabled(*args, **kwargs)
-
-    def disabled(*args: Any, **kwargs: Any) -> Any:
-        plain: Any = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-        return plain(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return disabled(function)(*args, **kwargs)
+        return function(*args, **kwargs)
 
     return called  # type: ignore[return-value]

@@ -57,14 +57,6 @@ class Call:
         """The state's leaves, and the rest."""
         return tensors[: self.n], tensors[self.n :]
 
-    def iterate(self, value: Tensors, rest: Tensors) -> Iteration:
-        """The forward solve."""
-        end = numpy_algebra.iterate(self.run.at(rest), value)
-        self.end[:] = [end]
-        if self.adjoint.shares_memory:
-            self.memory[:] = [end.state]
-        return end
-
     def linear_solve(
         self,
         product: Callable[[Vec], Vec],
@@ -108,18 +100,17 @@ class Call:
         return dataclasses.replace(self, adjoint=adjoint, run=run)
 
 
-def apply(function: Any, *args: Any) -> Any:
-    """Apply an autograd function."""
-    return function.apply(*args)
-
-
 class Root(torch.autograd.Function):
     """The solution z* as a function of all that the map takes."""
 
     @staticmethod
     def forward(call: Call, *tensors: torch.Tensor) -> Any:
         """Iterate; the tensors are the state's leaves, then the map's."""
-        end = call.iterate(*call.split(tensors))
+        value, rest = call.split(tensors)
+        end = numpy_algebra.iterate(call.run.at(rest), value)
+        call.end[:] = [end]
+        if call.adjoint.shares_memory:
+            call.memory[:] = [end.state]
         scalars = end.status, end.residual_norm, end.error, end.precise
         return (*end.value, *scalars, end.steps, end.method)
 
@@ -144,7 +135,7 @@ class Root(torch.autograd.Function):
             torch.is_grad_enabled()
             or torch._C._functorch.peek_interpreter_stack() is not None
         ):
-            u = apply(LinearSolve, call, True, *rhs, *value, *rest)
+            u = linear_solve(call, True, *rhs, *value, *rest)
             pulled = _pull(lambda part: call.image(value, part), rest, needed, u)
         else:
             pulled = _pulled_once(call, value, rest, needed, rhs)
@@ -156,7 +147,7 @@ class Root(torch.autograd.Function):
         call: Call = ctx.call
         value, rest = call.split(ctx.saved_tensors)
         rhs = _push(lambda part: call.image(value, part), rest, tangents[1 + call.n :])
-        u = apply(LinearSolve, call, False, *rhs, *value, *rest)
+        u = linear_solve(call, False, *rhs, *value, *rest)
         return (*u, *(None,) * 6)
 
     @staticmethod
@@ -164,7 +155,7 @@ class Root(torch.autograd.Function):
         """One more batch axis."""
         value, rest = call.split(_to_front(info, in_dims[1:], tensors, call.n))
         mapped = call.vectorized(_front_dims(in_dims[1:], call.n), info.batch_size)
-        outputs = apply(Root, mapped, *value, *rest)
+        outputs = root(mapped, *value, *rest)
         return outputs, (0,) * len(outputs)
 
 
@@ -193,7 +184,7 @@ class LinearSolve(torch.autograd.Function):
         """With s = (I − Aᵀ)⁻¹w: s for v, and the derivative of ⟨s, A u⟩ for z and θ."""
         call: Call = ctx.call
         u, value, rest = _thirds(call, ctx.saved_tensors)
-        s = apply(LinearSolve, call, not ctx.transposed, *cotangents, *value, *rest)
+        s = linear_solve(call, not ctx.transposed, *cotangents, *value, *rest)
         product = _product_at(call, u, ctx.transposed)
         needed = ctx.needs_input_grad[2 + call.n :]
         return (None, None, *s, *_pull(product, (*value, *rest), needed, s))
@@ -212,7 +203,7 @@ class LinearSolve(torch.autograd.Function):
         rhs = tuple(
             c if g is None else c + g for c, g in zip(change, given, strict=True)
         )
-        return apply(LinearSolve, call, ctx.transposed, *rhs, *value, *rest)
+        return linear_solve(call, ctx.transposed, *rhs, *value, *rest)
 
     @staticmethod
     def vmap(
@@ -223,14 +214,19 @@ class LinearSolve(torch.autograd.Function):
         if all(dim is None for dim in dims[call.n :]):
             rhs = _to_front(info, dims[: call.n], tensors[: call.n], call.n)
             widened = dataclasses.replace(call, rhs_axes=call.rhs_axes + 1)
-            outputs = apply(LinearSolve, widened, transposed, *rhs, *tensors[call.n :])
+            outputs = linear_solve(widened, transposed, *rhs, *tensors[call.n :])
         else:
             fronted = _to_front(info, dims, tensors, 2 * call.n)
             fronted, mapped = _rhs_axes_to_batch(call, fronted)
             front = _front_dims(dims[call.n :], call.n)
             mapped = mapped.vectorized(front, info.batch_size)
-            outputs = apply(LinearSolve, mapped, transposed, *fronted)
+            outputs = linear_solve(mapped, transposed, *fronted)
         return outputs, (0,) * len(outputs)
+
+
+# Torch leaves the types of these open.
+root: Callable[..., Any] = Root.apply
+linear_solve: Callable[..., Any] = LinearSolve.apply
 
 
 def _rhs_axes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:

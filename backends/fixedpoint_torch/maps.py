@@ -103,8 +103,8 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
 
 
 def watched(functions: Functions) -> Callable[[Vec], Mapped]:
-    """The map, whose first evaluation fails if its output depends on a tensor not
-    passed.
+    """The map for the first evaluation, which fails if its output depends on a tensor
+    not passed.
 
     That evaluation is recorded with all inputs detached, so that an output which still
     requires a gradient, or has a tangent, must have found one elsewhere. No evaluation
@@ -112,23 +112,20 @@ def watched(functions: Functions) -> Callable[[Vec], Mapped]:
     """
     assert functions.substituted is not None
     seen: list[Any] = []
-    probe, pending = functions.substituted(_noted(seen)), [True]
+    probe = functions.substituted(_noted(seen))
 
-    def at(args: Vec) -> Mapped:
-        mapped = functions.at(args)
+    def first(args: Vec) -> Mapped:
+        mapped = probe(_all_detached(args))
 
         def watching(value: Vec) -> tuple[Vec, Vec | None]:
-            if not pending:
-                return mapped(value)
-            pending.clear()
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                image, residual = probe(_all_detached(args))(_all_detached(value))
+                image, residual = mapped(_all_detached(value))
                 _refuse_hidden(image, seen)
             return _all_detached(image), residual and _all_detached(residual)
 
         return watching
 
-    return at
+    return first
 
 
 def _all_detached(leaves: Vec) -> Vec:

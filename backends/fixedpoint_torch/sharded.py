@@ -19,6 +19,7 @@ from fixedpoint.backend import Vec
 from fixedpoint.communicator import Communicator, Reduction
 from fixedpoint_torch.autodiff import inside_transform
 from fixedpoint_torch.backend import TorchBackend
+from fixedpoint_torch.evaluator import TorchEvaluator
 from fixedpoint_torch.processes import agree, reduce
 
 
@@ -180,9 +181,18 @@ class ShardedBackend(TorchBackend):
         pairs = zip(structure.layouts, leaves, strict=True)
         return [layout.part(leaf) for layout, leaf in pairs if layout]
 
-    def guard(self) -> Callable[[Callable[..., Any], Vec], Any]:
-        """Copies: what writes into a DTensor leaves no mark on its part."""
-        return lambda function, leaves: function(*[leaf.clone() for leaf in leaves])
+    def evaluator(
+        self,
+        value: Vec,
+        unpack: Callable[[Vec], Any],
+        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+    ) -> TorchEvaluator:
+        """What gives f copies: what writes into a DTensor leaves no mark on its
+        part.
+        """
+        evaluator = super().evaluator(value, unpack, packed)
+        evaluator.is_known = True
+        return evaluator
 
 
 def _common(leaves: Sequence[Any], batch_ndim: int) -> tuple[Any, tuple[Any, ...]]:

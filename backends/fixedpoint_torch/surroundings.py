@@ -4,13 +4,15 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 States = list[torch.Tensor]
+
+_NOTHING = nullcontext()
 
 
 class Surroundings:
@@ -35,12 +37,16 @@ class Surroundings:
         self.before: States | None = None
         self.evaluated = False
 
-    def __call__(self, f: Callable[..., Any], *leaves: Any) -> Any:
-        """Evaluate f at the `leaves`."""
+    def around(self) -> AbstractContextManager[Any]:
+        """What to evaluate f in."""
         if self.evaluated and self.before is None and not self.autocast:
-            return f(*leaves)
+            return _NOTHING
+        return self._same()
+
+    @contextmanager
+    def _same(self) -> Iterator[None]:
         with self._cast(), self._repeated():
-            return f(*leaves)
+            yield
 
     def _cast(self) -> AbstractContextManager[Any]:
         """Autocast as the caller has it.
@@ -81,42 +87,6 @@ class Surroundings:
         torch.set_rng_state(states[0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states[1], self.device)
-
-
-class Untouched:
-    """Calls functions so that none writes into the state that it is given.
-
-    The first call is given copies. If it wrote into them, as an activation in place
-    does, so are all others; if not, none may.
-    """
-
-    def __init__(self) -> None:
-        self.copies: bool | None = None
-
-    def __call__(
-        self, function: Callable[..., Any], leaves: tuple[torch.Tensor, ...]
-    ) -> Any:
-        """``function(*leaves)``."""
-        given = (
-            leaves if self.copies is False else tuple(leaf.clone() for leaf in leaves)
-        )
-        before = _versions(given)
-        output = function(*given)
-        written = before != _versions(given)
-        if self.copies is None:
-            self.copies = written
-        elif written and not self.copies:
-            raise RuntimeError(
-                "f wrote into its argument, which it had not done in its first "
-                "evaluation: let it "
-                "return a new tensor"
-            )
-        return output
-
-
-def _versions(leaves: tuple[torch.Tensor, ...]) -> tuple[int, ...]:
-    """How often each tensor was written into, as far as Torch keeps count."""
-    return tuple(0 if leaf.is_inference() else leaf._version for leaf in leaves)
 
 
 def _differ(a: torch.Tensor, b: torch.Tensor) -> bool:

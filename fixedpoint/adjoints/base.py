@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from fixedpoint.backend import Vec
@@ -232,13 +233,13 @@ class Autodiff(ABC):
         """The solution, differentiated by the linear systems of its adjoint."""
 
 
-def attach(adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
-    """The solution of `run` from `value`, with its derivatives where a framework
-    records them.
+def solving(adjoint: Adjoint, run: Run) -> Callable[[Vec], Iteration]:
+    """What takes a start to the solution of `run`, with its derivatives where a
+    framework records them.
     """
     if run.backend.autodiff is None:
-        return run.iterate(value)
-    return autodiff_of(run).attach(adjoint, run, value)
+        return run.iterate
+    return partial(autodiff_of(run).attach, adjoint, run)
 
 
 def autodiff_of(run: Run) -> Autodiff:

@@ -11,7 +11,7 @@ from fixedpoint.checks import check_count
 from fixedpoint.control import Control
 from fixedpoint.failure import Policy, check_policy
 from fixedpoint.functions import Functions
-from fixedpoint.iterate import Iteration, iterate
+from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
@@ -102,7 +102,9 @@ class ImplicitAdjoint(LinearAdjoint):
         fresh = system.space.zeros(system.rhs) if system.is_root else system.rhs
         start = fresh if system.start is None else system.start
         control = Control(max_steps=self.max_steps)
-        return iterate(self._method(system), problem, start, control)
+        return Solve(
+            problem=problem, control=control, solver=self._method(system)
+        ).iterate(start)
 
     def _method(self, system: AdjointSystem) -> Solver:
         preconditioned = system.precondition is not None

@@ -10,7 +10,7 @@ from fixedpoint.adjoints.implicit import linear_problem
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.control import Control, Memory
-from fixedpoint.iterate import Iteration, iterate
+from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.linear import GMRES, LinearSystem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Broyden, Solver
@@ -116,7 +116,9 @@ def _aware(
     solver = Broyden(memory=wider.used.shape[-1])
     problem = linear_problem(system, system.rtol, 0.0)
     control, memory = Control(max_steps=steps), Memory(solver, wider)
-    return iterate(solver, problem, u, control, memory)
+    return Solve(
+        problem=problem, control=control, solver=solver, memory=memory
+    ).iterate(u)
 
 
 def _refined(

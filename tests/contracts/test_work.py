@@ -1,11 +1,16 @@
 """The work that is reported is the work that was done."""
 
+import sys
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import fixedpoint as fp
+from fixedpoint import kernels
 
 EITHER = pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
 DENSE = ["newton", "newton-bounded", "levenberg"]
@@ -116,3 +121,40 @@ def test_f_is_traced_a_bounded_number_of_times_under_jit(
         return f.calls
 
     assert traces(10) == traces(1000) <= TRACES
+
+
+def _frames_of_ours(call):
+    """The most frames of the library between `call` and the function it is given."""
+    found = []
+
+    def counted():
+        frame, names = sys._getframe(2), []
+        while frame is not None:
+            names.append(frame.f_globals.get("__name__", "").partition(".")[0])
+            frame = frame.f_back
+        found.append(sum(name.startswith("fixedpoint") for name in names))
+
+    call(counted)
+    return max(found)
+
+
+@pytest.mark.parametrize("is_root", [False, True])
+def test_few_frames_lie_between_a_call_and_f(is_root):
+    """An error in f is read through these."""
+    by = fp.root if is_root else fp.fixed_point
+
+    def f(noted, z, a):
+        noted()
+        return a * z * z - 1.0 if is_root else 0.5 * z + a
+
+    def in_numpy(noted):
+        args = (2.0 * np.ones(3),)
+        by(partial(f, noted), np.ones(3), args, solver=fp.Anderson())
+
+    def in_torch(noted):
+        args = (torch.full((3,), 2.0, requires_grad=True),)
+        by(partial(f, noted), torch.ones(3), args, solver=fp.Anderson())
+
+    with kernels.disabled():
+        assert _frames_of_ours(in_numpy) <= 8
+        assert _frames_of_ours(in_torch) <= 12
