@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,10 @@ def _torch_case(
             neutral(counted(ours(fp.Anderson(memory=5)))),
         ),
         Contender("fixedpoint Broyden(20)", counted(ours(fp.Broyden(memory=20)))),
+        Contender(
+            f"fixedpoint Broyden(20){NEUTRAL}",
+            neutral(counted(ours(fp.Broyden(memory=20)))),
+        ),
         Contender("fixedpoint Picard", counted(ours(fp.Picard()))),
         Contender("torchdeq anderson (6 states)", counted(theirs("anderson"))),
         Contender("torchdeq broyden", counted(theirs("broyden"))),
@@ -206,6 +210,21 @@ def torch_conv() -> Case:
         )
 
     return _torch_case("Torch, 16×48×16×16 convolutions", f, z0, x, 1e-3)
+
+
+def torch_wide() -> Case:
+    """64 problems z = tanh(cz) + b of 65,536 entries each, float32: states that no
+    cache holds.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    c, b = 1.8 * torch.rand(64, 65536) - 0.9, torch.randn(64, 65536)
+    name, z0 = "Torch, 64×65,536 entrywise, float32", torch.zeros(64, 65536)
+    case = _torch_case(name, lambda z: torch.tanh(c * z) + b, z0, b, 1e-4)
+    return replace(case, share_of_rounds=0.1)
 
 
 def jax_dense() -> Case:
@@ -369,6 +388,9 @@ def numpy_batch() -> Case:
             f"fixedpoint Anderson(5){NEUTRAL}", neutral(ours(fp.Anderson(memory=5)))
         ),
         Contender("fixedpoint Broyden(5)", ours(fp.Broyden(memory=5))),
+        Contender(
+            f"fixedpoint Broyden(5){NEUTRAL}", neutral(ours(fp.Broyden(memory=5)))
+        ),
     ]
 
     def residual(z: Any) -> float:
@@ -379,7 +401,14 @@ def numpy_batch() -> Case:
     return Case(name, lambda: f(a), residual, contenders, share_of_rounds=0.1)
 
 
-CASES = torch_dense, torch_conv, jax_dense, numpy_chandrasekhar, numpy_batch
+CASES = (
+    torch_dense,
+    torch_conv,
+    torch_wide,
+    jax_dense,
+    numpy_chandrasekhar,
+    numpy_batch,
+)
 
 
 def printed(row: Row, recorded: dict[tuple[str, str], float] | None) -> None:

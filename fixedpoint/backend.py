@@ -80,6 +80,11 @@ class Backend:
         del container, batch_ndim
         return self
 
+    @property
+    def threads(self) -> int:
+        """How many threads a compiled step may take."""
+        return 1
+
     def reduced(self, array: Array, reduction: Reduction) -> Array:
         """The sum or the largest over all who hold entries of these samples."""
         if self.communicator is None or not self.is_partial:

@@ -18,10 +18,12 @@ from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.functions import Bridge
 from fixedpoint.iterate import Iteration
+from fixedpoint.kernels import kernel_of
 from fixedpoint.run import Run, SolverRun
 from fixedpoint.solution import ConvergenceError
 
-# Entries of a state beyond which Torch's arithmetic, on all cores, wins.
+# Entries of a state beyond which Torch's arithmetic, on all cores, wins over NumPy's;
+# compiled steps take as many cores.
 _LARGEST = 2**18
 
 _DTYPES = (torch.float32, torch.float64)
@@ -29,8 +31,12 @@ _DTYPES = (torch.float32, torch.float64)
 
 def holds(leaves: Vec) -> bool:
     """Whether algebra on vectors like `leaves` is better done in NumPy."""
-    plain = all(leaf.device.type == "cpu" and leaf.dtype in _DTYPES for leaf in leaves)
-    return plain and sum(leaf.numel() for leaf in leaves) <= _LARGEST
+    return _can_hold(leaves) and sum(leaf.numel() for leaf in leaves) <= _LARGEST
+
+
+def _can_hold(leaves: Vec) -> bool:
+    """Whether NumPy can do algebra on vectors like `leaves`, in the same memory."""
+    return all(leaf.device.type == "cpu" and leaf.dtype in _DTYPES for leaf in leaves)
 
 
 def small(function: Callable[..., Vec], leaves: Vec) -> Vec:
@@ -43,15 +49,18 @@ def iterate(run: Run, value: Vec) -> Iteration:
     """What ``run.iterate`` gives, by NumPy where that is better."""
     if not isinstance(run, SolverRun) or not _fits(run, value):
         return run.iterate(value)
-    return _back(run.on(NUMPY, value).iterate(NUMPY.all_there(value)))
+    there = run.on(NUMPY, value)
+    if not holds(value) and kernel_of(there.solver.sequence[0], there.problem) is None:
+        return run.iterate(value)
+    return _back(there.iterate(NUMPY.all_there(value)))
 
 
 def _fits(run: SolverRun, value: Vec) -> bool:
-    """Whether a run from `value` is better done in NumPy, which has no bfloat16."""
+    """Whether a run from `value` can be done in NumPy, which has no bfloat16."""
     problem = run.problem
     pairs = zip(problem.args, problem.batched, strict=False)
     narrow = any(batched and a.dtype is torch.bfloat16 for a, batched in pairs)
-    return holds(value) and not narrow and run.backend.communicator is None
+    return _can_hold(value) and not narrow and run.backend.communicator is None
 
 
 def solved(adjoint: LinearAdjoint, system: AdjointSystem) -> tuple[Vec, Iteration]:
@@ -102,4 +111,13 @@ def _array(leaf: Any) -> Any:
     return leaf.float().numpy() if leaf.dtype is torch.bfloat16 else leaf.numpy()
 
 
-NUMPY = Bridge(Backend(), _array, _tensor)
+class _NumPy(Backend):
+    """NumPy, for tensors: with the threads that Torch may take."""
+
+    @property
+    def threads(self) -> int:
+        """Those of Torch."""
+        return torch.get_num_threads()
+
+
+NUMPY = Bridge(_NumPy(), _array, _tensor)

@@ -189,8 +189,13 @@ class Broyden(Solver):
         if self.line_search:
             return self._searched(space, problem, point, state, active)
         moved = space.add(point.value, state.direction)
-        new = problem.trial(moved, point)
-        finite = new.residual_norm < space.xp.inf
+        return self.stepped(problem, point, state, problem.trial(moved, point))
+
+    def stepped(
+        self, problem: Problem, point: Point, state: BroydenState, new: Point
+    ) -> Step:
+        """The step to the point `new`, whose value the direction led to."""
+        space, finite = problem.space, new.residual_norm < problem.space.xp.inf
         if state.shortened is None and space.backend.known_here(finite):
             state = self._updated(space, state, point, new)
             return Step(new, state, correction=state.direction)
@@ -245,7 +250,7 @@ class Broyden(Solver):
         self, space: Space, state: BroydenState, old: Point, new: Point
     ) -> BroydenState:
         """The estimate with one more column, in the samples that moved."""
-        state = _emptied(space, state, old)
+        state = emptied(space, state, old)
         slot = state.pushed
         v, products = self._tested(space, state, old, new)
         right, v = space.placed(state.right, slot, v)
@@ -322,7 +327,7 @@ def _weighed(
     return sound, factor, space.xp.where(sound, amount, space.zero)
 
 
-def _emptied(space: Space, state: BroydenState, point: Point) -> BroydenState:
+def emptied(space: Space, state: BroydenState, point: Point) -> BroydenState:
     """The estimate without columns, if none is free; its direction is σg then."""
     full = (state.pushed > 0) & (state.pushed % state.used.shape[-1] == 0)
     if isinstance(full, bool) and not full:

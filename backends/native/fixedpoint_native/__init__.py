@@ -5,5 +5,6 @@ the steps that it offers.
 """
 
 from fixedpoint_native.anderson import anderson_kernel
+from fixedpoint_native.broyden import broyden_kernel
 
-__all__ = ["anderson_kernel"]
+__all__ = ["anderson_kernel", "broyden_kernel"]

@@ -1,9 +1,10 @@
 from typing import Any
 
-LARGEST_MEMORY: int
+ANDERSON_MEMORY: int
+BROYDEN_MEMORY: int
 RISEN: int
 
-class _Anderson:
+class _Kernel:
     def __init__(
         self,
         samples: int,
@@ -14,7 +15,7 @@ class _Anderson:
         on_error: bool,
         rtol: float,
         atol: float,
-        diagonal: float,
+        least: float,
         rounding: float,
         smallest: float,
         fall: float,
@@ -28,14 +29,16 @@ class _Anderson:
         value: Any,
         image: Any,
         old: tuple[Any, Any, Any, Any],
-        history: tuple[Any, Any, Any],
-        envelope: Any,
         known: tuple[Any, Any, Any, Any, Any],
         active: Any,
         shortened: Any,
         point: tuple[Any, Any, Any, Any],
         verdict: tuple[Any, Any, Any, Any, Any, Any, Any, Any],
+        memory: tuple[Any, ...],
+        threads: int,
     ) -> int: ...
 
-class AndersonFloat32(_Anderson): ...
-class AndersonFloat64(_Anderson): ...
+class AndersonFloat32(_Kernel): ...
+class AndersonFloat64(_Kernel): ...
+class BroydenFloat32(_Kernel): ...
+class BroydenFloat64(_Kernel): ...

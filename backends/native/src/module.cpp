@@ -8,7 +8,9 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <tuple>
+#include <vector>
 
 #include "levels.hpp"
 
@@ -26,8 +28,6 @@ using Write = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 template <typename T>
 using Old = std::tuple<Read<T>, Read<T>, Read<T>, Read<T>>;
 template <typename T>
-using History = std::tuple<Write<T>, Write<T>, Write<T>>;
-template <typename T>
 using Known = std::tuple<Read<T>, Read<T>, Read<T>, Read<T>, Write<T>>;
 template <typename T>
 using Point = std::tuple<Write<T>, Write<T>, Write<T>, Write<T>>;
@@ -35,6 +35,7 @@ template <typename T>
 using Verdict =
     std::tuple<Write<bool>, Write<T>, Write<bool>, Write<bool>, Write<T>, Write<T>, Write<T>,
                Write<uint8_t>>;
+using Flags = std::optional<Read<bool>>;
 
 // The entries of an array, which has to have so many.
 template <typename Array>
@@ -45,50 +46,69 @@ auto *of(const Array &array, int64_t size, const char *name) {
     return array.data();
 }
 
+// Runs a step of all samples on several threads, each with groups of them that are whole.
+template <typename T, typename Memory>
+int run(const Settings &set, const Arrays<T> &at, const Memory &memory, int threads) {
+    static const Advance<T, Memory> advance = best(&memory);
+    nb::gil_scoped_release released;
+    const int64_t groups = (set.samples + lanes - 1) / lanes;
+    const int64_t parts = std::clamp<int64_t>(threads, 1, groups);
+    auto part = [&](int64_t k) {
+        const int64_t first = groups * k / parts * lanes, last = groups * (k + 1) / parts * lanes;
+        advance(set, at, memory, first, std::min(last, set.samples));
+    };
+    std::vector<std::thread> others;
+    for (int64_t k = 1; k < parts; k++) others.emplace_back(part, k);
+    part(0);
+    for (auto &other : others) other.join();
+    int any = plain;
+    for (int64_t b = 0; b < set.samples; b++) any |= at.remarks[b];
+    return any;
+}
+
 template <typename T>
 class Kernel {
   public:
     Kernel(int64_t samples, int64_t size, int memory, bool entries, bool peaks, bool on_error,
-           double rtol, double atol, double diagonal, double rounding, double smallest, double fall,
+           double rtol, double atol, double least, double rounding, double smallest, double fall,
            double zero)
-        : set_{samples, size, memory, entries, peaks, on_error, rtol, atol, diagonal, rounding,
+        : set_{samples, size, memory, entries, peaks, on_error, rtol, atol, least, rounding,
                smallest, fall, zero} {
-        if (samples < 1 || size < 1 || memory < 1 || memory > largest_memory)
-            throw std::invalid_argument("samples, size and memory must be positive, and memory "
-                                        "at most " + std::to_string(largest_memory));
+        if (samples < 1 || size < 1 || memory < 1)
+            throw std::invalid_argument("samples, size and memory must be positive");
     }
 
-    int advance(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
-                const Old<T> &old, const History<T> &history, const Read<T> &envelope,
-                const Known<T> &known, const std::optional<Read<bool>> &active,
-                const std::optional<Read<bool>> &shortened,
-                const Point<T> &point, const Verdict<T> &verdict) const {
+  protected:
+    void limit(int most) const {
+        if (set_.memory > most)
+            throw std::invalid_argument("memory must be at most " + std::to_string(most));
+    }
+
+    Arrays<T> arrays(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
+                     const Old<T> &old, const Known<T> &known, const Flags &active,
+                     const Flags &shortened, const Point<T> &point,
+                     const Verdict<T> &verdict) const {
         const int64_t b = set_.samples, all = b * set_.size, m = set_.memory;
         const int64_t parts = set_.entries ? all : b;
         if (pushed < 0 || slot < 0 || slot >= m || slot > pushed || count < 0)
             throw std::invalid_argument("pushed, slot and count must be those of a step");
-        const Arrays<T> at{
+        return {
             .old_value = of(std::get<0>(old), all, "the old value"),
             .old_increment = of(std::get<1>(old), all, "the old increment"),
             .old_norm = of(std::get<2>(old), b, "the old norm"),
             .old_magnitude = of(std::get<3>(old), b, "the old magnitude"),
             .value = of(value, all, "the value"),
             .image = of(image, all, "the image"),
-            .envelope = of(envelope, b, "the envelope"),
             .active = active ? of(*active, b, "the active samples") : nullptr,
             .shortened = shortened ? of(*shortened, b, "the shortened samples") : nullptr,
-            .residuals = of(std::get<0>(history), all * m, "the residuals"),
-            .images = of(std::get<1>(history), all * m, "the images"),
-            .gram = of(std::get<2>(history), b * m * m, "the Gram matrices"),
-            .amplification = of(std::get<4>(known), b * window, "the amplification"),
             .first = of(std::get<0>(known), b, "the first norm"),
             .highest = of(std::get<1>(known), b, "the highest norm"),
             .largest = of(std::get<2>(known), parts, "the largest sizes"),
             .sizes = of(std::get<3>(known), 2 * b, "the sizes"),
+            .amplification = of(std::get<4>(known), b * window, "the amplification"),
             .increment = of(std::get<0>(point), all, "the increment"),
             .norm = of(std::get<1>(point), b, "the norm"),
             .magnitude = of(std::get<2>(point), b, "the magnitude"),
-            .proposal = of(std::get<3>(point), all, "the proposal"),
             .error = of(std::get<1>(verdict), b, "the error"),
             .new_highest = of(std::get<4>(verdict), b, "the new highest norm"),
             .new_largest = of(std::get<5>(verdict), parts, "the new largest sizes"),
@@ -97,34 +117,100 @@ class Kernel {
             .hidden = of(std::get<2>(verdict), b, "what is hidden"),
             .vanished = of(std::get<3>(verdict), b, "what vanished"),
             .remarks = of(std::get<7>(verdict), b, "the remarks"),
+            .slot = slot,
+            .rows = int(std::min<int64_t>(pushed + 1, m)),
+            .count = count,
         };
-        const int rows = std::min<int64_t>(pushed + 1, m);
-        nb::gil_scoped_release released;
-        return advance_(set_, at, slot, rows, count, T(1) / T(pushed + 1));
     }
 
-  private:
+    // A vector of every sample.
+    auto *state(const auto &array, const char *name) const {
+        return of(array, set_.samples * set_.size, name);
+    }
+
+    auto *history(const Write<T> &array, const char *name) const {
+        return of(array, set_.samples * set_.size * set_.memory, name);
+    }
+
     Settings set_;
-    Advance<T> advance_ = best<T>();
 };
 
 template <typename T>
+class Anderson : public Kernel<T> {
+  public:
+    template <typename... Options>
+    explicit Anderson(Options... options) : Kernel<T>(options...) {
+        this->limit(anderson_memory);
+    }
+
+    int advance(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
+                const Old<T> &old, const Known<T> &known, const Flags &active,
+                const Flags &shortened, const Point<T> &point, const Verdict<T> &verdict,
+                const std::tuple<Write<T>, Write<T>, Write<T>, Read<T>> &memory,
+                int threads) const {
+        const auto at = this->arrays(pushed, slot, count, value, image, old, known, active,
+                                     shortened, point, verdict);
+        const int64_t b = this->set_.samples, m = this->set_.memory;
+        const AndersonArrays<T> kept{
+            .residuals = this->history(std::get<0>(memory), "the residuals"),
+            .images = this->history(std::get<1>(memory), "the images"),
+            .gram = of(std::get<2>(memory), b * m * m, "the Gram matrices"),
+            .envelope = of(std::get<3>(memory), b, "the envelope"),
+            .proposal = this->state(std::get<3>(point), "the proposal"),
+            .share = T(1) / T(pushed + 1),
+        };
+        return run(this->set_, at, kept, threads);
+    }
+};
+
+template <typename T>
+class Broyden : public Kernel<T> {
+  public:
+    template <typename... Options>
+    explicit Broyden(Options... options) : Kernel<T>(options...) {
+        this->limit(broyden_memory);
+    }
+
+    int advance(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
+                const Old<T> &old, const Known<T> &known, const Flags &active,
+                const Flags &shortened, const Point<T> &point, const Verdict<T> &verdict,
+                const std::tuple<Write<T>, Write<T>, Read<T>, std::optional<Read<T>>> &memory,
+                int threads) const {
+        const auto at = this->arrays(pushed, slot, count, value, image, old, known, active,
+                                     shortened, point, verdict);
+        const auto &before = std::get<3>(memory);
+        const BroydenArrays<T> kept{
+            .left = this->history(std::get<0>(memory), "the left columns"),
+            .right = this->history(std::get<1>(memory), "the right columns"),
+            .scale = of(std::get<2>(memory), this->set_.samples, "the scale"),
+            .before = before ? this->state(*before, "the old direction") : nullptr,
+            .direction = this->state(std::get<3>(point), "the direction"),
+        };
+        return run(this->set_, at, kept, threads);
+    }
+};
+
+template <typename Class>
 void bind(nb::module_ &module, const char *name) {
-    nb::class_<Kernel<T>>(module, name)
-        .def(nb::init<int64_t, int64_t, int, bool, bool, bool, double, double, double, double, double,
-                      double, double>(),
-             "samples"_a, "size"_a, "memory"_a, "entries"_a, "peaks"_a, "on_error"_a, "rtol"_a, "atol"_a,
-             "diagonal"_a, "rounding"_a, "smallest"_a, "fall"_a, "zero"_a)
-        .def("advance", &Kernel<T>::advance, "pushed"_a, "slot"_a, "count"_a, "value"_a,
-             "image"_a, "old"_a, "history"_a.noconvert(), "envelope"_a, "known"_a.noconvert(),
-             "active"_a.none(), "shortened"_a.none(), "point"_a.noconvert(), "verdict"_a.noconvert());
+    nb::class_<Class>(module, name)
+        .def(nb::init<int64_t, int64_t, int, bool, bool, bool, double, double, double, double,
+                      double, double, double>(),
+             "samples"_a, "size"_a, "memory"_a, "entries"_a, "peaks"_a, "on_error"_a, "rtol"_a,
+             "atol"_a, "least"_a, "rounding"_a, "smallest"_a, "fall"_a, "zero"_a)
+        .def("advance", &Class::advance, "pushed"_a, "slot"_a, "count"_a, "value"_a, "image"_a,
+             "old"_a, "known"_a.noconvert(), "active"_a.none(), "shortened"_a.none(),
+             "point"_a.noconvert(), "verdict"_a.noconvert(), "memory"_a.noconvert(),
+             "threads"_a);
 }
 
 }  // namespace
 
 NB_MODULE(_kernels, module) {
-    module.attr("LARGEST_MEMORY") = largest_memory;
+    module.attr("ANDERSON_MEMORY") = anderson_memory;
+    module.attr("BROYDEN_MEMORY") = broyden_memory;
     module.attr("RISEN") = int(risen);
-    bind<float>(module, "AndersonFloat32");
-    bind<double>(module, "AndersonFloat64");
+    bind<Anderson<float>>(module, "AndersonFloat32");
+    bind<Anderson<double>>(module, "AndersonFloat64");
+    bind<Broyden<float>>(module, "BroydenFloat32");
+    bind<Broyden<double>>(module, "BroydenFloat64");
 }

@@ -12,6 +12,7 @@ native = pytest.importorskip(
     "fixedpoint_native", reason="the compiled steps are not installed"
 )
 TYPES = [np.float32, np.float64]
+METHODS = [fp.Anderson, fp.Broyden]
 
 
 def random_map(seed, samples, size, dtype, radius=0.9):
@@ -39,14 +40,14 @@ def by_core(f, z0, **settings):
 
 def counted(f, z0, **settings):
     """How many compiled steps a solve takes."""
-    steps, advance = [0], native.anderson.AndersonKernel.advance
+    steps, advance = [0], native.kernel.CompiledSteps.advance
 
     def counting(self, *at):
         steps[0] += 1
         return advance(self, *at)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native.anderson.AndersonKernel, "advance", counting)
+        patch.setattr(native.kernel.CompiledSteps, "advance", counting)
         solve(f, z0, **settings)
     return steps[0]
 
@@ -58,11 +59,14 @@ def counted(f, z0, **settings):
     steps=st.integers(1, 9),
     memory=st.integers(1, 12),
     wide=st.booleans(),
+    method=st.sampled_from(METHODS),
 )
-def test_the_iterates_are_those_of_the_core(seed, samples, size, steps, memory, wide):
-    """As far as rounding lets them: Anderson's method enlarges it."""
+def test_the_iterates_are_those_of_the_core(
+    seed, samples, size, steps, memory, wide, method
+):
+    """As far as rounding lets them: the methods enlarge it."""
     f, z0 = random_map(seed, samples, size, TYPES[wide])
-    settings = {"rtol": 0.0, "max_steps": steps, "solver": fp.Anderson(memory=memory)}
+    settings = {"rtol": 0.0, "max_steps": steps, "solver": method(memory=memory)}
     sols = [run(f, z0, **settings) for run in (solve, by_core)]
     values = [sol.value for sol in sols]
     assert values[0].dtype == z0.dtype
@@ -78,8 +82,9 @@ def test_the_iterates_are_those_of_the_core(seed, samples, size, steps, memory, 
     norm=st.sampled_from([None, "leaves", "euclidean", "entries", "max"]),
     test=st.sampled_from(["error", "residual"]),
     digits=st.integers(3, 9),
+    method=st.sampled_from(METHODS),
 )
-def test_claims_are_true(seed, samples, size, norm, test, digits):
+def test_claims_are_true(seed, samples, size, norm, test, digits, method):
     """Affine maps, whose solution is known; in other units too."""
     rng = np.random.default_rng(seed)
     unit = 10.0 ** rng.integers(-6, 7)
@@ -88,7 +93,7 @@ def test_claims_are_true(seed, samples, size, norm, test, digits):
     b = unit * rng.standard_normal((samples, size))
     known = np.linalg.solve(np.eye(size) - A, b.T).T
     rtol = 10.0**-digits
-    settings = {"rtol": rtol, "norm": norm, "test": test}
+    settings = {"rtol": rtol, "norm": norm, "test": test, "solver": method()}
     sol = solve(lambda z: z @ A.T + b, np.zeros((samples, size)), **settings)
     core = by_core(lambda z: z @ A.T + b, np.zeros((samples, size)), **settings)
     assert np.all(sol.converged)
@@ -103,9 +108,10 @@ def test_claims_are_true(seed, samples, size, norm, test, digits):
         assert np.all(sol.error <= 1.01 * rtol * length(known))
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("samples", [1, 2, 16, 23])
-def test_a_sample_is_as_if_alone(dtype, samples):
+def test_a_sample_is_as_if_alone(dtype, samples, method):
     """Bit by bit: neighbors that run away, become no number or stand still
     included.
     """
@@ -121,7 +127,7 @@ def test_a_sample_is_as_if_alone(dtype, samples):
     settings = {"max_steps": 30, "rtol": 1e-5}
     args = slope, kind
     batch = fp.fixed_point(
-        f, z0, args, on_failure="return", batch_ndim=1, solver=fp.Anderson(), **settings
+        f, z0, args, on_failure="return", batch_ndim=1, solver=method(), **settings
     )
     for k in range(samples):
         args = slope[k : k + 1], kind[k : k + 1]
@@ -131,7 +137,7 @@ def test_a_sample_is_as_if_alone(dtype, samples):
             args,
             on_failure="return",
             batch_ndim=1,
-            solver=fp.Anderson(),
+            solver=method(),
             **settings,
         )
         for field in ("value", "residual_norm", "status", "steps", "error"):
@@ -173,6 +179,7 @@ def test_plain_problems_take_compiled_steps():
     assert counted(f, z0, test="residual") > 0
     assert counted(f, z0, norm="entries") > 0
     assert counted(f, z0, solver=None) > 0
+    assert counted(f, z0, solver=fp.Broyden()) > 0
     torch = pytest.importorskip("torch")
     g = lambda z: torch.tanh(0.5 * z + 1.0)
     assert counted(g, torch.zeros(3, 4)) > 0
@@ -186,6 +193,9 @@ def test_plain_problems_take_compiled_steps():
         {"solver": fp.Anderson(delay=1)},
         {"solver": fp.Anderson(weights=(2.0,))},
         {"solver": fp.Anderson(memory=17)},
+        {"solver": fp.Broyden(memory=129)},
+        {"solver": fp.Broyden(update="bad")},
+        {"solver": fp.Broyden(line_search=True)},
         {"solver": fp.Picard()},
         {"project": lambda z: z},
         {"rtol": np.full(5, 1e-3)},
@@ -202,7 +212,7 @@ def test_other_numbers_take_those_of_the_core(dtype):
 
 
 def test_arrays_of_other_sizes_are_refused():
-    kernel = native.anderson._kernels.AndersonFloat64(
+    kernel = native.kernel._kernels.AndersonFloat64(
         samples=2,
         size=3,
         memory=1,
@@ -211,7 +221,7 @@ def test_arrays_of_other_sizes_are_refused():
         on_error=True,
         rtol=1e-6,
         atol=0.0,
-        diagonal=1.0,
+        least=1.0,
         rounding=1e-16,
         smallest=1e-150,
         fall=0.9,
@@ -226,8 +236,13 @@ def test_arrays_of_other_sizes_are_refused():
         "value": state,
         "image": np.zeros((2, 4)),
         "old": (state, state, one, one),
-        "history": (np.zeros((2, 1, 3)), np.zeros((2, 1, 3)), np.zeros((2, 1, 1))),
-        "envelope": one,
+        "memory": (
+            np.zeros((2, 1, 3)),
+            np.zeros((2, 1, 3)),
+            np.zeros((2, 1, 1)),
+            one,
+        ),
+        "threads": 1,
         "known": (one, one, one, np.zeros((2, 2)), np.zeros((2, 20))),
         "active": None,
         "shortened": None,
@@ -247,3 +262,27 @@ def test_arrays_of_other_sizes_are_refused():
         kernel.advance(**at)
     with pytest.raises(ValueError, match="slot"):
         kernel.advance(**at | {"image": state, "slot": 1})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("threads", [2, 3, 64])
+def test_threads_change_nothing(monkeypatch, method, threads):
+    """Each takes samples of its own: bit by bit the same."""
+    f, z0 = random_map(5, 70, 12, np.float64)
+    known = solve(f, z0, solver=method())
+    monkeypatch.setattr(fp.backend.Backend, "threads", threads)
+    sol = solve(f, z0, solver=method())
+    np.testing.assert_array_equal(sol.value, known.value)
+    np.testing.assert_array_equal(sol.steps, known.steps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_large_tensors_take_compiled_steps(method):
+    """They are not copied for it, and Torch's operations are not faster."""
+    torch = pytest.importorskip("torch")
+    b = torch.linspace(-1.0, 1.0, 4 * 2**17).reshape(4, -1)
+    f = lambda z: 0.5 * torch.tanh(z) + b
+    assert counted(f, torch.zeros_like(b), solver=method()) > 0
+    sol = solve(f, torch.zeros_like(b), solver=method())
+    core = by_core(f, torch.zeros_like(b), solver=method())
+    torch.testing.assert_close(sol.value, core.value, rtol=1e-4, atol=1e-5)
