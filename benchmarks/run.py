@@ -167,6 +167,7 @@ def _torch_case(
             neutral(counted(ours(fp.Broyden(memory=20)))),
         ),
         Contender("fixedpoint Picard", counted(ours(fp.Picard()))),
+        Contender(f"fixedpoint Picard{NEUTRAL}", neutral(counted(ours(fp.Picard())))),
         Contender("torchdeq anderson (6 states)", counted(theirs("anderson"))),
         Contender("torchdeq broyden", counted(theirs("broyden"))),
     ]

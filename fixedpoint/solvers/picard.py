@@ -14,10 +14,10 @@ from fixedpoint.space import Space
 
 # The part of a squared residual that older ones must account for, to tell how they go
 # on.
-_EXPLAINED = 0.9
+EXPLAINED = 0.9
 
 # The part that one of them leaves, below which a second one tells nothing.
-_PARALLEL = 1e-3
+PARALLEL = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,11 @@ class Picard(Solver):
         """One step, one evaluation."""
         space = problem.space
         moved = space.add(point.value, space.scale(self.damping, point.increment))
-        new = problem.trial(moved, point)
+        return self.stepped(problem, point, state, problem.trial(moved, point))
+
+    def stepped(self, problem: Problem, point: Point, state: Vec, new: Point) -> Step:
+        """The step to the point `new`."""
+        space = problem.space
         left, known = remaining(space, new.increment, point.increment, state)
         return Step(
             new,
@@ -87,18 +91,18 @@ def remaining(space: Space, g: Vec, before: Vec, earlier: Vec) -> tuple[Vec, Arr
     square, one, size = space.dots((before, before), (g, before), (g, g))
     first = space.ratio(one, square)
     second, explained = space.zero * first, first * one
-    if not space.backend.known_here(size - explained <= _PARALLEL * size):
+    if not space.backend.known_here(size - explained <= PARALLEL * size):
         pairs = (before, earlier), (earlier, earlier), (g, earlier)
         mixed, older, two = space.dots(*pairs)
         # What the second residual adds once its part along the first one is taken out.
         rest = older - space.ratio(mixed * mixed, square)
         b = space.ratio(two - space.ratio(mixed * one, square), rest)
-        adds = (rest > _PARALLEL * older) & (size - explained > _PARALLEL * size)
+        adds = (rest > PARALLEL * older) & (size - explained > PARALLEL * size)
         second = xp.where(adds, b, second)
         first = first - space.ratio(second * mixed, square)
         explained = first * one + second * two
     left = 1.0 - first - second
-    known = (explained > _EXPLAINED * size) & (left > 0.0)
+    known = (explained > EXPLAINED * size) & (left > 0.0)
     factor = xp.where(known, space.ratio(space.one, left), space.one)
     second = xp.where(known, second, xp.zeros_like(second))
     total = space.scale(factor, space.axpy(second, before, g))

@@ -210,7 +210,7 @@ def test_derivatives_up_to_the_third(library, torch_modes, jax_modes, kind):
     # Always the same maps: of others, rounding alone takes one in thousands past the
     # bound.
     @settings(
-        max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
     )
     @given(known_maps(**{"is_root": False, **kind}))
     def run(known):

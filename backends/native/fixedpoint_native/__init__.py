@@ -6,5 +6,6 @@ the steps that it offers.
 
 from fixedpoint_native.anderson import anderson_kernel
 from fixedpoint_native.broyden import broyden_kernel
+from fixedpoint_native.picard import picard_kernel
 
-__all__ = ["anderson_kernel", "broyden_kernel"]
+__all__ = ["anderson_kernel", "broyden_kernel", "picard_kernel"]

@@ -14,6 +14,9 @@ namespace fixedpoint_native {
     template <typename T>                                                                   \
     void broyden(const Settings &, const Arrays<T> &, const BroydenArrays<T> &, int64_t,    \
                  int64_t);                                                                  \
+    template <typename T>                                                                   \
+    void picard(const Settings &, const Arrays<T> &, const PicardArrays<T> &, int64_t,      \
+                int64_t);                                                                   \
     }
 
 FIXEDPOINT_DECLARE(baseline)
@@ -51,6 +54,15 @@ Advance<T, BroydenArrays<T>> best(const BroydenArrays<T> *) {
     if (best_level() == Level::avx2) return avx2::broyden<T>;
 #endif
     return baseline::broyden<T>;
+}
+
+template <typename T>
+Advance<T, PicardArrays<T>> best(const PicardArrays<T> *) {
+#ifdef FIXEDPOINT_X86_LEVELS
+    if (best_level() == Level::avx512) return avx512::picard<T>;
+    if (best_level() == Level::avx2) return avx2::picard<T>;
+#endif
+    return baseline::picard<T>;
 }
 
 }  // namespace fixedpoint_native

@@ -190,6 +190,29 @@ class Broyden : public Kernel<T> {
     }
 };
 
+template <typename T>
+class Picard : public Kernel<T> {
+  public:
+    template <typename... Options>
+    explicit Picard(Options... options) : Kernel<T>(options...) {}
+
+    int advance(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
+                const Old<T> &old, const Known<T> &known, const Flags &active,
+                const Flags &shortened, const Point<T> &point, const Verdict<T> &verdict,
+                const std::tuple<Read<T>, double, double, double> &memory, int threads) const {
+        const auto at = this->arrays(pushed, slot, count, value, image, old, known, active,
+                                     shortened, point, verdict);
+        const PicardArrays<T> kept{
+            .earlier = this->state(std::get<0>(memory), "the earlier increment"),
+            .correction = this->state(std::get<3>(point), "the correction"),
+            .damping = T(std::get<1>(memory)),
+            .parallel = T(std::get<2>(memory)),
+            .explained = T(std::get<3>(memory)),
+        };
+        return run(this->set_, at, kept, threads);
+    }
+};
+
 template <typename Class>
 void bind(nb::module_ &module, const char *name) {
     nb::class_<Class>(module, name)
@@ -213,4 +236,6 @@ NB_MODULE(_kernels, module) {
     bind<Anderson<double>>(module, "AndersonFloat64");
     bind<Broyden<float>>(module, "BroydenFloat32");
     bind<Broyden<double>>(module, "BroydenFloat64");
+    bind<Picard<float>>(module, "PicardFloat32");
+    bind<Picard<double>>(module, "PicardFloat64");
 }

@@ -66,6 +66,15 @@ struct BroydenArrays {
     T *direction;
 };
 
+// What plain iteration remembers: the increment before the old one. `parallel` and
+// `explained` are the shares that fixedpoint/solvers/picard.py calls so.
+template <typename T>
+struct PicardArrays {
+    const T *earlier;
+    T *correction;
+    T damping, parallel, explained;
+};
+
 // A step of the samples from `first` up to `last`.
 template <typename T, typename Memory>
 using Advance = void (*)(const Settings &, const Arrays<T> &, const Memory &, int64_t first,

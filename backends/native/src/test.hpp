@@ -113,8 +113,9 @@ struct Test {
             at.remarks[b] |= doubtful;
     }
 
-    // What fixedpoint.convergence.judge finds, of a correction of the length `step`.
-    void judge(int64_t b, const Sums<T> &sum, T step) {
+    // What fixedpoint.convergence.judge finds, of a correction of the length `step`, which is
+    // as long as the error where that `is_known`.
+    void judge(int64_t b, const Sums<T> &sum, T step, bool is_known = false) {
         const T norm = at.norm[b], length = larger(step, norm);
         doubt(b, step, set.peaks);
         at.hidden[b] = T(set.rounding) * at.magnitude[b] > T(set.fall) * at.highest[b];
@@ -127,8 +128,8 @@ struct Test {
         }
         note(b, sum);
         at.vanished[b] = vanishes(b, sum.state);
-        T guarded;
-        at.error[b] = estimated(b, length, guarded);
+        T guarded = length;
+        at.error[b] = is_known ? length : estimated(b, length, guarded);
         const T factor = guarded / (length > 0 ? length : T(1));
         const bool fell = norm <= T(set.fall) * at.new_highest[b];
         at.satisfied[b] = fell && !at.hidden[b] && passes(b, factor, sum.state, length);
