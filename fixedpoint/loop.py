@@ -98,9 +98,8 @@ class Loop:
             verdict = judge(problem, carry.evidence, carry.point, step)
         else:
             step, verdict = self.kernel.advance(*at, carry.evidence)
-        carry = carry._replace(evidence=verdict.evidence)
         if self.all_improved(carry, step, verdict):
-            carry = self.improved(carry, step, verdict.error)
+            carry = self.improved(carry, step, verdict)
         else:
             carry = self.assessed(carry, step, verdict)
         if self.control.is_plain and not self.problem.batched:
@@ -126,7 +125,7 @@ class Loop:
             open_ = open_ & ~open_  # all who take part are asked, in every step
         return backend.known_all(open_)
 
-    def improved(self, carry: Carry, step: Step, error: Array) -> Carry:
+    def improved(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
         """Every sample has a new best iterate."""
         point, now = step.point, carry.step + 1
         method = (
@@ -135,8 +134,9 @@ class Loop:
         return carry._replace(
             point=point,
             state=step.state,
-            best=Best(point.value, point.residual_norm, error, method),
+            best=Best(point.value, point.residual_norm, verdict.error, method),
             lowest=point.residual_norm,
+            evidence=verdict.evidence,
             step=now,
             all_improved=now,
             work=carry.work.plus(step.work),
@@ -148,6 +148,7 @@ class Loop:
         carry = carry._replace(
             point=point,
             state=step.state,
+            evidence=verdict.evidence,
             step=carry.step + 1,
             work=carry.work.plus(step.work),
         )

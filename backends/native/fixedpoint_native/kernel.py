@@ -125,7 +125,7 @@ class CompiledSteps(Kernel):
     @abstractmethod
     def ended(self, method: Method, point: Point, following: Array, some: bool) -> Step:
         """The plain step to a point, after which the kernel wrote what is `following`;
-        ``some`` says whether some residual rose.
+        ``some`` says whether a residual rose, or a step is the solver's.
         """
 
     def advance(
@@ -142,9 +142,9 @@ class CompiledSteps(Kernel):
         method = self.method(problem, point, state)
         plain: Any
         *plain, others = self._plain(problem, point, method, evidence, value, image)
-        if not np.any(others):
+        if others is None:
             return plain[0], plain[1]
-        if np.all(others):
+        if others.all():
             plain = None
         written = (*method.written, _newest(evidence))
         copies = [part.copy() for part in written]
@@ -168,14 +168,19 @@ class CompiledSteps(Kernel):
         evidence: Evidence,
         value: Vec,
         image: Array,
-    ) -> tuple[Step, Verdict, Array]:
-        """The step, as it is where it is plain; and the samples of which it is not."""
+    ) -> tuple[Step, Verdict, Array | None]:
+        """The step, as it is where it is plain; and the samples of which it is not, if
+        there are any.
+        """
         z, shape, packed = value[0], problem.space.batch_shape, np.ascontiguousarray
-        increment, following = np.empty(z.shape, z.dtype), np.empty(z.shape, z.dtype)
-        norm, magnitude, error, highest = (np.empty(shape, z.dtype) for _ in range(4))
-        satisfied, hidden, vanished = (np.empty(shape, bool) for _ in range(3))
-        largest = np.empty(z.shape if self.entries else shape, z.dtype)
-        sizes, remarks = np.empty((*shape, 2), z.dtype), np.empty(shape, np.uint8)
+        kind, empty = z.dtype, np.empty
+        increment, following = empty(z.shape, kind), empty(z.shape, kind)
+        norm, magnitude = empty(shape, kind), empty(shape, kind)
+        error, highest = empty(shape, kind), empty(shape, kind)
+        largest = empty(z.shape if self.entries else shape, kind)
+        satisfied, hidden = empty(shape, bool), empty(shape, bool)
+        vanished, remarks = empty(shape, bool), empty(shape, np.uint8)
+        sizes = empty((*shape, 2), kind)
         shortened = method.shortened
         some = self.step(
             pushed=method.pushed,
@@ -208,14 +213,18 @@ class CompiledSteps(Kernel):
         )
         point = Point(value, (increment,), None, norm[()], magnitude[()])
         step = self.ended(method, point, following, bool(some))
-        evidence = evidence._replace(
+        evidence = Evidence(
+            first=evidence.first,
             highest=highest[()],
+            scale=evidence.scale,
             largest=(largest[()],),
             sizes=sizes,
+            amplification=evidence.amplification,
             count=evidence.count + self.counts,
         )
         verdict = Verdict(satisfied[()], error[()], evidence, hidden[()], vanished[()])
-        return step, verdict, remarks & _OTHERS
+        others = remarks & _OTHERS if some & _OTHERS else None
+        return step, verdict, others
 
 
 def _known(evidence: Evidence) -> tuple[Any, ...]:
