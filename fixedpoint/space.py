@@ -171,6 +171,14 @@ class Space:
         plain = self.xp is np and self._uniform and self.dtype != np.longdouble
         return one and plain and self.backend.communicator is None
 
+    @cached_property
+    def _is_short(self) -> bool:
+        """Whether this is bare, and no longer than what a cache holds."""
+        if not self.is_bare:
+            return False
+        piece = self.backend.piece(np.empty(0))
+        return piece is not None and self.size <= piece
+
     @property
     def size(self) -> int:
         """Real and complex entries of one sample, over all leaves."""
@@ -449,6 +457,9 @@ class Space:
     ) -> Array:
         if isinstance(kind, tuple):
             return self._segment_norms(self.formed(u)[0], kind)
+        if self._is_short and unit is None and kind == "euclidean":
+            (leaf,) = self.formed(u)
+            return np.sqrt(np.vdot(leaf, leaf))
         if isinstance(u, Difference):
             leaves = zip(*u, strict=True)
             norms = [self._norm_in_pieces(pair, kind, unit) for pair in leaves]

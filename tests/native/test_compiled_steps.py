@@ -1,5 +1,7 @@
 """The compiled steps, where they are installed, against those of the core."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -287,3 +289,26 @@ def test_large_tensors_take_compiled_steps(method):
     sol = solve(f, torch.zeros_like(b), solver=method())
     core = by_core(f, torch.zeros_like(b), solver=method())
     torch.testing.assert_close(sol.value, core.value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_few_calls_make_a_step(method):
+    """A count that grows is time that everybody spends."""
+    slopes, z0 = np.linspace(0.1, 0.9, 300), np.zeros((4, 300))
+    count = [0]
+
+    def noted(frame, event, argument):
+        count[0] += event in ("call", "c_call")
+
+    def calls(steps):
+        settings = {"rtol": 0.0, "max_steps": steps, "solver": method()}
+        count[0], before = 0, sys.getprofile()
+        sys.setprofile(noted)
+        try:
+            solve(lambda z: slopes * z + 1.0, z0, **settings)
+        finally:
+            sys.setprofile(before)
+        return count[0]
+
+    calls(1)
+    assert (calls(25) - calls(15)) / 10 <= 80
