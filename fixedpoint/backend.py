@@ -208,7 +208,9 @@ class Backend:
         """Whether any of `mask` is true, waiting for the device if need be; a symbol in
         a trace.
         """
-        if isinstance(mask, (np.ndarray, np.generic)):
+        if isinstance(mask, np.bool_):
+            return self.agreed(bool(mask))
+        if isinstance(mask, np.ndarray):
             return self.agreed(bool(mask.any()))
         some = self.namespace(mask).any(mask) if mask.ndim else mask
         return self.agreed(bool(some))

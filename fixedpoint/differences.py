@@ -52,36 +52,37 @@ class Differenced(Protocol):
 
 def difference_product(
     problem: Differenced, point: Point, further: list[int]
-) -> Callable[[Vec], Vec]:
-    """The products v ↦ (g(z + hv) − g(z))/h, one evaluation each.
+) -> Callable[[Vec, Array], Vec]:
+    """The products v, ‖v‖ ↦ (g(z + hv) − g(z))/h, one evaluation each.
 
     The step h‖v‖ is ε^(1/2) times ‖z‖, for maps no less than ‖g‖, or where that is zero
     times 1: it goes with the length of the whole state, and not with the typical size
     of an entry nor, for roots, with ‖g‖, for g is often a sum of large terms that
     cancel (a discrete Laplacian), whose rounding errors a shorter step would drown in.
     Where g does not feel it, it grows, at the cost of evaluations that are added to
-    `further`.
+    `further`. It takes no more than the leading digits of ‖v‖.
     """
     space, xp = problem.space, problem.space.xp
     size = problem.length_of_state(point)
-    reach = [space.rounding**0.5 * xp.where(size > 0.0, size, space.one)]
+    reach = space.rounding**0.5 * xp.where(size > 0.0, size, space.one)
     noise = (_FELT * space.rounding) * space.norm(point.increment)
-    changed = problem.changes(point)
+    changed, factors = problem.changes(point), growths(space)
+    if space.backend.is_traced((noise,)):
+        factors = ()
 
-    def change(v: Vec, length: Array) -> tuple[Array, Vec]:
-        step = reach[0] / space.select(length > 0.0, length, space.one)
-        return step, changed(space.axpy(step, v, point.value))
-
-    def product(v: Vec) -> Vec:
-        length = space.norm(v)
-        step, moved = change(v, length)
-        for growth in growths(space):
+    def product(v: Vec, length: Array) -> Vec:
+        nonlocal reach
+        unit = space.select(length > 0.0, length, space.one)
+        step = reach / unit
+        moved = changed(space.axpy(step, v, point.value))
+        for factor in factors:
             deaf = (space.norm(moved) < noise) & (length > 0.0)
-            if space.backend.is_traced((deaf,)) or not space.backend.any(deaf):
+            if not space.backend.any(deaf):
                 break
             further[0] += 1
-            reach[0] = xp.where(deaf, growth * reach[0], reach[0])
-            step, moved = change(v, length)
+            reach = xp.where(deaf, factor * reach, reach)
+            step = reach / unit
+            moved = changed(space.axpy(step, v, point.value))
         return space.rescale(moved, 1.0 / step)
 
     return product

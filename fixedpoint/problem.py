@@ -58,6 +58,8 @@ class Linearization(NamedTuple):
     ----------
     product : callable
         v ↦ g′(z)v.
+    quotient : callable or None
+        The same from v and ‖v‖, of difference quotients, which need both.
     evaluations, products : int
         Evaluations and products that each takes.
     further : list of int
@@ -68,6 +70,7 @@ class Linearization(NamedTuple):
     evaluations: int
     products: int
     further: list[int]
+    quotient: Callable[[Vec, Array], Vec] | None = None
 
     def work(self, count: Any) -> Work:
         """What `count` products took, these being all."""
@@ -348,23 +351,29 @@ class Problem(ABC):
         """The increment at a point of a difference quotient; NaN where f cannot be
         evaluated.
         """
-        return self._nearby(self.increment, value)
+        return self._nearby(self.increment)(value)
 
-    def _nearby(self, function: Product, value: Vec) -> Vec:
-        try:
-            return function(value)
-        except ArithmeticError:
-            if self.space.backend.is_traced(value):
-                raise
-            return self.undefined(value).increment
+    def _nearby(self, function: Product) -> Product:
+        """The function, NaN where f cannot be evaluated."""
+
+        def guarded(value: Vec) -> Vec:
+            try:
+                return function(value)
+            except ArithmeticError:
+                if self.space.backend.is_traced(value):
+                    raise
+                return self.undefined(value).increment
+
+        return guarded
 
     def changes(self, point: Point) -> Product:
         """What takes another value to the change of the increment from `point`, in
         arrays that are ours.
         """
         space, increment = self.space, point.increment
-        change = lambda value: space.subtract(self.increment(value), increment)  # noqa: E731
-        return lambda value: self._nearby(change, value)
+        return self._nearby(
+            lambda value: space.subtract(self.increment(value), increment)
+        )
 
     def undefined(self, value: Vec) -> Point:
         """The point `value`, where the map cannot be evaluated."""
@@ -395,7 +404,9 @@ class Problem(ABC):
                 backend.linearize(self.increment, point.value), 0, 1, [0]
             )
         further = [0]
-        return Linearization(difference_product(self, point, further), 1, 0, further)
+        quotient = difference_product(self, point, further)
+        product = lambda v: quotient(v, space.norm(v))  # noqa: E731
+        return Linearization(product, 1, 0, further, quotient)
 
     def precondition(self, point: Point) -> Product | None:
         """The product with the user's approximate inverse of the increment's
@@ -597,9 +608,9 @@ class RootProblem(Problem):
 
     def changes(self, point: Point) -> Product:
         """F at the point less F elsewhere."""
-        space, origin = self.space, self.space.negative(point.increment)
-        change = lambda value: space.subtract(origin, self.mapped(value)[0])  # noqa: E731
-        return lambda value: self._nearby(change, value)
+        space, mapped = self.space, self.mapped
+        origin = space.negative(point.increment)
+        return self._nearby(lambda value: space.subtract(origin, mapped(value)[0]))
 
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
         """Those of the correction: a residual has other units."""
@@ -665,9 +676,9 @@ class RootProblem(Problem):
         system.
         """
         space, xp = self.space, self.space.xp
-        further = [0]
-        image = difference_product(self, point, further)(point.increment)
-        length = space.ratio(space.norm(point.increment), space.norm(image))
+        further, size = [0], space.norm(point.increment)
+        image = difference_product(self, point, further)(point.increment, size)
+        length = space.ratio(size, space.norm(image))
         scale = xp.where(space.dot(point.increment, image) > 0.0, -length, length)
         sound = (scale != 0.0) & (xp.abs(scale) < xp.inf)
         return xp.where(sound, scale, xp.ones_like(scale)), 1 + further[0]

@@ -312,6 +312,10 @@ class Space:
 
     def rescale(self, onto: Vec, coefficient: Array) -> Vec:
         """The vector c `onto`, which is ours, and may be written to."""
+        if self.is_bare:
+            (leaf,) = onto
+            leaf *= coefficient
+            return (leaf,)
         rescale = self.backend.rescale
         return tuple([rescale(a, self.factor(coefficient, a)) for a in onto])
 
@@ -371,6 +375,8 @@ class Space:
         return self._summed([self._local_dot(u, v) for u, v in pairs])
 
     def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
+        if self.is_bare and type(u) is type(v) is tuple:
+            return np.vdot(u[0], v[0])
         if isinstance(u, Difference):
             assert u is v
             norm = self._local_norm(u, "euclidean")
@@ -611,7 +617,7 @@ class Space:
 
     def select(self, mask: Array, a: Array, b: Array) -> Array:
         """The coefficients a where `mask` holds, and b elsewhere."""
-        if isinstance(mask, np.bool_):
+        if isinstance(mask, (bool, np.bool_)):
             return a if mask else b
         return self.xp.where(mask, a, b)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,33 +17,86 @@ import numpy as np
 Matrix = np.ndarray[Any, Any]
 
 
-def conjugate_gradients(
-    product: Callable[[Matrix], Matrix], rhs: Matrix, target: float, most: int
-) -> tuple[Matrix, float, int]:
-    """The solution of Ax = b, the norm of its residual, and the products it took.
+@dataclass(kw_only=True)
+class BareGradients:
+    """The solution of Ax = b and its residual, in place; A is symmetric and definite.
 
     Parameters
     ----------
     product : callable
-        v ↦ Av, A symmetric and definite.
-    rhs : array
-        b.
+        v, ‖v‖ ↦ Av.
+    r : array of shape (n,)
+        b, which becomes the residual.
     target : float
         The norm of the residual to reach.
-    most : int
-        Products at most.
+    spectrum : pair of array, of shapes (k, n) and (k,), or None
+        The vectors wᵢ and factors fᵢ of the preconditioner I + Σ fᵢwᵢwᵢᵀ.
+    window : arrays of shape (w, n), (w,) and (w,), or None
+        Room for what the first w steps find: the residuals, normalized, the lengths of
+        the steps, and the ratios of ⟨r, z⟩ after and before them.
     """
-    x, r, p, room = np.zeros_like(rhs), rhs.copy(), rhs.copy(), np.empty_like(rhs)
-    square, steps = float(np.vdot(r, r)), 0
-    while steps < most and target < math.sqrt(square) < math.inf:
-        q = product(p)
-        curvature, steps = float(np.vdot(p, q)), steps + 1
-        length = square / curvature if curvature else 0.0
-        if not length:
-            break
-        x += np.multiply(p, length, out=room)
-        r -= np.multiply(q, length, out=room)
-        before, square = square, float(np.vdot(r, r))
-        p *= square / before
-        p += r
-    return x, math.sqrt(square), steps
+
+    product: Callable[[Matrix, float], Matrix]
+    r: Matrix
+    target: float
+    spectrum: tuple[Matrix, Matrix] | None = None
+    window: tuple[Matrix, Matrix, Matrix] | None = None
+
+    def __post_init__(self) -> None:
+        self.x, self.room = np.zeros_like(self.r), np.empty_like(self.r)
+        self.z = self.r if self.spectrum is None else np.empty_like(self.r)
+        self.square, self.rz = self.measured()
+        self.p = self.z.copy()
+        self.length = math.sqrt(self.p @ self.p)
+
+    @property
+    def norm(self) -> float:
+        """That of the residual."""
+        return math.sqrt(self.square)
+
+    def run(self, most: int) -> int:
+        """Take up to `most` steps; how many it took."""
+        steps, moved = 0, True
+        while steps < most and moved and self.target < self.norm < math.inf:
+            moved = self.step(steps)
+            steps += 1
+        return steps
+
+    def step(self, k: int) -> bool:
+        """Minimize along p, and make the next p conjugate to it; whether there was
+        anything to minimize.
+        """
+        p, r, room, before = self.p, self.r, self.room, self.rz
+        q = self.product(p, self.length)
+        curvature = float(p @ q)
+        alpha = before / curvature if curvature else 0.0
+        if not alpha:
+            return False
+        if self.window is not None and k < len(self.window[0]):
+            np.multiply(r, 1.0 / self.norm, out=self.window[0][k])
+        self.x += np.multiply(p, alpha, out=room)
+        r -= np.multiply(q, alpha, out=room)
+        self.square, self.rz = self.measured()
+        beta = self.rz / before
+        p *= beta
+        p += self.z
+        self.length = self.length_after(beta)
+        if self.window is not None and k < len(self.window[0]):
+            self.window[1][k], self.window[2][k] = alpha, beta
+        return True
+
+    def measured(self) -> tuple[float, float]:
+        """‖r‖² and ⟨r, z⟩, where z is the preconditioned residual."""
+        r, square = self.r, float(self.r @ self.r)
+        if self.spectrum is None:
+            return square, square
+        vectors, factors = self.spectrum
+        np.matmul(factors * (vectors @ r), vectors, out=self.z)
+        self.z += r
+        return square, float(r @ self.z)
+
+    def length_after(self, beta: float) -> float:
+        """‖p‖, p = z + β p: if z = r, it is orthogonal to what p was."""
+        if self.spectrum is None:
+            return math.sqrt(self.square + (beta * self.length) ** 2)
+        return math.sqrt(self.p @ self.p)

@@ -52,6 +52,8 @@ class LinearSystem:
     enough : array of the batch's shape, or None
         The residual norm from which on a method that would have to restart may as well
         end.
+    quotient : callable or None
+        v, ‖v‖ ↦ Av, where a product needs both.
     """
 
     space: Space
@@ -61,6 +63,13 @@ class LinearSystem:
     precondition: Product | None = None
     active: Array | None = None
     enough: Array | None = None
+    quotient: Callable[[Vec, Array], Vec] | None = None
+
+    def along(self, v: Vec, length: Array | None) -> Vec:
+        """The product Av, where ‖v‖ may be known."""
+        if self.quotient is None or length is None:
+            return self.product(v)
+        return self.quotient(v, length)
 
     def start(self) -> tuple[Vec, Array, Array]:
         """The solution zero, the norm of its residual, and which samples have more to

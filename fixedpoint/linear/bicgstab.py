@@ -99,8 +99,8 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     x, r, p, v, shadow, rho, alpha, omega, norm, highest, busy, steps, products = carry
     space = system.space
     where, zero = space.xp.where, space.full(0.0)
-    rho_new = space.dot(shadow, r)
-    anew = space.xp.abs(rho_new) <= _ORTHOGONAL * space.norm(shadow) * norm
+    rho_new, square = space.dots((shadow, r), (shadow, shadow))
+    anew = space.xp.abs(rho_new) <= _ORTHOGONAL * space.xp.sqrt(square) * norm
     beta = space.ratio(rho_new, rho) * space.ratio(alpha, omega)
     beta = where(anew, zero, beta)
     shadow, rho_new = space.where(anew, r, shadow), where(anew, norm * norm, rho_new)
@@ -119,14 +119,16 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     moved = (norm < space.xp.inf) & (alpha != 0.0) & (omega != 0.0)
     drift = _DRIFT * space.rounding * highest
     drifted = busy & moved & (norm < drift) & (drift > system.target)
-    r = space.backend.replaced_where(
-        r,
-        drifted,
-        lambda: space.subtract(system.rhs, system.product(x)),
-        evaluates=True,
+
+    def renewed() -> Vec:
+        left = space.subtract(system.rhs, system.product(x))
+        return space.norm(left), *left
+
+    norm, *leaves = space.backend.replaced_where(
+        (norm, *r), drifted, renewed, evaluates=True
     )
+    r = tuple(leaves)
     shadow = space.where(drifted, r, shadow)
-    norm = where(drifted, space.norm(r), norm)
     highest, alpha = where(drifted, norm, highest), where(drifted, zero, alpha)
     products = products + 2 + space.backend.counted(1, drifted)
     busy = busy & moved & (norm > system.target)
@@ -151,8 +153,9 @@ def _minimal(space: Space, s: Vec, t: Vec) -> Array:
     """The ω that minimizes ‖s − ωt‖, but no shorter than if the cosine of their angle
     were 0.7.
     """
-    xp, product = space.xp, space.dot(t, s)
-    full = space.ratio(space.norm(s), space.norm(t))
-    cosine = space.ratio(product, space.norm(s) * space.norm(t))
+    xp, (product, *squares) = space.xp, space.dots((t, s), (s, s), (t, t))
+    norm_s, norm_t = map(xp.sqrt, squares)
+    full = space.ratio(norm_s, norm_t)
+    cosine = space.ratio(product, norm_s * norm_t)
     sign = xp.where(cosine < 0.0, -space.one, space.one)
     return sign * full * xp.maximum(xp.abs(cosine), xp.full_like(cosine, _LEAST_COSINE))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec, joined
 from fixedpoint.checks import check_count
-from fixedpoint.linear.bare_gradients import conjugate_gradients
+from fixedpoint.linear.bare_gradients import BareGradients
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
 
@@ -54,6 +54,7 @@ class _Carry(NamedTuple):
     p: Vec
     rz: Array
     norm: Array
+    along: Array
     busy: Array
     steps: Any
     lanczos: _Lanczos | None
@@ -101,19 +102,17 @@ class ConjugateGradient(LinearSolver):
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
         space = system.space
-        if memory is None and space.is_bare and system.precondition is None:
-            return self._bare(system), None
         if memory is None:
             return self._run(system, None)[0], None
         unknown = space.xp.all(memory.factors == 0.0, axis=-1)
         if space.backend.known_none(unknown):
-            return self._run(system.with_preconditioner(memory), None)[0], memory
+            return self._run(system, memory)[0], memory
         window = min(_WINDOW * self.recycle, space.size)
         shape = (window,)
         lanczos = _Lanczos(
             space.history(window), space.full(0.0, shape), space.full(0.0, shape)
         )
-        solution, lanczos = self._run(system.with_preconditioner(memory), lanczos)
+        solution, lanczos = self._run(system, memory, lanczos)
         size = memory.factors.shape[-1]
         found = _spectrum(
             space, _trimmed(space, lanczos, solution.products, size + 1), size
@@ -124,20 +123,27 @@ class ConjugateGradient(LinearSolver):
         vectors = tuple(space.xp.where(rows, new, old) for new, old in pairs)
         return solution, Spectrum(vectors, factors)
 
-    def _bare(self, system: LinearSystem) -> LinearSolution:
-        """Solve on the one array that there is."""
-        product = lambda v: system.product((v,))[0]  # noqa: E731
-        _, norm, busy = system.start()
-        most, target = self.max_steps if busy else 0, float(system.target)
-        x, left, steps = conjugate_gradients(product, system.rhs[0], target, most)
-        return system.solution((x,), norm.dtype.type(left), steps)
-
-    def _run(self, system: LinearSystem, lanczos: Any) -> tuple[LinearSolution, Any]:
+    def _run(
+        self,
+        system: LinearSystem,
+        spectrum: Spectrum | None,
+        lanczos: _Lanczos | None = None,
+    ) -> tuple[LinearSolution, Any]:
+        """Solve, preconditioned by a spectrum, and fill the window of the Lanczos
+        vectors.
+        """
         space = system.space
-        x, norm, busy = system.start()
+        if space.is_bare and system.precondition is None:
+            # While there is something to find, nothing is known of the one sample.
+            known = spectrum if lanczos is None else None
+            return self._bare(system, known, lanczos), lanczos
+        if spectrum is not None:
+            system = system.with_preconditioner(spectrum)
+        x, _, busy = system.start()
         r = space.copy(system.rhs)
-        z = system.preconditioned(r)
-        first = _Carry(x, r, space.copy(z), space.dot(r, z), norm, busy, 0, lanczos)
+        z, rz, square = _measured(system, r)
+        norm = space.xp.sqrt(square)
+        first = _Carry(x, r, space.copy(z), rz, norm, square, busy, 0, lanczos)
 
         def unfinished(carry: _Carry) -> Any:
             return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
@@ -147,25 +153,62 @@ class ConjugateGradient(LinearSolver):
         )
         return system.solution(end.x, end.norm, end.steps), end.lanczos
 
+    def _bare(
+        self,
+        system: LinearSystem,
+        spectrum: Spectrum | None,
+        lanczos: _Lanczos | None,
+    ) -> LinearSolution:
+        """Solve on the one array that there is."""
+        shape, rhs = system.space.shapes[0], system.rhs[0].reshape(-1)
+        _, norm, busy = system.start()
+
+        def product(v: Array, length: float) -> Array:
+            return system.along((v.reshape(shape),), length)[0].reshape(-1)
+
+        def rows(history: Vec) -> Array:
+            return history[0].reshape(-1, rhs.size)
+
+        gradients = BareGradients(
+            product=product,
+            r=rhs.copy(),
+            target=float(system.target),
+            spectrum=spectrum and (rows(spectrum.vectors), spectrum.factors),
+            window=lanczos and (rows(lanczos.basis), lanczos.lengths, lanczos.ratios),
+        )
+        steps = gradients.run(self.max_steps if busy else 0)
+        x = gradients.x.reshape(shape)
+        return system.solution((x,), norm.dtype.type(gradients.norm), steps)
+
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     """Minimize along p, and make the next p conjugate to it."""
-    space, (x, r, p, rz, norm, busy, steps, lanczos) = system.space, carry
-    q = system.product(p)
+    space, (x, r, p, rz, norm, along, busy, steps, lanczos) = system.space, carry
+    plain = system.precondition is None
+    q = system.along(p, space.xp.sqrt(along) if plain else None)
     length = space.xp.where(busy, space.ratio(rz, space.dot(p, q)), space.zero)
     if lanczos is not None:
         lanczos = _kept(space, lanczos, steps, r, norm, length)
     x, r = space.accumulate(x, length, p), space.accumulate(r, -length, q)
-    z = system.preconditioned(r)
-    rz_new, norm_new = space.dot(r, z), space.norm(r)
-    ratio = space.ratio(rz_new, rz)
+    z, rz_new, square = _measured(system, r)
+    norm_new, ratio = space.xp.sqrt(square), space.ratio(rz_new, rz)
     if lanczos is not None:
         lanczos = lanczos._replace(ratios=_written(space, lanczos.ratios, steps, ratio))
     p = space.renew(p, ratio, z)
     busy = (
         busy & (norm_new > system.target) & (norm_new < space.xp.inf) & (length != 0.0)
     )
-    return _Carry(x, r, p, rz_new, norm_new, busy, steps + 1, lanczos)
+    along = square + ratio * ratio * along  # r is orthogonal to what p was
+    return _Carry(x, r, p, rz_new, norm_new, along, busy, steps + 1, lanczos)
+
+
+def _measured(system: LinearSystem, r: Vec) -> tuple[Vec, Array, Array]:
+    """The preconditioned residual z, ⟨r, z⟩, and ‖r‖²."""
+    space, z = system.space, system.preconditioned(r)
+    if z is r:
+        square = space.dot(r, r)
+        return z, square, square
+    return z, *space.dots((r, z), (r, r))
 
 
 def _kept(

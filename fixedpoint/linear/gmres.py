@@ -11,6 +11,10 @@ from fixedpoint.linear.bare_cycle import DEEP, FALL, FALLEN, KEPT, TIGHT, BareCy
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
 
+# A second orthogonalization that leaves less than this share of the square was of
+# rounding errors alone.
+_NEW = 1e-6
+
 # A cycle that leaves more than this of the residual is the last one.
 _STAGNATION = 0.99
 
@@ -48,16 +52,21 @@ class _Leads(NamedTuple):
 class _Cycle(NamedTuple):
     """The subspace of a cycle: A P = Q R with orthonormal Q, and the residual b − Ax.
 
-    The next direction is along `next`, whose length is 1/`unit`; `taken` counts those
-    that were not known before.
+    The next direction is along `next`, whose length is 1/`unit`, and `fell` tells
+    whether that is the residual; `taken` counts those that were not known before. With
+    a preconditioner the `directions` are kept. Without they are what is known of leads,
+    of the residuals, and of the basis: see :func:`_combined`.
     """
 
-    directions: Vec
+    directions: Vec | None
     basis: Vec
     triangle: Array
     coefficients: Array
+    of_residual: Array
+    of_basis: Array
     next: Vec
     unit: Array
+    fell: Array
     r: Vec
     norm: Array
     busy: Array
@@ -96,7 +105,8 @@ class GMRES(LinearSolver):
     directions, which is as stable as Arnoldi's process, knows its true residual at
     every step, and allows the preconditioner to change from one to the next. One pass
     of the classical process of Gram and Schmidt takes all inner products of a step at
-    once; a second one follows where little is left of the vector.
+    once, and the length of what is left by Pythagoras' theorem: one sum over those who
+    share a state. A second one follows where little is left of the vector.
 
     Of a sequence of similar systems, as in Newton's method, the last solutions lead the
     space: what converges slowly lies in their span, and need not be found again. Each
@@ -106,7 +116,7 @@ class GMRES(LinearSolver):
     Parameters
     ----------
     restart : int, optional
-        Directions in a cycle; two vectors are kept for each.
+        Directions in a cycle. A vector is kept for each, with a preconditioner two.
     max_steps : int, optional
         Products at most, over all cycles. A complex state counts as its real and
         imaginary parts, and takes twice as many of both.
@@ -122,6 +132,8 @@ class GMRES(LinearSolver):
     Rozložník, "Adaptive version of Simpler GMRES", Numer. Algorithms 53, 2010. Giraud,
     Langou and Rozložník, "The loss of orthogonality in the Gram-Schmidt
     orthogonalization process", Comput. Math. Appl. 50, 2005: two passes are enough.
+    Smoktunowicz, Barlow and Langou, "A note on the error analysis of classical
+    Gram-Schmidt", Numer. Math. 105, 2006: lengths by Pythagoras' theorem.
     """
 
     restart: int = 30
@@ -162,7 +174,7 @@ class GMRES(LinearSolver):
                     space.backend.any(c.busy) & (c.size < size) & (c.size < limit)
                 ),
                 lambda c: _extended(system, carry, c),
-                _opened(space, size, carry),
+                _opened(space, size, carry, system.precondition is not None),
                 size,
             )
             return _closed(system, carry, end)
@@ -222,19 +234,22 @@ def _led(
     return space.either(led, lead, other), space.select(led, space.one, unit)
 
 
-def _opened(space: Space, size: int, carry: _Carry) -> _Cycle:
-    """A cycle with no direction yet. The triangle is that of the unit matrix where not
-    filled.
+def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
+    """A cycle with no direction yet, which `keeps` those it takes or not. The triangle
+    is that of the unit matrix where not filled.
     """
     unit = space.ratio(space.one, carry.norm)
     toward, unit = _led(space, carry.leads, 0, carry.r, unit)
     return _Cycle(
-        directions=space.workspace("directions", size),
+        directions=space.workspace("directions", size) if keeps else None,
         basis=space.workspace("basis", size),
         triangle=space.identity(size),
         coefficients=space.full(0.0, (size,)),
+        of_residual=space.full(0.0, (size,)),
+        of_basis=space.full(0.0, (size,)),
         next=toward,
         unit=unit,
+        fell=carry.norm == carry.norm,
         r=carry.r,
         norm=carry.norm,
         busy=carry.busy,
@@ -247,9 +262,10 @@ def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     """The subspace with one more direction, and the residual over it."""
     space, slot, xp = system.space, cycle.size, system.space.xp
     leads, twice = carry.leads, cycle.norm < _below(system, carry)
-    directions, p = _directed(system, cycle)
+    led = _is_led(leads, slot)
+    cycle, p, size = _directed(system, cycle, led)
     image = _orthogonalized(
-        space, space.filled(cycle.basis, slot), system.product(p), cycle.r, twice
+        space, space.filled(cycle.basis, slot), system.along(p, size), cycle.r, twice
     )
     length = xp.sqrt(space.select(image.square > 0.0, image.square, space.zero))
     # What is left of the image must be more than the rounding errors of the
@@ -269,18 +285,17 @@ def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     norm = _fallen(space, cycle.norm, amount, r)
     write, above = space.backend.write, slice(column.shape[-1])
     triangle = write(cycle.triangle, (..., above, slot), column)
-    led = _is_led(leads, slot)
     unknown = cycle.busy if led is False else cycle.busy & ~led
-    plain = (norm <= FALL * cycle.norm) | led
-    other = space.select(plain, space.ratio(space.one, norm), space.one)
-    along, other = _led(space, leads, slot + 1, space.either(plain, r, q), other)
-    return _Cycle(
-        directions=directions,
+    fell = (norm <= FALL * cycle.norm) | led
+    other = space.select(fell, space.ratio(space.one, norm), space.one)
+    along, other = _led(space, leads, slot + 1, space.either(fell, r, q), other)
+    return cycle._replace(
         basis=basis,
         triangle=write(triangle, (..., slot, slot), length),
         coefficients=write(cycle.coefficients, (..., slot), amount),
         next=along,
         unit=other,
+        fell=fell,
         r=r,
         norm=norm,
         busy=cycle.busy & (holds | led) & (norm > system.target),
@@ -289,16 +304,30 @@ def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     )
 
 
-def _directed(system: LinearSystem, cycle: _Cycle) -> tuple[Vec, Vec]:
-    """The directions with one more, and this; zero in samples that are done."""
-    space, slot = system.space, cycle.size
-    unit = space.select(cycle.busy, cycle.unit, space.zero)
-    if system.precondition is None:
-        return space.push_scaled(cycle.directions, slot, unit, cycle.next)
-    p = system.preconditioned(space.scale(unit, cycle.next))
-    if not space.backend.known_here(cycle.busy):
-        p = space.mask(cycle.busy, p)
-    return space.push(cycle.directions, slot, p), p
+def _directed(
+    system: LinearSystem, cycle: _Cycle, led: Any
+) -> tuple[_Cycle, Vec, Array | None]:
+    """The cycle with one more direction, this, and its length if that is known; zero in
+    samples that are done.
+    """
+    space, slot, write = system.space, cycle.size, system.space.backend.write
+    length = space.as_coefficient(cycle.busy)
+    unit = length * cycle.unit
+    p = space.scale(unit, cycle.next)
+    if cycle.directions is not None:
+        p = system.preconditioned(p)
+        if not space.backend.known_here(cycle.busy):
+            p = space.mask(cycle.busy, p)
+        directions = space.push(cycle.directions, slot, p)
+        return cycle._replace(directions=directions), p, None
+    own = length if led is False else space.select(led, space.zero, length)
+    of_residual = space.select(cycle.fell, own * unit, space.zero)
+    of_basis = space.select(cycle.fell, space.zero, own)
+    cycle = cycle._replace(
+        of_residual=write(cycle.of_residual, (..., slot), of_residual),
+        of_basis=write(cycle.of_basis, (..., slot), of_basis),
+    )
+    return cycle, p, length
 
 
 def _orthogonalized(
@@ -314,9 +343,11 @@ def _orthogonalized(
     again = (rest < KEPT**2 * square) | twice
 
     def second() -> tuple[Array, ...]:
-        more, nearer = space.gram_and_dots(basis, left, (r,))
+        more, nearer, whole = space.gram_and_dots(basis, left, (r, left))
         final = space.minus_combination(left, more, basis)
-        return products + more, space.dot(final, final), nearer, *final
+        rest = whole - xp.sum(more * more, axis=-1)
+        rest = space.select(rest > _NEW * whole, rest, space.zero)
+        return products + more, rest, nearer, *final
 
     products, rest, toward, *leaves = space.backend.replaced_where(
         (products, rest, toward, *left), again, second
@@ -337,18 +368,17 @@ def _least(space: Space) -> float:
 
 def _bare(system: LinearSystem, carry: _Carry, size: int, limit: int) -> _Cycle:
     """The whole cycle on the one array of one sample."""
-    space, first = system.space, _opened(system.space, size, carry)
+    space, first = system.space, _opened(system.space, size, carry, keeps=False)
     shape = space.shapes[0]
-    directions, basis = (
-        part[0].reshape(size, -1) for part in (first.directions, first.basis)
-    )
+    basis = first.basis[0].reshape(size, -1)
     cycle = BareCycle(
-        product=lambda p: system.product((p.reshape(shape),))[0].reshape(-1),
-        directions=directions,
+        product=lambda p: system.along((p.reshape(shape),), 1.0)[0].reshape(-1),
         basis=basis,
         triangle=first.triangle,
         coefficients=first.coefficients,
-        known=_known(carry.leads, directions[:0]),
+        of_residual=first.of_residual,
+        of_basis=first.of_basis,
+        known=_known(carry.leads, basis[:0]),
         r=first.r[0].reshape(-1),
         norm=float(first.norm),
         target=float(system.target),
@@ -382,13 +412,14 @@ def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
 
 def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     """The solution over the subspace, and which samples need another cycle."""
-    space = system.space
-    directions = space.filled(cycle.directions, cycle.size)
-    size = space.rows_of(directions)
+    space, size = system.space, cycle.size
+    size = size if isinstance(size, int) else space.rows_of(cycle.basis)
     triangle, rhs = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
-    x = space.minus_combination(
-        carry.x, -space.backend.solve(triangle, rhs), directions
-    )
+    y = space.backend.solve(triangle, rhs)
+    if cycle.directions is None:
+        x = _combined(space, carry, cycle, y)
+    else:
+        x = space.minus_combination(carry.x, -y, space.filled(cycle.directions, size))
     norm, leads = space.norm(cycle.r), carry.leads
     enough = system.target if system.enough is None else system.enough
     busy = carry.busy & (norm > system.target) & (norm > enough)
@@ -400,3 +431,29 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
         leads = _Leads(vectors, 0, 1, busy)
     products = carry.products + cycle.size
     return _Carry(x, cycle.r, norm, busy, cycle.taken, products, leads)
+
+
+def _combined(space: Space, carry: _Carry, cycle: _Cycle, y: Array) -> Vec:
+    """The solution with Σ yⱼpⱼ, of directions that were not kept.
+
+    Those along a residual are pⱼ = rⱼ/‖rⱼ‖, and rⱼ = r + Σ aᵢqᵢ over i ≥ j, where r is
+    the residual now and aᵢ = ⟨qᵢ, r₀⟩; others are qⱼ₋₁, or a lead.
+    """
+    xp, size, leads = space.xp, y.shape[-1], carry.leads
+    slots = xp.arange(size, **space.place)
+    shares = y * cycle.of_residual[..., :size]
+    after = y * cycle.of_basis[..., :size]
+    until = space.as_coefficient(slots[:, None] >= slots)
+    following = space.as_coefficient(slots[:, None] + 1 == slots)
+    sums = xp.matmul(until, shares[..., None])[..., 0]
+    weights = cycle.coefficients[..., :size] * sums
+    weights = weights + xp.matmul(following, after[..., None])[..., 0]
+    x = space.axpy(xp.sum(shares, axis=-1), cycle.r, carry.x)
+    x = space.minus_combination(x, -weights, space.filled(cycle.basis, size))
+    if leads is None:
+        return x
+    rows = xp.arange(space.rows_of(leads.vectors), **space.place)
+    which = (rows[:, None] == leads.first + slots) & (slots < leads.count)
+    y = space.select(leads.wanted[..., None], y, space.zero)
+    weights = xp.matmul(space.as_coefficient(which), y[..., None])[..., 0]
+    return space.minus_combination(x, -weights, leads.vectors)

@@ -148,6 +148,7 @@ class NewtonKrylov(Solver):
             problem.precondition(point),
             active,
             _ENOUGH * merit,
+            linearization.quotient,
         )
         solution, memory = self.linear.solve(system, state.linear)
         useful = solution.residual_norm <= _USELESS * merit

@@ -11,6 +11,7 @@ import torch
 
 import fixedpoint as fp
 from fixedpoint import kernels
+from fixedpoint.testing import problems
 
 EITHER = pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
 DENSE = ["newton", "newton-bounded", "levenberg"]
@@ -59,6 +60,48 @@ def test_a_jacobian_saves_all_products(layer, counted, problem, solver, by):
     sol = by(image, z0, args, solver=solver, jacobian=jacobian, **SETTINGS)
     assert sol.work == (image.calls, 0, 0)
     assert 0 < jacobian.calls <= int(sol.steps)
+
+
+def calls_between_products(solver):
+    """Python functions that run from one evaluation of F to the next, as a rule, and
+    the evaluations.
+    """
+    F, marks, calls = problems.bratu(16).function, [], [0]
+
+    def function(u):
+        sys.setprofile(None)
+        marks.append(calls[0])
+        image = F(u)
+        sys.setprofile(watch)
+        return image
+
+    def watch(frame, event, argument):
+        del frame, argument
+        calls[0] += event == "call"
+
+    try:
+        sol = fp.root(function, np.zeros((16, 16)), rtol=1e-8, solver=solver)
+    finally:
+        sys.setprofile(None)
+    assert sol.work.f == len(marks)
+    return int(np.median(np.diff(marks))), len(marks)
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [fp.GMRES(), fp.ConjugateGradient(), fp.ConjugateGradient(recycle=4)],
+)
+def test_calls_of_a_product(linear):
+    """From F and back to it, on one array; and a batch of one takes as many
+    evaluations.
+    """
+    solver = fp.NewtonKrylov(linear=linear)
+    calls, evaluations = calls_between_products(solver)
+    assert calls <= 26
+    F = problems.bratu(16).function
+    settings = {"rtol": 1e-8, "batch_ndim": 1, "solver": solver}
+    batch = fp.root(lambda u: F(u[0])[None], np.zeros((1, 16, 16)), **settings)
+    assert abs(batch.work.f - evaluations) <= 0.05 * evaluations
 
 
 @EITHER

@@ -190,27 +190,33 @@ def test_messages_of_a_step(solver, most):
     assert flags <= 2
 
 
-def test_messages_of_a_product():
-    """Of the direction's length, of the difference, and all inner products at once; and
-    a few of each step.
+@pytest.mark.parametrize(
+    ("linear", "exact", "difference"),
+    [(fp.GMRES, 1, 2), (fp.ConjugateGradient, 2, 3), (fp.BiCGStab, 2, 4)],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_messages_of_a_product(linear, exact, difference, given):
+    """Sums of all inner products at once, and of the size of a difference; and whether
+    all go on. A step of BiCGStab has two products.
     """
-    problem, counts = problems.bratu(24), []
-    for steps in (2, 4):
-        alone = Alone()
+    problem, counts = problems.bratu(64), []
+    more = {"jvp": problem.jvp} if given else {}
+    for steps in (4, 8):
+        alone, method = Alone(), linear(max_steps=steps)
         sol = fp.root(
             problem.function,
             problem.start,
-            rtol=1e-6,
-            max_steps=steps,
+            max_steps=1,
             on_failure="return",
-            solver=fp.NewtonKrylov(forcing=1e-3, forcing_max=1e-3),
+            solver=fp.NewtonKrylov(linear=method, forcing=1e-4),
             communicator=alone,
+            **more,
         )
-        counts.append((alone.sums, alone.flags, sol.work.f))
-    (sums, flags, evaluations), (more, others, further) = counts
-    assert further > evaluations + 30
-    assert (more - sums) / (further - evaluations) <= 4
-    assert (others - flags) / (further - evaluations) <= 3.5
+        counts.append((alone.sums, alone.flags, sum(sol.work)))
+    sums, flags, products = (b - a for a, b in zip(*counts, strict=True))
+    assert products == (8 if linear is fp.BiCGStab else 4)
+    assert sums == (exact if given else difference) * products
+    assert flags <= 3 * products
 
 
 @pytest.mark.parametrize(

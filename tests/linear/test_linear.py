@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from scipy.sparse.linalg import lgmres
+from scipy.sparse.linalg import gmres, lgmres
 
 import fixedpoint as fp
 from fixedpoint.backend import backend_of
@@ -426,6 +426,62 @@ def test_tight_targets_are_met_in_truth(kind):
         assert np.all(norm <= target)
         assert np.all(left(matrix, right, x) <= 1e-10 * np.linalg.norm(b))
         assert products <= 41
+
+
+# Where one array has most of its basis left out: symmetric matrices.
+
+
+def stretched(n, condition, seed=0):
+    """A symmetric indefinite matrix with a spectrum over many scales."""
+    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0]
+    values = np.geomspace(1.0 / condition, 1.0, n) * np.where(np.arange(n) % 2, 1, -1)
+    return Q * values @ Q.T
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e6, 1e12])
+@pytest.mark.parametrize("k", [10, 25, 60])
+def test_symmetric_matrices_lose_nothing_of_the_least_residual(condition, k):
+    A, b = stretched(120, condition), np.random.default_rng(19).standard_normal(120)
+    x, norm, products = solve(fp.GMRES(restart=k, max_steps=k), A, b, 0.0)
+    assert products == k
+    np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-6)
+    assert norm <= 1.001 * least(A, b, k)
+
+
+@pytest.mark.parametrize("row", [5, 30, 60])
+def test_what_is_not_symmetric_later_on_is_found(row):
+    """From the first unit vector, a difference spreads by an entry a product: only
+    after that does the space feel an entry far from the diagonal.
+    """
+    A, b = laplacian(90), np.eye(90)[0]
+    A[0, row] = 1.0
+    x, norm, products = solve(fp.GMRES(restart=90, max_steps=90), A, b, 1e-8)
+    assert norm <= 1e-8
+    assert left(A, b, x) <= 2e-8
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), atol=1e-5)
+    again, _, whole = solve(fp.GMRES(restart=90, max_steps=90), A[None], b[None], 1e-8)
+    assert products <= whole + 5
+    np.testing.assert_allclose(x, again[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("condition", [1e4, 1e8, 1e12])
+def test_ill_conditioned_systems_are_reduced_as_by_scipy(shape, symmetric, condition):
+    """Whose GMRES orthogonalizes by the modified process, with a sum for each vector
+    and one more for the length.
+    """
+    n, k = 80, 50
+    A = stretched(n, condition)
+    if not symmetric:
+        A = A @ np.linalg.qr(np.random.default_rng(20).standard_normal((n, n)))[0]
+    b = A @ np.ones(n)
+    matrix, right = np.reshape(A, (*shape, n, n)), np.reshape(b, (*shape, n))
+    x, norm, _ = solve(fp.GMRES(restart=k, max_steps=k), matrix, right, 0.0)
+    y, _ = gmres(A, b, rtol=1e-16, restart=k, maxiter=1)
+    floor = 1e-14 * np.linalg.norm(b)
+    np.testing.assert_allclose(norm, left(matrix, right, x), rtol=1e-3, atol=floor)
+    assert np.all(norm <= 1.01 * np.linalg.norm(b - A @ y) + floor)
 
 
 # What conjugate gradients remember of a first solve.
