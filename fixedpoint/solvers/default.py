@@ -77,7 +77,13 @@ def _sequence(large: int, is_root: bool, has_jacobian: bool, is_batch: bool) -> 
     """The sequence for a size: 0 up to the first bound, 1 up to the second, or 2."""
     damped, bounded = Newton(), Newton(line_search=False, step_bound=0.5)
     linear = GMRES(restart=40, max_steps=80)
-    krylov = NewtonKrylov(line_search=False, step_bound=4.0, linear=linear, forcing=0.1)
+    krylov = NewtonKrylov(
+        line_search=False,
+        step_bound=4.0,
+        linear=linear,
+        forcing=0.1,
+        before_matrix=large == 1,
+    )
     if has_jacobian and large:
         return Fallback(
             [damped, bounded, NewtonKrylov(), *([] if is_root else [Picard()])]

@@ -80,6 +80,10 @@ class NewtonKrylov(Solver):
         The first η, and η_max.
     gamma : float in (0, 1], optional
         γ.
+    before_matrix : bool, optional
+        Whether a method with a matrix takes over where this one fails. Then a linear
+        solve has failed, too, that is short of its target when a tenth of its residual
+        takes more products than there are unknowns: so many make the matrix.
 
     References
     ----------
@@ -102,6 +106,7 @@ class NewtonKrylov(Solver):
     forcing: float = 0.5
     forcing_max: float = 0.9
     gamma: float = 0.9
+    before_matrix: bool = False
 
     def __post_init__(self) -> None:
         check_positive("forcing", self.forcing, 1.0)
@@ -151,7 +156,7 @@ class NewtonKrylov(Solver):
             linearization.quotient,
         )
         solution, memory = self.linear.solve(system, state.linear)
-        useful = solution.residual_norm <= _USELESS * merit
+        useful = self._useful(system, solution, merit)
         descent, whole, escaping = self._descent(
             space, point, state, solution, merit, useful
         )
@@ -180,6 +185,20 @@ class NewtonKrylov(Solver):
             correction,
             inflation,
         )
+
+    def _useful(
+        self, system: LinearSystem, solution: LinearSolution, merit: Array
+    ) -> Array:
+        """Whether a linear solve has reduced enough of its residual, whose norm was
+        `merit`.
+        """
+        space, left = system.space, solution.residual_norm
+        useful = left <= _USELESS * merit
+        if not self.before_matrix:
+            return useful
+        digits = -space.xp.log10(space.ratio(left, merit))
+        fast = solution.products <= space.dimension * digits
+        return useful & (fast | (left <= system.target))
 
     def _eta(
         self, space: Space, problem: Problem, point: Point, state: Forcing, merit: Array

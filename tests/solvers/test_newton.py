@@ -498,6 +498,42 @@ def test_a_linear_solve_that_reduces_nothing_is_a_status(linear):
     np.testing.assert_array_equal(sol.value, 0.0)
 
 
+@pytest.mark.parametrize("batch_ndim", [0, 1])
+@pytest.mark.parametrize(
+    ("before_matrix", "forcing", "status"),
+    [
+        (True, 0.1, Status.LINEAR_SOLVE_FAILED),
+        (False, 0.1, Status.MAX_STEPS),
+        (True, 0.8, Status.MAX_STEPS),
+    ],
+)
+def test_a_slow_linear_solve_is_left_to_a_matrix(
+    batch_ndim, before_matrix, forcing, status
+):
+    """A second difference takes about as many products as there are points; but one
+    that meets its target is never too slow.
+    """
+    problem = problems.discrete_boundary_value(300)
+    solver = fp.NewtonKrylov(
+        linear=fp.GMRES(restart=40, max_steps=80),
+        before_matrix=before_matrix,
+        forcing=forcing,
+    )
+    F, x0 = problem.function, problem.start
+    if batch_ndim:
+        F, x0 = (lambda x: np.stack(list(map(problem.function, x)))), np.stack([x0] * 2)
+    sol = returned(F, x0, solver, max_steps=1, batch_ndim=batch_ndim)
+    assert np.all(sol.status == int(status))
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+def test_a_root_of_second_differences_takes_little_more_than_its_matrix(n):
+    problem = problems.discrete_boundary_value(n)
+    sol = fp.root(problem.function, problem.start, rtol=1e-9)
+    np.testing.assert_allclose(problem.residual(sol.value), 0.0, atol=1e-10)
+    assert sol.work.f <= 1.3 * n
+
+
 @pytest.mark.parametrize("solver", DENSE)
 def test_a_jacobian_that_is_not_finite_is_a_linear_solve_that_failed(solver):
     jacobian = lambda _: np.full((2, 2), np.nan)
