@@ -370,8 +370,11 @@ def our_variants(problem: Problem) -> list[tuple[str, dict[str, Any]]]:
     recycling = fp.ConjugateGradient(recycle=8)
     recycled = {"solver": fp.NewtonKrylov(linear=recycling, forcing=1e-3)}
     return [
+        ("no solver named", {}),
+        ("no solver named, jvp", exact),
         ("NewtonKrylov(BiCGStab)", bicgstab),
         ("NewtonKrylov(BiCGStab), jvp", bicgstab | exact),
+        ("NewtonKrylov(ConjugateGradient)", gradient),
         ("NewtonKrylov(ConjugateGradient), jvp", gradient | exact),
         ("NewtonKrylov(recycled gradients)", recycled),
         ("NewtonKrylov(recycled gradients), jvp", recycled | exact),

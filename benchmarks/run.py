@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -402,12 +403,69 @@ def numpy_batch() -> Case:
     return Case(name, lambda: f(a), residual, contenders, share_of_rounds=0.1)
 
 
+def numpy_bratu(n: int) -> Case:
+    """Bratu's problem −Δu = 6 exp(u) on n×n points, to 1e-8 of its first residual; no
+    derivative is given.
+    """
+    import numpy as np
+    from scipy.optimize import newton_krylov
+
+    import fixedpoint as fp
+
+    start, calls, rtol = np.zeros((n, n)), [0], 1e-8
+
+    def F(u: Any) -> Any:
+        calls[0] += 1
+        image = 4.0 * u
+        image[1:] -= u[:-1]
+        image[:-1] -= u[1:]
+        image[:, 1:] -= u[:, :-1]
+        image[:, :-1] -= u[:, 1:]
+        image *= (n + 1.0) ** 2
+        image -= 6.0 * np.exp(u)
+        return image
+
+    first = float(np.linalg.norm(F(start)))
+
+    def counted(solve: Callable[[], Any]) -> Callable[[], tuple[Any, int]]:
+        def run() -> tuple[Any, int]:
+            calls[0] = 0
+            return solve(), calls[0]
+
+        return run
+
+    def ours(solver: Any = None) -> Callable[[], tuple[Any, int]]:
+        asked = {"rtol": rtol, "test": "residual", "solver": solver}
+        return counted(lambda: fp.root(F, start, **asked).value)
+
+    def theirs() -> Any:
+        norm = np.linalg.norm
+        return newton_krylov(F, start, f_tol=rtol * first, tol_norm=norm)
+
+    plain = fp.NewtonKrylov(linear=fp.ConjugateGradient())
+    recycling = fp.NewtonKrylov(linear=fp.ConjugateGradient(recycle=8), forcing=1e-3)
+    contenders = [
+        Contender("fixedpoint, no solver named", ours()),
+        Contender("fixedpoint, conjugate gradients", ours(plain)),
+        Contender("fixedpoint, recycled gradients", ours(recycling)),
+        Contender("scipy newton_krylov(lgmres)", counted(theirs)),
+    ]
+
+    def residual(u: Any) -> float:
+        return float(np.linalg.norm(F(u))) / first
+
+    name = f"NumPy, Bratu {n}×{n}, no derivative"
+    return Case(name, lambda: F(start), residual, contenders, share_of_rounds=0.5)
+
+
 CASES = (
     torch_dense,
     torch_conv,
     torch_wide,
     jax_dense,
     numpy_chandrasekhar,
+    partial(numpy_bratu, 64),
+    partial(numpy_bratu, 128),
     numpy_batch,
 )
 
