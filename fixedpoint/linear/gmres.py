@@ -315,7 +315,10 @@ def _directed(
     unit = length * cycle.unit
     p = space.scale(unit, cycle.next)
     if cycle.directions is not None:
-        p = system.preconditioned(p)
+        if led is False:
+            p = system.preconditioned(p)
+        elif not space.backend.known_here(led):
+            p = space.where(led, p, system.preconditioned(p))
         if not space.backend.known_here(cycle.busy):
             p = space.mask(cycle.busy, p)
         directions = space.push(cycle.directions, slot, p)

@@ -322,11 +322,11 @@ def drifting(n, count, advection=0.3):
     ]
 
 
-def in_sequence(method, systems, target):
+def in_sequence(method, systems, target, **more):
     """The solutions of systems, each with what is remembered of those before."""
     memory, ends = None, []
     for A, b in systems:
-        given = system(A, b, target)
+        given = system(A, b, target, **more)
         memory = method.init(given.space) if memory is None else memory
         with np.errstate(all="ignore"):
             end, memory = method.solve(given, memory)
@@ -351,6 +351,33 @@ def test_solutions_lead_the_space_of_the_systems_after(batch):
         expected = np.linalg.solve(A, b[..., None])[..., 0]
         np.testing.assert_allclose(end.value[0], expected, atol=1e-3)
     assert 2 * sum(e.products for e in led[1:]) < sum(e.products for e in plain[1:])
+
+
+@pytest.mark.parametrize("advection", [0.0, 0.3])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_solutions_lead_preconditioned_systems(advection, batch):
+    """As they are: to precondition them, too, would take them out of the space."""
+    systems = [
+        (np.broadcast_to(A, (*batch, 200, 200)), np.broadcast_to(b, (*batch, 200)))
+        for A, b in drifting(200, 5, advection)
+    ]
+    blocks = laplacian(200, advection) * np.kron(np.eye(20), np.ones((10, 10)))
+    precondition = Matrix(np.linalg.inv(blocks))
+    plain, led = (
+        in_sequence(
+            fp.GMRES(max_steps=2000, augment=augment),
+            systems,
+            1e-6,
+            precondition=precondition,
+        )
+        for augment in (0, 10)
+    )
+    for (A, b), end in zip(systems, led, strict=True):
+        assert np.all(end.residual_norm <= 1e-6)
+        np.testing.assert_allclose(
+            end.residual_norm, left(A, b, end.value[0]), rtol=1e-4, atol=1e-12
+        )
+    assert sum(e.products for e in led[1:]) < 0.9 * sum(e.products for e in plain[1:])
 
 
 def test_easy_systems_are_not_led():
