@@ -57,8 +57,8 @@ class BareCycle:
         Room for the rows of Q.
     triangle, coefficients : array
         The unit matrix, and zero; they become Rᵀ and Qr.
-    of_residual, of_basis : array of shape (most,)
-        Zero; they become what each direction has of the residual before it, and of the
+    kinds : array of shape (most,)
+        Zero; it becomes 1/‖r‖ for a direction along the residual then, and −1 for the
         newest row of Q.
     known : array of shape (k, n)
         The unit vectors that lead the directions.
@@ -76,8 +76,7 @@ class BareCycle:
     basis: Matrix
     triangle: Matrix
     coefficients: Matrix
-    of_residual: Matrix
-    of_basis: Matrix
+    kinds: Matrix
     known: Matrix
     r: Matrix
     norm: float
@@ -111,10 +110,10 @@ class BareCycle:
         if slot < len(self.known):
             p = self.known[slot]
         elif fell:
-            self.of_residual[slot] = unit = 1.0 / self.norm if self.norm else 0.0
+            self.kinds[slot] = unit = 1.0 / self.norm if self.norm else 0.0
             np.multiply(self.r, unit, out=p)
         else:
-            self.of_basis[slot] = 1.0
+            self.kinds[slot] = -1.0
             p = self.basis[slot - 1]
         return p
 

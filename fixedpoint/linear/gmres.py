@@ -54,16 +54,16 @@ class _Cycle(NamedTuple):
 
     The next direction is along `next`, whose length is 1/`unit`, and `fell` tells
     whether that is the residual; `taken` counts those that were not known before. With
-    a preconditioner the `directions` are kept. Without they are what is known of leads,
-    of the residuals, and of the basis: see :func:`_combined`.
+    a preconditioner the `directions` are kept. Without it is only noted what they are:
+    in `kinds` is 1/‖r‖ for a direction along the residual then, −1 for the newest row
+    of the basis, and 0 for a lead.
     """
 
     directions: Vec | None
     basis: Vec
     triangle: Array
     coefficients: Array
-    of_residual: Array
-    of_basis: Array
+    kinds: Array
     next: Vec
     unit: Array
     fell: Array
@@ -106,7 +106,9 @@ class GMRES(LinearSolver):
     every step, and allows the preconditioner to change from one to the next. One pass
     of the classical process of Gram and Schmidt takes all inner products of a step at
     once, and the length of what is left by Pythagoras' theorem: one sum over those who
-    share a state. A second one follows where little is left of the vector.
+    share a state. A second one follows where little is left of the vector. On one array
+    of NumPy's, inner products that vanish are left out where the matrix turns out to be
+    symmetric.
 
     Of a sequence of similar systems, as in Newton's method, the last solutions lead the
     space: what converges slowly lies in their span, and need not be found again. Each
@@ -245,8 +247,7 @@ def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
         basis=space.workspace("basis", size),
         triangle=space.identity(size),
         coefficients=space.full(0.0, (size,)),
-        of_residual=space.full(0.0, (size,)),
-        of_basis=space.full(0.0, (size,)),
+        kinds=space.full(0.0, (size,)),
         next=toward,
         unit=unit,
         fell=carry.norm == carry.norm,
@@ -323,14 +324,10 @@ def _directed(
             p = space.mask(cycle.busy, p)
         directions = space.push(cycle.directions, slot, p)
         return cycle._replace(directions=directions), p, None
-    own = length if led is False else space.select(led, space.zero, length)
-    of_residual = space.select(cycle.fell, own * unit, space.zero)
-    of_basis = space.select(cycle.fell, space.zero, own)
-    cycle = cycle._replace(
-        of_residual=write(cycle.of_residual, (..., slot), of_residual),
-        of_basis=write(cycle.of_basis, (..., slot), of_basis),
-    )
-    return cycle, p, length
+    kind = space.select(cycle.fell, unit, -length)
+    kind = kind if led is False else space.select(led, space.zero, kind)
+    kinds = write(cycle.kinds, (..., slot), kind)
+    return cycle._replace(kinds=kinds), p, length
 
 
 def _orthogonalized(
@@ -379,8 +376,7 @@ def _bare(system: LinearSystem, carry: _Carry, size: int, limit: int) -> _Cycle:
         basis=basis,
         triangle=first.triangle,
         coefficients=first.coefficients,
-        of_residual=first.of_residual,
-        of_basis=first.of_basis,
+        kinds=first.kinds,
         known=_known(carry.leads, basis[:0]),
         r=first.r[0].reshape(-1),
         norm=float(first.norm),
@@ -443,9 +439,9 @@ def _combined(space: Space, carry: _Carry, cycle: _Cycle, y: Array) -> Vec:
     the residual now and aᵢ = ⟨qᵢ, r₀⟩; others are qⱼ₋₁, or a lead.
     """
     xp, size, leads = space.xp, y.shape[-1], carry.leads
-    slots = xp.arange(size, **space.place)
-    shares = y * cycle.of_residual[..., :size]
-    after = y * cycle.of_basis[..., :size]
+    slots, kinds = xp.arange(size, **space.place), cycle.kinds[..., :size]
+    shares = xp.where(kinds > 0.0, y * kinds, space.zero)
+    after = xp.where(kinds < 0.0, y, space.zero)
     until = space.as_coefficient(slots[:, None] >= slots)
     following = space.as_coefficient(slots[:, None] + 1 == slots)
     sums = xp.matmul(until, shares[..., None])[..., 0]
@@ -453,10 +449,14 @@ def _combined(space: Space, carry: _Carry, cycle: _Cycle, y: Array) -> Vec:
     weights = weights + xp.matmul(following, after[..., None])[..., 0]
     x = space.axpy(xp.sum(shares, axis=-1), cycle.r, carry.x)
     x = space.minus_combination(x, -weights, space.filled(cycle.basis, size))
-    if leads is None:
-        return x
-    rows = xp.arange(space.rows_of(leads.vectors), **space.place)
+    return x if leads is None else _led_by(space, x, leads, y)
+
+
+def _led_by(space: Space, x: Vec, leads: _Leads, y: Array) -> Vec:
+    """The solution with what the directions that were known have of it."""
+    rows = space.xp.arange(space.rows_of(leads.vectors), **space.place)
+    slots = space.xp.arange(y.shape[-1], **space.place)
     which = (rows[:, None] == leads.first + slots) & (slots < leads.count)
     y = space.select(leads.wanted[..., None], y, space.zero)
-    weights = xp.matmul(space.as_coefficient(which), y[..., None])[..., 0]
+    weights = space.xp.matmul(space.as_coefficient(which), y[..., None])[..., 0]
     return space.minus_combination(x, -weights, leads.vectors)
