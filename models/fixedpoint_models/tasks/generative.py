@@ -27,6 +27,7 @@ from fixedpoint_models.data import DataError
 from fixedpoint_models.decoder import DenseDecoder, decode, equilibrium_map
 from fixedpoint_models.networks import MDEQDecoder
 from fixedpoint_models.plots import draw_recovered
+from fixedpoint_models.principal import PrincipalImages
 from fixedpoint_models.tasks.base import LOOSE, Experiment
 from fixedpoint_models.tracked import TrackedNewton
 from fixedpoint_models.training import fingerprint
@@ -55,6 +56,9 @@ class Images:
         The side of the patches of photographs, or of faces.
     stride : int, optional
         From one patch of photographs to the next.
+    mirrored : bool
+        Whether the patches of photographs in `folder` are trained on as seen in a
+        mirror, too.
     limit, held_out : int, optional
         How many to train on, and to test with; all by default. Digits and faces, which
         come in one piece, are divided: a quarter of the digits and a tenth of the faces
@@ -68,6 +72,7 @@ class Images:
     test: str = "test"
     size: int = setting(64, least=8)
     stride: int | None = setting(None, least=1)
+    mirrored: bool = False
     limit: int | None = setting(None, least=1)
     held_out: int | None = setting(None, least=1)
 
@@ -76,6 +81,8 @@ class Images:
             raise ValueError(f"folder: missing, {self.name} is read from files")
         if self.test_folder and not (self.folder and self.name == "photographs"):
             raise ValueError("test_folder: expected with a folder of photographs")
+        if self.mirrored and not (self.folder and self.name == "photographs"):
+            raise ValueError("mirrored: expected with a folder of photographs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,27 +91,30 @@ class Network:
 
     Parameters
     ----------
-    kind : {"dense", "mdeq"}
-        :class:`DenseDecoder` or :class:`MDEQDecoder`.
+    kind : {"dense", "principal", "mdeq"}
+        :class:`DenseDecoder`, :class:`PrincipalImages` or :class:`MDEQDecoder`.
     latent : int
         Entries of a code.
     width, bound
-        Of the dense decoder: entries of its state, and the bound of ‖W‖₂.
+        Of the dense decoders: entries of their state, and the bound of ‖W‖₂.
+    basis : int
+        Of the second: the principal axes that its images are made of.
     head_gain : float
-        Of the other: what the weights of its last convolution are multiplied by at
+        Of the third: what the weights of its last convolution are multiplied by at
         first. Where images move little with the state, codes are driven far out to
         explain anything, to where the state no longer follows them, as its norms allow
         it a certain size only.
     channels, side, groups, activation, gain, weight_norm, sigmoid
-        Of the other. The activation is "softplus" where Newton's method solves: with
+        Of the third. The activation is "softplus" where Newton's method solves: with
         "relu" the derivative jumps from step to step, and solves have been seen to
         fail, or to succeed at the code zero because no unit of the head was active.
     """
 
-    kind: Literal["dense", "mdeq"]
+    kind: Literal["dense", "principal", "mdeq"]
     latent: int = setting(16, least=1)
     width: int = setting(128, least=1)
     bound: float = setting(0.9, above=0.0, below=1.0)
+    basis: int = setting(512, least=1)
     channels: tuple[int, ...] = setting((16, 16), least=1)
     side: int = setting(16, least=1)
     groups: int = setting(4, least=1)
@@ -192,7 +202,8 @@ class Settings:
     images, network, solve, jacobian
         The parts.
     prior : float
-        The weight of ‖x‖² in the loss.
+        The weight of ‖x‖² in the loss; with principal components, of that of x in parts
+        of its standard deviations.
     batch_size : int
         Images of a step.
     test_steps : int
@@ -215,7 +226,9 @@ class Settings:
 
 
 class Batch(NamedTuple):
-    """Images, their numbers among all, and the batch's number among all of training."""
+    """Images, or their coefficients in a basis; their numbers among all, and the
+    batch's number among all of training.
+    """
 
     images: Tensor
     rows: Tensor
@@ -327,6 +340,8 @@ def _cut(images: Images, seed: int) -> tuple[Any, Any]:
         number = max(1, len(train) // 10)
         train, test = train[number:], train[:number]
     generator = np.random.default_rng(seed)
+    if images.mirrored:
+        train = [turned for image in train for turned in (image, image[:, ::-1])]
     cut, kept = (
         generator.permutation(sets.patches_of(part, images.size, images.stride))
         for part in (train, test)
@@ -346,7 +361,7 @@ def _divided(
 def squared_error(decoded: Any, x: Any, y: Any, params: Any) -> Any:
     """s‖D(z) − image‖² + λ‖x‖² per sample; s = 64/pixels, as in :func:`masked_loss`."""
     misfit = ((decoded - y) ** 2).flatten(1).sum(-1)
-    return params["scale"] * misfit + params["prior"] * (x**2).sum(-1)
+    return params["scale"] * misfit + (params["prior"] * x**2).sum(-1)
 
 
 class Decoder:
@@ -373,9 +388,11 @@ class Decoder:
 
     def params(self, prior: float) -> Any:
         """What the maps and the loss take."""
+        module = self.module
+        is_scaled = isinstance(module, PrincipalImages)
         return {
-            **self.module.params(),
-            "prior": prior,
+            **module.params(),
+            "prior": prior * module.precision() if is_scaled else prior,
             "scale": 64.0 / math.prod(self.shape),
         }
 
@@ -385,10 +402,30 @@ class Decoder:
         weights = {name: weight.detach() for name, weight in params["weights"].items()}
         return {**params, "weights": weights}
 
+    @property
+    def output(self) -> Callable[..., Any]:
+        """What training compares: an image, or its coefficients in a basis."""
+        module = self.module
+        output: Callable[..., Any] = module.head
+        return module.read if isinstance(module, PrincipalImages) else output
+
+    def compared(self, images: Tensor) -> Tensor:
+        """What the output of images is compared with."""
+        module = self.module
+        return (
+            module.measured(images) if isinstance(module, PrincipalImages) else images
+        )
+
     def start(self, number: int) -> tuple[Any, Tensor]:
         """States and codes of zero."""
         zeros = torch.zeros(number, self.latent, device=self.device)
         return self.module.zero_state(number), zeros
+
+    def first(self, y: Tensor) -> tuple[Any, Tensor]:
+        """States and codes to start from, for what the output is compared with."""
+        z, x = self.start(len(y))
+        module = self.module
+        return z, module.encode(y) if isinstance(module, PrincipalImages) else x
 
     def equilibrium(self, x: Tensor, params: Any) -> fp.Solution[Any]:
         """The states of codes, from a cold start."""
@@ -415,6 +452,9 @@ class Decoder:
 def _module(network: Network, shape: tuple[int, ...], seed: int) -> torch.nn.Module:
     if network.kind == "dense":
         return DenseImages(shape, network.width, network.latent, network.bound, seed)
+    if network.kind == "principal":
+        sizes = network.width, network.latent, network.basis
+        return PrincipalImages(shape, *sizes, network.bound, seed)
     if shape[1] != shape[2] or shape[1] % network.side:
         raise ConfigError(
             f"network.side: expected a divisor of the images' side {shape[1]}, got "
@@ -512,13 +552,17 @@ def infer(
     return Inferred(value, found.converged, taken)
 
 
-def quality(decoded: Tensor, images: Tensor) -> dict[str, list[float]]:
+def quality(
+    decoded: Tensor, images: Tensor, masks: Tensor | None = None
+) -> dict[str, list[float]]:
     """Mean squared error, PSNR and SSIM of each image.
 
     Parameters
     ----------
     decoded, images : tensor of shape (number, channels, height, width)
         Values from 0 to 1.
+    masks : tensor of shape (number, 1, height, width), optional
+        Zero at the pixels that count; all of them by default.
 
     Examples
     --------
@@ -529,15 +573,24 @@ def quality(decoded: Tensor, images: Tensor) -> dict[str, list[float]]:
     ...  (value,) in quality(image, 0.9 * image).items()}
     {'mse': 0.003, 'psnr': 24.737, 'ssim': 0.989}
     """
-    errors = ((decoded - images) ** 2).flatten(1).mean(1).double().cpu()
-    pairs = zip(decoded.cpu().numpy(), images.cpu().numpy(), strict=True)
-    similarity: Callable[..., Any] = structural_similarity
-    ssim = [float(similarity(a, b, data_range=1.0, channel_axis=0)) for a, b in pairs]
+    masks = torch.zeros_like(images[:, :1]) if masks is None else masks
+    counts = (masks == 0.0).expand_as(images).cpu().numpy()
+    arrays = (tensor.cpu().double().numpy() for tensor in (decoded, images))
+    triples = list(zip(*arrays, counts, strict=True))
+    errors = np.array([((a - b) ** 2)[count].mean() for a, b, count in triples])
     return {
         "mse": errors.tolist(),
-        "psnr": (-10.0 * errors.log10()).tolist(),
-        "ssim": ssim,
+        "psnr": (-10.0 * np.log10(np.maximum(errors, 1e-12))).tolist(),
+        "ssim": [_similarity(*triple) for triple in triples],
     }
+
+
+def _similarity(a: Any, b: Any, counts: Any) -> float:
+    """The mean of the structural similarity of windows about the pixels that count."""
+    similarity: Callable[..., Any] = structural_similarity
+    mean, maps = similarity(a, b, data_range=1.0, channel_axis=0, full=True)
+    # The mean leaves the margin out, where windows do not fit.
+    return float(mean if counts.all() else maps[counts].mean())
 
 
 def shown(images: Tensor) -> Any:
@@ -571,26 +624,29 @@ class Generative(Experiment):
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device = settings, device
         train, test = load(settings.images, settings.seed)
-        self.images, self.held_out = train.to(device), test.to(device)
+        self.held_out, self.fingerprint = test.to(device), fingerprint(train)
         self.decoder = Decoder(
             settings.network, tuple(train.shape[1:]), settings.seed, device
         )
         self.module: Any = self.decoder.module
+        if isinstance(self.module, PrincipalImages):
+            _fit(self.module, train)
+        self.images = self.decoder.compared(train.to(device))
         if settings.network.kind == "mdeq" and not settings.network.sigmoid:
             torch.nn.init.constant_(self.module.readout.conv2.bias, float(train.mean()))
-        self.model = self.posed(squared_error)
+        self.model = self.posed(squared_error, self.decoder.output)
         z, x = self.decoder.start(len(train))
         kept = {"z": z, "mu": z, "x": x} if settings.solve.warm == "all" else {"x": x}
         self.stored = leafwise(torch.clone, kept)
         self.written = torch.zeros(len(train), device=device)
 
-    def posed(self, loss: Loss) -> AugmentedDEQ:
-        """The augmented system of this decoder and a loss of images."""
+    def posed(self, loss: Loss, output: Callable[..., Any]) -> AugmentedDEQ:
+        """The augmented system of this decoder and a loss of an output."""
         solve = self.settings.solve
         return AugmentedDEQ(
             self.network(self.module.f),
             loss,
-            self.network(self.module.head),
+            self.network(output),
             state_damping=solve.state_damping,
             adjoint_damping=solve.adjoint_damping,
         )
@@ -666,7 +722,7 @@ class Generative(Experiment):
 
     def _infer(self, batch: Batch, steps: int) -> Inferred:
         solve = self.settings.solve
-        z, x = self.decoder.start(len(batch.rows))
+        z, x = self.decoder.first(batch.images)
         start = {"z": z, "mu": z, "x": x}
         if solve.warm != "none":
             start.update(leafwise(lambda leaf: leaf[batch.rows], self.stored))
@@ -750,7 +806,8 @@ class Generative(Experiment):
         found = self.reconstruct(images)
         x = found.value["x"]
         z0 = self.decoder.start(len(images))[0]
-        objective = self.model.objective(z0, x, params=params, y=images)
+        y = self.decoder.compared(images)
+        objective = self.model.objective(z0, x, params=params, y=y)
         figures = quality(self.decoder.images(x, params), images)
         return {
             "objective": objective.tolist(),
@@ -763,12 +820,13 @@ class Generative(Experiment):
     def reconstruct(self, images: Tensor) -> Inferred:
         """The codes of images, from a cold start."""
         solve = replace(self.settings.solve, warm="none")
-        z, x = self.decoder.start(len(images))
+        y = self.decoder.compared(images)
+        z, x = self.decoder.first(y)
         return infer(
             self.model,
             solve,
             {"z": z, "mu": z, "x": x},
-            y=images,
+            y=y,
             rtol=1e-4,
             params=self.decoder.frozen(self.settings.prior),
             steps=self.settings.test_steps,
@@ -834,17 +892,24 @@ class Generative(Experiment):
         """The codes, and what else the next epoch begins with."""
         return {
             "stored": tree.flatten(self.stored)[0],
-            "images": fingerprint(self.images),
+            "images": self.fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of a checkpoint."""
-        if state["images"] != fingerprint(self.images):
+        if state["images"] != self.fingerprint:
             raise ValueError("written for other images")
         for leaf, stored in zip(
             tree.flatten(self.stored)[0], state["stored"], strict=True
         ):
             leaf.copy_(stored)
+
+
+def _fit(module: PrincipalImages, images: Tensor) -> None:
+    try:
+        module.fit(images)
+    except ValueError as error:
+        raise ConfigError(f"network: {error}") from None
 
 
 def _norm(z: Any) -> Tensor:

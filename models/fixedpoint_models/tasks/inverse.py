@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,13 +18,17 @@ import torch
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.config import ConfigError, build, setting
 from fixedpoint_models.plots import draw_recovered
+from fixedpoint_models.principal import Components, principal_components
 from fixedpoint_models.runner import begin, load_checkpoint, restore
-from fixedpoint_models.tasks import generative
+from fixedpoint_models.tasks import baselines, generative
 from fixedpoint_models.tasks.base import Experiment
 from fixedpoint_models.tasks.generative import Generative, Solve, infer, quality, shown
 
 Tensor = torch.Tensor
 SHOWN = 10
+# Weights of total variation, and the images to choose one on.
+TV_WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+TV_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,9 @@ class Problem:
     name : str
         What figures and pictures are called; letters, digits, hyphens and underscores.
     kind : {"reconstruction", "inpainting", "operator"}
-        The whole image, all but a random square, or what an operator makes of it.
+        The whole image, all but a random square, or what an operator makes of it. Of
+        inpainting, the pixels that are known are pasted back, and figures are those of
+        the square.
     sigma : float
         Standard deviation of the noise that is added.
     hidden : int, optional
@@ -91,6 +99,10 @@ class Settings:
         Of every block.
     solve : Solve, optional
         How to solve, but for these two; as in training by default.
+    baselines : bool
+        Whether figures include those of principal components, as many as a code has
+        entries; of total variation, for noise with a weight tuned on images to train
+        on; and, for inpainting, of biharmonic functions.
     seed : int
         Of noise and squares.
     """
@@ -101,6 +113,7 @@ class Settings:
     steps: int = setting(200, least=1)
     rtol: float = setting(1e-4, above=0.0)
     solve: Solve | None = None
+    baselines: bool = False
     seed: int = setting(0, least=0)
 
     def __post_init__(self) -> None:
@@ -143,7 +156,9 @@ class Inverse(Experiment):
         solve = settings.solve or self.generative.settings.solve
         self.solve = replace(solve, warm="none")
         # Made at once, so that an operator that cannot be used is told at once.
-        self.measured = [self._measure(i, p) for i, p in enumerate(settings.problems)]
+        self.measured = [
+            self._measure(i, p, self.images) for i, p in enumerate(settings.problems)
+        ]
 
     def batches(self, epoch: int) -> Iterator[Any]:
         """There are none."""
@@ -153,12 +168,12 @@ class Inverse(Experiment):
         """There is none."""
         raise NotImplementedError("there is nothing to train")
 
-    def _measure(self, number: int, problem: Problem) -> Measured:
-        """What is measured of all images: the same for the same seed."""
+    def _measure(self, number: int, problem: Problem, images: Tensor) -> Measured:
+        """What is measured of images: the same for the same seed."""
         generator = np.random.default_rng((self.settings.seed, number))
-        masks = self._masks(problem, generator)
+        masks = _masks(problem, images, generator)
         operator = _operator(problem)
-        exact = _checked(problem, operator, self.images, masks)
+        exact = _checked(problem, operator, images, masks)
         noise = problem.sigma * generator.standard_normal(
             tuple(exact.shape), dtype=np.float32
         )
@@ -168,23 +183,6 @@ class Inverse(Experiment):
             values * masks if problem.kind == "inpainting" else values, masks
         )
 
-    def _masks(self, problem: Problem, generator: np.random.Generator) -> Tensor:
-        """Masks that hide a random square of each image, or nothing."""
-        number, _, height, width = self.images.shape
-        masks = torch.ones(number, 1, height, width, device=self.images.device)
-        if problem.kind != "inpainting":
-            return masks
-        side = problem.hidden or round(20 / 64 * min(height, width))
-        if side > min(height, width):
-            raise ConfigError(
-                f"problems: {problem.name}: hidden: expected at most "
-                f"{min(height, width)}, got {side}"
-            )
-        for mask in masks:
-            row, column = generator.integers(0, (height - side + 1, width - side + 1))
-            mask[:, row : row + side, column : column + side] = 0.0
-        return masks
-
     def posed(self, problem: Problem) -> AugmentedDEQ:
         """The augmented system of a problem, whose data are of type
         :class:`Measured`.
@@ -193,11 +191,10 @@ class Inverse(Experiment):
 
         def loss(decoded: Any, x: Any, y: Any, params: Any) -> Any:
             misfit = operator(decoded, y.masks) - y.values
-            return params["scale"] * (misfit**2).flatten(1).sum(-1) + params[
-                "prior"
-            ] * (x**2).sum(-1)
+            explained = params["scale"] * (misfit**2).flatten(1).sum(-1)
+            return explained + (params["prior"] * x**2).sum(-1)
 
-        return self.generative.posed(loss)
+        return self.generative.posed(loss, self.generative.module.head)
 
     def _recover(
         self, problem: Problem, y: Measured
@@ -206,10 +203,7 @@ class Inverse(Experiment):
         them.
         """
         decoder, settings = self.generative.decoder, self.settings
-        prior = (
-            self.generative.settings.prior if problem.prior is None else problem.prior
-        )
-        params, model = decoder.frozen(prior), self.posed(problem)
+        params, model = decoder.frozen(self._prior(problem)), self.posed(problem)
         z, x = decoder.start(len(y.values))
         found = infer(
             model,
@@ -223,10 +217,13 @@ class Inverse(Experiment):
         x = found.value["x"]
         objective = model.objective(z, x, params=params, y=y).tolist()
         converged = found.converged.double().tolist()
-        return decoder.images(x, params), {
-            "objective": objective,
-            "converged": converged,
-        }
+        recovered = _pasted(problem, decoder.images(x, params), y)
+        return recovered, {"objective": objective, "converged": converged}
+
+    def _prior(self, problem: Problem) -> float:
+        """The weight of ‖x‖²."""
+        trained = self.generative.settings.prior
+        return trained if problem.prior is None else problem.prior
 
     def evaluate(self) -> dict[str, float]:
         """Mean figures of each problem, by the original images.
@@ -248,16 +245,74 @@ class Inverse(Experiment):
         parts = (torch.split(tensor, size) for tensor in (self.images, *measured))
         for images, values, masks in zip(*parts, strict=True):
             recovered, told = self._recover(problem, Measured(values, masks))
-            rows.append({**told, **quality(recovered, images)})
-            if values.shape == images.shape and not torch.equal(values, images):
-                rows[-1]["psnr_measured"] = quality(values.clamp(0.0, 1.0), images)[
-                    "psnr"
-                ]
+            rows.append({**told, **_judged(problem, recovered, images, masks)})
+            is_image = values.shape == images.shape and problem.kind != "inpainting"
+            if is_image and not torch.equal(values, images):
+                seen = values.clamp(0.0, 1.0)
+                rows[-1]["psnr_measured"] = quality(seen, images)["psnr"]
         joined = {
             k: np.array(list(itertools.chain(*(row[k] for row in rows))))
             for k in rows[0]
         }
-        return {name: float(np.nanmean(values)) for name, values in joined.items()}
+        means = {name: float(np.nanmean(values)) for name, values in joined.items()}
+        if self.settings.baselines and problem.kind != "operator":
+            means |= self._compared(problem, measured)
+        return means
+
+    def _compared(self, problem: Problem, measured: Measured) -> dict[str, float]:
+        """PSNR and SSIM of what recovers images without a network."""
+        figures = {}
+        for name, images in self.baselines(problem, measured).items():
+            found = _judged(problem, images, self.images, measured.masks)
+            for key in ("psnr", "ssim"):
+                figures[f"{key}_{name}"] = float(np.mean(found[key]))
+        return figures
+
+    def baselines(self, problem: Problem, measured: Measured) -> dict[str, Tensor]:
+        """Images recovered without a network: by principal components, the nearest
+        image and that with the prior of the decoder; by total variation, where there is
+        something to remove; and by biharmonic functions, where something is hidden.
+        """
+        scale = 64.0 / math.prod(self.images.shape[1:])
+        found = {
+            name: baselines.by_components(*measured, self.components, ridge)
+            for name, ridge in (
+                ("pca", 0.0),
+                ("pca_prior", self._prior(problem) / scale),
+            )
+        }
+        if problem.kind == "inpainting":
+            found["tv"] = baselines.filled_by_total_variation(*measured)
+            found["biharmonic"] = baselines.by_biharmonic(*measured)
+        elif problem.sigma > 0.0:
+            weight = self._tuned(problem)
+            found["tv"] = baselines.by_total_variation(measured.values, weight)
+        return {k: _pasted(problem, images, measured) for k, images in found.items()}
+
+    @cached_property
+    def examples(self) -> Tensor:
+        """The images that the decoder was trained on."""
+        settings = self.generative.settings
+        return generative.load(settings.images, settings.seed)[0]
+
+    @cached_property
+    def components(self) -> Components:
+        """Principal components of these, as many as a code has entries."""
+        settings = self.generative.settings
+        return principal_components(
+            self.examples, settings.network.latent, settings.seed
+        )
+
+    def _tuned(self, problem: Problem) -> float:
+        """The weight of total variation that is best for some of these images."""
+        images = self.examples[:TV_IMAGES]
+        seen = self._measure(len(self.settings.problems), problem, images)
+
+        def psnr(weight: float) -> float:
+            found = baselines.by_total_variation(seen.values, weight)
+            return float(np.mean(quality(found, images)["psnr"]))
+
+        return max(TV_WEIGHTS, key=psnr)
 
     def draw(self, folder: Path) -> list[Path]:
         """Originals, measurements and what is recovered of them, a file for each
@@ -283,6 +338,22 @@ class Inverse(Experiment):
         return files
 
 
+def _pasted(problem: Problem, images: Tensor, measured: Measured) -> Tensor:
+    """Images with the pixels that are known, where some are not."""
+    if problem.kind != "inpainting":
+        return images
+    known = measured.values.clamp(0.0, 1.0)
+    return torch.where(measured.masks > 0.0, known, images)
+
+
+def _judged(
+    problem: Problem, recovered: Tensor, images: Tensor, masks: Tensor
+) -> dict[str, list[float]]:
+    """The quality of images, of the square that was hidden alone if there was one."""
+    hidden = masks if problem.kind == "inpainting" else None
+    return quality(recovered, images, hidden)
+
+
 def _trained(file: Path, device: torch.device) -> Generative:
     """The task that wrote a checkpoint, as it was then."""
     content = load_checkpoint(file, "generative")
@@ -293,6 +364,24 @@ def _trained(file: Path, device: torch.device) -> Generative:
     experiment = begin(Generative, settings, device)
     restore(experiment, content, file)
     return experiment
+
+
+def _masks(problem: Problem, images: Tensor, generator: np.random.Generator) -> Tensor:
+    """Masks that hide a random square of each image, or nothing."""
+    number, _, height, width = images.shape
+    masks = torch.ones(number, 1, height, width, device=images.device)
+    if problem.kind != "inpainting":
+        return masks
+    side = problem.hidden or round(20 / 64 * min(height, width))
+    if side > min(height, width):
+        raise ConfigError(
+            f"problems: {problem.name}: hidden: expected at most "
+            f"{min(height, width)}, got {side}"
+        )
+    for mask in masks:
+        row, column = generator.integers(0, (height - side + 1, width - side + 1))
+        mask[:, row : row + side, column : column + side] = 0.0
+    return masks
 
 
 def _operator(problem: Problem) -> Callable[[Any, Any], Any]:
