@@ -1,9 +1,10 @@
 """Inverse problems: digits recovered from a part of them, through an equilibrium
 decoder.
 
-A decoder z = f(z, x), image = D(z), is trained on images together with a latent code x
-for each. Given a part of another image, or a noisy one, the code that explains it best
-is sought. State, adjoint and code are found together as one fixed point.
+A decoder z = f(z, x), image = D(z), was trained on images together with a latent code x
+for each; its weights come along, and ``--epochs`` trains it anew. Given a part of
+another image, or a noisy one, the code that explains it best is sought. State, adjoint
+and code are found together as one fixed point.
 
 What to look at, in ``inverse_problems.png``: above, images, what is seen of them, and
 what is recovered; below, the objective, re-solved from a cold start at the code,
@@ -25,12 +26,13 @@ import typer
 from matplotlib.figure import Figure
 
 import fixedpoint as fp
-from fixedpoint_models import Training, decode, equilibrium_map, train
+from fixedpoint_models import Training, decode, equilibrium_map, pretrained, train
 from fixedpoint_models.comparison import Comparison, Task, Trace, compare, recovery
 from fixedpoint_models.data import digits, square_masks
+from fixedpoint_models.demo import Split, split
 from fixedpoint_models.plots import fill_with_images
 
-HELD_OUT, SHOWN = 60, 10
+SHOWN = 10
 
 
 def problems(images: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -87,27 +89,32 @@ def draw(
     figure.savefig(file, dpi=110)
 
 
+def decoder(parts: Split, epochs: int | None) -> dict[str, Any]:
+    """The parameters that come along, or those after some passes over the images."""
+    if epochs is None:
+        return pretrained("digits-decoder")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "checkpoint.pt"
+        return train(parts.train, Training(epochs=epochs), file).params()
+
+
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path(),
-    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 60,
+    epochs: Annotated[int | None, typer.Option(help="Passes in training.")] = None,
     seconds: Annotated[float, typer.Option(help="Of each nested method.")] = 0.5,
 ) -> dict[str, Any]:
-    """Train, recover, compare and draw."""
-    torch.manual_seed(0)
-    images = torch.as_tensor(digits().reshape(-1, 64))[torch.randperm(1797)]
-    with tempfile.TemporaryDirectory() as folder:
-        trained = train(
-            images[HELD_OUT:], Training(epochs=epochs), Path(folder) / "checkpoint.pt"
-        )
+    """Recover, compare and draw."""
+    parts = split(digits(), seed=0)
+    params, images = decoder(parts, epochs), parts.held_out
     rows, found, figures = {"image": images}, {}, {}
-    for name, (seen, mask) in problems(images[:HELD_OUT]).items():
-        task = recovery(trained.params(), seen, mask)
+    for name, (seen, mask) in problems(images).items():
+        task = recovery(params, seen, mask)
         found[name] = compare(task, seconds=seconds, keep=quick)
         rows[name] = torch.where(mask > 0, seen, torch.nan)
         recovered = decoded(task, found[name].newton[0].final["x"])
         rows[f"{name}, recovered"] = recovered
-        error = float((recovered - images[:HELD_OUT]).square().mean())
-        unrecovered = float((mask * seen - images[:HELD_OUT]).square().mean())
+        error = float((recovered - images).square().mean())
+        unrecovered = float((mask * seen - images).square().mean())
         figures[name] = {
             "ratio": found[name].mean_ratio,
             "error": error,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fixedpoint_models.nested import Nested, Progress
     from fixedpoint_models.sensitivity import Tangents, tangents
     from fixedpoint_models.tracked import TrackedNewton
+    from fixedpoint_models.trained_weights import pretrained
     from fixedpoint_models.training import (
         CheckpointError,
         Training,
@@ -71,6 +72,7 @@ _MODULES = {
     "methods": ("JointIteration",),
     "monotone": ("MonotoneDEQ", "MonotoneLinear"),
     "nested": ("Nested", "Progress"),
+    "trained_weights": ("pretrained",),
     "sensitivity": ("Tangents", "tangents"),
     "tracked": ("TrackedNewton",),
     "training": ("CheckpointError", "Training", "TrainingError", "train"),
@@ -109,6 +111,7 @@ __all__ = [
     "load_images",
     "masked_loss",
     "perturbed_map",
+    "pretrained",
     "scores",
     "tangents",
     "train",

@@ -1,5 +1,5 @@
-"""The main job: train an equilibrium decoder on images, hide a square, and recover
-it.
+"""The main job: take or train an equilibrium decoder of images, hide a square, and
+recover it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from fixedpoint_models.data import square_masks
 from fixedpoint_models.decoder import decode, equilibrium_map, masked_loss
 from fixedpoint_models.plots import draw_race, draw_recovered
 from fixedpoint_models.tracked import TrackedNewton
+from fixedpoint_models.trained_weights import pretrained
 from fixedpoint_models.training import Training, train
 
+PICTURES = "recovered.png", "race.png"
 HELD_OUT = 48
 SHOWN = 12
 # Of the grids of methods, those that are near the front on digits.
@@ -68,7 +70,7 @@ def run(
     output: Path,
     backend: str,
     seed: int,
-    settings: Training,
+    settings: Training | None,
     *,
     full: bool = True,
 ) -> None:
@@ -85,8 +87,8 @@ def run(
         compared.
     seed : int
         Of the split, the masks, the weights and the batches.
-    settings : Training
-        How to train.
+    settings : Training or None
+        How to train; None for the weights "digits-decoder", with the seed 0.
     full : bool, optional
         Whether to race against the whole grids of methods, or the best five of them.
     """
@@ -96,8 +98,13 @@ def run(
     console.print(
         f"{len(parts.train)} images to train on, {len(parts.held_out)} to recover"
     )
-    trained = train(parts.train, settings, output / "checkpoint.pt")
-    task = recovery(trained.params(), parts.held_out, parts.masks)
+    if settings is None:
+        params, files = pretrained("digits-decoder"), list(PICTURES)
+        console.print("with the weights of digits-decoder")
+    else:
+        files = ["checkpoint.pt", *PICTURES]
+        params = train(parts.train, settings, output / files[0]).params()
+    task = recovery(params, parts.held_out, parts.masks)
     found = compare(task) if full else compare(task, keep=QUICK.__contains__)
     best = [min(traces, key=lambda trace: min(trace.objectives)) for traces in found]
     console.print(_table(task, best), _race_table(found, full))
@@ -111,7 +118,7 @@ def run(
         output / "race.png",
     )
     draw_recovered(_rows(task, best, parts.shape), output / "recovered.png")
-    for file in ("checkpoint.pt", "recovered.png", "race.png"):
+    for file in files:
         console.print(f"written: {output / file}", soft_wrap=True)
     if backend == "jax":
         console.print(compare_with_jax(task))

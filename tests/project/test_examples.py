@@ -93,7 +93,7 @@ def test_generative_model(run):
 
 @pytest.mark.slow
 def test_inverse_problems(run):
-    result = run("inverse_problems", epochs=6, seconds=0.02)
+    result = run("inverse_problems", seconds=0.02)
     assert result["inpainting"]["error"] < 0.6 * result["inpainting"]["seen"]
     assert result["denoising"]["error"] < 0.5 * result["denoising"]["seen"]
 

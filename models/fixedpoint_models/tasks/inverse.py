@@ -26,8 +26,15 @@ from fixedpoint_models.tasks.generative import Generative, Solve, infer, quality
 
 Tensor = torch.Tensor
 SHOWN = 10
+# How pictures call what recovers images without a decoder.
+BASELINES = {
+    "pca": "PCA",
+    "pca_prior": "PCA, prior",
+    "tv": "total variation",
+    "biharmonic": "biharmonic",
+}
 # Weights of total variation, and the images to choose one on.
-TV_WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+TV_WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 TV_IMAGES = 16
 
 
@@ -315,8 +322,8 @@ class Inverse(Experiment):
         return max(TV_WEIGHTS, key=psnr)
 
     def draw(self, folder: Path) -> list[Path]:
-        """Originals, measurements and what is recovered of them, a file for each
-        problem.
+        """Originals, measurements and what is recovered of them, without the decoder
+        as well where the settings ask for that; a file for each problem.
         """
         files = []
         for problem, measured in zip(
@@ -333,6 +340,9 @@ class Inverse(Experiment):
                     else seen
                 )
             rows["recovered"] = shown(self._recover(problem, few)[0])
+            if self.settings.baselines and problem.kind != "operator":
+                for name, images in self.baselines(problem, few).items():
+                    rows[BASELINES[name]] = shown(images)
             files.append(folder / f"{problem.name}.png")
             draw_recovered(rows, files[-1])
         return files
