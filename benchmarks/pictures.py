@@ -33,7 +33,7 @@ OUTPUT = Path(__file__).parents[1] / "docs" / "gallery"
 SHOWN, FONT = 12, 3
 # In the place of files that do not come along: photographs that do.
 PHOTOGRAPHS = (
-    *("images.folder=null", "images.test_folder=null", "images.mirrored=false"),
+    *("images.folder=null", "images.test_folder=null"),
     *("images.stride=24", "network.basis=128", "training.epochs=8"),
 )
 

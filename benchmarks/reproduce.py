@@ -176,7 +176,7 @@ def patches_32() -> list[Row]:
 
 def patches_128() -> list[Row]:
     """Codes of 128 entries."""
-    return patches("network.latent=128", "network.basis=384", "training.epochs=4")
+    return patches("network.latent=128", "network.basis=384")
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {

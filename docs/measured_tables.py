@@ -778,6 +778,39 @@ def reproduced_bsd():
     return table(head, lines) + measured_on(machine)
 
 
+def reproduced_patches():
+    """What is recovered of patches of photographs, by decoders and without them."""
+    methods = {
+        "PCA": "_pca",
+        "PCA, prior": "_pca_prior",
+        "decoder": "",
+        "total variation": "_tv",
+        "biharmonic": "_biharmonic",
+    }
+    known = [
+        f"{figure}{suffix}"
+        for figure in ("psnr", "ssim")
+        for suffix in ("", "_pca", "_pca_prior")
+    ]
+    fields = {"problem": str, "latent": int} | dict.fromkeys(known, NUMBER)
+    lines = []
+    for part in ("patches-32", "patches-128"):
+        machine, rows = reproduced(part, fields)
+        for row in rows:
+            cells = [quality(row, suffix) for suffix in methods.values()]
+            gain = f"{row['psnr'] - row['psnr_pca']:+.2f}"
+            lines.append([row["problem"], str(row["latent"]), *cells, gain])
+    head = ["problem", "code", *methods, "decoder − PCA, dB"]
+    return table(head, lines) + measured_on(machine)
+
+
+def quality(row, suffix):
+    """PSNR and SSIM by a method, if it was used."""
+    if f"psnr{suffix}" not in row:
+        return ""
+    return f"{row[f'psnr{suffix}']:.2f} / {row[f'ssim{suffix}']:.3f}"
+
+
 def reproduced_factors():
     """How many times faster the joint solve is, at what quality."""
     head = [
@@ -820,6 +853,7 @@ TABLES = {
     "reproduced-mnist": reproduced_mnist,
     "reproduced-omniglot": reproduced_omniglot,
     "reproduced-bsd": reproduced_bsd,
+    "reproduced-patches": reproduced_patches,
     "tolerances-maps": lambda: tolerances("maps"),
     "tolerances-systems": lambda: tolerances("systems"),
     "tolerances-defaults": tolerance_defaults,

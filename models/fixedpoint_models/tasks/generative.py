@@ -35,6 +35,8 @@ from fixedpoint_models.training import fingerprint
 Tensor = torch.Tensor
 Loss = Callable[[Any, Any, Any, Any], Any]
 SHOWN = 10
+ENCODED = 1e-2
+"""The relative tolerance of the equilibria, and adjoints, of codes that are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +206,10 @@ class Settings:
     prior : float
         The weight of ‖x‖² in the loss; with principal components, of that of x in parts
         of its standard deviations.
+    codes : {"solved", "encoded"}
+        Whether codes are solved for in training; or are those of the principal
+        components, which a step can do with an equilibrium and its adjoint alone. Codes
+        of held-out images are always solved for.
     batch_size : int
         Images of a step.
     test_steps : int
@@ -219,10 +225,15 @@ class Settings:
     solve: Solve = field(default_factory=Solve)
     jacobian: Regularization = field(default_factory=Regularization)
     prior: float = setting(0.03, least=0.0)
+    codes: Literal["solved", "encoded"] = "solved"
     batch_size: int = setting(64, least=1)
     test_steps: int = setting(200, least=1)
     components: int = setting(8, least=1)
     seed: int = setting(0, least=0)
+
+    def __post_init__(self) -> None:
+        if self.codes == "encoded" and self.network.kind != "principal":
+            raise ValueError("codes: encoded needs a network of the kind principal")
 
 
 class Batch(NamedTuple):
@@ -669,6 +680,8 @@ class Generative(Experiment):
         mean loss it counts with the loss at zero.
         """
         settings = self.settings
+        if settings.codes == "encoded":
+            return self._encoded_step(batch)
         params = self.decoder.params(settings.prior)
         found = self._infer(batch, settings.solve.steps)
         sound, losses = self._judged(batch, found)
@@ -685,6 +698,28 @@ class Generative(Experiment):
         }
         means = {name: float(values.double().mean()) for name, values in shares.items()}
         return {"loss": float(losses.mean()), **metrics, **means}
+
+    def _encoded_step(self, batch: Batch) -> dict[str, float]:
+        """The gradient of the loss at the codes of the principal components."""
+        params = self.decoder.params(self.settings.prior)
+        z, x = self.decoder.first(batch.images)
+        found = fp.fixed_point(
+            self.model.f,
+            z,
+            (x, params),
+            solver=fp.Anderson(),
+            batch_ndim=1,
+            rtol=ENCODED,
+            test="residual",
+            adjoint=fp.ImplicitAdjoint(rtol=ENCODED, on_failure="return"),
+            on_failure="return",
+        )
+        output = self.decoder.output(found.value, params)
+        loss = squared_error(output, x, batch.images, params).mean()
+        torch.autograd.backward(loss)
+        self._store(batch.rows, {"x": x})
+        failed = 1.0 - float(found.converged.double().mean())
+        return {"loss": float(loss.detach()), "failed": failed}
 
     def _judged(self, batch: Batch, found: Inferred) -> tuple[Tensor, Tensor]:
         """Which samples are solved well enough, and what they, or else the code zero,
