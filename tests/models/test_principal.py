@@ -13,7 +13,7 @@ from fixedpoint_models.config import Config, ConfigError, Training
 from fixedpoint_models.data import digits, square_masks
 from fixedpoint_models.principal import PrincipalImages, principal_components
 from fixedpoint_models.runner import Processes, Run, begin
-from fixedpoint_models.tasks import baselines, inverse
+from fixedpoint_models.tasks import baselines, generative, inverse
 from fixedpoint_models.tasks.generative import (
     Generative,
     Images,
@@ -238,3 +238,29 @@ def test_quality_of_a_part():
     assert min(found["psnr"]) > 100.0
     error = float(image[0, 0, 2:6, 3:8].square().mean())
     assert quality(image * 0.0, image, masks)["mse"][0] == pytest.approx(error)
+
+
+def test_at_codes_of_components_the_gradient_is_that_of_the_loss(monkeypatch):
+    monkeypatch.setattr(generative, "ENCODED", 1e-6)
+    task = begin(Generative, settings(codes="encoded"), CPU)
+    module = task.module
+    torch.nn.init.normal_(module.C)
+    (batch, *_) = task.batches(0)
+    figures = task.step(batch)
+    found = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    params, x = task.decoder.params(1e-3), module.encode(batch.images)
+    z = module.zero_state(len(x))
+    for _ in range(80):
+        z = module.f(z, x, params)
+    misfit = (module.read(z, params) - batch.images).square().sum(-1)
+    loss = misfit + (1e-3 * (x / module.deviations[:LATENT]) ** 2).sum(-1)
+    loss.mean().backward()
+    assert figures["loss"] == pytest.approx(float(loss.detach().mean()), rel=1e-4)
+    for gradient, parameter in zip(found, module.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=2e-3, atol=1e-4)
+
+
+def test_codes_that_cannot_be_encoded():
+    with pytest.raises(ValueError, match="principal"):
+        settings(network=Network(kind="dense"), codes="encoded")
