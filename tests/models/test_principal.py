@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fixedpoint_models.config import Config, ConfigError, Training
 from fixedpoint_models.data import digits, square_masks
@@ -131,25 +130,6 @@ def test_training_goes_beyond_it(folder, tmp_path):
 def test_a_basis_that_does_not_fit(network, message):
     with pytest.raises(ConfigError, match=message):
         begin(Generative, settings(network=network), CPU)
-
-
-def test_mirrored_patches(tmp_path):
-    rows = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)
-    for name in ("train", "test"):
-        (tmp_path / name).mkdir()
-        Image.fromarray(rows).save(tmp_path / name / "a.png")
-    images = Images(
-        name="photographs",
-        folder=str(tmp_path / "train"),
-        test_folder=str(tmp_path / "test"),
-        size=16,
-        mirrored=True,
-    )
-    train, test = load(images, 0)
-    assert (len(train), len(test)) == (2, 1)
-    assert any(torch.equal(image, test[0].flip(-1)) for image in train)
-    with pytest.raises(ValueError, match="mirrored"):
-        Images(name="digits", mirrored=True)
 
 
 def test_components_fill_what_is_hidden_by_least_squares():

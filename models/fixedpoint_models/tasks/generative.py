@@ -58,9 +58,6 @@ class Images:
         The side of the patches of photographs, or of faces.
     stride : int, optional
         From one patch of photographs to the next.
-    mirrored : bool
-        Whether the patches of photographs in `folder` are trained on as seen in a
-        mirror, too.
     limit, held_out : int, optional
         How many to train on, and to test with; all by default. Digits and faces, which
         come in one piece, are divided: a quarter of the digits and a tenth of the faces
@@ -74,7 +71,6 @@ class Images:
     test: str = "test"
     size: int = setting(64, least=8)
     stride: int | None = setting(None, least=1)
-    mirrored: bool = False
     limit: int | None = setting(None, least=1)
     held_out: int | None = setting(None, least=1)
 
@@ -83,8 +79,6 @@ class Images:
             raise ValueError(f"folder: missing, {self.name} is read from files")
         if self.test_folder and not (self.folder and self.name == "photographs"):
             raise ValueError("test_folder: expected with a folder of photographs")
-        if self.mirrored and not (self.folder and self.name == "photographs"):
-            raise ValueError("mirrored: expected with a folder of photographs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,8 +345,6 @@ def _cut(images: Images, seed: int) -> tuple[Any, Any]:
         number = max(1, len(train) // 10)
         train, test = train[number:], train[:number]
     generator = np.random.default_rng(seed)
-    if images.mirrored:
-        train = [turned for image in train for turned in (image, image[:, ::-1])]
     cut, kept = (
         generator.permutation(sets.patches_of(part, images.size, images.stride))
         for part in (train, test)
