@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Any, TypedDict, Unpack
@@ -16,7 +15,7 @@ from fixedpoint.border import Border, MapOnLeaves, note_mixture
 from fixedpoint.checks import check_count
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
-from fixedpoint.failure import Policy, apply_policy, check_policy
+from fixedpoint.failure import Policy, apply_policy, check_policy, shorten
 from fixedpoint.iterate import Iteration
 from fixedpoint.operators.base import Map
 from fixedpoint.problem import FixedPointProblem, RootProblem
@@ -164,8 +163,11 @@ def fixed_point(
         is_root=False,
     )
     run, value = question.run(z0)
-    with question.noting_mixtures(run, value):
+    try:
         end = solving(question.adjoint, run)(value)
+    except Exception as error:
+        question.explain(error, run, value)
+        raise
     return question.packed(run, end)
 
 
@@ -258,8 +260,11 @@ def root(
         is_root=True,
     )
     run, value = question.run(x0)
-    with question.noting_mixtures(run, value):
+    try:
         end = solving(question.adjoint, run)(value)
+    except Exception as error:
+        question.explain(error, run, value)
+        raise
     return question.packed(run, end)
 
 
@@ -298,7 +303,9 @@ def steps(
     solver, rtol, atol, norm, test, batch_ndim, control
         As in :func:`fixed_point`.
     **fields
-        The fields of :class:`Map` and :class:`Control`, by name, but ``batched_args``.
+        The fields of :class:`Map` and :class:`Control`, by name, but ``batched_args``:
+        the samples that it takes out of a batch are missing until the end of a solve,
+        and each item here is the solution of all.
 
     Yields
     ------
@@ -320,7 +327,10 @@ def steps(
     """
     map_, control = _with_fields(f, control, fields)
     if control.batched_args is not None:
-        raise ValueError("steps takes whole batches: leave batched_args out")
+        raise ValueError(
+            "steps shows whole batches, and batched_args takes samples out of them: "
+            "leave it out, or call fixed_point or root"
+        )
     question = _Question(
         map=map_,
         args=args,
@@ -369,14 +379,13 @@ class _Question:
     communicator: Communicator | None
     is_root: bool
 
-    @contextmanager
-    def noting_mixtures(self, run: SolverRun, value: Vec) -> Iterator[None]:
-        """Adds to errors that f raises that the libraries of arrays are mixed."""
-        try:
-            yield
-        except (TypeError, RuntimeError) as error:
+    def explain(self, error: Exception, run: SolverRun, value: Vec) -> None:
+        """Add to an error that f raised where it mixes the libraries of arrays, and
+        leave out of its traceback what lies between the call and f.
+        """
+        if isinstance(error, (TypeError, RuntimeError)):
             note_mixture(error, value, self.args, run.border.names[0])
-            raise
+        shorten(error)
 
     def run(self, start: Any) -> tuple[SolverRun, Vec]:
         """The run, and the leaves that it begins with."""

@@ -161,13 +161,13 @@ def _remedy(like: Any, what: str) -> str:
 
 
 def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
-    """Add to an error that f raised that a state `name` and an argument are of two
-    libraries.
+    """Add to an error that f raised that a state `name` and an array among the
+    arguments are of two libraries.
     """
     leaves, paths = tree.flatten(args)[0], tree.paths(args, "args")
     for leaf, path in zip(leaves, paths, strict=True):
-        remedy = _remedy(leaf, f"Give {name}")
-        if remedy and not of_one_backend(leaf, value[0]):
+        remedy = _remedy(leaf, f"Give {name}") or _remedy(value[0], f"Give {path}")
+        if remedy and hasattr(leaf, "dtype") and not of_one_backend(leaf, value[0]):
             kinds = f"{name} is a {type_name(value[0])}, {path} a {type_name(leaf)}"
             error.add_note(kinds + remedy)
             return

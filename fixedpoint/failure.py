@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from types import TracebackType
 from typing import Any, Literal, get_args
 
 from fixedpoint.backend import Array, Vec
@@ -51,6 +54,29 @@ def apply_policy(
             raise ConvergenceError(message, solution)
         warnings.warn(message, ConvergenceWarning, stacklevel=depth)
     return value
+
+
+def shorten(error: BaseException) -> None:
+    """Leave out of the traceback of an error that f raised what lies between the call
+    of this library and that of f: there is nothing to be learned there.
+
+    Errors of this library keep all of it.
+    """
+    frames = list(_frames(error.__traceback__))
+    ours = [frame.tb_frame.f_globals.get("__name__", "") for frame in frames]
+    inside = [place for place, name in enumerate(ours) if name.startswith("fixedpoint")]
+    if not inside or inside[-1] == len(frames) - 1:
+        return
+    left_out = set(inside[1:-1])
+    kept = [frame for place, frame in enumerate(frames) if place not in left_out]
+    for above, below in pairwise(kept):
+        above.tb_next = below
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
 
 
 def _poison(space: Space, converged: Array, value: Vec) -> Vec:

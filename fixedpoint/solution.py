@@ -350,8 +350,9 @@ class Solution(Generic[T]):
 
     def _is_traced(self) -> bool:
         """Whether the outcome is not known yet."""
+        backend = backend_of([self.status], ["status"])
         known = (self.status, self.residual_norm, self.error)
-        return backend_of([self.status], ["status"]).is_traced(known)
+        return backend.is_traced(backend.stop(known))
 
 
 class ConvergenceError(ArithmeticError):

@@ -47,7 +47,8 @@ MISTAKES = {
         ],
     ),
     "torch": (
-        "import torch, fixedpoint as fp\nfrom fixedpoint_torch import DEQ\n"
+        "import numpy as np, torch, fixedpoint as fp\n"
+        "from fixedpoint_torch import DEQ\n"
         "w = torch.ones((), requires_grad=True)\n"
         "linear, back = torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)",
         [
@@ -57,6 +58,14 @@ MISTAKES = {
             ("DEQ(lambda z, x: linear(x))(torch.ones(2, 4))", "start="),
             ("DEQ(lambda z, x: back(z))(torch.ones(2, 4))", "start="),
             ("DEQ(torch.nn.Tanh(), solver='adnerson')", "anderson, .*adnerson"),
+            ("fp.fixed_point(lambda z: None, torch.ones(2))", "is there a return"),
+            (
+                "fp.fixed_point(lambda z, a: a * z, torch.ones(2), (np.ones(2),))",
+                r"args\[0\] as torch\.as_tensor\(",
+            ),
+            ("torch.export.export(DEQ(back), (torch.ones(2, 8),))", "number of plain"),
+            ("torch.jit.trace(DEQ(back), torch.ones(2, 8))", "number of plain steps"),
+            ("torch.jit.script(DEQ(back))", "number of plain steps"),
         ],
     ),
     "jax": (
@@ -69,6 +78,12 @@ MISTAKES = {
                 r"jnp\.asarray",
             ),
             ("DEQ(jnp.tanh)()", "start="),
+            ("fp.fixed_point(lambda z: None, jnp.ones(2))", "is there a return"),
+            (
+                "jax.jacfwd(lambda b: fp.fixed_point(lambda z, b: z + b, b, (b,), "
+                "max_steps=2, solver='picard').value)(jnp.ones(()))",
+                "not converged within max_steps",
+            ),
             ("DEQ(lambda z, x: z @ jnp.ones((8, 8)))(jnp.ones((2, 4)))", "start="),
         ],
     ),

@@ -304,6 +304,10 @@ class JaxBackend(Backend):
         """The backend whose loops are scans."""
         return RecordingBackend(checkpoint).among(self.communicator)
 
+    def numpy(self, array: Array) -> Any:
+        """`array` in NumPy, for printing, without the tangent that it may carry."""
+        return np.asarray(jax.lax.stop_gradient(array))
+
     def stop(self, vec: Vec) -> Vec:
         """The same arrays, constant to derivatives."""
         stopped: Vec = jax.lax.stop_gradient(vec)

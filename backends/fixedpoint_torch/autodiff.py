@@ -13,7 +13,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import maps, numpy_algebra
-from fixedpoint_torch.compiling import disabled
+from fixedpoint_torch.compiling import disabled, is_compiling
 from fixedpoint_torch.functions import Call, root
 from fixedpoint_torch.surroundings import exact
 
@@ -23,7 +23,7 @@ class TorchAutodiff(Autodiff):
 
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, by the rules of its adjoint where derivatives are recorded."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return disabled(self.attach)(adjoint, run, value)
         with exact(value[0].device):
             if recording():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,7 +19,7 @@ from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
 from fixedpoint_torch import maps
 from fixedpoint_torch.backend import TorchBackend
-from fixedpoint_torch.compiling import eager
+from fixedpoint_torch.compiling import eager, refuse_export
 from fixedpoint_torch.parametrized import with_weights_computed
 
 
@@ -116,6 +116,10 @@ class DEQ(torch.nn.Module):
     def extra_repr(self) -> str:
         """The settings that are not the defaults, for ``print``."""
         return ", ".join(changed_settings(DEQ.__init__, vars(self)))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Answer ``torch.jit.script``, which asks this of a module first."""
+        refuse_export()
 
     @eager
     def forward(self, *inputs: Any, z0: Any = None) -> Any:

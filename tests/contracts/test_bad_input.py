@@ -3,6 +3,7 @@ wrong.
 """
 
 import re
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -763,3 +764,98 @@ def test_a_layer_shows_the_settings_that_were_changed(layer):
     assert "rtol=0.001" in shown
     assert "max_steps" not in shown
     assert "adjoint" not in shown
+
+
+def test_an_argument_of_numpy_with_a_start_of_torch():
+    with pytest.raises(TypeError) as caught:
+        fp.fixed_point(lambda z, b: b * z, torch.ones(2), (np.ones(2),))
+    assert caught.value.__notes__ == [
+        "z0 is a torch.Tensor, args[0] a numpy.ndarray. "
+        "Give args[0] as torch.as_tensor(...)"
+    ]
+
+
+class MineError(Exception):
+    """An error of the user's."""
+
+
+def raises(z, *args):
+    raise MineError
+
+
+class Raises(torch.nn.Module):
+    def forward(self, z, x):
+        raise MineError
+
+
+def frames_of_the_library(error):
+    """The names of the functions of this library that a traceback shows."""
+    shown = traceback.walk_tb(error.__traceback__)
+    names = [(frame.f_globals["__name__"], frame.f_code.co_name) for frame, _ in shown]
+    return [name for module, name in names if module.startswith("fixedpoint")]
+
+
+TENSOR = torch.ones(2, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fp.fixed_point(raises, 1.0),
+        lambda: fp.root(raises, np.ones(2), solver="newton-krylov"),
+        lambda: fp.bracketed_root(raises, 0.0, 1.0),
+        lambda: next(fp.steps(raises, np.ones(2))),
+        lambda: fp.fixed_point(raises, torch.ones(2), (TENSOR,)),
+        lambda: fp.fixed_point(raises, jnp.ones(2)),
+        lambda: jax.jit(lambda z: fp.fixed_point(raises, z).value)(jnp.ones(2)),
+        lambda: fixedpoint_torch.DEQ(Raises())(torch.ones(2, 2)),
+        lambda: fixedpoint_jax.DEQ(raises)(jnp.ones((2, 2))),
+    ],
+)
+def test_few_frames_stand_above_an_error_of_the_user(call):
+    with pytest.raises(MineError) as caught:
+        call()
+    assert len(frames_of_the_library(caught.value)) <= 10
+
+
+def test_an_error_on_the_way_shows_the_call_and_the_callers_code():
+    """What is left out lies between the two."""
+    with pytest.raises(MineError) as caught:
+        fp.fixed_point(raises, np.ones(2))
+    names = [entry.name for entry in traceback.extract_tb(caught.value.__traceback__)]
+    assert "fixed_point" in names
+    assert names[-1] == "raises"
+
+
+def test_an_error_of_the_library_shows_where_it_comes_from():
+    with pytest.raises(ValueError, match="f returned None") as caught:
+        fp.fixed_point(lambda z: None, np.ones(2))
+    assert len(frames_of_the_library(caught.value)) > 3
+
+
+@pytest.mark.parametrize("transform", [jax.jacfwd, jax.jacrev])
+def test_a_failure_under_a_transform_of_jax_says_what_happened(transform):
+    def solution(b):
+        f = lambda z, b: z + b
+        return fp.fixed_point(f, b, (b,), max_steps=2, solver=fp.Picard()).value
+
+    with pytest.raises(
+        fp.ConvergenceError, match=r"not converged within max_steps .*2"
+    ):
+        transform(solution)(1.0)
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        lambda layer, x: torch.export.export(layer, (x,)),
+        torch.jit.trace,
+        lambda layer, _: torch.jit.script(layer),
+    ],
+    ids=["export", "trace", "script"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript is deprecated
+def test_an_exported_layer_is_told_what_can_be_exported(export):
+    layer = fixedpoint_torch.DEQ(torch.nn.Bilinear(2, 2, 2))
+    with pytest.raises(TypeError, match="a fixed number of plain steps"):
+        export(layer, torch.ones(3, 2))
