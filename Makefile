@@ -99,6 +99,6 @@ gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/.ready)
 	XLA_PYTHON_CLIENT_PREALLOCATE=false $(GPU_PYTHON) benchmarks/accelerator.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-gpu .venv-oldest build dist demo-output examples-output docs/_build docs/api/generated
+	rm -rf .venv .venv-gpu .venv-oldest build dist demo-output examples-output docs/_build docs/api/generated docs/drawn docs/tutorials
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find fixedpoint backends models tests benchmarks examples docs -name __pycache__ -prune -exec rm -rf {} +

@@ -1,12 +1,16 @@
 """Settings of the documentation."""
 
 import doctest
+import logging
 import sys
 from pathlib import Path
 
 import fixedpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A dependency of the theme prints whatever is logged.
+logging.getLogger("fixedpoint").propagate = False
 
 project = "fixedpoint"
 author = "The fixedpoint developers"
@@ -24,8 +28,10 @@ extensions = [
     "checked_html",
     "command_tables",
     "measured_tables",
+    "drawn",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "notebooks"]
 default_role = None
 nitpicky = True
 
@@ -46,3 +52,15 @@ numpydoc_show_class_members = False
 
 # The wording of exceptions is part of what the examples promise.
 doctest_default_flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1
+
+# The tutorials are scripts: each is run, and shown with what it prints and draws.
+sphinx_gallery_conf = {
+    "examples_dirs": "notebooks",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"\.py$",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "min_reported_time": 1e9,
+    "reset_modules": (),
+    "write_computation_times": False,
+}

@@ -75,7 +75,7 @@ def test_every_section_is_compared():
 def test_layers_inside_modules_of_others_are_trained(library):
     if library == "flax" and importlib.util.find_spec("optax") is None:
         pytest.skip("optax is not installed")
-    found = theirs(sections("layers.rst")["JAX"], library)
+    found = theirs(sections("layers_in_jax_modules.rst")[library.title()], library)
     assert found["losses"][-1] < 0.7 * found["losses"][0]
     layer = found["model"].layer
     solution = (
