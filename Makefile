@@ -30,25 +30,31 @@ help:
 	@echo 'make clean  remove what these targets made, .venv included'
 	@echo "ARGS='...' is passed on by demo, test, test-oldest, bench, reproduce and gpu."
 
-.venv/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[all,test,docs]'
-	touch $@
+.venv/.made:
+	@echo 'making .venv'
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+# What a target needs, and not what the others do.
+.venv/.demo: EXTRAS = models
+.venv/.ready: EXTRAS = all,test
+.venv/.docs: EXTRAS = all,docs
+.venv/.bench: EXTRAS = all,bench
+.venv/.demo .venv/.ready .venv/.docs .venv/.bench: .venv/.made pyproject.toml constraints.txt
+	@echo 'installing fixedpoint-solvers[$(EXTRAS)] in .venv: minutes, the first time'
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
 
 # The compiled steps, where there is a compiler: all works without them, and more slowly.
-.venv/.native: .venv/.ready $(shell find backends/native -type f -not -path '*/__pycache__/*')
+.venv/.native: .venv/.made $(shell find backends/native -type f -not -path '*/__pycache__/*')
 	@if command -v c++ > /dev/null && $(BIN)/pip install -q --no-deps ./backends/native; \
 	then echo 'compiled steps: installed'; else echo 'compiled steps: left out'; fi
-	touch $@
+	@touch $@
 
-.venv/.bench: .venv/.native
-	$(BIN)/pip install -c constraints.txt -e '.[bench]'
-	touch $@
+demo: .venv/.demo
+	@$(BIN)/python -m fixedpoint_models demo $(ARGS)
 
-demo: .venv/.ready
-	$(BIN)/python -m fixedpoint_models demo $(ARGS)
-
-test: lint .venv/.native
+test: lint .venv/.ready .venv/.native
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # TORCH='torch==...' chooses that of Torch too: it is what pip is given for it.
@@ -65,26 +71,26 @@ lint: .venv/.ready
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
-docs: .venv/.ready
+docs: .venv/.docs
 	$(SPHINX) -b html docs docs/_build/html
 	$(SPHINX) -b doctest docs docs/_build/doctest
 
 # Needs Chromium, which pip does not have.
 screens: docs
-	$(BIN)/pip install -q playwright
+	@$(BIN)/pip install -q --disable-pip-version-check playwright
 	$(BIN)/python docs/screens.py docs/_build/html $(ARGS)
 
-bench: .venv/.bench
+bench: .venv/.bench .venv/.native
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/input_optimization.py
 	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/robustness.py $(ARGS)
 
-bench-quick: .venv/.bench
+bench-quick: .venv/.bench .venv/.native
 	$(BIN)/python benchmarks/run.py --quick
 
-reproduce: .venv/.bench
+reproduce: .venv/.bench .venv/.native
 	$(BIN)/python benchmarks/reproduce.py $(ARGS)
 
 # Without the pins: the plain name of Torch stands for its CUDA build. GPU_PYTHON names another

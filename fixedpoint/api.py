@@ -328,8 +328,8 @@ def steps(
     map_, control = _with_fields(f, control, fields)
     if control.batched_args is not None:
         raise ValueError(
-            "steps shows whole batches, and batched_args takes samples out of them: "
-            "leave it out, or call fixed_point or root"
+            "steps shows whole batches, which samples would leave: leave batched_args "
+            "out, or call fixed_point or root"
         )
     question = _Question(
         map=map_,

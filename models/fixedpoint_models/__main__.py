@@ -6,6 +6,7 @@ Only what a command needs is imported, when it runs: help comes without PyTorch.
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from fixedpoint_models.tasks import TASKS, offered, task_class
+from fixedpoint_models.tasks import TASKS, offered, task_class, trained
 
 EXTRA = "pip install 'fixedpoint-solvers[models]'"
 if find_spec("typer") is None or find_spec("yaml") is None:
@@ -53,6 +54,10 @@ app = typer.Typer(
 Task = Annotated[
     str,
     typer.Argument(help=f"One of {', '.join(offered())}.", autocompletion=offered),
+]
+Trained = Annotated[
+    str,
+    typer.Argument(help=f"One of {', '.join(trained())}.", autocompletion=trained),
 ]
 File = Annotated[
     str,
@@ -179,7 +184,7 @@ def demo(
 
 @app.command()
 def train(
-    task: Task,
+    task: Trained,
     config: File,
     *,
     output: Output = None,
@@ -237,6 +242,11 @@ def _train(
             typer.echo(f"epochs: {run.epoch}")
             typer.echo(f"checkpoint: {run.checkpoint}")
             typer.echo(f"metrics: {folder / METRICS}")
+            typer.echo(
+                "The metrics have a row for each epoch; loss is the mean of what "
+                "training makes small. How good the result is, on data held out, "
+                "evaluate says; sample draws it."
+            )
 
 
 @app.command()
@@ -251,7 +261,7 @@ def evaluate(
 ) -> None:
     """Measure on held-out data what was trained, and write evaluation.json."""
     with _errors():
-        experiment, folder = _trained(task, config, output, seed, device, changes)
+        experiment, folder, _ = _trained(task, config, output, seed, device, changes)
         figures = experiment.evaluate()
         file = folder / "evaluation.json"
         file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -259,6 +269,8 @@ def evaluate(
         for name, value in figures.items():
             typer.echo(f"{name:{width}}  {value:.4g}")
         typer.echo(f"figures: {file}")
+        meaning = inspect.getdoc(type(experiment).evaluate) or ""
+        typer.echo(meaning.replace("`", ""))
 
 
 @app.command()
@@ -273,9 +285,14 @@ def sample(
 ) -> None:
     """Draw pictures with what was trained, and list their files."""
     with _errors():
-        experiment, folder = _trained(task, config, output, seed, device, changes)
-        for file in experiment.draw(folder):
+        found = _trained(task, config, output, seed, device, changes)
+        experiment, folder, epoch = found
+        from fixedpoint_models.runner import show_pictures
+
+        files = experiment.draw(folder)
+        for file in files:
             typer.echo(file)
+        show_pictures(folder, files, epoch)
 
 
 @contextmanager
@@ -350,8 +367,10 @@ def _trained(
     seed: int | None,
     device: str,
     changes: list[str] | None,
-) -> tuple[Any, Path]:
-    """A task with the parameters of its checkpoint, and the folder to write to."""
+) -> tuple[Any, Path, int]:
+    """A task with the parameters of its checkpoint, the folder to write to, and the
+    epochs that it was trained for.
+    """
     kind, settings, folder = _task(task, config, output, seed, None, changes)
     from fixedpoint_models import runner
 
@@ -362,7 +381,7 @@ def _trained(
     if content is not None:
         runner.restore(experiment, content, file, settings)
     _prepare(folder)
-    return experiment, folder
+    return experiment, folder, 0 if content is None else content["epoch"]
 
 
 if __name__ == "__main__":

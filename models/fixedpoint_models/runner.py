@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from matplotlib.image import imread
 from torch import distributed
 from tqdm import tqdm
 
@@ -196,6 +198,9 @@ class Run:
     def train(self, *, progress: bool = True) -> None:
         """Train to the last epoch, from the checkpoint on if there is one.
 
+        A run that has come to its last epoch is trained on if there are more epochs
+        now.
+
         Raises
         ------
         CheckpointError
@@ -301,7 +306,12 @@ class Run:
     def restore(self) -> None:
         """Take up the checkpoint."""
         content = load_checkpoint(self.checkpoint, self.name)
-        _refuse_difference(self.checkpoint, content["config"], self._settings())
+        old, new = content["config"], self._settings()
+        finished = content["epoch"] == old["training"]["epochs"]
+        if finished and self.config.training.epochs > content["epoch"]:
+            # A run that has ended may go on; the rate then follows the longer curve.
+            new["training"] = new["training"] | {"epochs": content["epoch"]}
+        _refuse_difference(self.checkpoint, old, new)
         restore(self.experiment, content, self.checkpoint)
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch = content["epoch"]
@@ -448,6 +458,26 @@ class Log:
         """Write what is still in memory."""
         if self.board is not None:
             self.board.close()
+
+
+def show_pictures(folder: Path, files: list[Path], epoch: int) -> None:
+    """Show pictures in TensorBoard too, where it is installed.
+
+    Parameters
+    ----------
+    folder : Path
+        That of the run.
+    files : list of Path
+        The pictures.
+    epoch : int
+        The epoch that they stand at.
+    """
+    if find_spec("tensorboard") is None:
+        return
+    board = _tensorboard(folder, epoch)
+    for file in files:
+        board.add_image(file.stem, imread(file), epoch, dataformats="HWC")
+    board.close()
 
 
 def _tensorboard(folder: Path, epoch: int) -> Any:

@@ -839,9 +839,7 @@ def test_a_failure_under_a_transform_of_jax_says_what_happened(transform):
         f = lambda z, b: z + b
         return fp.fixed_point(f, b, (b,), max_steps=2, solver=fp.Picard()).value
 
-    with pytest.raises(
-        fp.ConvergenceError, match=r"not converged within max_steps .*2"
-    ):
+    with pytest.raises(fp.ConvergenceError, match=r"within max_steps .*2"):
         transform(solution)(1.0)
 
 

@@ -29,7 +29,7 @@ from fixedpoint_models.config import (
     shipped,
 )
 from fixedpoint_models.runner import DeviceError, Processes, Run, begin, checked_device
-from fixedpoint_models.tasks import TASKS, offered, task_class
+from fixedpoint_models.tasks import TASKS, offered, task_class, trained
 from fixedpoint_models.tasks.base import Experiment
 from fixedpoint_models.tasks.generative import Generative
 
@@ -199,7 +199,7 @@ def test_a_run_that_is_complete_is_left_as_it_is(tmp_path):
     ("settings", "message"),
     [
         ({"seed": 1}, r"settings\.seed: 0, now 1"),
-        ({"epochs": 4}, r"training\.epochs: 3, now 4"),
+        ({"epochs": 2}, r"training\.epochs: 3, now 2"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(settings, message, tmp_path):
@@ -540,7 +540,35 @@ def test_train_evaluate_and_sample(config, tmp_path):
     assert "written with other settings (seed: 0, now 1)" in refuse(
         "evaluate", *arguments, "--seed", 1
     )
-    assert "training.epochs" in refuse("train", *arguments, "--epochs", 3)
+    assert "training.epochs" in refuse("train", *arguments, "--epochs", 1)
+
+
+def test_a_finished_run_is_trained_on(config, tmp_path):
+    """From its checkpoint, so that no epoch is made again."""
+    arguments = ("generative", "--config", config, "--output", tmp_path / "out")
+    succeed("train", *arguments)
+    before = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
+    told = succeed("train", *arguments, "--epochs", len(before)).output
+    assert f"epochs: {len(before)}" in told
+    after = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
+    assert after[:-1] == before
+
+
+def test_what_is_offered_for_training_can_be_trained():
+    assert trained() == [name for name in offered() if task_class(name).trains]
+    assert "inverse" not in succeed("train", "--help").output
+
+
+def test_pictures_are_shown_in_tensorboard(config, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator
+
+    arguments = ("generative", "--config", config, "--output", tmp_path / "out")
+    succeed("train", *arguments)
+    pictures = succeed("sample", *arguments).output.split()
+    board = event_accumulator.EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    shown = board.Reload().Tags()["images"]
+    assert sorted(shown) == sorted(Path(picture).stem for picture in pictures)
 
 
 def test_commands_say_what_they_wrote(config, tmp_path):

@@ -30,6 +30,18 @@ def offered() -> list[str]:
     return [name for name, entry in TASKS.items() if find_spec(entry.partition(":")[0])]
 
 
+def trained() -> list[str]:
+    """The names of the tasks that have something to train.
+
+    Examples
+    --------
+    >>> from fixedpoint_models.tasks import trained
+    >>> "inverse" in trained()  # which takes the decoder of another
+    False
+    """
+    return [name for name in offered() if name != "inverse"]
+
+
 def task_class(name: str) -> Any:
     """The class of a task.
 

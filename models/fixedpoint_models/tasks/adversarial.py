@@ -340,8 +340,11 @@ class Adversarial(Experiment):
         return seen
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy on clean images, and under attacks: ours, a nested one, and
-        Foolbox's.
+        """The part of the test images that is classified rightly.
+
+        `clean` is that without an attack, `joint` and `nested` those under attacks of
+        this library, by the joint solve and by full solves at every step, and `foolbox`
+        that under the one of Foolbox, where it is installed.
         """
         figures = {"clean": self.accuracy(self.test.images)}
         trained = self.settings.attack
