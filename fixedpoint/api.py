@@ -415,6 +415,7 @@ class _Question:
             self.is_root,
             self.map.jacobian is not None,
             self.batch_ndim > 0,
+            border.backend.is_compiled(self.map.f, (*value, *arrays)),
         )
         self.adjoint.check(solver, self.is_root)
         rounding = border.backend.rounding(value)

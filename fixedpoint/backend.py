@@ -49,6 +49,8 @@ class Backend:
         Whether the framework differentiates what a solver does.
     writes : bool
         Whether arrays that are ours are written to, and not replaced by new ones.
+    compiles : bool
+        Whether every new shape takes the library long, even outside of traces.
     communicator : Communicator or None
         What joins this part of the problem to others.
     is_partial : bool
@@ -59,6 +61,7 @@ class Backend:
     autodiff: object | None = None
     records = False
     writes = True
+    compiles = False
     communicator: Communicator | None = None
     is_partial = False
 
@@ -159,6 +162,11 @@ class Backend:
         read.
         """
         del vec
+        return False
+
+    def is_compiled(self, f: Callable[..., Any], arrays: Vec) -> bool:
+        """Whether a solve of `f` is compiled as a whole before it runs."""
+        del f, arrays
         return False
 
     def known_here(self, mask: Array) -> bool:
@@ -482,6 +490,11 @@ class Backend:
     def minus_product(self, onto: Array, a: Array, b: Array) -> Array:
         """`onto` minus the matrix product of a and b."""
         return onto - self.namespace(onto).matmul(a, b)
+
+    def mapped(self, function: Callable[[Array], Array], rows: Array) -> Array:
+        """The columns ``function(row)``, for each of the rows of matrices."""
+        every = [function(rows[..., j, :]) for j in range(rows.shape[-2])]
+        return self.namespace(rows).stack(every, axis=-1)
 
     def small(self, function: Callable[..., Vec], *arrays: Array) -> Vec:
         """``function(backend, *arrays)``, where operations on a few numbers a sample

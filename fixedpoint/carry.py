@@ -113,9 +113,17 @@ def live(mask: Array, active: Array | None) -> Array:
     return mask if active is None else mask & active
 
 
+def ends_alone(space: Space, status: Array) -> bool:
+    """Whether this is one sample in a trace: there is no turn in which it has ended."""
+    backend, is_one = space.backend, not space.batch_shape
+    return is_one and backend.communicator is None and backend.is_traced((status,))
+
+
 def sifted(space: Space, carry: Carry) -> Carry:
     """Find the samples that still run."""
     active = carry.status == RUNNING
+    if ends_alone(space, active):
+        return carry._replace(active=None, running=active)
     every = space.backend.known_all(active)
     running = every or space.backend.any(active)
     return carry._replace(active=None if every else active, running=running)

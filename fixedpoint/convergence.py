@@ -70,6 +70,8 @@ class Verdict(NamedTuple):
     vanished : array of bool or None
         Whether nothing is left of any part of the state, in samples of which there was
         something; None where that was not asked.
+    state : tuple of array or None
+        The parts of the state, if they are known.
     """
 
     satisfied: Array
@@ -77,6 +79,7 @@ class Verdict(NamedTuple):
     evidence: Evidence
     hidden: Array
     vanished: Array | None = None
+    state: tuple[Array, ...] | None = None
 
 
 def opened(problem: Problem, first: Point) -> Evidence:
@@ -134,7 +137,8 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     error = space.xp.where(exact, space.zero, error)
     error = space.xp.where(space.xp.isnan(error), space.infinity, error)
     last = space.xp.stack([sizes.length, evidence.sizes[..., 0]], axis=-1)
-    return Verdict(satisfied, error, evidence._replace(sizes=last), hidden)
+    evidence = evidence._replace(sizes=last)
+    return Verdict(satisfied, error, evidence, hidden, state=sizes.state)
 
 
 def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
@@ -160,7 +164,8 @@ def vanished_states(problem: Problem, verdict: Verdict, point: Point) -> Array:
     if verdict.vanished is not None:
         return verdict.vanished
     space, largest = problem.space, verdict.evidence.largest
-    pairs = list(zip(problem.tolerance.parts(space, point.value), largest, strict=True))
+    state = verdict.state or problem.tolerance.parts(space, point.value)
+    pairs = list(zip(state, largest, strict=True))
     some = ~space.every([most <= 0.0 for _, most in pairs])
     return some & space.every([size <= ZERO * most for size, most in pairs])
 

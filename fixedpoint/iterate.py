@@ -140,7 +140,7 @@ class Solve:
                 before, status = sequence[index - 1].name, carries[0].status
                 log_next(before, method.name, space.backend, status)
                 carries.append(_reopened(problem, carries.pop(), first))
-            if is_last and not space.backend.is_traced(first.increment):
+            if is_last:
                 first = first._replace(increment=())
             loop = Loop(
                 solver=method,

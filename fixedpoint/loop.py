@@ -10,7 +10,16 @@ from typing import Any
 
 from fixedpoint import tree
 from fixedpoint.backend import Array
-from fixedpoint.carry import RUNNING, Best, Carry, live, marked, recorded, sifted
+from fixedpoint.carry import (
+    RUNNING,
+    Best,
+    Carry,
+    ends_alone,
+    live,
+    marked,
+    recorded,
+    sifted,
+)
 from fixedpoint.compaction import put_rows, taken_rows
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import Verdict, judge, vanished_states
@@ -116,6 +125,8 @@ class Loop:
         done.
         """
         backend, new = self.problem.space.backend, step.point
+        if backend.is_traced((new.residual_norm,)):
+            return False
         open_ = ~(verdict.satisfied | verdict.hidden)
         if not step.fell:
             open_ = open_ & (new.residual_norm < carry.point.residual_norm)
@@ -180,7 +191,7 @@ class Loop:
         carry = carry._replace(precise=carry.precise | precise, best=best)
         if active is not None:
             status = xp.where(active, status, carry.status)
-        if not space.backend.known_here(~lost):
+        if not ends_alone(space, lost) and not space.backend.known_here(~lost):
             carry = carry._replace(point=choose(space, lost, old, point))
         return self.settle(carry, status)
 

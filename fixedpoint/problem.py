@@ -451,11 +451,9 @@ class Problem(ABC):
         if self.functions.product is None and not space.backend.differentiates:
             return difference_jacobian(self, point, sparsity, sizes)
         product, size = self.linearize(point).product, space.real_size
-        unit = space.identity(size)
-        every = [
-            space.ravel(product(space.unravel(unit[..., j, :]))) for j in range(size)
-        ]
-        return Matrix(space.xp.stack(every, axis=-1), Work(jvp=size), None)
+        column = lambda unit: space.ravel(product(space.unravel(unit)))  # noqa: E731
+        columns = space.backend.mapped(column, space.identity(size))
+        return Matrix(columns, Work(jvp=size), None)
 
     def _given(self, jacobian: Callable[[Vec, Vec], Any], point: Point) -> Any:
         """The user's Jacobian at a point, checked."""

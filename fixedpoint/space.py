@@ -476,9 +476,10 @@ class Space:
         return self.join_norms(norms, kind)
 
     def _leaf_norm(self, leaf: Array, kind: str, unit: Array | None = None) -> Array:
+        wide = self._wide(leaf)
         if unit is not None:
-            leaf = leaf / self.factor(unit, leaf)
-        norm = self.backend.norm(self._wide(leaf), kind, self._entry_axes(leaf))
+            wide = wide / self.factor(unit, wide)
+        norm = self.backend.norm(wide, kind, self._entry_axes(leaf))
         return self._as(norm, self.dtype)
 
     def _segment_norms(self, row: Array, sizes: tuple[int, ...]) -> Array:
@@ -486,15 +487,13 @@ class Space:
         wide = self._as(row, self.dtype)
         return self.xp.sqrt(self.backend.segmented(wide * wide, sizes, "sum"))
 
-    def _safe_segment_norms(self, row: Array, sizes: tuple[int, ...]) -> Array:
-        """The norm of each segment, in units of its largest entry."""
-        xp, wide = self.xp, self._as(row, self.dtype)
-        largest = self.backend.segmented(xp.abs(wide), sizes, "max")
-        sound = (largest > 0.0) & (largest < xp.inf)
-        unit = xp.where(sound, largest, self.one)
-        index = xp.asarray(np.repeat(np.arange(len(sizes)), sizes), **self.place)
-        scaled = wide / xp.take(unit, index, axis=-1)
-        return largest * self._segment_norms(scaled, sizes)
+    def _segment_norms_in(
+        self, unit: Array, row: Array, sizes: tuple[int, ...]
+    ) -> Array:
+        """The norm of each segment, calculated in a `unit` of its own."""
+        index = np.repeat(np.arange(len(sizes)), sizes)
+        units = self.xp.take(unit, self.xp.asarray(index, **self.place), axis=-1)
+        return unit * self._segment_norms(self._as(row, self.dtype) / units, sizes)
 
     def _norm_in_pieces(self, leaves: Vec, kind: str, unit: Array | None) -> Array:
         """The norm of a leaf, or of the difference of two."""
@@ -508,19 +507,27 @@ class Space:
 
     def safe_norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample, where squares may under- or overflow."""
+        return self._norm_anew(u, kind, self._norms([(u, kind)])[0])
+
+    def _norm_anew(self, u: Vec | Difference, kind: Kind, norm: Array) -> Array:
+        """The norm, in powers of two where squares were lost from `norm`."""
+        where, (large, least) = self.xp.where, self._units
+        unit = where(norm < self.small, least, self.one)
+        unit = where(norm == self.xp.inf, large, unit)
         if isinstance(kind, tuple):
-            return self._safe_segment_norms(self.formed(u)[0], kind)
-        largest = self.norm(u, "max")
-        if kind == "max":
-            return largest
-        sound = (largest > 0.0) & (largest < self.xp.inf)
-        if self.backend.known_here(~sound):
-            return largest
-        unit = self.xp.where(sound, largest, self.one)
-        scaled = self._norms([(u, kind)], unit)[0]
-        # A compiler that computes u twice, rounded in two ways, may find 0 here and not
-        # there.
-        return largest * scaled
+            return self._segment_norms_in(unit, self.formed(u)[0], kind)
+        return unit * self._norms([(u, kind)], unit)[0]
+
+    @cached_property
+    def _units(self) -> tuple[Array, Array]:
+        """What a norm whose squares overflowed is calculated in, and a small one."""
+        exponent = math.frexp(float(self._coarsest.max))[1]
+        powers = 3 * exponent // 4, math.frexp(self.small)[1] - (exponent - 8) // 2
+        large, least = [
+            self.backend.constant(2.0**power, self.xp, self.dtype, self.place)
+            for power in powers
+        ]
+        return large, least
 
     def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
         """The norms of vectors, each of its kind, none of which has lost its
@@ -548,7 +555,7 @@ class Space:
         safe = list(norms)
         for k, mask in lost.items():
             if not self.backend.known_here(~mask):
-                safe[k] = self.xp.where(mask, self.safe_norm(*pairs[k]), norms[k])
+                safe[k] = self._norm_anew(*pairs[k], norms[k])
         return tuple(safe)
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
@@ -676,10 +683,11 @@ class Space:
         )
 
     def filled(self, history: Vec, count: Any) -> Vec:
-        """The first `count` rows of `history`, where that is known; in a trace all of
-        them.
+        """The first `count` rows of `history`, where that is known; in a trace, or
+        where a library compiles for each shape, all of them.
         """
-        if not isinstance(count, int) or count >= self.rows_of(history):
+        known = isinstance(count, int) and not self.backend.compiles
+        if not known or count >= self.rows_of(history):
             return history
         return tuple([past[self._row(past, slice(count))] for past in history])
 
@@ -907,9 +915,14 @@ class Space:
     @cached_property
     def small(self) -> float:
         """A norm below which the squares that make it up may have been lost."""
-        infos = [self.xp.finfo(dtype) for dtype in (*self.dtypes, self.dtype)]
-        info = max((i for i in infos if i.bits >= 32), key=lambda i: float(i.eps))
+        info = self._coarsest
         return math.sqrt(float(info.smallest_normal) * self.size) / float(info.eps)
+
+    @cached_property
+    def _coarsest(self) -> Any:
+        """What is known of the coarsest dtype that inner products are taken in."""
+        infos = [self.xp.finfo(dtype) for dtype in (*self.dtypes, self.dtype)]
+        return max((i for i in infos if i.bits >= 32), key=lambda i: float(i.eps))
 
     @cached_property
     def rounding(self) -> float:

@@ -11,7 +11,7 @@ from fixedpoint.adjoints.base import Adjoint, Autodiff, LinearAdjoint
 from fixedpoint.backend import Vec
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
-from fixedpoint_jax import programs
+from fixedpoint_jax import numpy_algebra, programs
 from fixedpoint_jax.derivatives import no_tangent, tangent
 from fixedpoint_jax.maps import (
     CapturedTracerError,
@@ -32,7 +32,7 @@ class JaxAutodiff(Autodiff):
         if not backend.is_traced((*value, *run.problem.args)):
             try:
                 known = run.with_functions(at=without_tracers(functions.at))
-                return known.iterate(value)
+                return numpy_algebra.iterate(known, value)
             except CapturedTracerError:
                 pass  # f is evaluated once more, in a trace of its own
         run = hoisted(run, value)

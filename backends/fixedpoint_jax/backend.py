@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse import BCOO
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
 from fixedpoint.communicator import Reduction
@@ -85,6 +84,7 @@ class JaxBackend(Backend):
     differentiates = True
     autodiff = JaxAutodiff()
     writes = False
+    compiles = True
 
     def namespace(self, array: Array) -> Any:
         """``jax.numpy``, which is an array-API namespace."""
@@ -122,6 +122,10 @@ class JaxBackend(Backend):
     def is_traced(self, vec: Vec) -> bool:
         """Whether any leaf is a tracer."""
         return any(isinstance(leaf, jax.core.Tracer) for leaf in vec)
+
+    def is_compiled(self, f: Callable[..., Any], arrays: Vec) -> bool:
+        """Whether there are tracers among the arrays, or in the closure of f."""
+        return self.is_traced((*arrays, *jax.tree.leaves(_held(f))))
 
     def known_here(self, mask: Array) -> bool:
         """Whether all of `mask` is true; in a trace that is never known."""
@@ -193,15 +197,21 @@ class JaxBackend(Backend):
             return gauss_jordan_in_loop(matrices, rights)
         return jnp.linalg.solve(matrices, rights[..., None])[..., 0]
 
+    def mapped(self, function: Callable[[Array], Array], rows: Array) -> Array:
+        """The columns, in a trace by a loop: a program does not grow with their
+        number.
+        """
+        if not self.is_traced((rows,)):
+            return super().mapped(function, rows)
+        return jnp.moveaxis(jax.lax.map(function, jnp.moveaxis(rows, -2, 0)), 0, -1)
+
     def sparse(self, matrix: Any) -> Any:
         """A ``BCOO`` of ``jax.experimental.sparse`` as a matrix of SciPy's, outside of
         traces.
         """
-        if (
-            not isinstance(matrix, BCOO)
-            or matrix.n_batch
-            or self.is_traced((matrix.data,))
-        ):
+        if type(matrix).__name__ != "BCOO":  # the module takes long to import
+            return matrix
+        if matrix.n_batch or self.is_traced((matrix.data,)):
             return matrix
         from scipy.sparse import coo_array  # noqa: PLC0415  JAX needs it, and this seldom
 
@@ -224,9 +234,16 @@ class JaxBackend(Backend):
         return super().is_whole(leaf)
 
     def unbound(self, array: Array, axis: int) -> Sequence[Array]:
-        """Slices of an array, one for each index of an axis."""
-        take, count = jax.lax.index_in_dim, array.shape[axis]
-        return [take(array, k, axis, keepdims=False) for k in range(count)]
+        """Slices of an array, one for each index of an axis.
+
+        In a trace their places are made operands: slices at constants would each be
+        compiled by itself.
+        """
+        places: Sequence[Any] = tuple(map(np.uint32, range(array.shape[axis])))
+        if self.is_traced((array,)):
+            places = jax.lax.optimization_barrier(places)  # type: ignore[no-untyped-call]
+        take = partial(jax.lax.dynamic_slice_in_dim, array, slice_size=1, axis=axis)
+        return [jnp.squeeze(take(place), axis) for place in places]
 
     def segmented(
         self, array: Array, sizes: Sequence[int], reduction: Reduction
@@ -359,6 +376,15 @@ class RecordingBackend(JaxBackend):
             return jax.lax.scan(turn, carry, length=at_most)[0]
         segments = -(-at_most // self.checkpoint)
         return jax.lax.scan(jax.checkpoint(segment), carry, length=segments)[0]
+
+
+def _held(f: Callable[..., Any]) -> list[Any]:
+    """What a function has in its closure."""
+    held = []
+    for cell in getattr(f, "__closure__", None) or ():
+        with suppress(ValueError):  # nothing yet
+            held.append(cell.cell_contents)
+    return held
 
 
 def _single(array: Array, index: Any) -> tuple[int, ...]:

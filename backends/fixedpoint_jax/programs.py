@@ -1,10 +1,10 @@
 """Compiled solves for transforms outside of ``jit``.
 
 A gradient of a solve outside of ``jit`` is made of loops and linear solves that JAX
-compiles, anew in every call, since the functions in them are new. A solve that comes a
-second time is therefore compiled as a whole, once for each program of f, by which are
-meant the operations that a trace of it found, and not the function: what f reads from
-outside is an argument or a number of the program.
+would compile anew in every call, since the functions in them are new. It is therefore
+compiled as a whole, once for each program of f, by which are meant the operations that
+a trace of it found, and not the function: what f reads from outside is an argument or a
+number of the program.
 """
 
 from __future__ import annotations
@@ -26,25 +26,22 @@ _KEPT = 64
 Program = Callable[[Vec, Vec], Iteration]
 
 # With each program what its key only names: functions inside a jaxpr are told by their
-# addresses, which are theirs as long as they are kept. None stands for a program that
-# came but once.
-_programs: OrderedDict[Any, tuple[Program | None, Any]] = OrderedDict()
+# addresses, which are theirs as long as they are kept.
+_programs: OrderedDict[Any, tuple[Program, Any]] = OrderedDict()
 
 
 def attach(adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
-    """The solution of `run` by the rules of its adjoint, by a program made before."""
-    key, args = _key(adjoint, run, value), run.problem.args
-    program, seen = None, key in _programs
-    if seen:
-        program = _programs[key][0] or jax.jit(
-            lambda value, args: adjoint.attach(run.at(args), value)
-        )
-    if key is not None:
+    """The solution of `run` by the rules of its adjoint, by a program made once."""
+    key = _key(adjoint, run, value)
+    if key is None:
+        return adjoint.attach(run, value)
+    if key not in _programs:
+        program = jax.jit(lambda value, args: adjoint.attach(run.at(args), value))
         _programs[key] = program, run.problem.functions.program
-        _programs.move_to_end(key)
-        if len(_programs) > _KEPT:
-            _programs.popitem(last=False)
-    return program(value, args) if program else adjoint.attach(run, value)
+    _programs.move_to_end(key)
+    if len(_programs) > _KEPT:
+        _programs.popitem(last=False)
+    return _programs[key][0](value, run.problem.args)
 
 
 def _key(adjoint: Adjoint, run: Run, value: Vec) -> Any:

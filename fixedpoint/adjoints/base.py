@@ -128,10 +128,15 @@ class Adjoint(ABC):
         del solver, is_root
 
     def default_solver(
-        self, size: int, is_root: bool, has_jacobian: bool, is_batch: bool
+        self,
+        size: int,
+        is_root: bool,
+        has_jacobian: bool,
+        is_batch: bool,
+        is_compiled: bool = False,
     ) -> Solver:
         """The solver to use where none is named."""
-        return default_solver(size, is_root, has_jacobian, is_batch)
+        return default_solver(size, is_root, has_jacobian, is_batch, is_compiled)
 
 
 class LinearAdjoint(Adjoint):

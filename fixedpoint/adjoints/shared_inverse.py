@@ -76,10 +76,15 @@ class SharedInverse(LinearAdjoint):
             )
 
     def default_solver(
-        self, size: int, is_root: bool, has_jacobian: bool, is_batch: bool
+        self,
+        size: int,
+        is_root: bool,
+        has_jacobian: bool,
+        is_batch: bool,
+        is_compiled: bool = False,
     ) -> Solver:
         """Broyden's method."""
-        del size, is_root, has_jacobian, is_batch
+        del size, is_root, has_jacobian, is_batch, is_compiled
         return Broyden()
 
     def solve(self, system: AdjointSystem) -> Iteration:

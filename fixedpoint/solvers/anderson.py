@@ -286,10 +286,9 @@ class Anderson(Solver):
     ) -> tuple[AndersonState, Array | None]:
         """Push the newest differences, and renew their row and column of the Gram
         matrix; and the products with the new residual, where all columns are kept.
-
-        What was pushed is not read back, and what is pushed anew goes into the old
-        history: else a compiler keeps copies.
         """
+        if not space.backend.writes:
+            return self._replaced(space, state, old, new, active)
         slot = slot_of(state.pushed, state.gram.shape[-1])
         residuals, images, change, image = space.push_secant(
             state.residuals, state.images, slot, old, new, active
@@ -303,8 +302,7 @@ class Anderson(Solver):
             some = space.filled(residuals, pushed.pushed)
             row = space.gram(some, space.subtract(image, change))
             square = space.dot(change, change)
-        rounding = (4 * space.rounding) * new.magnitude
-        informative = square > rounding * rounding
+        informative = _informative(space, square, new)
         if not space.backend.known_here(informative):
             residuals = space.push(residuals, slot, space.mask(informative, change))
             images = space.push(state.images, slot, space.mask(informative, image))
@@ -313,9 +311,40 @@ class Anderson(Solver):
             row, column = (
                 _isolated(space, u, slot, informative) for u in (row, column)
             )
-        write, filled = space.backend.write, slice(row.shape[-1])
-        gram = write(state.gram, (..., slot, filled), row)
-        gram = write(gram, (..., filled, slot), column)
+        gram = _bordered(space, state.gram, slot, row, column)
+        return pushed._replace(gram=gram), products
+
+    def _replaced(
+        self,
+        space: Space,
+        state: AndersonState,
+        old: Point,
+        new: Point,
+        active: Array | None,
+    ) -> tuple[AndersonState, Array]:
+        """What :meth:`_remembered` gives, where each history is a new array: it is
+        made once, when it is known whether the column stays.
+        """
+        slot, mask = slot_of(state.pushed, state.gram.shape[-1]), space.mask
+        change = space.subtract(new.increment, old.increment)
+        image = space.add(space.subtract(new.value, old.value), change)
+        informative = _informative(space, space.dot(change, change), new)
+        change, image = mask(informative, change), mask(informative, image)
+        if active is not None:  # others keep what they have
+            change = space.where(active, change, space.row(state.residuals, slot))
+            image = space.where(active, image, space.row(state.images, slot))
+            informative = informative | ~active
+        pushed = state._replace(
+            residuals=space.push(state.residuals, slot, change),
+            images=space.push(state.images, slot, image),
+            pushed=state.pushed + 1,
+        )
+        column, products = self._tested(space, pushed, change, new.increment)
+        row = column
+        if self.type == 1:
+            row = space.gram(pushed.residuals, space.subtract(image, change))
+        row, column = (_isolated(space, u, slot, informative) for u in (row, column))
+        gram = _bordered(space, state.gram, slot, row, column)
         return pushed._replace(gram=gram), products
 
 
@@ -335,6 +364,21 @@ def slot_of(pushed: Any, memory: int) -> Any:
     beyond = pushed - memory
     beyond = max(beyond, 0) if isinstance(beyond, int) else beyond.clip(0)
     return (pushed - beyond + (beyond + 1) // 3) % memory
+
+
+def _informative(space: Space, square: Array, new: Point) -> Array:
+    """Whether a difference of residuals, of this squared length, is more than
+    rounding.
+    """
+    rounding = (4 * space.rounding) * new.magnitude
+    return square > rounding * rounding
+
+
+def _bordered(space: Space, gram: Array, slot: Any, row: Array, column: Array) -> Array:
+    """The Gram matrix with a new row and column."""
+    write, filled = space.backend.write, slice(row.shape[-1])
+    gram = write(gram, (..., slot, filled), row)
+    return write(gram, (..., filled, slot), column)
 
 
 def _isolated(space: Space, row: Array, slot: Any, informative: Array) -> Array:

@@ -253,12 +253,18 @@ class Broyden(Solver):
         state = emptied(space, state, old)
         slot = state.pushed
         v, products = self._tested(space, state, old, new)
-        right, v = space.placed(state.right, slot, v)
+        right, writes = state.right, space.backend.writes
+        if writes:
+            right, v = space.placed(right, slot, v)
         sound, factor, amount = _weighed(space, v, old, new)
         scaled = space.scale(state.scale, new.increment)
         image = state.combined(space, scaled, state.left, products)
         left, u = _wrong(space, state, image, factor, old, new)
-        if not space.backend.known_here(sound):
+        if not writes:
+            # Told after all products with the columns, and before these are replaced:
+            # else a compiler keeps copies of them.
+            sound = sound & space.xp.all(products == products, axis=-1)
+        if not writes or not space.backend.known_here(sound):
             left, u = space.placed_masked(left, slot, sound, u)
             right, v = space.placed_masked(right, slot, sound, v)
         return state._replace(
@@ -293,7 +299,8 @@ def _wrong(
     old: Point,
     new: Point,
 ) -> tuple[Vec, Vec]:
-    """The columns with u, the multiple of Δz + HΔg, and u.
+    """The columns with u, the multiple of Δz + HΔg, where that is written in place;
+    and u.
 
     HΔg is Hg_new − Hg_old, and Hg_old the direction of the step, or σg_old if H has
     just been emptied.
@@ -306,6 +313,8 @@ def _wrong(
         return space.factor(factor, new) * ((new - old) + (image - before))
 
     vectors = image, direction, new.value, old.value
+    if not space.backend.writes:
+        return state.left, space.entrywise(wrong, *vectors)
     return space.placed_entrywise(state.left, state.pushed, wrong, *vectors)
 
 

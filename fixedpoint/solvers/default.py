@@ -15,9 +15,17 @@ from fixedpoint.solvers.picard import Picard
 # Up to the first size a Jacobian costs little; up to the second it can still be had.
 _SMALL, _DENSE = 64, 2000
 
+# What seeks fixed points where every method is compiled, needed or not. The second time
+# hardly anything is compiled anew.
+_IN_TRACES = Fallback([Anderson(), Anderson(damping=0.1)])
+
 
 def default_solver(
-    size: int, is_root: bool, has_jacobian: bool = False, is_batch: bool = False
+    size: int,
+    is_root: bool,
+    has_jacobian: bool = False,
+    is_batch: bool = False,
+    is_compiled: bool = False,
 ) -> Solver:
     """The sequence of solvers behind :func:`fixed_point` and :func:`root`.
 
@@ -29,6 +37,7 @@ def default_solver(
     ..      up to 2000   :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`;
                          of a single sample, :class:`Newton`
     ..      more         :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`
+    ..      in a trace   :class:`Anderson`, then with damping
     root    up to 64     :class:`Newton` with a line search, then with bounded steps
                          instead; :class:`LevenbergMarquardt`
     ..      up to 2000   :class:`NewtonKrylov` with bounded steps; :class:`Newton`
@@ -47,6 +56,12 @@ def default_solver(
     where only descent helps. Plain iteration comes last, but for dense matrices: a
     contraction must not fail because what accelerates it does.
 
+    In a trace of JAX every method is compiled, whether it is needed or not, and those
+    of Newton's kind take several times as long as all else. There Anderson's method
+    alone seeks fixed points, a second time with steps of a tenth. Where others are
+    needed, as for maps that are far from contracting, name the whole sequence:
+    ``solver=default_solver(size, is_root=False)``.
+
     Parameters
     ----------
     size : int
@@ -57,6 +72,8 @@ def default_solver(
         Whether the call is given ``jacobian``.
     is_batch : bool, optional
         Whether there are several samples: then a matrix of each would be too much.
+    is_compiled : bool, optional
+        Whether the solve is compiled before it runs.
 
     Returns
     -------
@@ -69,6 +86,8 @@ def default_solver(
     ['Newton', 'Newton', 'LevenbergMarquardt']
     """
     large = (size > _SMALL) + (size > _DENSE)
+    if is_compiled and not (is_root or has_jacobian):
+        return _IN_TRACES
     return _sequence(large, is_root, has_jacobian, is_batch)
 
 

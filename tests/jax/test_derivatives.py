@@ -410,7 +410,7 @@ def test_a_solve_that_fails_in_a_trace_has_neither_a_value_nor_a_derivative():
         assert np.isnan(jax.jit(function)(1.0))
 
 
-def test_a_gradient_outside_of_jit_is_compiled_once_it_comes_again(monkeypatch):
+def test_a_gradient_outside_of_jit_is_compiled_once(monkeypatch):
     monkeypatch.setattr(programs, "_programs", OrderedDict())
 
     def slope(a, b, power=2):
@@ -424,11 +424,8 @@ def test_a_gradient_outside_of_jit_is_compiled_once_it_comes_again(monkeypatch):
         z = fp.fixed_point(lambda z: a * np.cos(z) ** 2 + b, 1.0, rtol=1e-14).value
         return np.cos(z) ** 2 / (1.0 + a * np.sin(2.0 * z))
 
-    def compiled():
-        return sum(program is not None for program, _ in programs._programs.values())
-
     for a, b in ((0.3, 0.1), (0.4, 0.2), (0.2, 0.7)):  # what f captures may change
         np.testing.assert_allclose(slope(a, jnp.asarray(b)), exact(a, b), rtol=1e-5)
-    assert compiled() == 1
+    assert len(programs._programs) == 1
     slope(0.3, jnp.asarray(0.1), power=3), slope(0.3, jnp.asarray(0.1), power=3)
-    assert compiled() == 2  # another program
+    assert len(programs._programs) == 2  # another program
