@@ -277,6 +277,8 @@ class Loop:
         any.
         """
         backend, xp = self.problem.space.backend, self.problem.space.xp
+        if ends_alone(self.problem.space, mask):
+            mask = mask & carry.running  # an element of a vmap may have ended
         integer = getattr(carry.work.f, "dtype", xp.int32)
         nothing = xp.zeros_like(mask), xp.zeros_like(mask, dtype=integer)
 

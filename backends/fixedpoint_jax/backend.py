@@ -234,16 +234,9 @@ class JaxBackend(Backend):
         return super().is_whole(leaf)
 
     def unbound(self, array: Array, axis: int) -> Sequence[Array]:
-        """Slices of an array, one for each index of an axis.
-
-        In a trace their places are made operands: slices at constants would each be
-        compiled by itself.
-        """
-        places: Sequence[Any] = tuple(map(np.uint32, range(array.shape[axis])))
-        if self.is_traced((array,)):
-            places = jax.lax.optimization_barrier(places)  # type: ignore[no-untyped-call]
-        take = partial(jax.lax.dynamic_slice_in_dim, array, slice_size=1, axis=axis)
-        return [jnp.squeeze(take(place), axis) for place in places]
+        """Slices of an array, one for each index of an axis."""
+        take, count = jax.lax.index_in_dim, array.shape[axis]
+        return [take(array, k, axis, keepdims=False) for k in range(count)]
 
     def segmented(
         self, array: Array, sizes: Sequence[int], reduction: Reduction
