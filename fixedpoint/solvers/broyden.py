@@ -263,7 +263,7 @@ class Broyden(Solver):
         if not writes:
             # Told after all products with the columns, and before these are replaced:
             # else a compiler keeps copies of them.
-            sound = sound & space.xp.all(products == products, axis=-1)
+            sound = sound & ~space.xp.any(space.xp.isnan(products), axis=-1)
         if not writes or not space.backend.known_here(sound):
             left, u = space.placed_masked(left, slot, sound, u)
             right, v = space.placed_masked(right, slot, sound, v)
