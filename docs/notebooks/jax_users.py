@@ -34,8 +34,8 @@ jitted = solve(c)
 print(jitted.value, bool(jitted.converged))
 
 # %%
-# Under ``jit`` name a solver if you can: without one every solver of the default
-# sequence is compiled. ``f`` itself is traced once. Under ``vmap`` each lane has its
+# Under ``jit`` every solver of a sequence is compiled, so that the default one is short
+# there. ``f`` itself is traced once. Under ``vmap`` each lane has its
 # own status, and the loop runs until all are done:
 
 lanes = jax.vmap(solve)(jnp.array([[1.0, 0.5], [0.3, 0.2]]))
