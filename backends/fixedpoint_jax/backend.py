@@ -234,9 +234,19 @@ class JaxBackend(Backend):
         return super().is_whole(leaf)
 
     def unbound(self, array: Array, axis: int) -> Sequence[Array]:
-        """Slices of an array, one for each index of an axis."""
-        take, count = jax.lax.index_in_dim, array.shape[axis]
-        return [take(array, k, axis, keepdims=False) for k in range(count)]
+        """Slices of an array, one for each index of an axis.
+
+        In a trace their places are hidden from the compiler, which would compile each
+        of the slices, and what is calculated from it, by itself.
+        """
+        count = array.shape[axis]
+        if not self.is_traced((array,)):
+            take = partial(jax.lax.index_in_dim, array, axis=axis, keepdims=False)
+            return [take(k) for k in range(count)]
+        places: Any = tuple(map(np.int32, range(count)))
+        places = jax.lax.optimization_barrier(places)  # type: ignore[no-untyped-call]
+        take = partial(jax.lax.dynamic_index_in_dim, array, axis=axis, keepdims=False)
+        return list(map(take, places))
 
     def segmented(
         self, array: Array, sizes: Sequence[int], reduction: Reduction
