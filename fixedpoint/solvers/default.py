@@ -53,8 +53,9 @@ def default_solver(
     :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimizer of
     ‖F‖ that is no root, or creep along a curved valley; Newton steps whose entries are
     only kept from exceeding a few times the size of the state escape both, and fail
-    where only descent helps. Plain iteration comes last, but for dense matrices: a
-    contraction must not fail because what accelerates it does.
+    where only descent helps. Where a matrix can follow, a linear solve that would take
+    more products than that has columns gives way to it. Plain iteration comes last, but
+    for dense matrices: a contraction must not fail because what accelerates it does.
 
     In a trace of JAX every method is compiled, whether it is needed or not, and those
     of Newton's kind take several times as long as all else. There Anderson's method
