@@ -25,7 +25,7 @@ from fixedpoint_models.tasks.generative import (
 from fixedpoint_models.tasks.inverse import Inverse, Problem
 
 CPU = torch.device("cpu")
-LATENT, EPOCHS = 6, 8
+LATENT, EPOCHS = 6, 10
 NETWORK = Network(kind="principal", width=16, latent=LATENT, basis=24)
 
 
@@ -52,7 +52,7 @@ def run_of(chosen, folder, epochs):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("principal")
-    run_of(settings(), folder, EPOCHS).train(progress=False)
+    run_of(settings(codes="encoded"), folder, EPOCHS).train(progress=False)
     return folder
 
 
@@ -112,7 +112,7 @@ def test_what_training_compares_differs_from_pixels_by_what_the_basis_leaves():
 
 def test_training_goes_beyond_it(folder, tmp_path):
     before = run_of(settings(), tmp_path, 1).experiment.evaluate()
-    run = run_of(settings(), folder, EPOCHS)
+    run = run_of(settings(codes="encoded"), folder, EPOCHS)
     run.restore()
     after = run.experiment.evaluate()
     assert after["objective"] < 0.98 * before["objective"]
