@@ -798,9 +798,12 @@ def reproduced_patches():
         machine, rows = reproduced(part, fields)
         for row in rows:
             cells = [quality(row, suffix) for suffix in methods.values()]
-            gain = f"{row['psnr'] - row['psnr_pca']:+.2f}"
-            lines.append([row["problem"], str(row["latent"]), *cells, gain])
-    head = ["problem", "code", *methods, "decoder − PCA, dB"]
+            gains = [
+                f"{row['psnr'] - row[f'psnr_pca{other}']:+.2f}"
+                for other in ("", "_prior")
+            ]
+            lines.append([row["problem"], str(row["latent"]), *cells, *gains])
+    head = ["problem", "code", *methods, "beside PCA, dB", "beside PCA, prior"]
     return table(head, lines) + measured_on(machine)
 
 
