@@ -4,7 +4,7 @@ The augmented model
 
 An equilibrium decoder takes a code :math:`x` to the equilibrium :math:`z = f(z, x)` and
 that to an image. Here one is trained on small digits without knowing any codes, and
-then fills in what is hidden of images it has never seen. In both the codes are found
+then removes noise from images it has never seen. In both the codes are found
 *together with* the equilibria and their adjoints; :doc:`/augmented_deq` has the theory.
 """
 
