@@ -63,9 +63,13 @@ def shorten(error: BaseException) -> None:
     Errors of this library keep all of it.
     """
     frames = list(_frames(error.__traceback__))
-    ours = [frame.tb_frame.f_globals.get("__name__", "") for frame in frames]
-    inside = [place for place, name in enumerate(ours) if name.startswith("fixedpoint")]
-    if not inside or inside[-1] == len(frames) - 1:
+    names = [frame.tb_frame.f_globals.get("__name__", "") for frame in frames]
+    inside = [
+        place for place, name in enumerate(names) if name.startswith("fixedpoint")
+    ]
+    if not inside or not names[inside[-1]].endswith(".evaluator"):
+        return
+    if inside[-1] == len(frames) - 1:
         return
     left_out = set(inside[1:-1])
     kept = [frame for place, frame in enumerate(frames) if place not in left_out]

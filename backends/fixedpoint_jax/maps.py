@@ -11,10 +11,10 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fixedpoint.backend import Vec
-from fixedpoint.functions import Mapped
+from fixedpoint.functions import Bridge, Mapped
 from fixedpoint.run import Run
 
-MapAt = Callable[[Vec], Mapped]
+MapAt = Callable[..., Mapped]
 
 
 class CapturedTracerError(Exception):
@@ -36,7 +36,11 @@ def without_tracers(map_at: MapAt) -> MapAt:
             raise CapturedTracerError
         return outputs
 
-    return lambda args: partial(checked, map_at(args))
+    def at(args: Vec, bridge: Bridge | None = None) -> Mapped:
+        here: Mapped = partial(checked, map_at(args))
+        return here if bridge is None else bridge.mapped(here)
+
+    return at
 
 
 def _is_tracer(leaf: Any) -> bool:

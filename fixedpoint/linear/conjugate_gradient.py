@@ -242,9 +242,9 @@ def _trimmed(space: Space, lanczos: _Lanczos, steps: Any, least: int) -> _Lanczo
     """The part of the window that was filled, if it is known how much that is."""
     if not isinstance(steps, int):
         return lanczos
-    steps = max(steps, least)
-    basis = space.filled(lanczos.basis, steps)
-    return _Lanczos(basis, lanczos.lengths[..., :steps], lanczos.ratios[..., :steps])
+    basis = space.filled(lanczos.basis, max(steps, least))
+    count = space.rows_of(basis)
+    return _Lanczos(basis, lanczos.lengths[..., :count], lanczos.ratios[..., :count])
 
 
 def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:

@@ -411,8 +411,8 @@ def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
 
 def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     """The solution over the subspace, and which samples need another cycle."""
-    space, size = system.space, cycle.size
-    size = size if isinstance(size, int) else space.rows_of(cycle.basis)
+    space = system.space
+    size = space.rows_of(space.filled(cycle.basis, cycle.size))
     triangle, rhs = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
     y = space.backend.solve(triangle, rhs)
     if cycle.directions is None:
