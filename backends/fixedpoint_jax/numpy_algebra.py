@@ -17,6 +17,7 @@ from fixedpoint.backend import Backend, Vec
 from fixedpoint.functions import Bridge
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run, SolverRun
+from fixedpoint_jax.maps import CapturedTracerError
 
 # Entries of a state beyond which JAX's arithmetic, on all cores, wins.
 _LARGEST = 2**18
@@ -58,7 +59,13 @@ def _there(leaf: Any) -> Any:
 
 
 def _back(place: Any, leaf: Any) -> Any:
-    """A NumPy array as one of JAX's, on memory of its own."""
+    """A NumPy array as one of JAX's, on memory of its own.
+
+    While a program is written, as that of jit, there are none, but symbols.
+    """
     if not isinstance(leaf, (np.ndarray, np.generic)):
         return leaf
-    return jax.device_put(np.array(leaf), place)
+    array = jax.device_put(np.array(leaf), place)
+    if isinstance(array, jax.core.Tracer):
+        raise CapturedTracerError
+    return array
