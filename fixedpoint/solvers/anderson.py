@@ -342,7 +342,8 @@ class Anderson(Solver):
         column, products = self._tested(space, pushed, change, new.increment)
         row = column
         if self.type == 1:
-            row = space.gram(pushed.residuals, space.subtract(image, change))
+            some = space.filled(pushed.residuals, pushed.pushed)
+            row = space.gram(some, space.subtract(image, change))
         row, column = (_isolated(space, u, slot, informative) for u in (row, column))
         gram = _bordered(space, state.gram, slot, row, column)
         return pushed._replace(gram=gram), products
