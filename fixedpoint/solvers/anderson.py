@@ -328,12 +328,11 @@ class Anderson(Solver):
         slot, mask = slot_of(state.pushed, state.gram.shape[-1]), space.mask
         change = space.subtract(new.increment, old.increment)
         image = space.add(space.subtract(new.value, old.value), change)
-        informative = _informative(space, space.dot(change, change), new)
-        change, image = mask(informative, change), mask(informative, image)
         if active is not None:  # others keep what they have
             change = space.where(active, change, space.row(state.residuals, slot))
             image = space.where(active, image, space.row(state.images, slot))
-            informative = informative | ~active
+        informative = _informative(space, space.dot(change, change), new)
+        change, image = mask(informative, change), mask(informative, image)
         pushed = state._replace(
             residuals=space.push(state.residuals, slot, change),
             images=space.push(state.images, slot, image),
