@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import fixedpoint as fp
 from fixedpoint_models import TrackedNewton, decode, equilibrium_map, pretrained
@@ -31,6 +32,8 @@ from fixedpoint_models.tasks.inverse import Inverse
 CPU = torch.device("cpu")
 OUTPUT = Path(__file__).parents[1] / "docs" / "gallery"
 SHOWN, FONT = 12, 3
+# Of photographs: how many are shown, and in how many colors, so that files are small.
+FEWER, COLORS = 8, 48
 # In the place of files that do not come along: photographs that do.
 PHOTOGRAPHS = (
     *("images.folder=null", "images.test_folder=null"),
@@ -77,9 +80,11 @@ def photographs(output: Path) -> None:
         ).settings
         shown = ("denoising-0.2", "inpainting")
         problems = tuple(p for p in inverse.problems if p.name in shown)
-        task = Inverse(replace(inverse, problems=problems), CPU)
+        task = Inverse(replace(inverse, problems=problems, number=FEWER), CPU)
         for file in task.draw(Path(folder)):
-            file.replace(output / f"reproduced_{file.stem}.png")
+            with Image.open(file) as picture:
+                small = picture.convert("RGB").quantize(COLORS)
+            small.save(output / f"reproduced_{file.stem}.png", optimize=True)
 
 
 def main() -> None:
