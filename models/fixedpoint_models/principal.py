@@ -136,7 +136,7 @@ class PrincipalImages(DenseNetwork):
         self.register_buffer("deviations", torch.zeros(basis))
 
     def fit(self, images: Tensor) -> None:
-        """Take the mean and the principal axes of images, of shape (number, *shape).
+        """Take the mean and the principal axes of images, numbered by the first axis.
 
         Raises
         ------

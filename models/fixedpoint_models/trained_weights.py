@@ -37,7 +37,7 @@ def pretrained(name: str) -> Params:
     Notes
     -----
     Of the digits, the first 48 in the order that NumPy's generator with the seed 0
-    shuffles them into were held out, as :func:`fixedpoint_models.demo.split` does; of
+    shuffles them into were held out, as ``fixedpoint_models.demo.split`` does; of
     the glyphs, all characters of the ``held_out`` classes of
     :func:`fixedpoint_models.data.split_classes`.
 
