@@ -530,6 +530,29 @@ def apparent():
     return drawing
 
 
+@figure
+def envelope():
+    """The minimum of a loss over a parameter, and slopes without a backward solve."""
+    f = lambda z, x, w: w * z + x
+    loss = lambda z, x, y, _: ((z - y) ** 2 + x**2).sum(-1)
+    w = torch.linspace(-0.6, 0.7, 40, dtype=torch.float64)[:, None].requires_grad_()
+    y, zero = torch.full_like(w, 2.0).detach(), torch.zeros_like(w).detach()
+    start = dict.fromkeys(("z", "mu", "x"), zero)
+    joint = fp.operators.augmented(f, loss, step_size=0.1)
+    found = fp.fixed_point(joint, start, (w.detach(), y), batch_ndim=1).value
+    z, mu, x = (found[name] for name in ("z", "mu", "x"))
+    least = loss(z, x, y, w)
+    (slope,) = torch.autograd.grad((mu * f(z, x, w)).sum(), w)
+    drawing, axes = plt.subplots(figsize=(4.8, 2.8))
+    w = w.detach()[:, 0]
+    axes.plot(w, least, color=INK, lw=3, alpha=0.35)
+    for k in range(6, 40, 13):
+        near = torch.tensor([-0.25, 0.25])
+        axes.plot(w[k] + near, least[k] + slope[k] * near, color=BLUE)
+    axes.set(xlabel="$w$", ylabel="minimum of the loss")
+    return drawing
+
+
 def decoder(n=20, m=4):
     """The map, loss, start and arguments of the example on the augmented system."""
     grid = torch.arange(1, n + 1, dtype=torch.float64)
