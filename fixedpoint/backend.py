@@ -508,7 +508,9 @@ class Backend:
         unpack: Callable[[Vec], Any],
         packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
     ) -> Evaluator:
-        """What evaluates f at states like `value`, see :class:`Evaluator`."""
+        """What evaluates f at states like `value`, see
+        :class:`fixedpoint.evaluator.Evaluator`.
+        """
         del value
         return Evaluator(unpack, packed)
 

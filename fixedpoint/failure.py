@@ -67,9 +67,8 @@ def shorten(error: BaseException) -> None:
     inside = [
         place for place, name in enumerate(names) if name.startswith("fixedpoint")
     ]
-    if not inside or not names[inside[-1]].endswith(".evaluator"):
-        return
-    if inside[-1] == len(frames) - 1:
+    of_f = any(names[place].endswith(".evaluator") for place in inside)
+    if not of_f or inside[-1] == len(frames) - 1:
         return
     left_out = set(inside[1:-1])
     kept = [frame for place, frame in enumerate(frames) if place not in left_out]

@@ -129,7 +129,8 @@ class BareCycle:
         self.coefficients[slot] = amount = toward / length
         self.r -= np.multiply(q, amount, out=self.room)
         square = (self.norm - amount) * (self.norm + amount)
-        deep = square < (DEEP * self.norm) ** 2
+        near = DEEP * self.norm  # its square may overflow, which ** would raise
+        deep = square < near * near
         self.norm = math.sqrt(self.r @ self.r if deep else square)
         return True
 

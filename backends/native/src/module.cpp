@@ -229,6 +229,7 @@ void bind(nb::module_ &module, const char *name) {
 }  // namespace
 
 NB_MODULE(_kernels, module) {
+    nb::set_leak_warnings(false);  // a solve may be under way when Python ends
     module.attr("ANDERSON_MEMORY") = anderson_memory;
     module.attr("BROYDEN_MEMORY") = broyden_memory;
     module.attr("RISEN") = int(risen);
