@@ -11,7 +11,7 @@ namespace fixedpoint_native {
 namespace FIXEDPOINT_LEVEL {
 namespace {
 
-constexpr int block = 1024;  // entries that are read again while they are near
+constexpr int block = 16384;  // entries of long samples that are taken together
 
 // Not those of the standard library: a linker may take any level's copy of them for all.
 template <typename T>
