@@ -3,16 +3,6 @@
 At a few thousand unknowns the operations on leaves and batches take several times as
 long as the arithmetic. Here a direction takes two matrix products with what is known, a
 few passes over its vectors, in place, and numbers of Python.
-
-Where A is symmetric, most of what is known is orthogonal to a new image by itself, as
-in the methods of Lanczos and of conjugate residuals. So it is left out while every look
-at all of it finds it so. The residual stays that of the solution in any case: A P = Q R
-holds whatever is left out, and only the least residual is lost where too much is.
-
-References
-----------
-Eisenstat, Elman and Schultz, "Variational iterative methods for nonsymmetric systems of
-linear equations", SIAM J. Numer. Anal. 20, 1983: methods that are truncated.
 """
 
 from __future__ import annotations
@@ -36,11 +26,6 @@ KEPT, FALLEN, TIGHT = 0.1, 1e-3, 1e-5
 # A residual that falls to less than this share at once is measured anew: the difference
 # of squares would not tell its norm.
 DEEP = 1e-2
-
-# The image of a symmetric matrix has a part in the two newest vectors, and in leads. It
-# counts as symmetric while the part in others is less than this share of what is new;
-# they are looked at in the first directions, and then twice in each of so many.
-_SYMMETRIC, _FIRST, _LOOK = 1e-3, 5, 12
 
 Matrix = np.ndarray[Any, Any]
 
@@ -84,7 +69,6 @@ class BareCycle:
     below: float
     least: float
     taken: int = 0
-    symmetric: bool = True
 
     def __post_init__(self) -> None:
         self.room = np.empty_like(self.r)
@@ -140,37 +124,21 @@ class BareCycle:
         """What is left of an image beside the basis, as its new row: its length, its
         product with r, the size of the image, and its products with the basis.
         """
-        q, r, parts = self.basis[slot], self.r, self.parts(slot)
+        q, r = self.basis[slot], self.r
         whole, toward = float(image @ image), float(image @ r)
-        column = self.deduct(image, parts, q)
+        column = self.deduct(image, slot, q)
         square = whole - float(column @ column)
         if square < KEPT**2 * whole or self.norm < self.below:
             toward = float(q @ r)
-            column += self.deduct(q, parts, q)
+            column += self.deduct(q, slot, q)
             square = float(q @ q)
-        far = column[len(self.known) : max(slot - 2, 0)]
-        if far.size:
-            self.symmetric &= float(far @ far) <= _SYMMETRIC**2 * square
         return math.sqrt(max(square, 0.0)), toward, math.sqrt(whole), column
 
-    def parts(self, slot: int) -> tuple[slice, ...]:
-        """The rows of the basis that the image of the direction `slot` has a part
-        in.
+    def deduct(self, v: Matrix, slot: int, onto: Matrix) -> Matrix:
+        """Make `onto` v less its part in the rows of the basis before `slot`; its
+        products with these.
         """
-        led = len(self.known)
-        looks = slot < led + _FIRST or (slot - led) % _LOOK < 2
-        if looks or not self.symmetric or self.norm < self.below:
-            return (slice(slot),)
-        near = slice(slot - 2, slot)
-        return (slice(led), near) if led else (near,)
-
-    def deduct(self, v: Matrix, parts: tuple[slice, ...], onto: Matrix) -> Matrix:
-        """Make `onto` v less its part in some rows of the basis; its products with all
-        of them.
-        """
-        column, room = np.zeros(parts[-1].stop), self.room
-        for part in parts:
-            known = self.basis[part]
-            column[part] = products = known @ v
-            v = np.subtract(v, np.matmul(products, known, out=room), out=onto)
-        return column
+        known = self.basis[:slot]
+        products: Matrix = known @ v
+        np.subtract(v, np.matmul(products, known, out=self.room), out=onto)
+        return products

@@ -106,9 +106,7 @@ class GMRES(LinearSolver):
     every step, and allows the preconditioner to change from one to the next. One pass
     of the classical process of Gram and Schmidt takes all inner products of a step at
     once, and the length of what is left by Pythagoras' theorem: one sum over those who
-    share a state. A second one follows where little is left of the vector. On one array
-    of NumPy's, inner products that vanish are left out where the matrix turns out to be
-    symmetric.
+    share a state. A second one follows where little is left of the vector.
 
     Of a sequence of similar systems, as in Newton's method, the last solutions lead the
     space: what converges slowly lies in their span, and need not be found again. Each

@@ -455,9 +455,6 @@ def test_tight_targets_are_met_in_truth(kind):
         assert products <= 41
 
 
-# Where one array has most of its basis left out: symmetric matrices.
-
-
 def stretched(n, condition, seed=0):
     """A symmetric indefinite matrix with a spectrum over many scales."""
     Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0]
@@ -489,6 +486,20 @@ def test_what_is_not_symmetric_later_on_is_found(row):
     again, _, whole = solve(fp.GMRES(restart=90, max_steps=90), A[None], b[None], 1e-8)
     assert products <= whole + 5
     np.testing.assert_allclose(x, again[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("skew", [0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_nearly_symmetric_keeps_the_least_residual(skew, seed):
+    """A part that is not, however small, turns the space in the end."""
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(np.linspace(0.1, 51.0, 150))
+    A = np.diag(values) + skew * np.roll(np.eye(150), 1, axis=0)
+    b = rng.standard_normal(150)
+    for k in (15, 30, 60):
+        x, norm, _ = solve(fp.GMRES(restart=k, max_steps=k), A, b, 0.0)
+        np.testing.assert_allclose(norm, left(A, b, x), rtol=1e-5)
+        assert norm <= 1.001 * least(A, b, k)
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
