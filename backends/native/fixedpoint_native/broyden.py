@@ -15,6 +15,10 @@ from fixedpoint_native.kernel import TYPES, CompiledSteps, Method, is_simple
 _CLASSES = (_kernels.BroydenFloat32, _kernels.BroydenFloat64)
 _KERNELS: dict[Any, Any] = dict(zip(TYPES, _CLASSES, strict=True))
 
+# Entries of a sample beyond which a library reads the columns, of which there are
+# many, faster: one after the other, from end to end.
+_LONGEST = 2**15
+
 
 def broyden_kernel(solver: Solver, problem: Problem) -> BroydenSteps | None:
     """The kernel for plain steps of Broyden's method, if that is the solver, and the
@@ -24,7 +28,7 @@ def broyden_kernel(solver: Solver, problem: Problem) -> BroydenSteps | None:
         return None
     if solver.line_search or solver.update != "good":
         return None
-    if solver.memory > _kernels.BROYDEN_MEMORY:
+    if solver.memory > _kernels.BROYDEN_MEMORY or problem.space.size > _LONGEST:
         return None
     precision = problem.space.precision
     return BroydenSteps(solver, problem, _KERNELS, solver.memory, precision)
