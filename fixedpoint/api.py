@@ -21,7 +21,7 @@ from fixedpoint.operators.base import Map
 from fixedpoint.problem import FixedPointProblem, RootProblem
 from fixedpoint.run import SolverRun
 from fixedpoint.solution import Solution, T, Work
-from fixedpoint.solvers import Solver, as_solver
+from fixedpoint.solvers import Solver, as_solver, default_solver
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Norm, Test, Tolerance
 
@@ -410,7 +410,8 @@ class _Question:
         """The problem on leaves, and how to solve it."""
         name, kind = ("F", RootProblem) if self.is_root else ("f", FixedPointProblem)
         on_leaves, arrays = MapOnLeaves.of(self.map, border, value, self.args, name)
-        solver = self.solver or self.adjoint.default_solver(
+        named = self.solver or self.adjoint.forward_solver
+        solver = named or default_solver(
             space.dimension,
             self.is_root,
             self.map.jacobian is not None,

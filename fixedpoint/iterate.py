@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import (
@@ -48,6 +48,11 @@ class Iteration(NamedTuple):
     state: Memory | None = None
     backward: BackwardReport | None = None
     bracket: tuple[Array, Array] | None = None
+
+    def converted(self, convert: Callable[[Any], Any]) -> Iteration:
+        """The same, its arrays converted."""
+        end: Iteration = convert(self._replace(state=None))
+        return end._replace(state=self.state and self.state.converted(convert))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def compiled(by: Any, f: Any, z0: Any, settings: dict[str, Any]) -> Any:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(z0)]
         size = sum(math.prod(leaf.shape[batch_ndim:]) for leaf in leaves)
         kind = size, by is fp.root, "jacobian" in settings, batch_ndim > 0
-        default = fp.ImplicitAdjoint().default_solver(*kind)
+        default = fp.default_solver(*kind)
         settings = settings | {"solver": default.sequence[0]}
     try:
         return _compiled(by, f, tuple(sorted(settings.items())))
@@ -275,3 +276,25 @@ def contraction() -> Callable[..., np.ndarray]:
         return norm * matrix / np.linalg.norm(matrix, 2)
 
     return build
+
+
+def calls_of(call):
+    """Calls of functions, Python's and compiled ones, that a call makes."""
+    count = [0]
+
+    def noted(frame, event, argument):
+        count[0] += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(noted)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return count[0]
+
+
+@pytest.fixture
+def python_calls():
+    """What counts the calls of functions that a call makes."""
+    return calls_of

@@ -187,9 +187,8 @@ class DEQ:
         """The solver that goes first."""
         solver, adjoint = methods_of(self.solver, self.adjoint)
         if solver is None:
-            solver = (adjoint or fp.ImplicitAdjoint()).default_solver(
-                1, is_root=False, has_jacobian=False, is_batch=True
-            )
+            needed = None if adjoint is None else adjoint.forward_solver
+            solver = needed or fp.default_solver(1, is_root=False, is_batch=True)
         return solver.sequence[0]
 
     def _solved(

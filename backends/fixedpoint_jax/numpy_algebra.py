@@ -36,9 +36,7 @@ def iterate(run: Run, value: Vec) -> Iteration:
     place = first.device if first.committed else None
     bridge = Bridge(Backend(), _there, partial(_back, place))
     end = run.on(bridge, value).iterate(bridge.all_there(value))
-    memory, plain = end.state, end._replace(state=None)
-    converted: Iteration = bridge.back_in(plain)
-    return converted._replace(state=memory and memory.converted(bridge.back_in))
+    return end.converted(bridge.back_in)
 
 
 def _is_plain(leaf: Any) -> bool:

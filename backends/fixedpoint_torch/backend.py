@@ -37,6 +37,8 @@ class TorchBackend(Backend):
 
     differentiates = True
     autodiff = TorchAutodiff()
+    # Whether a tensor tells that it was written into.
+    marks_writes = True
 
     def namespace(self, array: torch.Tensor) -> Any:
         """The array-API namespace of Torch."""
@@ -282,7 +284,8 @@ class TorchBackend(Backend):
         """What evaluates f in the same surroundings each time, and notices when it
         writes into the state.
         """
-        return TorchEvaluator(unpack, packed, Surroundings(value[0].device))
+        around = Surroundings(value[0].device)
+        return TorchEvaluator(unpack, packed, around, self.marks_writes)
 
     def recording(self, checkpoint: int | None) -> Backend:
         """The backend that writes nothing in place."""

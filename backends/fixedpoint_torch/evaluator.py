@@ -23,6 +23,9 @@ class TorchEvaluator(Evaluator):
         As for every evaluator.
     surroundings : Surroundings
         Autocast, and random numbers.
+    marks_writes : bool
+        Whether a leaf tells that it was written into; else all evaluations are given
+        copies.
     """
 
     def __init__(
@@ -30,10 +33,11 @@ class TorchEvaluator(Evaluator):
         unpack: Callable[[Vec], Any],
         packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
         surroundings: Surroundings,
+        marks_writes: bool,
     ) -> None:
         super().__init__(unpack, packed)
         self.surroundings = surroundings
-        self.copies, self.is_known = True, False
+        self.copies, self.is_known = True, not marks_writes
 
     def __call__(
         self, f: Callable[..., Any], args: tuple[Any, ...], bridge: Any, value: Vec

@@ -52,7 +52,7 @@ def iterate(run: Run, value: Vec) -> Iteration:
     there = run.on(NUMPY, value)
     if not holds(value) and kernel_of(there.solver.sequence[0], there.problem) is None:
         return run.iterate(value)
-    return _back(there.iterate(NUMPY.all_there(value)))
+    return there.iterate(NUMPY.all_there(value)).converted(NUMPY.back_in)
 
 
 def _fits(run: SolverRun, value: Vec) -> bool:
@@ -74,14 +74,7 @@ def solved(adjoint: LinearAdjoint, system: AdjointSystem) -> tuple[Vec, Iteratio
         there = {name: NUMPY.back_in(part) for name, part in parts}
         error.solution = dataclasses.replace(error.solution, **there)
         raise
-    return NUMPY.all_back(u), _back(end)
-
-
-def _back(end: Iteration) -> Iteration:
-    """Where an iteration in NumPy ended, in tensors."""
-    memory, plain = end.state, end._replace(state=None)
-    converted: Iteration = NUMPY.back_in(plain)
-    return converted._replace(state=memory and memory.converted(NUMPY.back_in))
+    return NUMPY.all_back(u), end.converted(NUMPY.back_in)
 
 
 def _reporting(adjoint: LinearAdjoint) -> LinearAdjoint:

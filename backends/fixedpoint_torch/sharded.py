@@ -15,11 +15,9 @@ import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from fixedpoint import tree
-from fixedpoint.backend import Vec
 from fixedpoint.communicator import Communicator, Reduction
 from fixedpoint_torch.autodiff import inside_transform
 from fixedpoint_torch.backend import TorchBackend
-from fixedpoint_torch.evaluator import TorchEvaluator
 from fixedpoint_torch.processes import agree, reduce
 
 
@@ -152,6 +150,8 @@ class ShardedBackend(TorchBackend):
     # A product with J is a second reverse pass, which Torch's redistribution of a
     # DTensor cuts: difference quotients stand in. One with Jᵀ is a first.
     differentiates = False
+    # What writes into a DTensor leaves no mark on its part: f is given copies.
+    marks_writes = False
 
     def __init__(
         self, leaves: Sequence[Any], batch_ndim: int, communicator: Communicator | None
@@ -180,19 +180,6 @@ class ShardedBackend(TorchBackend):
             return None
         pairs = zip(structure.layouts, leaves, strict=True)
         return [layout.part(leaf) for layout, leaf in pairs if layout]
-
-    def evaluator(
-        self,
-        value: Vec,
-        unpack: Callable[[Vec], Any],
-        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
-    ) -> TorchEvaluator:
-        """What gives f copies: what writes into a DTensor leaves no mark on its
-        part.
-        """
-        evaluator = super().evaluator(value, unpack, packed)
-        evaluator.is_known = True
-        return evaluator
 
 
 def _common(leaves: Sequence[Any], batch_ndim: int) -> tuple[Any, tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import Solution, Status, Work
-from fixedpoint.solvers import Solver, default_solver
+from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 
 
@@ -114,6 +114,8 @@ class Adjoint(ABC):
     preconditioner: Callable[..., Any] | None = None
     report: Callable[..., Any] | None = None
     shares_memory: ClassVar[bool] = False
+    # The forward solver where none is named, if only one will do.
+    forward_solver: ClassVar[Solver | None] = None
 
     @abstractmethod
     def attach(self, run: Run, value: Vec) -> Iteration:
@@ -126,17 +128,6 @@ class Adjoint(ABC):
         way.
         """
         del solver, is_root
-
-    def default_solver(
-        self,
-        size: int,
-        is_root: bool,
-        has_jacobian: bool,
-        is_batch: bool,
-        is_compiled: bool = False,
-    ) -> Solver:
-        """The solver to use where none is named."""
-        return default_solver(size, is_root, has_jacobian, is_batch, is_compiled)
 
 
 class LinearAdjoint(Adjoint):

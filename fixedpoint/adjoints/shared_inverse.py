@@ -60,6 +60,7 @@ class SharedInverse(LinearAdjoint):
     outer_aware: int = 0
     refine: int = 0
     shares_memory: ClassVar[bool] = True
+    forward_solver: ClassVar[Solver | None] = Broyden()
 
     def __post_init__(self) -> None:
         if self.fallback is not None:
@@ -74,18 +75,6 @@ class SharedInverse(LinearAdjoint):
             raise TypeError(
                 f"SharedInverse needs the inverse of Broyden(), got {solver!r}"
             )
-
-    def default_solver(
-        self,
-        size: int,
-        is_root: bool,
-        has_jacobian: bool,
-        is_batch: bool,
-        is_compiled: bool = False,
-    ) -> Solver:
-        """Broyden's method."""
-        del size, is_root, has_jacobian, is_batch, is_compiled
-        return Broyden()
 
     def solve(self, system: AdjointSystem) -> Iteration:
         """The product with the shared inverse, improved as asked."""

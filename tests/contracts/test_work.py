@@ -203,27 +203,11 @@ def test_few_frames_lie_between_a_call_and_f(is_root):
         assert _frames_of_ours(in_torch) <= 12
 
 
-def _python_calls(call):
-    """Calls of functions, Python's and compiled ones, that a call makes."""
-    count = [0]
-
-    def noted(frame, event, argument):
-        count[0] += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(noted)
-    try:
-        call()
-    finally:
-        sys.setprofile(before)
-    return count[0]
-
-
 @pytest.mark.parametrize(
     ("solver", "most"),
     [(fp.Picard(), 280), (fp.Anderson(), 340), (fp.Broyden(), 470)],
 )
-def test_few_calls_make_a_step(solver, most):
+def test_few_calls_make_a_step(python_calls, solver, most):
     """Beside those of f; a count that grows is time that everybody spends."""
     slopes, z0 = np.linspace(0.1, 0.9, 300), np.zeros(300)
 
@@ -233,6 +217,6 @@ def test_few_calls_make_a_step(solver, most):
 
     with kernels.disabled():
         run(1)
-        none, some, more = (_python_calls(partial(run, k)) for k in (0, 15, 25))
+        none, some, more = (python_calls(partial(run, k)) for k in (0, 15, 25))
     assert (more - some) / 10 <= most
     assert none <= 740

@@ -55,9 +55,9 @@ class AndersonSteps(CompiledSteps):
             written=(gram[..., slot, :], gram[..., :, slot]),
         )
 
-    def ended(self, method: Method, point: Point, following: Array, some: bool) -> Step:
+    def ended(self, method: Method, point: Point, following: Array) -> Step:
         """The step, what follows being the next proposal."""
         state = method.state._replace(
             pushed=method.pushed + 1, rejected=None, proposal=(following,)
         )
-        return Step(point, state, fell=not some)
+        return Step(point, state)

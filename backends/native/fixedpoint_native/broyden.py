@@ -56,9 +56,8 @@ class BroydenSteps(CompiledSteps):
             written=(left[at], right[at]),
         )
 
-    def ended(self, method: Method, point: Point, following: Array, some: bool) -> Step:
+    def ended(self, method: Method, point: Point, following: Array) -> Step:
         """The step, what follows being the next direction."""
-        del some
         state = method.state
         state.used[..., method.slot] = 1.0
         state = state._replace(

@@ -123,10 +123,8 @@ class CompiledSteps(Kernel):
         """What the kernel is told of what the solver remembers."""
 
     @abstractmethod
-    def ended(self, method: Method, point: Point, following: Array, some: bool) -> Step:
-        """The plain step to a point, after which the kernel wrote what is `following`;
-        ``some`` says whether a residual rose, or a step is the solver's.
-        """
+    def ended(self, method: Method, point: Point, following: Array) -> Step:
+        """The plain step to a point; the kernel wrote what is `following`."""
 
     def advance(
         self, problem: Problem, point: Point, state: Any, evidence: Evidence
@@ -212,7 +210,7 @@ class CompiledSteps(Kernel):
             threads=problem.space.backend.threads,
         )
         point = Point(value, (increment,), None, norm[()], magnitude[()])
-        step = self.ended(method, point, following, bool(some))
+        step = self.ended(method, point, following)._replace(fell=not some)
         evidence = Evidence(
             first=evidence.first,
             highest=highest[()],

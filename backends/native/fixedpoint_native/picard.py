@@ -50,7 +50,6 @@ class PicardSteps(CompiledSteps):
             written=(),
         )
 
-    def ended(self, method: Method, point: Point, following: Array, some: bool) -> Step:
+    def ended(self, method: Method, point: Point, following: Array) -> Step:
         """The step, what follows being the correction."""
-        del some
         return Step(point, method.state, correction=(following,))
