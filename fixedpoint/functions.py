@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fixedpoint import tree
 from fixedpoint.backend import Backend, Vec
 
 # The image of a state; and, where it differs from image − state, the residual that is
@@ -173,5 +172,5 @@ def _converted(convert: Callable[[Any], Any], container: Any) -> Any:
     """What is no list and no tuple is one leaf: there are matrices that are dicts."""
     if not isinstance(container, (list, tuple)):
         return convert(container)
-    leaves, structure = tree.flatten(container)
-    return structure.rebuild(list(map(convert, leaves)))
+    kind, parts = type(container), [_converted(convert, part) for part in container]
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from operator import add, and_, neg, or_, sub
 from typing import Any, NamedTuple
 
@@ -73,16 +74,16 @@ class Space:
     @classmethod
     def of(cls, backend: Backend, like: Vec, batch_ndim: int) -> Space:
         """The space of states shaped as `like`."""
-        xp = backend.namespace(like[0])
-        return cls(
-            backend=backend,
-            xp=xp,
-            batch_shape=tuple(like[0].shape[:batch_ndim]),
-            dtypes=tuple(leaf.dtype for leaf in like),
-            dtype=_coefficient_dtype(xp, like),
-            device=backend.device(like[0]),
-            shapes=tuple(tuple(leaf.shape[batch_ndim:]) for leaf in like),
+        alone = backend.communicator is None and not backend.is_traced(like)
+        known = (_known_space if alone else _space)(
+            backend,
+            backend.namespace(like[0]),
+            tuple(like[0].shape[:batch_ndim]),
+            tuple([leaf.dtype for leaf in like]),
+            backend.device(like[0]),
+            tuple([tuple(leaf.shape[batch_ndim:]) for leaf in like]),
         )
+        return copy(known)
 
     def weighted(self, weights: tuple[float, ...] | None) -> Space:
         """This space with other weights in its inner product, one per leaf."""
@@ -930,9 +931,29 @@ class Space:
         return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)
 
 
-def _coefficient_dtype(xp: Any, like: Vec) -> Any:
-    """The widest real dtype among the leaves, single precision at least."""
-    dtypes = [leaf.dtype for leaf in like]
+def _space(
+    backend: Backend,
+    xp: Any,
+    batch_shape: tuple[int, ...],
+    dtypes: tuple[Any, ...],
+    device: Any,
+    shapes: tuple[tuple[int, ...], ...],
+) -> Space:
+    """The space of states of these dtypes and shapes."""
+    dtype = _coefficient_dtype(xp, dtypes)
+    return Space(backend, xp, batch_shape, dtypes, dtype, device, shapes)
+
+
+@lru_cache(maxsize=64)
+def _known_space(*attributes: Any) -> Space:
+    """The same, made once, with what every solve asks of it: calls are often alike."""
+    space = _space(*attributes)
+    _ = space.dimension, space.small, space.rounding, space.precision, space.is_bare
+    return space
+
+
+def _coefficient_dtype(xp: Any, dtypes: tuple[Any, ...]) -> Any:
+    """The widest real one of the dtypes, single precision at least."""
     if xp is np and any(dtype in (np.longdouble, np.clongdouble) for dtype in dtypes):
         return np.longdouble
     # A namespace may lack one, and its dtypes compare with nothing but dtypes.
