@@ -20,7 +20,6 @@ import json
 import logging
 import math
 import multiprocessing
-import os
 import platform
 import resource
 import statistics
@@ -33,6 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from parts import keep_jax_to_one_thread
 from threadpoolctl import threadpool_limits
 
 ROUNDS, COMPILATIONS = 25, 5
@@ -639,9 +639,7 @@ def _jax_run(
 
 def jax_section() -> list[CompiledRow]:
     """The dense cell, solve and gradient jitted together, on one thread."""
-    os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    )
+    keep_jax_to_one_thread()
     import fixedpoint as fp
 
     logging.getLogger("jax").setLevel(logging.CRITICAL)  # of the same errors

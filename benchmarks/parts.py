@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,12 @@ import scipy
 from threadpoolctl import threadpool_limits
 
 Parts = dict[str, Callable[[], dict[str, Any]]]
+
+
+def keep_jax_to_one_thread() -> None:
+    """JAX has threads of its own, which are told before its first array."""
+    one = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one}"
 
 
 def chosen(parts: Parts, description: str) -> list[str]:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from parts import keep_jax_to_one_thread
 from threadpoolctl import threadpool_limits
 
 ROUNDS, QUICK = 60, 6
@@ -493,6 +494,7 @@ def main() -> None:
     heads = f"{'case':36}{'method':46}{'µs':>9}{'f':>5}{'µs/f':>8}{'overhead':>10}"
     print(f"{heads}{'residual':>11}{'ratio':>7}{'  recorded' if quick else ''}")
     rows: list[Row] = []
+    keep_jax_to_one_thread()
     with threadpool_limits(limits=1):
         for case in CASES:
             for row in measure(case(), QUICK if quick else ROUNDS):
