@@ -284,6 +284,10 @@ class Backend:
         ]
         return xp.reshape(xp.stack(solutions), rights.shape)
 
+    def solve_definite(self, matrices: Array, rights: Array) -> Array:
+        """The same, where matrices are symmetric and positive definite."""
+        return self.solve(matrices, rights)
+
     def sparse(self, matrix: Any) -> Any:
         """`matrix`, or where it is one of this library's sparse ones, that as one of
         SciPy's.

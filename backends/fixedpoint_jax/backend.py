@@ -197,6 +197,12 @@ class JaxBackend(Backend):
             return gauss_jordan_in_loop(matrices, rights)
         return jnp.linalg.solve(matrices, rights[..., None])[..., 0]
 
+    def solve_definite(self, matrices: Array, rights: Array) -> Array:
+        """The same, where matrices are symmetric and positive definite."""
+        if self.is_traced((matrices, rights)) and rights.shape[-1] <= _ELIMINATED:
+            return gauss_jordan_in_loop(matrices, rights, is_definite=True)
+        return self.solve(matrices, rights)
+
     def mapped(self, function: Callable[[Array], Array], rows: Array) -> Array:
         """The columns, in a trace by a loop: a program does not grow with their
         number.

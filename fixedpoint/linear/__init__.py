@@ -1,4 +1,4 @@
-"""Linear algebra on spaces: small least squares, and Krylov methods."""
+"""Linear algebra on spaces: Krylov methods."""
 
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.linear.bicgstab import BiCGStab

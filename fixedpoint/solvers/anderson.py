@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
-from fixedpoint.linear.least_squares import least_squares
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -259,11 +258,21 @@ class Anderson(Solver):
         state: AndersonState,
         products: Array | None,
     ) -> Array:
+        """The coefficients γ = (QᵀΔG + λD²)⁻¹ Qᵀg, with Q = ΔG, or ΔZ for type I, and
+        the diagonal D² of QᵀΔG, 1 for a column that is zero.
+
+        The normal equations square the condition number of Q. The iteration corrects
+        itself: an error in γ costs a step some of its speed, never the truth of its
+        residual.
+        """
         if products is None:
             products = self._tested(space, state, point.increment)[0]
-        size = products.shape[-1]
+        size, backend = products.shape[-1], space.backend
+        if size == 0:  # not every library solves a system of nothing
+            return products
         gram = state.gram[..., :size, :size] * state.ridge[..., :size, :size]
-        gamma = least_squares(space, gram, products)
+        solve = backend.solve_definite if self.type == 2 else backend.solve
+        gamma = solve(gram, products)
         return gamma * (1.0 * (state.pushed >= self.delay)) if self.delay else gamma
 
     def _tested(self, space: Space, state: AndersonState, *vectors: Vec) -> list[Array]:
