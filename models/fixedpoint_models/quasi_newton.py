@@ -34,6 +34,10 @@ _NOTED = 2.0
 # not for more than so many steps.
 _LEFT, _WAITS = 0.5, 4
 
+# Where the curvature takes no more than this part of the slope off a step, it is not
+# made smaller: the radius bounds the step, and B would grow without bound.
+_FREE = 0.1
+
 
 class Memory(NamedTuple):
     """The quadratic model of each sample, about the last input that was accepted.
@@ -77,7 +81,7 @@ class Trial(NamedTuple):
     x, gradient, value : array
         The trial, and φ's gradient and value there.
     unfinished : array
-        The product of what is left of the state's defect and of the adjoint's.
+        By how much the value may be off.
     left : array
         The length of the gradient's correction.
     """
@@ -148,12 +152,15 @@ def _waits(space: Space, memory: Memory, found: Trial, predicted: Array) -> Arra
     """Whether too much is unfinished for a trial to be judged.
 
     It waits for no more than a few steps: there may be no equilibrium that sweeps find.
-    At the last accepted input it waits for as long as it takes.
+    At the last accepted input it waits for as long as it takes: all that follows is
+    compared with what is found there. There the fall is that of the next step.
     """
+    xp, home = space.xp, predicted == 0.0
+    ahead = -0.5 * xp.vecdot(memory.gradient, step_of(space, memory))
+    ahead = ahead + 100 * space.precision * xp.abs(memory.value)
+    fall = xp.abs(xp.where(home, ahead, predicted))
     left = found.left > _LEFT * _norm(space, found.gradient)
-    left = left | (space.xp.abs(found.unfinished) > _LEFT * space.xp.abs(predicted))
-    home = predicted == 0.0
-    left = space.xp.where(home, found.left > _LEFT * _norm(space, found.gradient), left)
+    left = left | (xp.abs(found.unfinished) > _LEFT * fall)
     return left & (home | (memory.waited < _WAITS))
 
 
@@ -203,7 +210,9 @@ def _updated(
     change = found.gradient - memory.gradient
     expected, seen, size = dot(step, curved), dot(step, change), _norm(space, change)
     noise = found.left + 100 * space.precision * _norm(space, memory.gradient)
-    learns = (expected > 0.0) & (size > noise) & (size < space.infinity) & ~waits
+    free = (expected < -_FREE * dot(step, memory.gradient)) & (seen < expected)
+    learns = (expected > 0.0) & (size > noise) & (size < space.infinity)
+    learns = learns & ~free & ~waits
     scale = xp.clip(space.ratio(seen, expected), _SMALLEST, 1.0)
     scale = xp.where(learns & (memory.untried > 0.0), scale, space.one)
     curved, expected = scale[:, None] * curved, scale * expected

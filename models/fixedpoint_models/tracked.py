@@ -43,6 +43,9 @@ _FIRST, _EARLY, _TIGHTER, _LAST = 0.15, 4, 0.6, 0.01
 # taken that they are at least.
 _LEAST, _FEW, _MOST, _SLOWER = 3, 8, 20, 4
 
+# A value is in doubt by no less than this part of its correction.
+_SLOW = 0.1
+
 # A trial at which things are so many times as large is not looked at any further.
 _RUNAWAY = 1e3
 
@@ -441,10 +444,12 @@ def _known(
     """φ's gradient and value, corrected, and how much is in doubt of both."""
     defect, left = states.rows(found.defect), states.rows(found.adjoint_defect)
     correction: Any = sum(v @ rows.T for v, rows in zip(left, local, strict=True))
-    value = found.objective + states.dot(states.rows(found.adjoint), defect)
+    shift, xp = states.dot(states.rows(found.adjoint), defect), inputs.xp
     gradient = inputs.ravel(found.gradient) + correction
     length = inputs.backend.norm(correction, "euclidean")
-    return gradient, value, states.dot(left, defect), length
+    # Where sweeps contract slowly, both defects are small, and their errors are not.
+    doubt = xp.maximum(xp.abs(states.dot(left, defect)), _SLOW * xp.abs(shift))
+    return gradient, found.objective + shift, doubt, length
 
 
 def _equilibrium(

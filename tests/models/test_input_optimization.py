@@ -23,6 +23,7 @@ from fixedpoint_models import (
     TrackedNewton,
     ball,
     linear_minimizer,
+    quasi_newton,
     sensitivity,
 )
 from fixedpoint_models.curvature import Loss
@@ -472,6 +473,43 @@ def test_small_decoders_are_solved_with_nothing_named(norm, dtype):
     sizes = {"z": sol.z, "mu": sol.mu, "x": sol.x}
     for name, residual in sol.kkt.items():
         assert (residual <= 2e-4 * (sizes[name].norm(dim=-1) + 0.01)).all()
+
+
+@pytest.mark.parametrize("start", [-1.0, 0.5])
+def test_states_that_follow_slowly_near_zero_and_fast_elsewhere(start):
+    """z = tanh(0.9z + x): sweeps leave 0.9 of a defect at zero, and half that at .7."""
+    steep = lambda z, x, p: torch.tanh(0.9 * z + x)
+    misfit = lambda z, x, y, p: ((z - y) ** 2 + 0.01 * x**2).sum(-1)
+    y = torch.linspace(-0.9, 0.9, 100)[:, None]
+    sol = AugmentedDEQ(steep, misfit).solve(
+        torch.zeros_like(y),
+        torch.full_like(y, start),
+        params=None,
+        y=y,
+        max_steps=200,
+        rtol=1e-4,
+        method=TrackedNewton(),
+    )
+    z = np.linspace(-0.95, 0.95, 4001)
+    x = np.arctanh(z) - 0.9 * z
+    lowest = ((z - y.numpy()) ** 2 + 0.01 * x**2).min(1)
+    np.testing.assert_allclose(sol.objective, lowest, atol=1e-5)
+
+
+def test_newton_steps_stay_within_reach_of_the_radius():
+    """On a saddle, where the model is never bent as far down as what is seen."""
+    signs, x = np.array([-1.0, 0.5, -0.1]), np.full((2, 3), 0.1)
+    space = Space.of(backend_of([x], ["x"]), (x,), 1)
+    value, zero = lambda x: 0.5 * (signs * x**2).sum(-1), np.zeros(2)
+    unit = np.broadcast_to(np.eye(3), (2, 3, 3))
+    memory = quasi_newton.opened(space, x, signs * x, value(x), unit)
+    for _ in range(60):
+        x = memory.x + quasi_newton.step_of(space, memory)
+        found = quasi_newton.Trial(x, signs * x, value(x), zero, zero)
+        moved = quasi_newton.moved(space.backend, *found, *memory)
+        memory = quasi_newton.Memory(*moved[: len(memory)])
+        lengths = np.linalg.norm(memory.newton(), axis=1)
+        assert (lengths <= 200 * memory.radius).all()
 
 
 def test_what_is_not_for_newton_is_solved_jointly():
