@@ -20,6 +20,13 @@ from fixedpoint_models.tracked import TrackedNewton
 # Entries of an input for which a matrix of their square is cheap.
 _FEW_INPUTS = 128
 
+# What is said where nothing was named, and the joint fixed point failed.
+_ADVICE = (
+    "no method was named, and this one took steps of AugmentedDEQ's step_size={:g}: "
+    "try others, ten or a hundred times as long first, or name a method, "
+    "TrackedDescent with a rule for the input"
+)
+
 
 @dataclass
 class AugmentedSolution:
@@ -200,15 +207,21 @@ class AugmentedDEQ:
                 work = found.work.plus(Work(f=int(newton)))  # to see whether it serves
                 return replace(found, work=work)
             start = found.value
-        return fp.fixed_point(
-            self.operator,
-            _detached(start),
-            args if adjoint else _detached(args),
-            solver=solver or fp.Anderson(),
-            batch_ndim=self.batch_ndim,
-            adjoint=adjoint,
-            **control,
-        )
+        try:
+            return fp.fixed_point(
+                self.operator,
+                _detached(start),
+                args if adjoint else _detached(args),
+                solver=solver or fp.Anderson(),
+                batch_ndim=self.batch_ndim,
+                adjoint=adjoint,
+                **control,
+            )
+        except fp.ConvergenceError as error:
+            if not nothing or newton:
+                raise
+            advice = _ADVICE.format(self.step_size)
+            raise fp.ConvergenceError(f"{error}; {advice}", error.solution) from None
 
     def _serves_newton(self, z: Any, x: Any, params: Any) -> bool:
         """Whether inputs are few and free, and f can be evaluated for another number of
@@ -273,7 +286,8 @@ class AugmentedDEQ:
             the step size and the damping are then not used. If neither this nor
             `solver` is named, it is :class:`TrackedNewton` for free inputs of at most
             128 entries and an f that takes any number of samples, and otherwise
-            the joint fixed point.
+            the joint fixed point, which depends on the step size: where it fails, the
+            error says so.
 
         Returns
         -------

@@ -529,6 +529,28 @@ def test_what_is_not_for_newton_is_solved_jointly():
         assert found.methods == ("Anderson",)
 
 
+@pytest.mark.parametrize("kind", ["many", "ball", "box"])
+def test_a_failure_with_nothing_named_says_what_to_name(kind):
+    """Steps that are too short; with those of the length that is suggested the
+    objective is lower.
+    """
+    sets = {"many": None, "ball": ball(1.0), "box": lambda x: x.clamp(-0.2, 0.2)}
+    halved = lambda z, x, p: 0.5 * torch.tanh(z) + x
+    misfit = lambda z, x, y, p: ((z - y) ** 2 + 0.1 * x**2).sum(-1)
+    y = torch.tensor(np.random.default_rng(3).standard_normal((2, 200)))
+    model = AugmentedDEQ(halved, misfit, project=sets[kind], step_size=1e-3)
+    given = {"params": None, "y": y}
+    with pytest.raises(fp.ConvergenceError, match=r"=0\.001.*TrackedDescent") as caught:
+        model.solve(0.0 * y, 0.0 * y, max_steps=20, **given)
+    short = model.objective(0.0 * y, caught.value.solution.value["x"], **given)
+    with pytest.raises(fp.ConvergenceError) as named:
+        model.solve(0.0 * y, 0.0 * y, max_steps=20, solver=fp.Anderson(), **given)
+    assert "step_size" not in str(named.value)
+    longer = replace(model, step_size=0.1)
+    sol = longer.solve(0.0 * y, 0.0 * y, max_steps=20, on_failure="return", **given)
+    assert (sol.objective < 0.99 * short).all()
+
+
 def test_a_first_step_that_overflows_is_shortened():
     """z = 2eˣ is to be y: the Gauss-Newton step from x = 0 goes to y/2 − 1."""
     model = AugmentedDEQ(
