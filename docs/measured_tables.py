@@ -21,13 +21,14 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
 GRADIENTS, TOLERANCE = FOLDER / "gradients.json", FOLDER / "tolerance.json"
 INPUTS, ACCELERATOR = FOLDER / "input_optimization.json", FOLDER / "accelerator.json"
-REPRODUCTION = FOLDER / "reproduction.json"
+FAMILIES, REPRODUCTION = FOLDER / "decoder_families.json", FOLDER / "reproduction.json"
 SCRIPTS = {
     REPRODUCTION: "reproduce.py",
     ROBUSTNESS: "robustness.py",
     OVERHEAD: "run.py",
     GRADIENTS: "gradients.py",
     INPUTS: "input_optimization.py",
+    FAMILIES: "decoder_families.py",
     ACCELERATOR: "accelerator.py",
     TOLERANCE: "tolerance.py",
 }
@@ -484,6 +485,41 @@ def input_optimization():
     return table(head, lines) + measured_on(found["machine"])
 
 
+def decoder_families():
+    """How many times faster the joint solve is at each target, by decoder."""
+    found = content(FAMILIES)
+    fields = {"family": str, "seed": int, "kkt": NUMBER, "targets": list}
+    rows = records(FAMILIES, found, "tasks", fields)
+    factors = sorted({t["factor"] for row in rows for t in row["targets"]})
+    lines = []
+    for row in rows:
+        ratios = {t["factor"]: joint_ratio(t) for t in row["targets"]}
+        labels = [row["family"], str(row["seed"]), f"{100 * row['kkt']:.0f} %"]
+        lines.append([*labels, *(ratios.get(factor, "") for factor in factors)])
+    head = ["decoder", "seed", "KKT", *(f"{factor:g} ×" for factor in factors)]
+    counted = families_counted([t for row in rows for t in row["targets"]])
+    return [*table(head, lines), *counted, *measured_on(found["machine"])]
+
+
+def joint_ratio(target):
+    """How many times faster it is, of the target of a decoder."""
+    return ratio_or_never(target["joint"], target["nested"])
+
+
+def families_counted(targets):
+    """The targets, and the mean over those that a nested method reached."""
+    reached = [t["ratio"] for t in targets if t["nested"] is not None]
+    below = sum(ratio < 1.0 for ratio in reached)
+    mean = statistics.geometric_mean(max(ratio, 1e-3) for ratio in reached)
+    return [
+        "",
+        f"Of {len(targets)} targets nested methods reached {len(reached)}: there the "
+        f"joint solve is {mean:.1f} times as fast in the geometric mean, "
+        f"{min(reached):.2f} times at worst, and slower at {below}.",
+        "",
+    ]
+
+
 def seconds_or_never(seconds):
     """A time in milliseconds; None is for a method that never arrived."""
     return "never" if seconds is None else f"{1e3 * seconds:.1f} ms"
@@ -864,6 +900,7 @@ TABLES = {
     "accelerator-jax": accelerator_jax,
     "accelerator-large": accelerator_large,
     "input-optimization": input_optimization,
+    "decoder-families": decoder_families,
     "systems-summary": lambda: summary(systems),
     "systems": lambda: detail(systems),
     "large-summary": lambda: summary(large),
