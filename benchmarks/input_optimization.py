@@ -501,8 +501,8 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the tasks named, or `TASKS`, and write after each what was measured so
-    far.
+    """Run the tasks named, or `TASKS`, and write each down when it is done; those that
+    were not run stay as they are.
     """
     tasks = {
         **recoveries(),
@@ -521,13 +521,17 @@ def main() -> None:
         "--seconds", type=float, default=0.6, help="of each nested method, at least"
     )
     options = parser.parse_args()
-    results = []
+    file = options.output
+    old = json.loads(file.read_text())["tasks"] if file.exists() else []
+    done = {result["task"]: result for result in old}
     for name in options.tasks or TASKS:
-        results.append(run(name, tasks[name](), options.seconds))
-        show(results[-1])
+        done[name] = run(name, tasks[name](), options.seconds)
+        show(done[name])
+        order = dict.fromkeys((*TASKS, *tasks))
+        results = [done[task] for task in order if task in done]
         content = {"machine": machine(), "tasks": finite(results)}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
-        draw(results, options.output.with_suffix(".png"))
+        file.write_text(json.dumps(content, indent=1) + "\n")
+        draw(results, file.with_suffix(".png"))
 
 
 def draw(results: list[dict[str, Any]], file: Path) -> None:
