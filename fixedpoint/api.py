@@ -523,6 +523,14 @@ def methods_of(solver: Any, adjoint: Any) -> tuple[Solver | None, Adjoint | None
     )
 
 
+def check_layer(layer: Any) -> None:
+    """Raise what a solve with the settings of a layer would raise for them."""
+    Tolerance(layer.rtol, layer.atol, layer.norm, layer.test)
+    Control(max_steps=layer.max_steps)
+    check_count("batch_ndim", layer.batch_ndim, 0)
+    check_policy("on_failure", layer.on_failure)
+
+
 def _with_fields(
     f: Any, control: Control | None, fields: Fields
 ) -> tuple[Map, Control]:

@@ -245,7 +245,7 @@ class Solution(Generic[T]):
         largest error 1.9e-06, residual norm 9.5e-07 after 20 steps
         """
         if self._is_traced():
-            return "a symbol of a trace, whose outcome is not known yet"
+            return "not known while the solve is being traced"
         outcomes = list(self._outcomes())
         if not outcomes:
             return "no samples"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
-from fixedpoint.api import methods_of
+from fixedpoint.api import check_layer, methods_of
 from fixedpoint.border import guessing
 from fixedpoint.checks import changed_settings, check_cell
 from fixedpoint.failure import Policy
@@ -73,6 +73,7 @@ class DEQ:
 
     def __post_init__(self) -> None:
         check_cell(self.cell)
+        check_layer(self)
         methods = methods_of(self.solver, self.adjoint)
         for name, method in zip(("solver", "adjoint"), methods, strict=True):
             object.__setattr__(self, name, method)

@@ -10,7 +10,7 @@ import torch
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.api import methods_of
+from fixedpoint.api import check_layer, methods_of
 from fixedpoint.border import guessing
 from fixedpoint.checks import changed_settings, check_cell
 from fixedpoint.failure import Policy
@@ -110,6 +110,7 @@ class DEQ(torch.nn.Module):
             batch_ndim,
             on_failure,
         )
+        check_layer(self)
         self.start = start
         self.statistics: Statistics | None = None
 

@@ -755,6 +755,16 @@ def test_settings_of_a_layer_are_checked_when_it_is_made(layer):
         layer(solver=fp.Anderson)
     with pytest.raises(TypeError, match="adjoint must be an adjoint"):
         layer(adjoint=fp.ImplicitAdjoint)
+    for settings, message in (
+        ({"rtol": -1e-3}, "rtol must be finite and not negative, got -0.001"),
+        ({"norm": "l2"}, "norm must be one of entries, .*'l2'"),
+        ({"test": "step"}, "test must be one of error, residual, got 'step'"),
+        ({"max_steps": -1}, "max_steps must be an integer, 0 or more, got -1"),
+        ({"batch_ndim": 0.5}, "batch_ndim must be an integer, 0 or more, got 0.5"),
+        ({"on_failure": "ignore"}, "on_failure must be one of raise, .*'ignore'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(**settings)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -97,7 +97,7 @@ def test_a_traced_solution_is_shown_without_numbers():
 
     solve(jnp.ones(2))
     assert "of shape (2,)" in shown[0]
-    assert "a symbol of a trace" in shown[0]
+    assert "message: not known while the solve is being traced" in shown[0]
     assert "<img" not in shown[1]
 
 
