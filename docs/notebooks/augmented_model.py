@@ -2,9 +2,9 @@ r"""
 The augmented model
 ===================
 
-An equilibrium decoder takes a code :math:`x` to the equilibrium :math:`z = f(z, x)` and
+An equilibrium decoder maps a code :math:`x` to the equilibrium :math:`z = f(z, x)`, and
 that to an image. Here one is trained on small digits without knowing any codes, and
-then removes noise from images it has never seen. In both the codes are found
+then removes noise from images it has never seen. In both cases the codes are found
 *together with* the equilibria and their adjoints; :doc:`/augmented_deq` has the theory.
 """
 
@@ -42,8 +42,8 @@ model = AugmentedDEQ(f, loss, output=output)
 # --------
 #
 # Each step solves for state, adjoint and code of all images at once. By the envelope
-# theorem the gradient in the parameters is then that of the Lagrangian with all three
-# held fixed: there is no backward solve.
+# theorem the gradient in the parameters is that of the Lagrangian with all three
+# held fixed: no backward solve is needed.
 
 torch.manual_seed(0)
 sizes = {"W": (width, width), "U": (width, code), "D": (64, width)}
@@ -85,9 +85,9 @@ print(f"objective {course[0]:.2f} to {course[-1]:.2f}")
 # Removing noise
 # --------------
 #
-# Noise is added to images that the decoder has never seen. It can only produce what
-# its codes can say, and that is little of the noise. The objective that is reported
-# belongs to an equilibrium that was solved for afresh at the code found.
+# Noise is added to images that the decoder has never seen. The decoder can only produce
+# what its codes can express, and they can express little of the noise. The reported
+# objective belongs to an equilibrium that was solved for afresh at the code found.
 
 noisy = held_out + 0.3 * torch.randn(held_out.shape, dtype=torch.float64)
 params = {name: p.detach() for name, p in contracting(params).items()}
@@ -99,7 +99,7 @@ for name, shown in ("noisy", noisy), ("cleaned", cleaned):
     print(f"{name}: off by {(shown - held_out).square().mean().sqrt():.2f}")
 
 # %%
-# The images, with noise, and what the decoder makes of that:
+# The images, the noisy images, and what the decoder makes of them:
 
 figure, panels = plt.subplots(3, 12, figsize=(7.2, 2.0), layout="constrained")
 for line, row in zip(panels, (held_out, noisy, cleaned), strict=True):

@@ -2,9 +2,9 @@ r"""
 For JAX users
 =============
 
-JAX arrays are solved for by a Python loop outside of transformations, and by
-``lax.while_loop`` inside of ``jit``. A :class:`~fixedpoint.Solution` is a pytree, and
-can be returned from a jitted function.
+With JAX arrays a solve is a Python loop outside transformations, and a
+``lax.while_loop`` inside ``jit``. A :class:`~fixedpoint.Solution` is a pytree, and can
+be returned from a jitted function.
 """
 
 # %%
@@ -34,9 +34,9 @@ jitted = solve(c)
 print(jitted.value, bool(jitted.converged))
 
 # %%
-# Under ``jit`` every solver of a sequence is compiled, so that the default one is short
-# there. ``f`` itself is traced once. Under ``vmap`` each lane has its
-# own status, and the loop runs until all are done:
+# Under ``jit`` every solver of a sequence is compiled, so the default sequence is short
+# there. ``f`` itself is traced once. Under ``vmap`` each lane has its own status, and
+# the loop runs until all are done:
 
 lanes = jax.vmap(solve)(jnp.array([[1.0, 0.5], [0.3, 0.2]]))
 print(lanes.converged, lanes.steps)
@@ -61,10 +61,10 @@ print(failed.value, fp.Status(int(failed.status)).name)
 # Derivatives
 # -----------
 #
-# They are those of the implicit function theorem, in forward and reverse mode and of
-# every order, under ``jit``, ``vmap``, ``scan`` and ``checkpoint``. With respect to
-# what ``f`` captures they are as right as with respect to ``args``; to the start ``z0``
-# there are none.
+# Derivatives are those of the implicit function theorem, in forward and reverse mode and
+# of any order, under ``jit``, ``vmap``, ``scan`` and ``checkpoint``. They are correct
+# with respect to what ``f`` captures as well as to ``args``; with respect to the start
+# ``z0`` they are zero.
 
 
 def solution(c):
@@ -78,13 +78,13 @@ print(jacobian.diagonal(), jnp.cos(z) / (1 + c * jnp.sin(z)))
 
 # %%
 # A failed adjoint solve fills the gradient with NaN; ``ImplicitAdjoint(report=...)``
-# names a function that is told of it. :doc:`/debugging_gradients` has the rest.
+# names a function to be called with its status. See :doc:`/debugging_gradients`.
 #
 # A layer
 # -------
 #
-# :class:`fixedpoint_jax.DEQ` around a plain function is passed the parameters. Here one
-# learns a function of two variables by gradient descent, all of a step compiled.
+# A :class:`fixedpoint_jax.DEQ` around a plain function is passed the parameters. Here one
+# learns a function of two variables by gradient descent, with the whole step compiled.
 
 from fixedpoint_jax import DEQ
 
@@ -126,7 +126,7 @@ for _ in range(400):
 print(f"mean squared error {losses[0]:.3f} to {losses[-1]:.4f}")
 
 # %%
-# How it went:
+# The course of training:
 
 import matplotlib.pyplot as plt
 
@@ -135,5 +135,5 @@ axes.semilogy(losses)
 axes.set(xlabel="step", ylabel="mean squared error")
 
 # %%
-# A cell that is a pytree brings its arrays along: :doc:`/layers_in_jax_modules` shows
-# Equinox and Flax, :doc:`/many_devices` states and batches on several devices.
+# A cell can also be a pytree that contains its parameters: :doc:`/layers_in_jax_modules`
+# shows Equinox and Flax. :doc:`/many_devices` is about several devices.

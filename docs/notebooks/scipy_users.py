@@ -2,9 +2,9 @@ r"""
 For SciPy users
 ===============
 
-What :func:`!scipy.optimize.root` and :func:`!scipy.optimize.fixed_point` do is done by
-:func:`fixedpoint.root` and :func:`fixedpoint.fixed_point`, on NumPy's arrays and on
-those of PyTorch and JAX.
+:func:`fixedpoint.root` and :func:`fixedpoint.fixed_point` do what
+:func:`!scipy.optimize.root` and :func:`!scipy.optimize.fixed_point` do, for NumPy,
+PyTorch and JAX arrays.
 """
 
 # %%
@@ -29,18 +29,18 @@ print(ours.x, ours.success)  # or ours.value, ours.converged
 # %%
 # What differs:
 #
-# - ``x0`` is a floating-point array, or a container of arrays, and ``F`` returns what
-#   it takes, with the same shapes and dtypes.
+# - ``x0`` is a floating-point array or a container of arrays, and ``F`` returns the same
+#   structure, with the same shapes and dtypes.
 # - A failure raises :class:`~fixedpoint.ConvergenceError` unless ``on_failure`` says
 #   otherwise.
-# - The tolerance is one on the error of each entry of :math:`x`, which is estimated:
-#   ``rtol`` is relative to that entry, ``atol`` is absolute. With ``test="residual"``
-#   it is one on :math:`\|F(x)\|`: ``rtol`` is relative to :math:`\|F(x_0)\|`, ``atol``
-#   absolute. :doc:`/tolerances` has the rest.
-# - Without a solver named, a sequence is tried: see :doc:`/choosing_a_solver`.
+# - The tolerance bounds the estimated error of each entry of :math:`x`: ``rtol`` is
+#   relative to that entry, ``atol`` is absolute. With ``test="residual"`` it bounds
+#   :math:`\|F(x)\|`: ``rtol`` is relative to :math:`\|F(x_0)\|`, ``atol`` absolute.
+#   :doc:`/tolerances` has the details.
+# - If you name no solver, several are tried: see :doc:`/choosing_a_solver`.
 #
-# How to say what
-# ---------------
+# What it is called here
+# ----------------------
 #
 # .. list-table::
 #     :header-rows: 1
@@ -90,7 +90,7 @@ print(ours.message)
 print("estimated error", ours.error, "true", abs(ours.x - np.sqrt(2.0)).max())
 
 # %%
-# A failure is an exception, not a flag that is easily overlooked. It carries the
+# A failure raises an exception, which is harder to overlook than a flag. It carries the
 # solution:
 
 try:
@@ -102,10 +102,10 @@ except fp.ConvergenceError as error:
 # Many at once
 # ------------
 #
-# With ``batch_ndim=1`` the first axis numbers independent systems. ``F`` sees all of
-# them; each has its own status and its own number of steps. Here the temperature of a
-# wire is sought that gains heat by a current and loses it by radiation and convection,
-# for many currents:
+# With ``batch_ndim=1`` the first axis indexes independent systems. ``F`` sees all of
+# them; each has its own status and number of steps. Here we look for the temperature of
+# a wire that is heated by a current and loses heat by radiation and convection, for many
+# currents:
 
 
 def balance(T, current):
@@ -127,7 +127,7 @@ axes.set(xlabel="current in A", ylabel="temperature in K")
 # In brackets
 # -----------
 #
-# ``brentq`` solves one equation; :func:`~fixedpoint.bracketed_root` one for each entry:
+# ``brentq`` solves one equation, :func:`~fixedpoint.bracketed_root` one per entry:
 
 sol = fp.bracketed_root(balance, 293.0, 3000.0, (current,))
 print(
@@ -143,8 +143,8 @@ print(
 # Derivatives of the solution
 # ---------------------------
 #
-# SciPy has none. Here they come with PyTorch or JAX arrays in place of NumPy's: how
-# much hotter the wire becomes by a little more current is one line.
+# SciPy has none. Here you get them by using PyTorch or JAX arrays instead of NumPy
+# arrays. How much hotter does the wire get if the current increases a little?
 
 import torch
 

@@ -2,9 +2,9 @@ r"""
 For PyTorch users
 =================
 
-Tensors go in and come out, on their device and in their dtype. The iteration itself is
-not recorded by autograd; the derivative of the solution is formed by the implicit
-function theorem, so that memory does not grow with the number of steps.
+Tensors go in and come out, on the same device and with the same dtype. Autograd does not
+record the iteration; the derivative of the solution is formed by the implicit function
+theorem, so memory does not grow with the number of steps.
 """
 
 # %%
@@ -53,10 +53,9 @@ slopes = torch.func.vmap(torch.func.grad(solution))
 print(slopes(torch.tensor([0.5, 0.2], dtype=torch.float64)))
 
 # %%
-# What became of the latest adjoint solve is in ``sol.backward``. If it fails, the
-# backward pass raises: a gradient is never silently wrong.
-# :class:`~fixedpoint.ImplicitAdjoint` sets its solver and its tolerance;
-# :doc:`/which_adjoint` has the others.
+# ``sol.backward`` reports on the latest adjoint solve. If it fails, the backward pass
+# raises: a gradient is never silently wrong. :class:`~fixedpoint.ImplicitAdjoint` sets
+# the solver and the tolerance; :doc:`/which_adjoint` describes other adjoints.
 
 sol = fp.fixed_point(f, zero, (a, b), adjoint=fp.ImplicitAdjoint(rtol=1e-12))
 sol.value.backward()
@@ -66,8 +65,8 @@ print(fp.Status(int(sol.backward.status)).name, sol.backward.products)
 # A module as the map
 # -------------------
 #
-# An ``nn.Module`` given as ``f`` brings its parameters along; so does a bound method
-# of one. ``batch_ndim=1`` says that rows are problems of their own.
+# If ``f`` is an ``nn.Module``, or a bound method of one, its parameters are differentiated
+# too. ``batch_ndim=1`` says that the rows are separate problems.
 
 
 class Cell(torch.nn.Module):
@@ -88,8 +87,8 @@ sol.value.square().sum().backward()
 print(sol.status, cell.inner.weight.grad.shape, x.grad.shape)
 
 # %%
-# A function that uses a tensor which requires a gradient, without being passed it,
-# would lose that tensor's derivative. It is refused on its first evaluation, by name:
+# If a function used a tensor that requires a gradient without being passed it, that
+# tensor's derivative would be lost. The first evaluation refuses it, and names it:
 
 try:
     fp.fixed_point(lambda z: cell(z, x), torch.zeros(4, 8), batch_ndim=1)
@@ -100,7 +99,7 @@ except ValueError as error:
 # A layer
 # -------
 #
-# :class:`fixedpoint_torch.DEQ` is a module around a cell. Here one learns to tell two
+# A :class:`fixedpoint_torch.DEQ` is a module around a cell. Here one learns to tell two
 # spirals apart; its state has 32 entries, its input two.
 
 from fixedpoint_torch import DEQ
@@ -127,7 +126,7 @@ print(f"loss {losses[0]:.2f} to {losses[-1]:.3f}, {right:.0%} right")
 print(f"the last batch took up to {layer.statistics.steps.max()} steps a sample")
 
 # %%
-# What the model says of the plane:
+# What the model predicts across the plane:
 
 import matplotlib.pyplot as plt
 
@@ -142,7 +141,6 @@ figure.colorbar(shown, label="probability of the second class")
 
 # %%
 # Random numbers that ``f`` draws are the same in all evaluations of a solve and of its
-# derivatives, so that a map with dropout has a fixed point. Under autocast the whole of
-# ``f`` runs as the caller's operations do, and the state keeps its dtype.
-# :doc:`/layers` has the rest, and :doc:`/faq` what to know of ``torch.compile``, export
-# and DDP.
+# derivatives, so a map with dropout has a fixed point. Under autocast all of ``f`` runs
+# like the caller's operations, and the state keeps its dtype. :doc:`/layers` has the
+# details, and :doc:`/faq` answers questions about ``torch.compile``, export and DDP.
