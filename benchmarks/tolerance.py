@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from parts import Parts, chosen, recorded
 from scipy.optimize import fixed_point as scipy_fixed_point
@@ -771,28 +772,38 @@ def of_defaults(name: str, rows: list[Attempt]) -> dict[str, Any]:
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """True error against tolerance: ours by both tests, and the peers."""
+    """True error against tolerance: the solvers of this library, and the peers."""
     curves = content["maps"]["curves"]
-    groups = {
-        'fixedpoint, test="error"': [n for n in curves if n in SOLVERS],
-        'fixedpoint, test="residual"': [n for n in curves if n.endswith(RESIDUAL)],
-        "others": [n for n in curves if n in OF_MAPS],
+    panels = {
+        # The curve of Anderson is that of the default, which begins with it.
+        "fixedpoint": {OURS: "default"}
+        | {n: n for n in curves if n in SOLVERS and n not in {OURS, "Anderson"}},
+        "other libraries": {n: n.split()[0] for n in curves if n in OF_MAPS},
     }
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    axes = figure.subplots(1, 3, sharex=True, sharey=True)
-    for ax, (title, names) in zip(axes, groups.items(), strict=True):
-        for name in names:
-            tolerance, _, median, high = np.transpose(curves[name])
-            (line,) = ax.loglog(tolerance, median, marker="o", ms=3, label=name)
-            ax.loglog(tolerance, high, ls=":", lw=1, color=line.get_color())
-        ends = [TOLERANCES[0], TOLERANCES[-1]]
-        ax.loglog(ends, ends, color="black", lw=0.8)
-        ax.set(title=title, xlabel="relative tolerance")
-        ax.legend(fontsize=6, loc="upper right")
-    axes[0].set(ylim=(1e-16, 1e3))
-    axes[0].invert_xaxis()
-    axes[0].set_ylabel("true relative error")
-    figure.savefig(path, dpi=110)
+    with rc_context({"font.size": 11}):
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axes = figure.subplots(1, 2, sharex=True, sharey=True)
+        for ax, (title, labels) in zip(axes, panels.items(), strict=True):
+            draw_curves(ax, {name: curves[name] for name in labels}, labels)
+            ax.set(title=title, xlabel="relative tolerance")
+        axes[0].set(ylim=(1e-16, 1e1), ylabel="true relative error")
+        axes[0].invert_xaxis()
+        figure.savefig(path, dpi=130)
+
+
+def draw_curves(ax: Any, curves: dict[str, Any], labels: dict[str, str]) -> None:
+    """The median solid, the 90 % quantile dotted, and a color for each label."""
+    colors: dict[str, str] = {}
+    for name, points in curves.items():
+        tolerance, _, median, high = np.transpose(points)
+        label = labels[name]
+        new = None if label in colors else label.replace("optimistix", "Optimistix")
+        color = colors.setdefault(label, f"C{len(colors)}")
+        ax.loglog(tolerance, median, color, marker="o", ms=3, label=new)
+        ax.loglog(tolerance, high, color, ls=":", lw=1.2)
+    ends = [TOLERANCES[0], TOLERANCES[-1]]
+    ax.loglog(ends, ends, color="black", lw=1.6, label="asked for")
+    ax.legend(loc="upper right", fontsize=9)
 
 
 PARTS: Parts = {
