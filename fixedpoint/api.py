@@ -59,8 +59,8 @@ def fixed_point(
         :class:`DomainError`: a solver that can then takes a shorter step.
     z0 : array or container of arrays
         Where to start: floating-point or complex arrays of NumPy, PyTorch, JAX or
-        another array-API library, in lists, tuples and dicts nested at will. A Python
-        float counts as a NumPy array without axes.
+        another array-API library, in lists, tuples and dicts, nested in any way. A
+        Python float counts as a NumPy array without axes.
     args : tuple
         What else `f` takes: arrays and containers of arrays, with respect to which the
         solution is differentiable, and anything else, which is passed on.
@@ -78,13 +78,13 @@ def fixed_point(
         fixed number of steps is taken.
     norm : {"entries", "leaves", "euclidean", "max"}, optional
         The parts of the state: its entries; its leaves, in the Euclidean norm; or all
-        of it, in the Euclidean or the largest norm. By default each of up to 200
-        entries counts by itself, so that pascals may stand beside mole fractions; an
-        entry of a larger state counts with its leaf.
+        of it, in the Euclidean or the maximum norm. By default each of up to 200
+        entries is tested by itself, so that pascals and mole fractions may be mixed; a
+        larger state is tested leaf by leaf.
     test : {"error", "residual"}, optional
         What the tolerances bound: the error, or the residual, as other libraries do,
-        ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, in the Euclidean norm where no other is named.
-        Of a slow contraction a small residual is no small error.
+        ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖, in the Euclidean norm unless another is named.
+        For a slow contraction a small residual does not mean a small error.
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf index independent problems. Each has
         its own coefficients, status and number of steps, and its answer does not depend
@@ -102,21 +102,21 @@ def fixed_point(
         ``sol.state`` of an earlier call with the same solver and shapes: what it
         remembered is used again.
     communicator : Communicator, optional
-        Where each of several processes or devices calls this with its own part of the
-        state: what joins them, see :class:`Communicator`.
+        What joins several processes or devices, each of which calls this with its own
+        part of the state: see :class:`Communicator`.
     control : Control, optional
-        How far to go, and who watches.
+        Limits, and what is observed and recorded.
     **fields
         The fields of :class:`Map` and :class:`Control`, by name.
 
     Other Parameters
     ----------------
     jvp, jacobian, preconditioner, project, has_aux
-        What is known of f, see :class:`Map`. With ``has_aux=True``, f returns a pair,
-        and ``sol.aux`` is what it returns beside the image at the solution, for one
-        evaluation, differentiable like it.
+        What is known about f, see :class:`Map`. With ``has_aux=True``, f returns a
+        pair, and ``sol.aux`` is its second entry at the solution, at the cost of one
+        evaluation and differentiable like the value.
     max_steps, budget, callback, record, batched_args
-        How far to go, and who watches, see :class:`Control`.
+        Limits, and what is observed and recorded: see :class:`Control`.
 
     Returns
     -------
@@ -283,29 +283,29 @@ def steps(
     control: Control | None = None,
     **fields: Unpack[Fields],
 ) -> Iterator[Solution[T]]:
-    """Solve step by step, for whoever drives the loop.
+    """Solve step by step, in a loop of your own.
 
     Each item is the solution so far: the first is that of the start, and the one after
     k steps is what :func:`fixed_point`, or :func:`root`, would return if it ended
-    there, but for the status of the samples that still run, ``Status.RUNNING``. A step
-    is taken when the next item is asked for. The iterator ends where the solve would;
-    failures are told by the status alone.
+    there, except that samples still running have the status ``Status.RUNNING``. A step
+    is taken when the next item is requested. The iterator ends where the solve would;
+    only the status tells of failures.
 
-    No derivatives are recorded, and steps cannot be asked for inside a trace of JAX or
-    a transform of ``torch.func``. ``aux`` is not evaluated.
+    No derivatives are recorded, and the steps are not available inside a JAX trace or a
+    transform of ``torch.func``. ``aux`` is not evaluated.
 
     Parameters
     ----------
     f, z0, args
         As in :func:`fixed_point`, or :func:`root`.
     is_root : bool, optional
-        Whether a root of the function is sought, not a fixed point.
+        Whether to find a root of the function instead of a fixed point.
     solver, rtol, atol, norm, test, batch_ndim, control
         As in :func:`fixed_point`.
     **fields
-        The fields of :class:`Map` and :class:`Control`, by name, but ``batched_args``:
-        the samples that it takes out of a batch are missing until the end of a solve,
-        and each item here is the solution of all.
+        The fields of :class:`Map` and :class:`Control`, by name, except
+        ``batched_args``: samples that leave a batch are missing until the end of a
+        solve, but each item here is the solution of all.
 
     Yields
     ------

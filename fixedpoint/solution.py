@@ -89,19 +89,18 @@ class Work(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The course of a solve, recorded where ``record=True`` asks for it.
+    """The course of a solve, recorded with ``record=True``.
 
-    With a batch, rows end in NaN beyond the last step of their sample. In a trace of
-    JAX, where the number of steps is not known, there are ``max_steps + 1`` columns.
+    In a batch, rows are NaN after the last step of their sample. In a JAX trace, where
+    the number of steps is not known, there are ``max_steps + 1`` columns.
 
     Attributes
     ----------
     residual_norm : array of shape (batch, steps + 1)
         The residual norm at the start and after each step, until the last sample
-        stopped; under ``jit``, where that is not known, (batch, max_steps + 1), NaN
-        beyond.
+        stopped.
     evaluations : array of shape (batch, steps + 1)
-        Evaluations and products until then.
+        Evaluations and products up to then.
     """
 
     residual_norm: Array
@@ -110,7 +109,7 @@ class Trace(NamedTuple):
 
 @dataclass
 class BackwardReport:
-    """What became of the latest linear solve of a derivative; None before it ran.
+    """The outcome of the latest linear solve of a derivative; None before it ran.
 
     Attributes
     ----------
@@ -149,7 +148,7 @@ class Solution(Generic[T]):
     Attributes
     ----------
     value : array or container of arrays
-        The iterate that satisfied the test, or the one of the smallest residual seen,
+        The iterate that satisfied the test, or else the one with the smallest residual,
         in the structure of the start.
     status : array of int, of the batch's shape
         A :class:`Status` per sample.
@@ -159,7 +158,7 @@ class Solution(Generic[T]):
         The estimate of ‖z − z*‖ at `value`; infinite where the method has none.
     precise : array of bool of the batch's shape
         Whether the sample counts as converged because its arithmetic cannot do better,
-        whatever was asked.
+        whatever the tolerance.
     steps : array of int, of the batch's shape
         Steps that each sample took, summed over the solvers of a fallback.
     work : Work
@@ -171,12 +170,12 @@ class Solution(Generic[T]):
     trace : Trace or None
         The course of the solve, where ``record=True``.
     state : object or None
-        What the solver remembers, to warm-start another call with.
+        What the solver remembers, for a warm start of another call.
     backward : BackwardReport or None
         Where derivatives are recorded outside a trace, the report of the adjoint solve,
         filled in by it.
     aux : object
-        What the map returned beside the value, at `value`, where ``has_aux=True``.
+        The auxiliary output of the map at `value`, with ``has_aux=True``.
     linearization : callable or None
         What :meth:`linearize` calls.
     bracket : pair of arrays, or None
@@ -192,7 +191,7 @@ class Solution(Generic[T]):
         message: converged (Newton); largest error 0, residual norm 0 after 2 steps
         work: 8 evaluations, 0 vjp, 0 jvp
 
-    Who comes from SciPy may read ``sol.x``, ``sol.success`` and ``sol.nfev``.
+    SciPy's names ``sol.x``, ``sol.success`` and ``sol.nfev`` work as well.
     """
 
     value: T

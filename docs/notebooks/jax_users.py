@@ -61,10 +61,10 @@ print(failed.value, fp.Status(int(failed.status)).name)
 # Derivatives
 # -----------
 #
-# Derivatives are those of the implicit function theorem, in forward and reverse mode and
-# of any order, under ``jit``, ``vmap``, ``scan`` and ``checkpoint``. They are correct
-# with respect to what ``f`` captures as well as to ``args``; with respect to the start
-# ``z0`` they are zero.
+# Derivatives are those of the implicit function theorem, in forward and reverse mode
+# and of any order, under ``jit``, ``vmap``, ``scan`` and ``checkpoint``. They are
+# correct with respect to what ``f`` captures as well as to ``args``; with respect to
+# the start ``z0`` they are zero.
 
 
 def solution(c):
@@ -83,8 +83,9 @@ print(jacobian.diagonal(), jnp.cos(z) / (1 + c * jnp.sin(z)))
 # A layer
 # -------
 #
-# A :class:`fixedpoint_jax.DEQ` around a plain function is passed the parameters. Here one
-# learns a function of two variables by gradient descent, with the whole step compiled.
+# A :class:`fixedpoint_jax.DEQ` around a plain function is passed the parameters. Here
+# one learns a function of two variables by gradient descent, with the whole step
+# compiled.
 
 from fixedpoint_jax import DEQ
 
@@ -135,5 +136,6 @@ axes.semilogy(losses)
 axes.set(xlabel="step", ylabel="mean squared error")
 
 # %%
-# A cell can also be a pytree that contains its parameters: :doc:`/layers_in_jax_modules`
-# shows Equinox and Flax. :doc:`/many_devices` is about several devices.
+# A cell can also be a pytree that contains its parameters:
+# :doc:`/layers_in_jax_modules` shows Equinox and Flax. :doc:`/many_devices` is about
+# several devices.

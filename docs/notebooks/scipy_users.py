@@ -29,8 +29,8 @@ print(ours.x, ours.success)  # or ours.value, ours.converged
 # %%
 # What differs:
 #
-# - ``x0`` is a floating-point array or a container of arrays, and ``F`` returns the same
-#   structure, with the same shapes and dtypes.
+# - ``x0`` is a floating-point array or a container of arrays, and ``F`` returns the
+#   same structure, with the same shapes and dtypes.
 # - A failure raises :class:`~fixedpoint.ConvergenceError` unless ``on_failure`` says
 #   otherwise.
 # - The tolerance bounds the estimated error of each entry of :math:`x`: ``rtol`` is
@@ -104,8 +104,8 @@ except fp.ConvergenceError as error:
 #
 # With ``batch_ndim=1`` the first axis indexes independent systems. ``F`` sees all of
 # them; each has its own status and number of steps. Here we look for the temperature of
-# a wire that is heated by a current and loses heat by radiation and convection, for many
-# currents:
+# a wire that is heated by a current and loses heat by radiation and convection, for
+# many currents:
 
 
 def balance(T, current):

@@ -2,9 +2,9 @@ r"""
 For PyTorch users
 =================
 
-Tensors go in and come out, on the same device and with the same dtype. Autograd does not
-record the iteration; the derivative of the solution is formed by the implicit function
-theorem, so memory does not grow with the number of steps.
+Tensors go in and come out, on the same device and with the same dtype. Autograd does
+not record the iteration; the derivative of the solution is formed by the implicit
+function theorem, so memory does not grow with the number of steps.
 """
 
 # %%
@@ -65,8 +65,8 @@ print(fp.Status(int(sol.backward.status)).name, sol.backward.products)
 # A module as the map
 # -------------------
 #
-# If ``f`` is an ``nn.Module``, or a bound method of one, its parameters are differentiated
-# too. ``batch_ndim=1`` says that the rows are separate problems.
+# If ``f`` is an ``nn.Module``, or a bound method of one, its parameters are
+# differentiated too. ``batch_ndim=1`` says that the rows are separate problems.
 
 
 class Cell(torch.nn.Module):

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 BACKENDS = ("torch", "jax")
 # The names of data sets in the files of settings, and what is expected in `folder`.
 DATA = {
-    "digits": "comes along (8×8 pixels)",
-    "photographs": "comes along (patches), or image files of any size",
-    "glyphs": "comes along (characters of the fonts that matplotlib has)",
+    "digits": "included (8×8 pixels)",
+    "photographs": "included (patches), or image files of any size",
+    "glyphs": "included (characters of the fonts that matplotlib has)",
     "mnist": "train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-...",
     "cifar10": "data_batch_1.bin to data_batch_5.bin and test_batch.bin",
     "celeba": "image files, or img_align_celeba/ with them",
@@ -62,22 +62,22 @@ Trained = Annotated[
 File = Annotated[
     str,
     typer.Option(
-        help="A YAML file, or the name of one that comes along.",
+        help="A YAML file, or the name of an included one.",
         autocompletion=shipped,
     ),
 ]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for all files; default: runs/CONFIG.")
 ]
-Seed = Annotated[int | None, typer.Option(help="In place of the one in the file.")]
-Epochs = Annotated[int | None, typer.Option(help="In place of the number in the file.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:0 and the like.")]
+Seed = Annotated[int | None, typer.Option(help="Overrides the one in the file.")]
+Epochs = Annotated[int | None, typer.Option(help="Overrides the number in the file.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0, ...")]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="In place of a value in the file, as network.latent=8. Repeatable.",
+        help="Override a value of the file, as in network.latent=8; repeatable.",
     ),
 ]
 
@@ -100,7 +100,7 @@ def main(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Show it and exit."
+            "--version", callback=_version, is_eager=True, help="Show the version."
         ),
     ] = False,
 ) -> None:
@@ -109,13 +109,13 @@ def main(
 
 @app.command("list")
 def list_all() -> None:
-    """Show the tasks, the files of settings that come along, and the data sets."""
+    """List tasks, settings files and data sets."""
     tasks = {name: _purpose(name) for name in offered()}
     configs = {name: described(name) for name in shipped()}
     for title, rows in (
         ("Tasks", tasks),
-        ("Files of settings, for --config", configs),
-        ("Data sets, and what their folder holds", DATA),
+        ("Settings files, for --config", configs),
+        ("Data sets, and what their folders must contain", DATA),
     ):
         typer.echo(f"{title}:")
         width = max(map(len, rows))
@@ -142,25 +142,27 @@ def demo(
         Path, typer.Option(help="Folder for the pictures and the checkpoint.")
     ] = Path("demo-output"),
     backend: Annotated[
-        str, typer.Option(help="torch, or jax: the joint solve on JAX as well.")
+        str, typer.Option(help="torch; or jax, for a joint solve on JAX as well.")
     ] = "torch",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     epochs: Annotated[
         int | None,
         typer.Option(
             help="Passes over the images in training; default: none for the digits, "
-            "whose weights come along, and else 15, or 60."
+            "whose weights are included, otherwise 15, or 60."
         ),
     ] = None,
     full: Annotated[
         bool,
         typer.Option(
-            "--full", help="Race against whole grids, and train for longer: minutes."
+            "--full", help="Compare with whole grids, and train longer: minutes."
         ),
     ] = False,
 ) -> None:
-    """Take or train an equilibrium decoder, hide a square of held-out images, and
-    recover it.
+    """Recover a hidden square of images.
+
+    Loads or trains an equilibrium decoder, hides a square of held-out images, and
+    recovers it.
     """
     if backend not in BACKENDS:
         _stop(f"--backend must be one of {', '.join(BACKENDS)}, got {backend!r}", 2)
@@ -175,7 +177,7 @@ def demo(
         from fixedpoint_models.training import Training
 
         images = digits() if data is None else load_images(data)
-        # The weights that come along have not seen what the seed 0 holds out.
+        # The included weights have not seen what the seed 0 holds out.
         is_known = data is None and seed == 0 and epochs is None
         passes = epochs or (60 if full else 15)
         training = None if is_known else Training(seed=seed, epochs=passes)
@@ -202,8 +204,9 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a task's network, from its checkpoint on if there is one; torchrun starts
-    several.
+    """Train the network of a task.
+
+    Resumes from the checkpoint if there is one; torchrun starts several processes.
     """
     with _errors():
         kind, settings, folder = _task(task, config, output, seed, epochs, changes)
@@ -259,7 +262,10 @@ def evaluate(
     device: Device = "cpu",
     changes: Changes = None,
 ) -> None:
-    """Measure on held-out data what was trained, and write evaluation.json."""
+    """Evaluate a network on held-out data.
+
+    Prints the figures, and writes them to evaluation.json.
+    """
     with _errors():
         experiment, folder, _ = _trained(task, config, output, seed, device, changes)
         figures = experiment.evaluate()
@@ -283,7 +289,7 @@ def sample(
     device: Device = "cpu",
     changes: Changes = None,
 ) -> None:
-    """Draw pictures with what was trained, and list their files."""
+    """Draw pictures, and list their files."""
     with _errors():
         found = _trained(task, config, output, seed, device, changes)
         experiment, folder, epoch = found

@@ -208,7 +208,7 @@ def _read(source: str) -> dict[str, Any]:
     if not known and not path.is_file():
         names = ", ".join(shipped())
         raise ConfigError(
-            f"{source}: no such file, and none of those that come along: {names}"
+            f"{source}: no such file, and no included one of that name: {names}"
         )
     try:
         text = (_CONFIGS / f"{source}.yaml" if known else path).read_text(

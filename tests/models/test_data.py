@@ -23,7 +23,7 @@ from fixedpoint_models.data import (
     cifar10,
     episode,
     glyphs,
-    grey_images,
+    gray_images,
     mnist,
     official_runs,
     omniglot,
@@ -247,7 +247,7 @@ def test_celeba_is_cropped_in_the_middle_and_resized(tmp_path, inner):
 
 
 def test_celeba_in_grey_gets_three_channels(tmp_path):
-    save(tmp_path / "grey.png", np.full((40, 30), 51, np.uint8))
+    save(tmp_path / "gray.png", np.full((40, 30), 51, np.uint8))
     np.testing.assert_allclose(celeba(tmp_path, size=8), 0.2, rtol=1e-6)
 
 
@@ -407,7 +407,7 @@ def test_bad_runs_are_named(tmp_path):
 def test_photographs_of_a_folder_are_cut_whatever_their_size(tmp_path):
     for name, shape in (("a", (20, 32)), ("b", (16, 17)), ("c", (9, 40))):
         save(tmp_path / f"{name}.png", RNG.integers(0, 256, shape, dtype=np.uint8))
-    images = grey_images(tmp_path)
+    images = gray_images(tmp_path)
     assert [image.shape for image in images] == [(20, 32), (16, 17), (9, 40)]
     cut = patches_of(images, size=16, stride=4)
     assert cut.shape == (2 * 5 + 1, 16, 16)
@@ -415,7 +415,7 @@ def test_photographs_of_a_folder_are_cut_whatever_their_size(tmp_path):
     with pytest.raises(DataError, match="64×64"):
         patches_of(images, size=64)
     with pytest.raises(DataError, match="nowhere: no such folder"):
-        grey_images(tmp_path / "nowhere")
+        gray_images(tmp_path / "nowhere")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from fixedpoint_models.data.images import (
 from fixedpoint_models.data.patches import (
     TEST_PHOTOGRAPHS,
     TRAIN_PHOTOGRAPHS,
-    grey_images,
+    gray_images,
     patches_of,
     photographs,
 )
@@ -46,7 +46,7 @@ __all__ = [
     "digits",
     "episode",
     "glyphs",
-    "grey_images",
+    "gray_images",
     "load_images",
     "located",
     "mnist",

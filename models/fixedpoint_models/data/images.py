@@ -1,4 +1,4 @@
-"""Grey-scale images for the demo: scikit-learn's digits, a folder, or an ``.npz``
+"""Gray-scale images for the demo: scikit-learn's digits, a folder, or an ``.npz``
 file.
 """
 
@@ -57,7 +57,7 @@ def load_images(path: Path) -> Any:
     ----------
     path : Path
         A folder of image files of one size, read in the order of their names and turned
-        grey; or an ``.npz`` file with one array of shape (number, height, width), of
+        gray; or an ``.npz`` file with one array of shape (number, height, width), of
         bytes or of floats from 0 to 1.
 
     Returns

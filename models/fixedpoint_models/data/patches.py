@@ -1,4 +1,4 @@
-"""Grey patches of photographs: of those that come with scikit-image and scikit-learn,
+"""Gray patches of photographs: of those that come with scikit-image and scikit-learn,
 or of a folder.
 """
 
@@ -52,7 +52,7 @@ SMOOTH = 0.03
 def photographs(
     size: int = 64, stride: int | None = None, limit: int | None = None, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Grey patches of the photographs that come with scikit-image and scikit-learn.
+    """Gray patches of the photographs that come with scikit-image and scikit-learn.
 
     The photographs of `TEST_PHOTOGRAPHS` are cut for testing, those of
     `TRAIN_PHOTOGRAPHS` for training, so that no patch for testing shares its photograph
@@ -98,8 +98,8 @@ def photographs(
     return train, test
 
 
-def grey_images(folder: Path | str) -> list[NDArray[np.float32]]:
-    """The image files of a folder, of any size, turned grey, in the order of their
+def gray_images(folder: Path | str) -> list[NDArray[np.float32]]:
+    """The image files of a folder, of any size, turned gray, in the order of their
     names.
 
     Parameters
@@ -122,10 +122,10 @@ def grey_images(folder: Path | str) -> list[NDArray[np.float32]]:
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
     >>> from PIL import Image
-    >>> from fixedpoint_models.data import grey_images
+    >>> from fixedpoint_models.data import gray_images
     >>> with TemporaryDirectory() as folder:
     ...     Image.new("L", (48, 32), 51).save(Path(folder, "a.png"))
-    ...     images = grey_images(folder)
+    ...     images = gray_images(folder)
     >>> images[0].shape, float(images[0][0, 0])
     ((32, 48), 0.2...)
     """
@@ -181,7 +181,7 @@ def patches_of(
 
 
 def _photograph(name: str) -> NDArray[np.float32]:
-    """The grey values of a photograph, from 0 to 1."""
+    """The gray values of a photograph, from 0 to 1."""
     package, file = _FILES[name]
     try:
         with as_file(files(package) / file) as path, Image.open(path) as image:

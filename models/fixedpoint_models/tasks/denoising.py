@@ -39,7 +39,7 @@ class Settings:
     Parameters
     ----------
     train, test : str
-        Folders of photographs, of any size; they are turned grey.
+        Folders of photographs, of any size; they are turned gray.
     levels : tuple of float
         Standard deviations of the noise, out of 255.
     size, atoms, stride, coupling, ridge
@@ -142,8 +142,8 @@ class Denoising(Experiment):
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device = settings, device
-        self.train = sets.grey_images(settings.train)
-        self.test = sets.grey_images(settings.test)[: settings.held_out]
+        self.train = sets.gray_images(settings.train)
+        self.test = sets.gray_images(settings.test)[: settings.held_out]
         side = min(min(image.shape) for image in self.train)
         if side < settings.crop:
             raise DataError(

@@ -338,9 +338,9 @@ def _arrays(images: Images, seed: int) -> tuple[Any, Any]:
 
 def _cut(images: Images, seed: int) -> tuple[Any, Any]:
     """Patches of the photographs of a folder, in random order."""
-    train = sets.grey_images(str(images.folder))
+    train = sets.gray_images(str(images.folder))
     if images.test_folder:
-        test = sets.grey_images(images.test_folder)
+        test = sets.gray_images(images.test_folder)
     else:
         number = max(1, len(train) // 10)
         train, test = train[number:], train[:number]
@@ -597,7 +597,7 @@ def _similarity(a: Any, b: Any, counts: Any) -> float:
 
 
 def shown(images: Tensor) -> Any:
-    """Images as Matplotlib takes them: grey without, colors with a last axis."""
+    """Images as Matplotlib takes them: gray without, colors with a last axis."""
     arrays = images.detach().cpu().numpy()
     return arrays[:, 0] if arrays.shape[1] == 1 else np.moveaxis(arrays, 1, -1)
 
