@@ -20,8 +20,8 @@ class Progress:
     Parameters
     ----------
     **settings
-        Passed on to ``tqdm``: ``desc`` is written in front, ``total`` are the steps
-        expected, ``file`` is where to write, ``disable=True`` draws nothing.
+        Passed on to ``tqdm``: ``desc`` is written in front, ``total`` is the expected
+        number of steps, ``file`` is where to write, ``disable=True`` draws nothing.
 
     Raises
     ------

@@ -29,8 +29,8 @@ class Unrolled(Adjoint):
     Parameters
     ----------
     checkpoint : int, optional
-        Only the state at each so many steps is kept, and the steps between are made
-        once more in the backward pass.
+        Only the state at every `checkpoint`-th step is kept, and the steps between are
+        repeated in the backward pass.
 
     Examples
     --------

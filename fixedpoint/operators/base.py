@@ -68,10 +68,10 @@ class Operator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Map(Operator):
-    """A map and what is known of it: all that is the problem's, and not the method's.
+    """A map and what is known about it: what belongs to the problem, not the method.
 
-    It stands wherever a map f does, and is the operator T(z) = f(z, \\*args) with the
-    residual f(z) − z, to which what is known beside f does not matter.
+    It can be given wherever a map f can. As an operator it is T(z) = f(z, \\*args) with
+    the residual f(z) − z; the fields other than f do not matter there.
 
     Parameters
     ----------

@@ -50,18 +50,19 @@ def default_solver(
     ======= ============ ===========================================================
 
     The sequences and their order were chosen by measurement on
-    :mod:`fixedpoint.testing.problems`. A line search may be caught in a minimizer of
-    ‖F‖ that is no root, or creep along a curved valley; Newton steps whose entries are
-    only kept from exceeding a few times the size of the state escape both, and fail
-    where only descent helps. Where a matrix can follow, a linear solve that would take
-    more products than that has columns gives way to it. Plain iteration comes last, but
-    for dense matrices: a contraction must not fail because what accelerates it does.
+    :mod:`fixedpoint.testing.problems`. A line search may get stuck in a minimizer of
+    ‖F‖ that is not a root, or creep along a curved valley; Newton steps whose entries
+    are only kept from exceeding a few times the size of the state escape both, but fail
+    where only descent helps. Where a method with a matrix can follow, a linear solve
+    gives way to it if it would take more products than the matrix has columns. Plain
+    iteration comes last, except for dense matrices: a contraction must not fail because
+    its acceleration does.
 
-    In a trace of JAX every method is compiled, whether it is needed or not, and those
-    of Newton's kind take several times as long as all else. There Anderson's method
-    alone seeks fixed points, a second time with steps of a tenth. Where others are
-    needed, as for maps that are far from contracting, name the whole sequence:
-    ``solver=default_solver(size, is_root=False)``.
+    In a JAX trace every method is compiled, whether it is needed or not, and those of
+    Newton's kind take several times as long to compile as all others. There fixed
+    points are sought by Anderson's method alone, and then again with a damping of 0.1.
+    If others are needed, as for maps that are far from contracting, name the whole
+    sequence: ``solver=default_solver(size, is_root=False)``.
 
     Parameters
     ----------

@@ -103,8 +103,8 @@ class Newton(Solver):
     Parameters
     ----------
     line_search : bool, optional
-        Whether to damp. Without, every finite step is taken, which may leave a local
-        minimizer of ‖g‖ that damping is caught in.
+        Whether to damp. Without, every finite step is taken, which may escape a
+        local minimizer of ‖g‖ in which damping gets stuck.
     step_bound : float, optional
         No entry of d may exceed this many times the largest entry of z: the others keep
         their full length, so that in a chain of equations each is solved as soon as

@@ -72,8 +72,8 @@ class NewtonKrylov(Solver):
         By default ``GMRES()``. :class:`BiCGStab` has no memory that grows;
         :class:`ConjugateGradient` is for Jacobians that are symmetric and definite.
     line_search : bool, optional
-        Whether to damp. Without, every finite step is taken, which may leave a local
-        minimizer of ‖g‖ that damping is caught in.
+        Whether to damp. Without, every finite step is taken, which may escape a
+        local minimizer of ‖g‖ in which damping gets stuck.
     step_bound : float, optional
         No entry of d may exceed this many times the largest entry of z.
     forcing, forcing_max : float in (0, 1), optional
