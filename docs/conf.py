@@ -2,8 +2,12 @@
 
 import doctest
 import logging
+import os
 import sys
 from pathlib import Path
+
+# Arrays in the examples are small: threads would mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fixedpoint
 
