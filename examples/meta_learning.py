@@ -64,7 +64,7 @@ def train(task: Meta, epochs: int) -> list[dict[str, float]]:
 
 
 class Judged(Task):
-    """An inner problem that also writes down what share of the query is labelled
+    """An inner problem that also writes down what share of the query is labeled
     wrongly.
     """
 

@@ -64,7 +64,7 @@ def temperatures(parameters: Array, source: Array) -> Array:
 def gauss_newton(
     parameters: Array, source: Array, where: Array, measured: Array
 ) -> Any:
-    """A step towards the least squares, at most 1 in each logarithm, and the misfit
+    """A step toward the least squares, at most 1 in each logarithm, and the misfit
     before it.
     """
 

@@ -23,7 +23,7 @@ class PhantomGradient(Adjoint):
     k times, and differentiates that in place of z*(θ). The value stays z*, and nothing
     of the iteration before is recorded. At an exact z* the derivative is that of
     :class:`NeumannSeries`, with k evaluations of f in place of products; at a rough one
-    it is that of steps which go on towards the equilibrium.
+    it is that of steps which go on toward the equilibrium.
 
     Parameters
     ----------

@@ -246,9 +246,9 @@ def _train(
             typer.echo(f"checkpoint: {run.checkpoint}")
             typer.echo(f"metrics: {folder / METRICS}")
             typer.echo(
-                "The metrics have a row for each epoch; loss is the mean of what "
-                "training makes small. How good the result is, on data held out, "
-                "evaluate says; sample draws it."
+                "The metrics have one row per epoch; loss is the mean of what training "
+                "minimizes. Next, measure the result on held-out data with evaluate, "
+                "or draw it with sample."
             )
 
 

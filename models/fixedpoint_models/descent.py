@@ -189,7 +189,7 @@ class BarzilaiBorwein(DescentRule):
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionalGradient(DescentRule):
-    """Steps towards the point of C that is best for the linearized loss, x ← x + γ(x̂ −
+    """Steps toward the point of C that is best for the linearized loss, x ← x + γ(x̂ −
     x).
 
     With x̂ = argmin over C of ⟨g, x̂⟩. Where the loss falls along every direction that

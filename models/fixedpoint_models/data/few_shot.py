@@ -187,7 +187,7 @@ def turned(few_shot: FewShot) -> FewShot:
 
 
 class Episode(NamedTuple):
-    """A few labelled images to learn from, the support, and others to label, the query.
+    """A few labeled images to learn from, the support, and others to label, the query.
 
     Parameters
     ----------

@@ -340,11 +340,11 @@ class Adversarial(Experiment):
         return seen
 
     def evaluate(self) -> dict[str, float]:
-        """The part of the test images that is classified rightly.
+        """The share of the test images that is classified correctly.
 
-        `clean` is that without an attack, `joint` and `nested` those under attacks of
-        this library, by the joint solve and by full solves at every step, and `foolbox`
-        that under the one of Foolbox, where it is installed.
+        `clean` is without an attack; `joint` and `nested` are under attacks by this
+        library, with the joint solve and with full solves at every step; `foolbox` is
+        under an attack by Foolbox, if it is installed.
         """
         figures = {"clean": self.accuracy(self.test.images)}
         trained = self.settings.attack

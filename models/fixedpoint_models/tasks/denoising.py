@@ -239,9 +239,9 @@ class Denoising(Experiment):
         ].to(noisy)
 
     def evaluate(self) -> dict[str, float]:
-        """Peak signal-to-noise ratios in dB, means over the photographs to test with:
-        of the noisy ones, by total variation, and by the game; and the processor time
-        that it takes for one.
+        """Peak signal-to-noise ratios in dB, means over the test photographs: of the
+        noisy images, by total variation, and by the game; and the processor time that
+        the game takes for one.
         """
         figures: dict[str, float] = {}
         for level, sigma in enumerate(self.settings.levels):

@@ -803,16 +803,16 @@ class Generative(Experiment):
         return structure.rebuild([column.to(self.device) for column in columns])
 
     def evaluate(self) -> dict[str, float]:
-        """How well codes of held-out images are found, and how good the images are
-        there.
+        """How well the codes of held-out images are found, and how good the decoded
+        images are.
 
-        `objective` is the loss that the codes found have, its equilibria solved for
-        afresh, and `mse` the mean squared error of the images there, `psnr` the same as
-        a signal-to-noise ratio in dB, `ssim` their structural similarity, 1 for equal
-        images. `kkt_fraction` is the part of the samples whose residuals came to 1e-4
-        of each block within `test_steps`, after `steps` in the mean; `failed` the part
-        without an equilibrium. `radius_median` and `radius_most` are spectral radii of
-        the Jacobian: near 1, equilibria are hard to find.
+        `objective` is the loss of the codes found, with equilibria solved for afresh;
+        `mse` is the mean squared error of the images decoded from them, `psnr` the same
+        as a signal-to-noise ratio in dB, and `ssim` their structural similarity, 1 for
+        equal images. `kkt_fraction` is the share of samples whose residuals fell to
+        1e-4 in each block within `test_steps`, after `steps` on average; `failed` is
+        the share without an equilibrium. `radius_median` and `radius_most` are spectral
+        radii of the Jacobian: near 1, equilibria are hard to find.
         """
         rows = [
             self._evaluated(part)

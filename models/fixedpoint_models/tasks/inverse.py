@@ -233,13 +233,14 @@ class Inverse(Experiment):
         return trained if problem.prior is None else problem.prior
 
     def evaluate(self) -> dict[str, float]:
-        """Mean figures of each problem, by the original images.
+        """Mean figures of each problem, compared with the original images.
 
-        `objective` is the loss that the codes found have, their equilibria solved for
-        afresh; `mse` the mean squared error of the images there, `psnr` the same as a
-        signal-to-noise ratio in dB, `ssim` the structural similarity, 1 for equal
-        images. `psnr_measured` is that of the measurements themselves, where they are
-        images other than the original ones. `converged` is the part that was solved.
+        `objective` is the loss of the codes found, with equilibria solved for afresh;
+        `mse` is the mean squared error of the images decoded from them, `psnr` the same
+        as a signal-to-noise ratio in dB, and `ssim` the structural similarity, 1 for
+        equal images. `psnr_measured` is that of the measurements themselves, if they
+        are images other than the original ones. `converged` is the share that was
+        solved.
         """
         figures: dict[str, float] = {}
         for problem, measured in zip(

@@ -316,7 +316,7 @@ class MetaSettings:
 
 
 class Meta(Experiment):
-    """Learn to learn characters: tasks of a few labelled images of classes never seen.
+    """Learn to learn characters: tasks of a few labeled images of classes never seen.
 
     A task's vector v is adapted to the support, the least cross-entropy of its scores
     plus λ‖v‖² over v, subject to z = f(z, v): an augmented system, of which a sample is
@@ -593,15 +593,15 @@ class Meta(Experiment):
         yield Batch.of(runs, self.device)
 
     def accuracy(self, v: Tensor, batch: Batch) -> Tensor:
-        """The share of the query that is labelled rightly at vectors `v`, per task."""
+        """The share of the query that is labeled rightly at vectors `v`, per task."""
         with torch.no_grad():
             scores = self.query_scores(v, batch.query)
         return (scores.argmax(-1) == batch.query_labels).double().mean(1)
 
     def evaluate(self) -> dict[str, float]:
-        """On unseen classes: the share of the query labelled rightly, half the width of
-        its 95 % confidence interval, and what adaptation took; and the same of the
-        official runs, if they are given.
+        """On unseen classes: the share of query images labeled correctly, half the
+        width of its 95 % confidence interval, and the cost of adaptation; and the same
+        for the official runs, if they are given.
         """
         figures = self.measured(self.held_out())
         if self.settings.runs is None:
@@ -628,7 +628,7 @@ class Meta(Experiment):
         }
 
     def draw(self, folder: Path) -> list[Path]:
-        """A picture of one unseen task: its support, and its query as labelled."""
+        """A picture of one unseen task: its support, and its query as labeled."""
         batch = next(self.held_out())
         one = Batch(*(part[:1] for part in batch))
         ways = self.settings.test_ways or self.settings.ways
@@ -649,7 +649,7 @@ class Meta(Experiment):
 def _picture(
     task: Batch, labels: Tensor, right: list[float], settings: MetaSettings
 ) -> Figure:
-    """A row for each class: the support, a gap, the query; what is labelled wrongly has
+    """A row for each class: the support, a gap, the query; what is labeled wrongly has
     its label.
 
     `labels` are those of the query after adaptation, `right` what share was right
