@@ -182,10 +182,13 @@ def test_derivatives_in_torch(apart, adjoint):
 
 def test_derivatives_in_jax(apart):
     z0, a = many()
+    # Alone it is compiled fast.
+    adjoint = fp.ImplicitAdjoint(solver=fp.Broyden(), rtol=1e-10)
+    settings = {"solver": fp.Broyden(), "adjoint": adjoint}
 
     def square(scale):
         factors = {n: scale * x for n, x in a.items()}
-        sol = fp.fixed_point(coupled(jnp, 0), z0, (factors,), rtol=1e-11)
+        sol = fp.fixed_point(coupled(jnp, 0), z0, (factors,), rtol=1e-11, **settings)
         return sum(jnp.sum(leaf**2) for leaf in sol.value.values())
 
     z0 = jax.tree.map(jnp.asarray, z0)
