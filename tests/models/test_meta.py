@@ -2,10 +2,8 @@
 does.
 """
 
-import importlib.util
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +30,6 @@ SMALL = MetaSettings(
     test_tasks=6,
     test_queries=2,
 )
-EXAMPLE = Path(__file__).parents[2] / "examples" / "meta_learning.py"
 TIGHT = {"rtol": 1e-12, "atol": 1e-13, "max_steps": 2000}
 TASKS, WAYS, IMAGES, PENALTY = 2, 2, 2, 0.1
 
@@ -349,21 +346,6 @@ def test_a_nested_adaptation_has_about_the_same_derivative():
         )
     assert torch.cosine_similarity(*gradients, dim=0) > 0.98
     assert (gradients[0] - gradients[1]).norm() < 0.2 * gradients[0].norm()
-
-
-@pytest.mark.slow
-def test_the_example(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("meta_learning", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "STEPS", (3, 20))
-    result = module.main(epochs=1, size=8, tests=4, seconds=0.05, output=tmp_path)
-    assert result["loss"] < result["first_loss"]
-    assert result["accuracy"] > 0.5
-    assert result["times"]["joint"][-1] < float("inf")
-    for name in ("meta_learning.png", "meta_learning_time.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
 @pytest.mark.slow

@@ -15,13 +15,15 @@ FOLDER = Path(__file__).parents[2] / "examples"
 def run(tmp_path):
     """Run an example's ``main``, and see that its picture is one."""
 
-    def run(name, **settings):
+    def run(name, constants=None, **settings):
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        vars(module).update(constants or {})
         result = module.main(output=tmp_path, **settings)
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+        for file in (tmp_path / f"{name}.png", *tmp_path.glob("*.png")):
+            with Image.open(file) as picture:
+                assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
         return result
 
     return run
@@ -69,10 +71,13 @@ def test_physics_root(run):
 
 
 @pytest.mark.slow
-def test_meta_learning(run):
-    assert (
-        run("meta_learning", epochs=1, size=8, tests=4, seconds=0.0)["accuracy"] > 0.5
-    )
+def test_meta_learning(run, tmp_path):
+    settings = {"epochs": 1, "size": 8, "tests": 4, "seconds": 0.05}
+    result = run("meta_learning", {"STEPS": (3, 20)}, **settings)
+    assert result["loss"] < result["first_loss"]
+    assert result["accuracy"] > 0.5
+    assert result["times"]["joint"][-1] < float("inf")
+    assert (tmp_path / "meta_learning_time.png").exists()
 
 
 # Foolbox imports what SciPy and its own dependencies have deprecated.
