@@ -1,10 +1,11 @@
 """One test, every array library."""
 
+import gc
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -37,6 +38,8 @@ if version("jaxlib").startswith("0.10."):
     )
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 torch.set_num_threads(1)
+# JAX keeps what it traced, in millions of objects, among which garbage is rare.
+gc.set_threshold(50_000, 20, 100)
 settings.register_profile("local", deadline=None, max_examples=20)
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if "CI" in os.environ else "local")
@@ -276,6 +279,14 @@ def contraction() -> Callable[..., np.ndarray]:
         return norm * matrix / np.linalg.norm(matrix, 2)
 
     return build
+
+
+@pytest.fixture
+def young_heap() -> Iterator[None]:
+    """A collection of garbage does not look through what other tests have left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def calls_of(call):

@@ -10,6 +10,8 @@ import torch
 
 import fixedpoint as fp
 
+pytestmark = pytest.mark.usefixtures("young_heap")
+
 N = 200_000
 STATE = 8 * N
 SMALL = 0.1  # for all that is not a state

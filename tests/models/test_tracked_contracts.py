@@ -207,6 +207,7 @@ def test_newton_takes_the_same_path_on_eager_jax_as_in_torch():
         )
 
 
+@pytest.mark.usefixtures("young_heap")
 def test_newton_remembers_as_much_however_long_it_runs():
     """The most bytes of all tensors and arrays, early and late: a trial that waits
     takes a state more.
