@@ -27,21 +27,29 @@ SOLVERS = [
 ]
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-def test_every_solver_on_arrays_of_jax(monkeypatch, solver):
-    """The answer is that of NumPy, a batch's and that of one sample."""
+@pytest.fixture
+def agrees(monkeypatch):
+    """Ask that the answer is that of NumPy."""
     monkeypatch.setattr(numpy_algebra, "_LARGEST", 0)
 
-    def f(xp):
+    def answer(xp, a, solver):
         beside = lambda z: xp.roll(z, 1, -1) + xp.roll(z, -1, -1)
-        return lambda z, a: a * xp.cos(z) + 0.1 * beside(z)
+        f = lambda z, a: a * xp.cos(z) + 0.1 * beside(z)
+        settings = {"solver": solver, "rtol": 1e-10, "batch_ndim": a.ndim}
+        start = xp.ones((*a.shape, 9))
+        return fp.fixed_point(f, start, (xp.asarray(a)[..., None],), **settings).value
 
-    a = np.linspace(0.2, 0.6, 3)[:, None]
-    settings = {"solver": solver, "rtol": 1e-10}
-    known = fp.fixed_point(f(np), np.ones((3, 9)), (a,), batch_ndim=1, **settings).value
-    batch = fp.fixed_point(
-        f(jnp), jnp.ones((3, 9)), (jnp.asarray(a),), batch_ndim=1, **settings
-    )
-    np.testing.assert_allclose(batch.value, known, rtol=1e-8)
-    one = fp.fixed_point(f(jnp), jnp.ones(9), (0.2,), **settings)
-    np.testing.assert_allclose(one.value, known[0], rtol=1e-8)
+    def agrees(a, solver):
+        known, found = (answer(xp, a, solver) for xp in (np, jnp))
+        np.testing.assert_allclose(found, known, rtol=1e-8)
+
+    return agrees
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_every_solver_on_batches_of_jax(agrees, solver):
+    agrees(np.linspace(0.2, 0.6, 3), solver)
+
+
+def test_each_solver_on_one_sample_of_jax(agrees, each_solver):
+    agrees(np.asarray(0.2), each_solver)
