@@ -358,7 +358,7 @@ def test_the_problems_end_in_many_ways():
     """Else they would test little."""
     ends = set()
     for index, solver in enumerate(SOLVERS):
-        for problem in problems(30, index, np):
+        for problem in problems(10, index, np):
             sol = check(problem, solver)
             ends |= (
                 set(numpy(sol.status).ravel().tolist()) if sol is not None else set()
