@@ -169,7 +169,7 @@ def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
         remedy = _remedy(leaf, f"Give {name}") or _remedy(value[0], f"Give {path}")
         if remedy and hasattr(leaf, "dtype") and not of_one_backend(leaf, value[0]):
             kinds = f"{name} is a {type_name(value[0])}, {path} a {type_name(leaf)}"
-            error.add_note(kinds + remedy)
+            error.add_note(kinds if remedy in str(error) else kinds + remedy)
             return
 
 
