@@ -83,7 +83,7 @@ class Space:
             backend.device(like[0]),
             tuple([tuple(leaf.shape[batch_ndim:]) for leaf in like]),
         )
-        return copy(known)
+        return copy(known)  # each call has work space of its own
 
     def weighted(self, weights: tuple[float, ...] | None) -> Space:
         """This space with other weights in its inner product, one per leaf."""
