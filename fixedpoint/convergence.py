@@ -12,6 +12,7 @@ from fixedpoint.backend import Array
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem, Sizes
 from fixedpoint.solvers.base import Step
+from fixedpoint.space import Space
 
 # A part that has fallen to this share of the largest that it has been counts as zero.
 ZERO = 1e-12
@@ -185,34 +186,49 @@ def _noted(
     problem: Problem, evidence: Evidence, point: Point, sizes: Sizes
 ) -> Evidence:
     """The evidence with what the step itself tells."""
-    space, xp, moved, changed = (
-        problem.space,
-        problem.space.xp,
-        sizes.moved,
-        sizes.changed,
-    )
-    ratio = moved / xp.where(changed > 0.0, changed, space.one)
-    ratio = xp.where(
-        changed > 0.0, ratio, xp.where(moved > 0.0, space.infinity, space.zero)
-    )
-    ratio = xp.where(xp.isnan(ratio), space.zero, ratio)
+    space, where = problem.space, problem.space.xp.where
     amplification = space.backend.write(
-        evidence.amplification, (..., evidence.count % _WINDOW), ratio
+        evidence.amplification,
+        (..., evidence.count % _WINDOW),
+        _amplification(problem, evidence, point, sizes),
     )
-    norm = point.residual_norm
-    highest = xp.where(norm > evidence.highest, norm, evidence.highest)
-    largest = _larger(xp, sizes.state, evidence.largest)
-    scale = evidence.scale
+    norm, scale = point.residual_norm, evidence.scale
     if problem.is_root:
         pairs = zip(scale, sizes.residual, strict=True)
-        scale = tuple([xp.where(old > 0.0, old, new) for old, new in pairs])
+        scale = tuple([where(old > 0.0, old, new) for old, new in pairs])
     return evidence._replace(
-        highest=highest,
+        highest=where(norm > evidence.highest, norm, evidence.highest),
         scale=scale,
-        largest=largest,
+        largest=_larger(space.xp, sizes.state, evidence.largest),
         amplification=amplification,
         count=evidence.count + 1,
     )
+
+
+def _amplification(
+    problem: Problem, evidence: Evidence, point: Point, sizes: Sizes
+) -> Array:
+    """The ratio ‖Δz‖/‖Δg‖ of a step.
+
+    One over which g changed by its rounding errors alone does not make light of those
+    before it.
+    """
+    space, xp = problem.space, problem.space.xp
+    moved, changed = sizes.moved, sizes.changed
+    none = xp.where(moved > 0.0, space.infinity, space.zero)
+    ratio = xp.where(
+        changed > 0.0, moved / xp.where(changed > 0.0, changed, space.one), none
+    )
+    ratio = xp.where(xp.isnan(ratio), space.zero, ratio)
+    before = largest_known(space, evidence)
+    tells = problem.exceeds_rounding(point, changed)
+    return xp.where(tells, ratio, xp.maximum(ratio, before))
+
+
+def largest_known(space: Space, evidence: Evidence) -> Array:
+    """The largest amplification that is finite."""
+    xp, past = space.xp, evidence.amplification
+    return xp.max(xp.where(past < xp.inf, past, space.zero), axis=-1)
 
 
 def _larger(xp: Any, new: Sequence[Array], old: Sequence[Array]) -> tuple[Array, ...]:
@@ -225,18 +241,20 @@ def _error(
 ) -> tuple[Array, Array]:
     """The estimate of the error, and the one that has to be within tolerance."""
     xp, space = problem.space.xp, problem.space
+    amplified = 0.5 * xp.max(evidence.amplification, axis=-1) * step.point.residual_norm
+    # A correction of nothing has underflowed, or is lost beside the state.
+    some = m > 0.0
     if step.is_direct:
-        error = step.inflation * m
+        error = xp.maximum(step.inflation * m, xp.where(some, space.zero, amplified))
         return error, error
     before, earlier = evidence.sizes[..., 0], evidence.sizes[..., 1]
     rate = xp.maximum(m / before, xp.sqrt(m / earlier))
     following = m / xp.where(rate < 1.0, 1.0 - rate, space.zero)
-    amplified = 0.5 * xp.max(evidence.amplification, axis=-1) * step.point.residual_norm
     error = xp.maximum(following, amplified)
     guarded = xp.maximum(error, xp.sqrt(m) * xp.sqrt(xp.maximum(m, before)))
     if step.inflation is None:
         return error, guarded
-    known, given = ~xp.isnan(step.inflation), step.inflation * m
+    known, given = some & ~xp.isnan(step.inflation), step.inflation * m
     return xp.where(known, given, error), xp.where(known, given, guarded)
 
 
@@ -253,12 +271,14 @@ def _passes(
     fell = step.point.residual_norm <= FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
-    factor = error / xp.where(m > 0.0, m, space.one)
+    some = m > 0.0
+    factor = error / xp.where(some, m, space.one)
     masks = []
     for share, size, most in zip(
         sizes.shares, sizes.state, evidence.largest, strict=True
     ):
-        left = space.spread(factor, share) * share
+        share_of_it = xp.where(space.spread(some, share), share, space.one)
+        left = space.spread(factor, share) * share_of_it
         masks.append((left <= tolerance.bound(size)) | (size + left <= ZERO * most))
     return fell & space.every(masks)
 

@@ -22,7 +22,12 @@ from fixedpoint.carry import (
 )
 from fixedpoint.compaction import put_rows, taken_rows
 from fixedpoint.control import Control, Memory
-from fixedpoint.convergence import Verdict, judge, vanished_states
+from fixedpoint.convergence import (
+    Verdict,
+    judge,
+    largest_known,
+    vanished_states,
+)
 from fixedpoint.kernels import Kernel, kernel_of
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
@@ -52,6 +57,9 @@ _SUSPICIOUS = (3, 12, 48)
 # The rounding errors of a residual are not looked for above this share of the largest
 # one.
 _FALLEN = 1e-3
+
+# An estimated error of more than this share of the state leaves too few digits of it.
+_DIGITS = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +245,7 @@ class Loop:
         """The samples whose residual is nothing but rounding, among those that do not
         improve.
         """
-        space, evidence = self.problem.space, carry.evidence
+        space = self.problem.space
         if self.problem.tolerance.is_zero:
             return carry, space.xp.zeros_like(verdict.satisfied)
         stuck = stalled if failure is None else stalled | (failure != RUNNING)
@@ -246,15 +254,28 @@ class Loop:
         alone = space.backend.communicator is None
         if alone and space.backend.known_none(stuck):
             return carry, stuck
-        fallen = carry.point.residual_norm <= _FALLEN * evidence.highest
-        small = self.problem.is_small(carry.point, evidence.sizes[..., 0], _FALLEN)
-        open_ = ~(verdict.satisfied | verdict.hidden)
-        stuck = live(stuck & open_ & (fallen | small), carry.active)
+        stuck = live(stuck & self._is_near(carry, verdict), carry.active)
         return self._asked(
             carry,
             stuck,
             lambda: at_rounding(self.problem, carry.point, self.first, stuck),
         )
+
+    def _is_near(self, carry: Carry, verdict: Verdict) -> Array:
+        """The samples that are so near a solution that their residual may be but noise.
+
+        Where what is known of the error is as large as the state, a runaway has made
+        its rounding cover the residual.
+        """
+        space, xp, point = self.problem.space, self.problem.space.xp, carry.point
+        evidence, size = carry.evidence, carry.evidence.sizes[..., 0]
+        near = point.residual_norm <= _FALLEN * evidence.highest
+        near = near | self.problem.is_small(point, size, _FALLEN)
+        amplified = 0.5 * largest_known(space, evidence) * point.residual_norm
+        error = xp.maximum(xp.where(size < xp.inf, size, space.zero), amplified)
+        state = xp.maximum(space.norm(self.first.value), space.norm(point.value))
+        lost = error > _DIGITS * state
+        return near & ~(verdict.satisfied | verdict.hidden | lost)
 
     def _collapsed(
         self, carry: Carry, verdict: Verdict, converged: Array

@@ -29,6 +29,9 @@ from fixedpoint.solution import Work
 from fixedpoint.space import Difference, Measured, Space
 from fixedpoint.tolerance import Tolerance
 
+# What changes by no more than so many rounding errors of a residual tells nothing.
+ROUNDINGS = 4.0
+
 
 class Sizes(NamedTuple):
     """How large things are at a point, as the tolerance measures them.
@@ -243,6 +246,10 @@ class Problem(ABC):
     @abstractmethod
     def rounding(self, point: Point) -> Array:
         """What the norm of the residual may be by the rounding of the state alone."""
+
+    def exceeds_rounding(self, point: Point, change: Array) -> Array:
+        """Whether a change of the residual is more than the rounding of the state."""
+        return change > ROUNDINGS * self.rounding(point)
 
     @abstractmethod
     def is_small(self, point: Point, size: Array, share: float) -> Array:

@@ -10,7 +10,6 @@ from fixedpoint.checks import check_positive
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.space import Space
 
 # The part of a squared residual that older ones must account for, to tell how they go
 # on.
@@ -64,7 +63,7 @@ class Picard(Solver):
     def stepped(self, problem: Problem, point: Point, state: Vec, new: Point) -> Step:
         """The step to the point `new`."""
         space = problem.space
-        left, known = remaining(space, new.increment, point.increment, state)
+        left, known = remaining(problem, new, point.increment, state)
         return Step(
             new,
             point.increment,
@@ -73,9 +72,11 @@ class Picard(Solver):
         )
 
 
-def remaining(space: Space, g: Vec, before: Vec, earlier: Vec) -> tuple[Vec, Array]:
-    """What is left to go by a plain iteration, and 1 where that is known, else not a
-    number.
+def remaining(
+    problem: Problem, new: Point, before: Vec, earlier: Vec
+) -> tuple[Vec, Array]:
+    """What is left to go from a point by a plain iteration, and 1 where that is known,
+    else not a number.
 
     Where g ≈ a g₁ + b g₂, with the two residuals before it, the residuals to come
     follow the same recurrence, and sum up to (g + b g₁)/(1 − a − b): minimal polynomial
@@ -87,13 +88,13 @@ def remaining(space: Space, g: Vec, before: Vec, earlier: Vec) -> tuple[Vec, Arr
     Cabay and Jackson, "A polynomial extrapolation method for finding limits and
     antilimits of vector sequences", SIAM J. Numer. Anal. 13, 1976.
     """
-    xp = space.xp
-    square, one, size = space.dots((before, before), (g, before), (g, g))
+    space, xp, g = problem.space, problem.space.xp, new.increment
+    pairs = (before, before), (g, before), (g, g), (earlier, earlier)
+    square, one, size, older = space.dots(*pairs)
     first = space.ratio(one, square)
     second, explained = space.zero * first, first * one
     if not space.backend.known_here(size - explained <= PARALLEL * size):
-        pairs = (before, earlier), (earlier, earlier), (g, earlier)
-        mixed, older, two = space.dots(*pairs)
+        mixed, two = space.dots((before, earlier), (g, earlier))
         # What the second residual adds once its part along the first one is taken out.
         rest = older - space.ratio(mixed * mixed, square)
         b = space.ratio(two - space.ratio(mixed * one, square), rest)
@@ -102,7 +103,10 @@ def remaining(space: Space, g: Vec, before: Vec, earlier: Vec) -> tuple[Vec, Arr
         first = first - space.ratio(second * mixed, square)
         explained = first * one + second * two
     left = 1.0 - first - second
-    known = (explained > EXPLAINED * size) & (left > 0.0)
+    # A recurrence of two residuals only has not been seen to hold, and one that they
+    # follow no better than their rounding allows tells nothing.
+    tells = problem.exceeds_rounding(new, left * new.residual_norm)
+    known = (explained > EXPLAINED * size) & (left > 0.0) & (older > 0.0) & tells
     factor = xp.where(known, space.ratio(space.one, left), space.one)
     second = xp.where(known, second, xp.zeros_like(second))
     total = space.scale(factor, space.axpy(second, before, g))

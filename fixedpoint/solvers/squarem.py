@@ -110,7 +110,7 @@ class SQUAREM(Solver):
         plain = accepted & (length == 1.0)
         if space.backend.known_here(~plain):
             return Step(new, bound, Work(f=2), correction=correction)
-        left, known = remaining(space, new.increment, middle.increment, point.increment)
+        left, known = remaining(problem, new, middle.increment, point.increment)
         known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
         correction = space.where(known == 1.0, left, correction)
         return Step(new, bound, Work(f=2), correction=correction, inflation=known)

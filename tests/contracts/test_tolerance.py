@@ -117,6 +117,40 @@ def test_parallel_planes_do_not_meet(solver):
     assert not bool(sol.converged)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_one_long_step_of_plain_iteration_tells_nothing(unit):
+    """The residual of a pole is small far away from it."""
+    F = lambda x: unit / (x / unit - 0.3)
+    sol = quiet(fp.root, F, np.array([0.3 * (1.0 + 1e-9) * unit]), solver=fp.Picard())
+    assert not bool(sol.converged)
+
+
+@pytest.mark.parametrize("start", [-16.8, 0.9])
+@pytest.mark.parametrize("size", 10.0 ** np.arange(-8, 9, 4))
+def test_a_correction_that_underflows_is_not_zero(start, size):
+    """What has no root is not solved where squares are zero."""
+    F = lambda x: size * np.exp(-x)
+    sol = quiet(fp.root, F, np.array([start]), solver=fp.Anderson())
+    assert not bool(sol.converged)
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1.0, 9.3])
+def test_a_runaway_does_not_end_at_the_limit_of_arithmetic(unit):
+    """Far out, the residual of a map without a fixed point is but rounding."""
+    f = lambda z: unit * np.sqrt((z / unit) ** 2 + 1.0)
+    sol = quiet(fp.fixed_point, f, np.array([0.3 * unit]), solver=fp.Anderson())
+    assert not bool(sol.converged)
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1.0, 1e4])
+def test_rounding_does_not_hide_a_slow_contraction(unit):
+    """Nor does extrapolation from residuals that follow a rate of 1 − 1e-7."""
+    f = lambda z: z + 1e-7 * (unit - z)
+    for start in (0.02, 0.12, -3.0):
+        sol = quiet(fp.fixed_point, f, np.array([start * unit]), solver=fp.SQUAREM())
+        assert not bool(sol.converged) or abs(sol.value / unit - 1.0) <= 1e-5
+
+
 # Maps.
 
 SHARES = np.array([-2.0, 4.0])

@@ -20,6 +20,7 @@ class _Kernel:
         smallest: float,
         fall: float,
         zero: float,
+        roundings: float,
     ) -> None: ...
     def advance(
         self,

@@ -12,7 +12,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.convergence import FALL, ZERO, Evidence, Verdict, judge
 from fixedpoint.kernels import Kernel
 from fixedpoint.point import Point
-from fixedpoint.problem import FixedPointProblem, Problem
+from fixedpoint.problem import ROUNDINGS, FixedPointProblem, Problem
 from fixedpoint.solvers.base import Step
 from fixedpoint_native import _kernels
 
@@ -112,6 +112,7 @@ class CompiledSteps(Kernel):
             smallest=float(space.small),
             fall=FALL,
             zero=ZERO,
+            roundings=ROUNDINGS,
         ).advance
 
     @abstractmethod

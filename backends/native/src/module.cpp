@@ -71,9 +71,9 @@ class Kernel {
   public:
     Kernel(int64_t samples, int64_t size, int memory, bool entries, bool peaks, bool on_error,
            double rtol, double atol, double least, double rounding, double smallest, double fall,
-           double zero)
+           double zero, double roundings)
         : set_{samples, size, memory, entries, peaks, on_error, rtol, atol, least, rounding,
-               smallest, fall, zero} {
+               smallest, fall, zero, roundings} {
         if (samples < 1 || size < 1 || memory < 1)
             throw std::invalid_argument("samples, size and memory must be positive");
     }
@@ -219,7 +219,8 @@ void bind(nb::module_ &module, const char *name) {
         .def(nb::init<int64_t, int64_t, int, bool, bool, bool, double, double, double, double,
                       double, double, double>(),
              "samples"_a, "size"_a, "memory"_a, "entries"_a, "peaks"_a, "on_error"_a, "rtol"_a,
-             "atol"_a, "least"_a, "rounding"_a, "smallest"_a, "fall"_a, "zero"_a)
+             "atol"_a, "least"_a, "rounding"_a, "smallest"_a, "fall"_a, "zero"_a,
+             "roundings"_a)
         .def("advance", &Class::advance, "pushed"_a, "slot"_a, "count"_a, "value"_a, "image"_a,
              "old"_a, "known"_a.noconvert(), "active"_a.none(), "shortened"_a.none(),
              "point"_a.noconvert(), "verdict"_a.noconvert(), "memory"_a.noconvert(),

@@ -80,7 +80,11 @@ struct PicardStep : Test<PicardStep<T>, T> {
             explained = first * p.one + second * p.two;
         }
         const T left = 1 - first - second;
-        const bool is_known = explained > of.explained * size && left > 0;
+        // A recurrence of two residuals only has not been seen to hold, and one that they
+        // follow no better than their rounding allows tells nothing.
+        const T noise = T(set.roundings) * T(set.rounding) * at.magnitude[b];
+        const bool is_known = explained > of.explained * size && left > 0 && p.older > 0 &&
+                              left * at.norm[b] > noise;
         const T factor = is_known ? 1 / left : T(1), share = is_known ? second : T(0);
         const T *g = at.increment + b * set.size, *before = at.old_increment + b * set.size;
         T *correction = of.correction + b * set.size, corrected = 0;

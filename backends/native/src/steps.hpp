@@ -32,7 +32,7 @@ struct Settings {
     int64_t samples, size;
     int memory;
     bool entries, peaks, on_error;
-    double rtol, atol, least, rounding, smallest, fall, zero;
+    double rtol, atol, least, rounding, smallest, fall, zero, roundings;
 };
 
 // Where a step begins and ends, and what is known of it.

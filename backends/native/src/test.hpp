@@ -161,7 +161,11 @@ struct Test {
         const T moved = std::sqrt(sum.moved), changed = std::sqrt(sum.changed);
         doubt(b, moved, false);
         doubt(b, changed, false);
-        at.amplification[b * window + at.count % window] = moved / changed;
+        T *past = at.amplification + b * window, ratio = moved / changed;
+        // Rounding errors alone do not make light of the steps before.
+        if (!(changed > T(set.roundings) * T(set.rounding) * at.magnitude[b]))
+            ratio = larger(ratio, largest_of(past, std::numeric_limits<T>::max()));
+        past[at.count % window] = ratio;
         at.new_highest[b] = at.norm[b] > at.highest[b] ? at.norm[b] : at.highest[b];
         const int64_t n = set.size;
         if (!set.entries) {
@@ -175,14 +179,20 @@ struct Test {
         }
     }
 
+    // The largest amplification that is less than a limit, or that.
+    static T largest_of(const T *past, T limit) {
+        T most = 0;
+        for (int k = 0; k < window; k++) most = past[k] <= limit ? larger(most, past[k]) : most;
+        return most;
+    }
+
     // The estimate of the error, and the one that has to be within tolerance.
     T estimated(int64_t b, T length, T &guarded) const {
         const T before = at.sizes[2 * b], earlier = at.sizes[2 * b + 1];
         const T rate = larger(length / before, std::sqrt(length / earlier));
         const T following = length / (rate < 1 ? 1 - rate : T(0));
-        const T *past = at.amplification + b * window;
-        T most = past[0];
-        for (int k = 1; k < window; k++) most = larger(most, past[k]);
+        const T most = largest_of(at.amplification + b * window,
+                                  std::numeric_limits<T>::infinity());
         const T amplified = most / 2 * at.norm[b];
         const T error = larger(following, amplified);
         guarded = larger(error, std::sqrt(length) * std::sqrt(larger(length, before)));
