@@ -6,10 +6,10 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, reduce
 from operator import add, and_, neg, or_, sub
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -71,6 +71,9 @@ class Space:
     shapes: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...] | None = None
 
+    # Whether this is one sample of one real array of NumPy's.
+    is_bare: ClassVar[bool] = False
+
     @classmethod
     def of(cls, backend: Backend, like: Vec, batch_ndim: int) -> Space:
         """The space of states shaped as `like`."""
@@ -94,15 +97,20 @@ class Space:
                 f"weights must have one entry per leaf, {len(self.dtypes)}, got "
                 f"{len(weights)}"
             )
-        return replace(self, weights=weights)
+        return self._with(weights=weights)
 
     def widened(self, size: int) -> Space:
         """The space with one more axis of the batch in front."""
-        return replace(self, batch_shape=(size, *self.batch_shape))
+        return self._with(batch_shape=(size, *self.batch_shape))
 
     def of_rows(self, rows: int) -> Space:
         """The space of a batch whose first axis has another length."""
-        return replace(self, batch_shape=(rows, *self.batch_shape[1:]))
+        return self._with(batch_shape=(rows, *self.batch_shape[1:]))
+
+    def _with(self, **changed: Any) -> Space:
+        """This space, some of its attributes changed."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Space(**(own | changed))
 
     # Axes.
 
@@ -162,23 +170,6 @@ class Space:
     def sizes(self) -> tuple[int, ...]:
         """The entries of each leaf of one sample."""
         return tuple(map(math.prod, self.shapes))
-
-    @cached_property
-    def is_bare(self) -> bool:
-        """Whether this is one sample of one real array of NumPy's, all of it here:
-        then a few plain operations do what takes many otherwise.
-        """
-        one = not self.batch_shape and len(self.shapes) == 1 and self.weights is None
-        plain = self.xp is np and self._uniform and self.dtype != np.longdouble
-        return one and plain and self.backend.communicator is None
-
-    @cached_property
-    def _is_short(self) -> bool:
-        """Whether this is bare, and no longer than what a cache holds."""
-        if not self.is_bare:
-            return False
-        piece = self.backend.piece(np.empty(0))
-        return piece is not None and self.size <= piece
 
     @property
     def size(self) -> int:
@@ -288,10 +279,6 @@ class Space:
 
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
         """The vector v + c u, with one coefficient c per sample."""
-        if self.is_bare:
-            total = coefficient * u[0]
-            total += v[0]
-            return (total,)
         pairs = zip(u, v, strict=True)
         return tuple([b + self.factor(coefficient, a) * a for a, b in pairs])
 
@@ -313,10 +300,6 @@ class Space:
 
     def rescale(self, onto: Vec, coefficient: Array) -> Vec:
         """The vector c `onto`, which is ours, and may be written to."""
-        if self.is_bare:
-            (leaf,) = onto
-            leaf *= coefficient
-            return (leaf,)
         rescale = self.backend.rescale
         return tuple([rescale(a, self.factor(coefficient, a)) for a in onto])
 
@@ -376,8 +359,6 @@ class Space:
         return self._summed([self._local_dot(u, v) for u, v in pairs])
 
     def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
-        if self.is_bare and type(u) is type(v) is tuple:
-            return np.vdot(u[0], v[0])
         if isinstance(u, Difference):
             assert u is v
             norm = self._local_norm(u, "euclidean")
@@ -413,8 +394,6 @@ class Space:
 
     def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
-        if self.is_bare and kind == "euclidean" and not isinstance(u, Difference):
-            return np.sqrt(np.vdot(u[0], u[0]))
         return self._norms([(u, kind)])[0]
 
     def norms(self, *vectors: Vec | Difference) -> tuple[Array, ...]:
@@ -464,9 +443,6 @@ class Space:
     ) -> Array:
         if isinstance(kind, tuple):
             return self._segment_norms(self.formed(u)[0], kind)
-        if self._is_short and unit is None and kind == "euclidean":
-            (leaf,) = self.formed(u)
-            return np.sqrt(np.vdot(leaf, leaf))
         if isinstance(u, Difference):
             leaves = zip(*u, strict=True)
             norms = [self._norm_in_pieces(pair, kind, unit) for pair in leaves]
@@ -931,6 +907,98 @@ class Space:
         return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)
 
 
+class BareSpace(Space):
+    """The space of one sample of one real array of NumPy's, all of it here.
+
+    A few plain operations do here what takes many otherwise.
+    """
+
+    is_bare = True
+
+    def spread(self, array: Array, leaf: Array) -> Array:
+        """The array: there is one sample."""
+        del leaf
+        return array
+
+    def factor(self, coefficient: Array, leaf: Array) -> Array:
+        """The coefficient."""
+        del leaf
+        return coefficient
+
+    def every(self, masks: Sequence[Array]) -> Array:
+        """Whether all masks hold in every entry."""
+        return reduce(and_, [mask.all() for mask in masks])
+
+    def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
+        """The vector v + c u."""
+        total = coefficient * u[0]
+        total += v[0]
+        return (total,)
+
+    def rescale(self, onto: Vec, coefficient: Array) -> Vec:
+        """The vector c `onto`, which is ours, and is written to."""
+        (leaf,) = onto
+        leaf *= coefficient
+        return (leaf,)
+
+    def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
+        if isinstance(u, Difference) or isinstance(v, Difference):
+            return super()._local_dot(u, v)
+        return np.vdot(u[0], v[0])
+
+    def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
+        """The norm of u."""
+        return self._local_norm(u, kind)
+
+    def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
+        """The norms of vectors, each of its kind, none of which has lost its
+        squares.
+        """
+        return tuple([self._sound_norm(u, kind) for u, kind in pairs])
+
+    def _sound_norm(self, u: Vec | Difference, kind: Kind) -> Array:
+        if kind != "euclidean":
+            return super().sound_norms([(u, kind)])[0]
+        norm = self._local_norm(u, kind)
+        lost = norm < self.small or norm == math.inf
+        return self._norm_anew(u, kind, norm) if lost else norm
+
+    def _local_norm(
+        self, u: Vec | Difference, kind: Kind, unit: Array | None = None
+    ) -> Array:
+        if unit is not None or kind != "euclidean" or not self._is_short:
+            return super()._local_norm(u, kind, unit)
+        (leaf,) = self.formed(u)
+        return np.sqrt(np.vdot(leaf, leaf))
+
+    @cached_property
+    def _is_short(self) -> bool:
+        """Whether an array is no longer than what a cache holds."""
+        piece = self.backend.piece(np.empty(0))
+        return piece is not None and self.size <= piece
+
+    def magnitudes(self, leaf: Array) -> Array:
+        """The size of each entry."""
+        return np.abs(leaf)
+
+    def full(self, value: float, shape: tuple[int, ...] = ()) -> Array:
+        """An array of coefficients of a shape."""
+        return np.full(shape, value, dtype=self.dtype)
+
+    def identity(self, size: int) -> Array:
+        """A unit matrix of coefficients."""
+        return np.eye(size, dtype=self.dtype)
+
+    def ravel(self, u: Vec) -> Array:
+        """The entries of u in one axis."""
+        (leaf,) = u
+        return leaf if leaf.ndim == 1 else leaf.reshape(-1)
+
+    def unravel(self, entries: Array) -> Vec:
+        """The inverse of :meth:`ravel`."""
+        return (entries.reshape(self.shapes[0]),)
+
+
 def _space(
     backend: Backend,
     xp: Any,
@@ -941,14 +1009,17 @@ def _space(
 ) -> Space:
     """The space of states of these dtypes and shapes."""
     dtype = _coefficient_dtype(xp, dtypes)
-    return Space(backend, xp, batch_shape, dtypes, dtype, device, shapes)
+    alone = not batch_shape and len(shapes) == 1 and backend.communicator is None
+    plain = xp is np and dtypes == (dtype,) and dtype != np.longdouble
+    kind = BareSpace if alone and plain else Space
+    return kind(backend, xp, batch_shape, dtypes, dtype, device, shapes)
 
 
 @lru_cache(maxsize=64)
 def _known_space(*attributes: Any) -> Space:
     """The same, made once, with what every solve asks of it: calls are often alike."""
     space = _space(*attributes)
-    _ = space.dimension, space.small, space.rounding, space.precision, space.is_bare
+    _ = space.dimension, space.small, space.rounding, space.precision
     return space
 
 
