@@ -410,13 +410,8 @@ class _Question:
         """The problem on leaves, and how to solve it."""
         name, kind = ("F", RootProblem) if self.is_root else ("f", FixedPointProblem)
         on_leaves, arrays = MapOnLeaves.of(self.map, border, value, self.args, name)
-        named = self.solver or self.adjoint.forward_solver
-        solver = named or default_solver(
-            space.dimension,
-            self.is_root,
-            self.map.jacobian is not None,
-            self.batch_ndim > 0,
-            border.backend.is_compiled(self.map.f, (*value, *arrays)),
+        solver = self._solver(
+            space, border.backend.is_compiled(self.map.f, (*value, *arrays))
         )
         self.adjoint.check(solver, self.is_root)
         rounding = border.backend.rounding(value)
@@ -427,12 +422,21 @@ class _Question:
             tolerance=self.tolerance.settled(space, rounding, blocks, border.sizes),
             batched=self._batched(on_leaves, arrays, space),
         )
+        control = _on_leaves(self.control, border)
         return SolverRun(
             problem=problem,
-            control=_on_leaves(self.control, border),
+            control=control,
             border=border,
             solver=solver,
             memory=self.state,
+        )
+
+    def _solver(self, space: Space, is_compiled: bool) -> Solver:
+        """The method that is named, or the default for such a problem."""
+        named = self.solver or self.adjoint.forward_solver
+        has_matrix, has_batch = self.map.jacobian is not None, self.batch_ndim > 0
+        return named or default_solver(
+            space.dimension, self.is_root, has_matrix, has_batch, is_compiled
         )
 
     def _check(self) -> None:
@@ -457,25 +461,8 @@ class _Question:
         """Which of the leaves of args have an entry per sample, if that was said."""
         if self.control.batched_args is None:
             return ()
-        if space.backend.communicator is not None:
-            raise ValueError(
-                "batched_args lets samples leave the batch, which parts joined by a "
-                "communicator, or by a DTensor's mesh, would each do by themselves: "
-                "give one of the two"
-            )
-        flags, jacobian = tuple(self.control.batched_args), self.map.jacobian
-        if self.batch_ndim == 0 or len(flags) != len(self.args):
-            raise ValueError(
-                "batched_args needs batch_ndim > 0 and an entry for each of the "
-                f"{len(self.args)} args, got batch_ndim = {self.batch_ndim} and "
-                f"{len(flags)} entries"
-            )
-        if not callable(jacobian) and getattr(jacobian, "ndim", 0) > 2:
-            raise ValueError(
-                "jacobian must be a function where batched_args lets samples leave the "
-                f"batch, got an array of the shape {tuple(jacobian.shape)}"
-            )
-        flatten = space.backend.flatten
+        self._check_batched_args(space)
+        flags, flatten = self.control.batched_args, space.backend.flatten
         pairs = zip(flags, self.args, strict=True)
         spread = [flag for flag, arg in pairs for _ in flatten(arg)[0]]
         batched = tuple(bool(spread[i]) for i in on_leaves.arguments.places)
@@ -487,6 +474,27 @@ class _Question:
                     f"got the shape {tuple(array.shape)}"
                 )
         return (*batched, *(False,) * (len(arrays) - len(batched)))
+
+    def _check_batched_args(self, space: Space) -> None:
+        """Raise ValueError where samples cannot leave the batch."""
+        flags, jacobian = tuple(self.control.batched_args or ()), self.map.jacobian
+        if space.backend.communicator is not None:
+            raise ValueError(
+                "batched_args lets samples leave the batch, which parts joined by a "
+                "communicator, or by a DTensor's mesh, would each do by themselves: "
+                "give one of the two"
+            )
+        if self.batch_ndim == 0 or len(flags) != len(self.args):
+            raise ValueError(
+                "batched_args needs batch_ndim > 0 and an entry for each of the "
+                f"{len(self.args)} args, got batch_ndim = {self.batch_ndim} and "
+                f"{len(flags)} entries"
+            )
+        if not callable(jacobian) and getattr(jacobian, "ndim", 0) > 2:
+            raise ValueError(
+                "jacobian must be a function where batched_args lets samples leave the "
+                f"batch, got an array of the shape {tuple(jacobian.shape)}"
+            )
 
     def _blocks(self, start: Any) -> tuple[slice, ...]:
         """The leaves of each block that an operator tests by itself, or all."""

@@ -59,8 +59,8 @@ class Carry(NamedTuple):
 
     Attributes
     ----------
-    point, state
-        Where the iteration stands, and what the solver remembers.
+    point : Point
+        Where the iteration stands.
     best : Best
         What would be returned now.
     status, steps, improved : array of int of the batch's shape
@@ -72,6 +72,10 @@ class Carry(NamedTuple):
         Whether the sample ended because its arithmetic cannot do better.
     evidence : Evidence
         What the steps told of the error.
+    work : Work
+        Evaluations so far.
+    state
+        What the solver remembers.
     active : array of bool or None
         The samples that still run; None if all are known to.
     running : bool
@@ -79,14 +83,11 @@ class Carry(NamedTuple):
     step, all_improved : int
         Turns so far, and the last one after which every sample stood at its best
         iterate.
-    work : Work
-        Evaluations so far.
     trace : Trace or None
         What is recorded.
     """
 
     point: Point
-    state: Any
     best: Best
     status: Array
     steps: Array
@@ -95,12 +96,13 @@ class Carry(NamedTuple):
     reference: Array
     precise: Array
     evidence: Evidence
-    active: Array | None
-    running: Any
-    step: Any
-    all_improved: Any
     work: Work
-    trace: Trace | None
+    state: Any = ()
+    active: Array | None = None
+    running: Any = True
+    step: Any = 0
+    all_improved: Any = 0
+    trace: Trace | None = None
 
 
 def marked(xp: Any, status: Array, mask: Array, as_: Status) -> Array:

@@ -262,23 +262,17 @@ def _passes(
     problem: Problem, evidence: Evidence, step: Step, sizes: Sizes, error: Array
 ) -> Array:
     """Whether every part of the state is within tolerance, or has become zero."""
-    space, tolerance, xp, m = (
-        problem.space,
-        problem.tolerance,
-        problem.space.xp,
-        sizes.length,
-    )
+    space, tolerance, m = problem.space, problem.tolerance, sizes.length
+    where, some = space.xp.where, m > 0.0
     fell = step.point.residual_norm <= FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
-    some = m > 0.0
-    factor = error / xp.where(some, m, space.one)
+    factor = error / where(some, m, space.one)
     masks = []
-    for share, size, most in zip(
-        sizes.shares, sizes.state, evidence.largest, strict=True
-    ):
-        share_of_it = xp.where(space.spread(some, share), share, space.one)
-        left = space.spread(factor, share) * share_of_it
+    parts = zip(sizes.shares, sizes.state, evidence.largest, strict=True)
+    for share, size, most in parts:
+        left = where(space.spread(some, share), share, space.one)
+        left = space.spread(factor, share) * left
         masks.append((left <= tolerance.bound(size)) | (size + left <= ZERO * most))
     return fell & space.every(masks)
 

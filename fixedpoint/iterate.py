@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,35 +130,32 @@ class Solve:
         The carry that each begins with is put into the list, where the one that it ends
         with is expected.
         """
-        problem, control = self.problem, self.control
-        space, sequence = problem.space, _sequence(self.solver, self.memory)
-        deadline = control.deadline(start, space.backend)
-        most = control.steps(len(sequence))
+        problem, sequence = self.problem, _sequence(self.solver, self.memory)
+        most = self.control.steps(len(sequence))
+        deadline = self.control.deadline(start, problem.space.backend)
         first = problem.begin(start)
-        carries.append(_open(problem, first, most if control.record else None))
+        record = most if self.control.record else None
+        carries.append(_open(problem, first, record))
         for index, method in enumerate(sequence):
-            if index and _final(space, carries[0], first):
-                return
             is_last = index == len(sequence) - 1
-            # Half of what is left, rounded up.
-            stop = most if is_last else most - (most - carries[0].step) // 2
             if index:
-                before, status = sequence[index - 1].name, carries[0].status
-                log_next(before, method.name, space.backend, status)
-                carries.append(_reopened(problem, carries.pop(), first))
+                if _final(problem.space, carries[0], first):
+                    return
+                self._hand_over(sequence[index - 1 : index + 1], carries, first)
             if is_last:
                 first = first._replace(increment=())
-            loop = Loop(
-                solver=method,
-                index=index,
-                problem=problem,
-                control=control,
-                first=first,
-                stop=stop,
-                most=most,
-                deadline=deadline,
-            )
-            yield loop, self.memory if index == 0 else None
+            # Half of what is left, rounded up.
+            stop = most if is_last else most - (most - carries[0].step) // 2
+            where = index, problem, self.control, first, stop, most, deadline
+            yield Loop(method, *where), self.memory if index == 0 else None
+
+    def _hand_over(
+        self, methods: Sequence[Solver], carries: list[Carry], first: Point
+    ) -> None:
+        """Leave the samples that one method failed on to the next."""
+        before, after = [method.name for method in methods]
+        log_next(before, after, self.problem.space.backend, carries[0].status)
+        carries.append(_reopened(self.problem, carries.pop(), first))
 
 
 def _counted(space: Space, carry: Carry) -> Carry:
@@ -225,41 +223,40 @@ def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
     """The loop before its first turn: samples that need none, or cannot begin, have a
     status. So many `steps` may be recorded.
     """
-    space, xp = problem.space, problem.space.xp
+    space, norm = problem.space, first.residual_norm
     evidence = opened(problem, first)
     done = judge_start(problem, first, evidence)
-    zero = xp.zeros_like(done, dtype=xp.int32)
-    status = marked(xp, zero, done, Status.CONVERGED)
-    finite = first.residual_norm < xp.inf
-    if not space.backend.known_here(finite):
-        status = marked(xp, status, ~finite, Status.NON_FINITE)
-    error = xp.where(done, first.residual_norm, space.infinity)
-    best = Best(first.value, first.residual_norm, error, zero)
-    infinite = space.full(float("inf"))
+    zero = space.xp.zeros_like(done, dtype=space.xp.int32)
+    infinite = space.full(math.inf)
     carry = Carry(
         point=first,
-        state=(),
-        best=best,
-        status=status,
+        best=Best(first.value, norm, space.xp.where(done, norm, infinite), zero),
+        status=_first_status(space, done, norm),
         steps=zero,
         improved=zero,
         lowest=infinite,
         reference=infinite,
-        precise=done & (first.residual_norm > 0.0),
+        precise=done & (norm > 0.0),
         evidence=evidence,
-        active=None,
-        running=True,
-        step=0,
-        all_improved=0,
         work=Work(f=1),
-        trace=None,
+        trace=None if steps is None else _empty_trace(space, norm, steps),
     )
-    if steps is not None:
-        # The arrays of JAX's traces cannot grow.
-        traced = space.backend.is_traced((first.residual_norm,))
-        columns = steps + 1 if traced else COLUMNS
-        carry = recorded(space, carry._replace(trace=blank(space, columns)))
-    return sifted(space, carry)
+    return sifted(space, recorded(space, carry))
+
+
+def _first_status(space: Space, done: Array, norm: Array) -> Array:
+    """How samples stand at the start, where some are `done` and some cannot begin."""
+    xp, finite = space.xp, norm < space.xp.inf
+    status = xp.zeros_like(done, dtype=xp.int32)
+    status = marked(xp, status, done, Status.CONVERGED)
+    if space.backend.known_here(finite):
+        return status
+    return marked(xp, status, ~finite, Status.NON_FINITE)
+
+
+def _empty_trace(space: Space, norm: Array, steps: int) -> Trace:
+    """Room for what is recorded: in JAX's traces, where arrays cannot grow, for all."""
+    return blank(space, steps + 1 if space.backend.is_traced((norm,)) else COLUMNS)
 
 
 def _failed(space: Space, carry: Carry, first: Point) -> Array:
@@ -279,25 +276,18 @@ def _final(space: Space, carry: Carry, first: Point) -> bool:
 
 def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
     """Send the samples that failed back to the start."""
-    space, xp, again = (
-        problem.space,
-        problem.space.xp,
-        _failed(problem.space, carry, first),
+    space, xp = problem.space, problem.space.xp
+    again = _failed(space, carry, first)
+    infinite = xp.zeros_like(carry.lowest) + math.inf
+    reopened = carry._replace(
+        point=choose(space, again, first, carry.point),
+        status=xp.where(again, xp.zeros_like(carry.status), carry.status),
+        improved=xp.zeros_like(carry.improved) + carry.step,
+        lowest=infinite,
+        reference=infinite,
+        evidence=opened(problem, first),
+        # The best iterate is another solver's: no step is known to improve until a
+        # better one is found.
+        all_improved=-1,
     )
-    status = xp.where(again, xp.zeros_like(carry.status), carry.status)
-    now = xp.zeros_like(carry.improved) + carry.step
-    infinite = xp.zeros_like(carry.lowest) + float("inf")
-    # The best iterate is another solver's: no step is known to improve until a better
-    # one is found.
-    return sifted(
-        space,
-        carry._replace(
-            point=choose(space, again, first, carry.point),
-            status=status,
-            improved=now,
-            lowest=infinite,
-            reference=infinite,
-            evidence=opened(problem, first),
-            all_improved=-1,
-        ),
-    )
+    return sifted(space, reopened)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial, reduce
+from operator import or_
 from typing import Any
 
 from fixedpoint import tree
@@ -34,15 +35,6 @@ from fixedpoint.problem import Problem
 from fixedpoint.rounding import at_rounding, irregular_at_zero
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-
-# What may end a sample in one step: later ones prevail.
-_PRIORITIES = (
-    Status.DIVERGED,
-    Status.STALLED,
-    Status.NON_FINITE,
-    Status.CONVERGED,
-    Status.COLLAPSED,
-)
 
 # A residual this many times the first one, and tolerance, has diverged.
 _DIVERGENCE = 1e10
@@ -163,44 +155,63 @@ class Loop:
 
     def assessed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
         """Renew each active sample's best iterate and status."""
-        space, old, point = self.problem.space, carry.point, step.point
+        space, old, norm = self.problem.space, carry.point, step.point.residual_norm
         carry = carry._replace(
-            point=point,
+            point=step.point,
             state=step.state,
             evidence=verdict.evidence,
             step=carry.step + 1,
             work=carry.work.plus(step.work),
         )
-        xp, active, norm = space.xp, carry.active, point.residual_norm
-        converged = verdict.satisfied
-        wanted = norm < (xp.inf if self.solver.latest else carry.best.residual_norm)
-        better = live(converged | (wanted & ~verdict.hidden), active)
-        carry = self._improved_in(carry, better, verdict.error)
+        carry = self._improved_in(carry, self._is_better(carry, verdict), verdict.error)
         carry, stalled = self._checked_for_stalls(carry)
-        lost, diverged = ~(norm < xp.inf), norm > _DIVERGENCE * carry.evidence.first
         carry, precise = self._precise(carry, verdict, stalled, step.failure)
-        ending = live(converged | precise | lost | diverged | stalled, active)
+        ends = {
+            Status.DIVERGED: norm > _DIVERGENCE * carry.evidence.first,
+            Status.STALLED: stalled,
+            Status.NON_FINITE: ~(norm < space.xp.inf),
+            Status.CONVERGED: verdict.satisfied | precise,
+        }
+        ending = live(reduce(or_, ends.values()), carry.active)
         if step.failure is None and space.backend.known_none(ending):
             return carry
-        carry, collapsed = self._collapsed(carry, verdict, live(converged, active))
-        status = xp.zeros_like(carry.status) if step.failure is None else step.failure
-        found = {
-            Status.DIVERGED: diverged,
-            Status.STALLED: stalled,
-            Status.NON_FINITE: lost,
-            Status.CONVERGED: converged | precise,
-            Status.COLLAPSED: collapsed,
-        }
-        for reason in _PRIORITIES:
-            status = marked(xp, status, found[reason], reason)
-        precise = live(precise & ~converged, active)
-        last = xp.minimum(carry.best.error, carry.evidence.sizes[..., 0])
-        best = carry.best._replace(error=xp.where(precise, last, carry.best.error))
-        carry = carry._replace(precise=carry.precise | precise, best=best)
-        if active is not None:
-            status = xp.where(active, status, carry.status)
-        if not ends_alone(space, lost) and not space.backend.known_here(~lost):
-            carry = carry._replace(point=choose(space, lost, old, point))
+        converged = live(verdict.satisfied, carry.active)
+        carry, ends[Status.COLLAPSED] = self._collapsed(carry, verdict, converged)
+        carry = self._limited(carry, live(precise & ~converged, carry.active))
+        return self._decided(carry, old, step.failure, ends)
+
+    def _is_better(self, carry: Carry, verdict: Verdict) -> Array:
+        """The samples whose new iterate is to be returned, if none better comes."""
+        limit = carry.best.residual_norm
+        if self.solver.latest:
+            limit = self.problem.space.xp.inf
+        wanted = carry.point.residual_norm < limit
+        return live(verdict.satisfied | (wanted & ~verdict.hidden), carry.active)
+
+    def _limited(self, carry: Carry, precise: Array) -> Carry:
+        """The carry, where the arithmetic of the `precise` samples cannot do better."""
+        where, best = self.problem.space.xp.where, carry.best
+        last = self.problem.space.xp.minimum(best.error, carry.evidence.sizes[..., 0])
+        best = best._replace(error=where(precise, last, best.error))
+        return carry._replace(precise=carry.precise | precise, best=best)
+
+    def _decided(
+        self,
+        carry: Carry,
+        old: Point,
+        failure: Array | None,
+        ends: dict[Status, Array],
+    ) -> Carry:
+        """The carry with new statuses: of several that hold, the last in `ends`."""
+        space, xp, lost = self.problem.space, self.problem.space.xp, Status.NON_FINITE
+        status = xp.zeros_like(carry.status) if failure is None else failure
+        for reason, mask in ends.items():
+            status = marked(xp, status, mask, reason)
+        if carry.active is not None:
+            status = xp.where(carry.active, status, carry.status)
+        alone = ends_alone(space, ends[lost])
+        if not alone and not space.backend.known_here(~ends[lost]):
+            carry = carry._replace(point=choose(space, ends[lost], old, carry.point))
         return self.settle(carry, status)
 
     def _improved_in(self, carry: Carry, better: Array, error: Array) -> Carry:
@@ -245,21 +256,17 @@ class Loop:
         """The samples whose residual is nothing but rounding, among those that do not
         improve.
         """
-        space = self.problem.space
+        backend = self.problem.space.backend
         if self.problem.tolerance.is_zero:
-            return carry, space.xp.zeros_like(verdict.satisfied)
+            return carry, self.problem.space.xp.zeros_like(verdict.satisfied)
         stuck = stalled if failure is None else stalled | (failure != RUNNING)
         for count in _SUSPICIOUS:
             stuck = stuck | (carry.step - carry.improved == count)
-        alone = space.backend.communicator is None
-        if alone and space.backend.known_none(stuck):
+        if backend.communicator is None and backend.known_none(stuck):
             return carry, stuck
         stuck = live(stuck & self._is_near(carry, verdict), carry.active)
-        return self._asked(
-            carry,
-            stuck,
-            lambda: at_rounding(self.problem, carry.point, self.first, stuck),
-        )
+        noise = partial(at_rounding, self.problem, carry.point, self.first, stuck)
+        return self._asked(carry, stuck, noise)
 
     def _is_near(self, carry: Carry, verdict: Verdict) -> Array:
         """The samples that are so near a solution that their residual may be but noise.
@@ -287,9 +294,8 @@ class Loop:
             return carry, self.problem.space.xp.zeros_like(converged)
         vanished = converged & vanished_states(self.problem, verdict, carry.point)
         highest, start = carry.evidence.highest, self.first.value
-        return self._asked(
-            carry, vanished, lambda: irregular_at_zero(self.problem, start, highest)
-        )
+        irregular = partial(irregular_at_zero, self.problem, start, highest)
+        return self._asked(carry, vanished, irregular)
 
     def _asked(
         self, carry: Carry, mask: Array, question: Callable[[], tuple[Array, Any]]

@@ -738,25 +738,12 @@ class Space:
             image = self.add(self.subtract(new.value, old.value), change)
             change = self.where(active, change, self.row(residuals, slot))
             image = self.where(active, image, self.row(images, slot))
-            return (
-                self.push(residuals, slot, change),
-                self.push(images, slot, image),
-                change,
-                image,
-            )
+            residuals = self.push(residuals, slot, change)
+            return residuals, self.push(images, slot, image), change, image
         secant = self.backend.write_secant
-        columns = (
-            residuals,
-            images,
-            old.value,
-            old.increment,
-            new.value,
-            new.increment,
-        )
-        written = [
-            secant(g, f, self._row(g, slot), *ends)
-            for g, f, *ends in zip(*columns, strict=True)
-        ]
+        ends = old.value, old.increment, new.value, new.increment
+        columns = zip(residuals, images, *ends, strict=True)
+        written = [secant(g, f, self._row(g, slot), *of) for g, f, *of in columns]
         residuals, images, change, image = zip(*written, strict=True)
         return residuals, images, change, image
 
