@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,27 +30,24 @@ from fixedpoint_models.curvature import Loss, inverted
 from fixedpoint_models.objective_solver import ObjectiveSolver
 from fixedpoint_models.quasi_newton import Memory
 from fixedpoint_models.sensitivity import Tangents, alike, tangents
+from fixedpoint_models.sweeping import (
+    MOST,
+    Sweeping,
+    Tracked,
+    equilibrium,
+    rebuilt,
+    space_of,
+    taken,
+)
 
 if TYPE_CHECKING:
     from fixedpoint_models.augmented import AugmentedDEQ
-
-# The sweeps of a step leave this part of a defect, and after some steps less from step
-# to step: a model of the curvature is worth as much as the gradients it is made of.
-_FIRST, _EARLY, _TIGHTER, _LAST = 0.15, 4, 0.6, 0.01
-
-# Sweeps at least, at most in the first steps, and at most; and the part of the steps
-# taken that they are at least.
-_LEAST, _FEW, _MOST, _SLOWER = 3, 8, 20, 4
 
 # A value is in doubt by no less than this part of its correction.
 _SLOW = 0.1
 
 # A trial at which things are so many times as large is not looked at any further.
 _RUNAWAY = 1e3
-
-# The equilibrium that everything starts from: its relative tolerance, and sweeps at
-# most.
-_ROUGH, _SWEEPS = 1e-3, 100
 
 
 class TrackedState(NamedTuple):
@@ -73,105 +69,20 @@ class TrackedState(NamedTuple):
     count: Any = 0
 
 
-class Tracked(NamedTuple):
-    """z and μ after some sweeps, and what the last one told.
-
-    Attributes
-    ----------
-    state, adjoint : Vec
-        z and μ.
-    defect, adjoint_defect : Vec
-        By how much the last sweep changed them.
-    gradient : Vec
-        (∂f/∂x)ᵀμ + ∂ℓ/∂x.
-    objective : array
-        ℓ per sample.
-    """
-
-    state: Vec
-    adjoint: Vec
-    defect: Vec
-    adjoint_defect: Vec
-    gradient: Vec
-    objective: Array
-
-
 @dataclass(frozen=True, eq=False)
-class Tracking:
-    """The augmented system near a state: f, ℓ, and what they are given.
+class Tracking(Sweeping):
+    """The same, with what Newton's method needs besides.
 
     Parameters
     ----------
-    lagrangian : Lagrangian
-        f and ℓ.
-    like : dict
-        A state ``{"z", "mu", "x"}`` in the user's arrays.
-    params, y
-        What f and ℓ take.
     tangents : Tangents
         How the equilibrium moves with the input, for all samples.
     first : TrackedState
         What is remembered before the first step.
-    rate : float
-        The rate at which sweeps contract.
     """
 
-    lagrangian: Lagrangian
-    like: Any
-    params: Any
-    y: Any
     tangents: Tangents
     first: TrackedState
-    rate: Any
-
-    def parts(self, leaves: Vec) -> tuple[Vec, Vec, Vec]:
-        """The leaves of μ, x and z."""
-        split = len(tree.flatten(self.like["z"])[0])
-        return leaves[:split], leaves[split:-split], leaves[-split:]
-
-    def sweeps(self, count: Any) -> int:
-        """The sweeps of a step, `count` steps before it.
-
-        They depend on no sample, or one would depend on its neighbors.
-        """
-        if not isinstance(self.rate, float):  # in a trace nothing is known
-            return _FEW
-        wanted = max(_FIRST * _TIGHTER ** max(count - _EARLY, 0), _LAST)
-        most = _FEW if count <= _EARLY else _MOST
-        rate = min(max(self.rate, 0.05), 0.999)
-        sweeps: int = min(
-            max(math.ceil(math.log(wanted) / math.log(rate)), _LEAST), most
-        )
-        # What is left after so many steps contracts more slowly.
-        return max(sweeps, int(count) // _SLOWER)
-
-    def swept(self, xp: Any, z: Vec, mu: Vec, x: Vec, sweeps: int) -> Tracked:
-        """Z and μ after so many sweeps, one of which came before; μ's are products at
-        the last z.
-        """
-        given, taken = self._given, partial(_taken, xp)
-        state, adjoint, at = given("z", z), given("mu", mu), given("x", x)
-        for _ in range(sweeps - 2):
-            state = self.lagrangian.f(state, at, self.params)
-        here = self.lagrangian.at(state, at, self.params, self.y)
-        for _ in range(sweeps - 1):
-            before = adjoint
-            pulled, pulled_input = here.pullback(before)
-            adjoint = leafwise(_plus, pulled, here.slope)
-        return Tracked(
-            taken(here.value),
-            taken(adjoint),
-            taken(leafwise(_minus, here.value, state)),
-            taken(leafwise(_minus, adjoint, before)),
-            taken(leafwise(_plus, pulled_input, here.direct)),
-            xp.asarray(here.objective),
-        )
-
-    def _given(self, name: str, leaves: Vec) -> Any:
-        """The user's container of a block's leaves."""
-        like, structure = tree.flatten(self.like[name])
-        xp = array_namespace(*like)
-        return structure.rebuild([xp.asarray(leaf) for leaf in leaves])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +187,7 @@ class TrackedNewton(ObjectiveSolver):
             # Not the matrix of the joint map, but what step() asks for in its place.
             jacobian=partial(Tracking, lagrangian),
             batch_ndim=1,
-            batched_args=(False, True, False, True, False)
+            batched_args=(False, True, False, False, True)
             if _per_sample(y, z0)
             else None,
             **control,
@@ -300,21 +211,21 @@ class TrackedNewton(ObjectiveSolver):
 
     def _opened(
         self, lagrangian: Lagrangian, z0: Any, x0: Any, params: Any, y: Any
-    ) -> tuple[dict[str, Any], tuple[Tangents, TrackedState, Any], Work]:
+    ) -> tuple[dict[str, Any], tuple[Any, Tangents, TrackedState], Work]:
         """The first state, what the method needs besides, and what they took."""
         same = _same_rows(z0) and _same_rows(x0)
         z, x = (leafwise(_first_row if same else _zero_row, a) for a in (z0, x0))
-        z, rate, count = _equilibrium(lagrangian, z, x, params)
+        z, rate, count = equilibrium(lagrangian, z, x, params)
         local = tangents(lagrangian, z, x, params, self.blocks, self.tangent_rtol)
         # The first evaluation takes a product, and so does a Jacobian.
         work = Work(f=count + 1, vjp=1 + (not local.products), jvp=local.products)
         if not same:
             z = z0
-            for _ in range(_MOST):
+            for _ in range(MOST):
                 z = lagrangian.f(z, x0, params)
-            work = work.plus(Work(f=_MOST))
+            work = work.plus(Work(f=MOST))
         first = self._model(lagrangian, z, x0, params, y, local)
-        inputs, states = _space(x0), _space(z0)
+        inputs, states = space_of(x0), space_of(z0)
         step = quasi_newton.step_of(inputs, first.model)
         if not same:  # the gradient is not right before the adjoint is
             unknown = inputs.full(float("inf"))
@@ -323,11 +234,11 @@ class TrackedNewton(ObjectiveSolver):
         ahead = states.shaped(_pushed(first.state, step, local.state))
         ahead, x, first = _sound(lagrangian, (z0, ahead), (x0, step), params, first)
         start = {
-            "z": _rebuilt(z0, ahead),
-            "mu": _rebuilt(z0, states.shaped(first.adjoint)),
-            "x": _rebuilt(x0, x),
+            "z": rebuilt(z0, ahead),
+            "mu": rebuilt(z0, states.shaped(first.adjoint)),
+            "x": rebuilt(x0, x),
         }
-        return start, (local, first, rate), work.plus(Work(f=1))
+        return start, (rate, local, first), work.plus(Work(f=1))
 
     def _model(
         self,
@@ -339,7 +250,7 @@ class TrackedNewton(ObjectiveSolver):
         local: Tangents,
     ) -> TrackedState:
         """What is remembered at equilibria z of inputs x: one z may stand for all."""
-        inputs, given = _space(x), lagrangian.output
+        inputs, given = space_of(x), lagrangian.output
         rows = inputs.batch_shape[0]
         output = _for_all(z if given is None else given(z, params), rows)
         loss = Loss(inputs, lagrangian.loss, params, local)
@@ -349,14 +260,14 @@ class TrackedNewton(ObjectiveSolver):
         at = inputs.ravel(tuple(tree.flatten(x)[0]))
         model = quasi_newton.opened(inputs, at, gradient, value, inverse)
         z = _for_all(z, rows)
-        state = _space(z).rows(tuple(tree.flatten(z)[0]))
+        state = space_of(z).rows(tuple(tree.flatten(z)[0]))
         return TrackedState(model, state, tuple([0.0 * leaf for leaf in state]))
 
     def init(self, problem: Problem, point: Point) -> TrackedState:
         """What was remembered before the first step, which led to `point`."""
         space = problem.space
         model, state, adjoint, count = _tracking(problem, point).first
-        own = partial(_taken, space.xp)
+        own = partial(taken, space.xp)
         return TrackedState(Memory(*own(model)), own(state), own(adjoint), count)
 
     def step(self, problem: Problem, point: Point, state: TrackedState) -> Step:
@@ -367,7 +278,7 @@ class TrackedNewton(ObjectiveSolver):
         x, sweeps = tracking.parts(point.value)[1], tracking.sweeps(state.count)
         found = tracking.swept(xp, z, mu, x, sweeps)
         states, inputs = (Space.of(space.backend, part, 1) for part in (z, x))
-        local = _taken(xp, tracking.tangents.state)
+        local = taken(xp, tracking.tangents.state)
         *model, step, accepted, waits = space.backend.small(
             quasi_newton.moved,
             inputs.ravel(x),
@@ -412,9 +323,9 @@ def _sound(
 
     The radius is then a tenth of what led there.
     """
-    states, inputs = _space(state[0]), _space(moved[0])
+    states, inputs = space_of(state[0]), space_of(moved[0])
     x = inputs.unravel(first.model.x + moved[1])
-    at = _rebuilt(state[0], state[1]), _rebuilt(moved[0], x)
+    at = rebuilt(state[0], state[1]), rebuilt(moved[0], x)
     image = alike(tree.flatten(lagrangian.f(*at, params))[0], state[1])
     expected = states.norm(state[1]) + states.norm(states.shaped(first.state))
     sound = states.norm(image) <= _RUNAWAY * expected
@@ -450,43 +361,6 @@ def _known(
     # Where sweeps contract slowly, both defects are small, and their errors are not.
     doubt = xp.maximum(xp.abs(states.dot(left, defect)), _SLOW * xp.abs(shift))
     return gradient, found.objective + shift, doubt, length
-
-
-def _equilibrium(
-    lagrangian: Lagrangian, z: Any, x: Any, params: Any
-) -> tuple[Any, Any, int]:
-    """A rough equilibrium of one sample, the rate at which sweeps contracted, and how
-    many.
-    """
-    space, leaves = _space(z), tuple(tree.flatten(z)[0])
-    traced = space.backend.is_traced((*leaves, *tree.flatten((x, params))[0]))
-    before, rate, count = math.inf, 0.0, 0
-    while count < (_MOST if traced else _SWEEPS):
-        count += 1
-        image = alike(tree.flatten(lagrangian.f(z, x, params))[0], leaves)
-        z, change, leaves = _rebuilt(z, image), space.subtract(image, leaves), image
-        if traced:
-            continue
-        size = float(space.norm(change)[0])
-        rate, before = size / before if before else 0.0, size
-        if not size > _ROUGH * float(space.norm(leaves)[0]):
-            break
-    return z, space.zero if traced else rate, count
-
-
-def _space(container: Any) -> Space:
-    leaves = tuple(tree.flatten(container)[0])
-    backend = backend_of(leaves, tree.paths(container, "z0"))
-    return Space.of(backend, leaves, 1)
-
-
-def _rebuilt(like: Any, leaves: Vec) -> Any:
-    return tree.flatten(like)[1].rebuild(leaves)
-
-
-def _taken(xp: Any, container: Any) -> Vec:
-    """The leaves of a container as arrays of a namespace."""
-    return tuple([xp.asarray(leaf) for leaf in tree.flatten(container)[0]])
 
 
 def _pushed(state: Vec, step: Array, local: Vec) -> Vec:
@@ -532,11 +406,3 @@ def _first_row(leaf: Any) -> Any:
 
 def _zero_row(leaf: Any) -> Any:
     return array_namespace(leaf).zeros_like(leaf[:1, ...])
-
-
-def _plus(a: Array, b: Array) -> Array:
-    return a + b
-
-
-def _minus(a: Array, b: Array) -> Array:
-    return a - b
