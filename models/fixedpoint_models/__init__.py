@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Momentum,
         TrackedDescent,
     )
+    from fixedpoint_models.limited_memory import TrackedLBFGS
     from fixedpoint_models.methods import JointIteration
     from fixedpoint_models.monotone import MonotoneDEQ, MonotoneLinear
     from fixedpoint_models.nested import Nested, Progress
@@ -74,6 +75,7 @@ _MODULES = {
     "nested": ("Nested", "Progress"),
     "trained_weights": ("pretrained",),
     "sensitivity": ("Tangents", "tangents"),
+    "limited_memory": ("TrackedLBFGS",),
     "tracked": ("TrackedNewton",),
     "training": ("CheckpointError", "Training", "TrainingError", "train"),
 }
@@ -97,6 +99,7 @@ __all__ = [
     "Progress",
     "Tangents",
     "TrackedDescent",
+    "TrackedLBFGS",
     "TrackedNewton",
     "Training",
     "TrainingError",

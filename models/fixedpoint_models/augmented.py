@@ -14,18 +14,12 @@ from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
+from fixedpoint_models.limited_memory import TrackedLBFGS
 from fixedpoint_models.methods import Method, zeros_like
 from fixedpoint_models.tracked import TrackedNewton
 
 # Entries of an input for which a matrix of their square is cheap.
 _FEW_INPUTS = 128
-
-# What is said where nothing was named, and the joint fixed point failed.
-_ADVICE = (
-    "no method was named, and this one took steps of AugmentedDEQ's step_size={:g}: "
-    "try others, ten or a hundred times as long first, or name a method, "
-    "TrackedDescent with a rule for the input"
-)
 
 
 @dataclass
@@ -198,6 +192,8 @@ class AugmentedDEQ:
         nothing = method is None and solver is None
         if newton := nothing and self._serves_newton(z0, x0, params):
             method = TrackedNewton()
+        elif nothing:
+            method = TrackedLBFGS()
         if method is not None:
             polished = (
                 control if adjoint is None else {**control, "on_failure": "return"}
@@ -207,21 +203,15 @@ class AugmentedDEQ:
                 work = found.work.plus(Work(f=int(newton)))  # to see whether it serves
                 return replace(found, work=work)
             start = found.value
-        try:
-            return fp.fixed_point(
-                self.operator,
-                _detached(start),
-                args if adjoint else _detached(args),
-                solver=solver or fp.Anderson(),
-                batch_ndim=self.batch_ndim,
-                adjoint=adjoint,
-                **control,
-            )
-        except fp.ConvergenceError as error:
-            if not nothing or newton:
-                raise
-            advice = _ADVICE.format(self.step_size)
-            raise fp.ConvergenceError(f"{error}; {advice}", error.solution) from None
+        return fp.fixed_point(
+            self.operator,
+            _detached(start),
+            args if adjoint else _detached(args),
+            solver=solver or fp.Anderson(),
+            batch_ndim=self.batch_ndim,
+            adjoint=adjoint,
+            **control,
+        )
 
     def _serves_newton(self, z: Any, x: Any, params: Any) -> bool:
         """Whether inputs are few and free, and f can be evaluated for another number of

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
+import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec, backend_of
-from fixedpoint.operators import Lagrangian
+from fixedpoint.operators import Joint, Lagrangian
+from fixedpoint.operators.augmented import Local
 from fixedpoint.operators.base import leafwise
 from fixedpoint.space import Space
-from fixedpoint_models.sensitivity import alike
 
-# The sweeps of a step leave this part of a defect, and after some steps less from step
-# to step: a model of the curvature is worth as much as the gradients it is made of.
-_FIRST, _EARLY, _TIGHTER, _LAST = 0.15, 4, 0.6, 0.01
+# A value is in doubt by no less than this part of its correction.
+_SLOW = 0.1
 
-# Sweeps at least, at most in the first steps, and at most; and the part of the steps
-# taken that they are at least.
-_LEAST, _FEW, MOST, _SLOWER = 3, 8, 20, 4
-
-# The equilibrium that everything starts from: its relative tolerance, and sweeps at
-# most.
-_ROUGH, _SWEEPS = 1e-3, 100
+# A trial at which things are so many times as large is not looked at any further.
+RUNAWAY = 1e3
 
 
 class Tracked(NamedTuple):
@@ -51,6 +46,15 @@ class Tracked(NamedTuple):
     gradient: Vec
     objective: Array
 
+    def value(self, states: Space) -> tuple[Array, Array]:
+        """φ ≈ ℓ + μᵀ[f(z, x) − z], and how far it may be off."""
+        xp = states.xp
+        shift = states.dot(self.adjoint, self.defect)
+        product = xp.abs(states.dot(self.adjoint_defect, self.defect))
+        # Where sweeps contract slowly, both defects are small, and their errors are
+        # not.
+        return self.objective + shift, xp.maximum(product, _SLOW * xp.abs(shift))
+
 
 @dataclass(frozen=True, eq=False)
 class Sweeping:
@@ -64,88 +68,53 @@ class Sweeping:
         A state ``{"z", "mu", "x"}`` in the user's arrays.
     params, y
         What f and ℓ take.
-    rate : float
-        The rate at which sweeps contract.
     """
 
     lagrangian: Lagrangian
     like: Any
     params: Any
     y: Any
-    rate: Any
 
     def parts(self, leaves: Vec) -> tuple[Vec, Vec, Vec]:
         """The leaves of μ, x and z."""
         split = len(tree.flatten(self.like["z"])[0])
         return leaves[:split], leaves[split:-split], leaves[-split:]
 
-    def sweeps(self, count: Any) -> int:
-        """The sweeps of a step, `count` steps before it.
-
-        They depend on no sample, or one would depend on its neighbors.
-        """
-        if not isinstance(self.rate, float):  # in a trace nothing is known
-            return _FEW
-        wanted = max(_FIRST * _TIGHTER ** max(count - _EARLY, 0), _LAST)
-        most = _FEW if count <= _EARLY else MOST
-        rate = min(max(self.rate, 0.05), 0.999)
-        sweeps: int = min(
-            max(math.ceil(math.log(wanted) / math.log(rate)), _LEAST), most
-        )
-        # What is left after so many steps contracts more slowly.
-        return max(sweeps, int(count) // _SLOWER)
-
-    def swept(self, xp: Any, z: Vec, mu: Vec, x: Vec, sweeps: int) -> Tracked:
-        """Z and μ after so many sweeps, one of which came before; μ's are products at
-        the last z.
-        """
-        given, own = self._given, partial(taken, xp)
-        state, adjoint, at = given("z", z), given("mu", mu), given("x", x)
-        for _ in range(sweeps - 2):
-            state = self.lagrangian.f(state, at, self.params)
-        here = self.lagrangian.at(state, at, self.params, self.y)
-        for _ in range(sweeps - 1):
-            before = adjoint
-            pulled, pulled_input = here.pullback(before)
-            adjoint = leafwise(_plus, pulled, here.slope)
+    def told(self, xp: Any, here: Local, state: Any, adjoint: Any) -> Tracked:
+        """What a last sweep of both tells, with f and ℓ linearized at the state."""
+        own = partial(taken, xp)
+        pulled, pulled_input = here.pullback(adjoint)
+        after = leafwise(plus, pulled, here.slope)
         return Tracked(
             own(here.value),
-            own(adjoint),
+            own(after),
             own(leafwise(_minus, here.value, state)),
-            own(leafwise(_minus, adjoint, before)),
-            own(leafwise(_plus, pulled_input, here.direct)),
+            own(leafwise(_minus, after, adjoint)),
+            own(leafwise(plus, pulled_input, here.direct)),
             xp.asarray(here.objective),
         )
 
-    def _given(self, name: str, leaves: Vec) -> Any:
+    def given(self, name: str, leaves: Vec) -> Any:
         """The user's container of a block's leaves."""
         like, structure = tree.flatten(self.like[name])
         xp = array_namespace(*like)
         return structure.rebuild([xp.asarray(leaf) for leaf in leaves])
 
 
-def equilibrium(
-    lagrangian: Lagrangian, z: Any, x: Any, params: Any
-) -> tuple[Any, Any, int]:
-    """A rough equilibrium, the rate at which the sweeps contracted that led there, and
-    how many they were.
+def linearized(
+    joint: Joint, args: tuple[Any, ...], batch_ndim: int
+) -> Callable[[Any], Callable[[Any], Any]]:
+    """What takes a state to the products with the joint map's derivative there.
+
+    Methods that give what they need as the map's matrix have no other.
     """
-    space, leaves = space_of(z), tuple(tree.flatten(z)[0])
-    traced = space.backend.is_traced((*leaves, *tree.flatten((x, params))[0]))
-    xp, before, rate, count = space.xp, None, 0.0, 0
-    while count < (MOST if traced else _SWEEPS):
-        count += 1
-        image = alike(tree.flatten(lagrangian.f(z, x, params))[0], leaves)
-        z, change, leaves = rebuilt(z, image), space.subtract(image, leaves), image
-        if traced:
-            continue
-        size = space.norm(change)
-        if before is not None:
-            rate = float(xp.max(space.ratio(size, before)))
-        before = size
-        if not space.backend.any(size > _ROUGH * space.norm(leaves)):
-            break
-    return z, space.zero if traced else rate, count
+
+    def there(value: Any) -> Callable[[Any], Any]:
+        control: dict[str, Any] = {"max_steps": 0, "on_failure": "return"}
+        found = fp.fixed_point(joint, value, args, batch_ndim=batch_ndim, **control)
+        return found.linearize()
+
+    return there
 
 
 def space_of(container: Any) -> Space:
@@ -165,7 +134,8 @@ def taken(xp: Any, container: Any) -> Vec:
     return tuple([xp.asarray(leaf) for leaf in tree.flatten(container)[0]])
 
 
-def _plus(a: Array, b: Array) -> Array:
+def plus(a: Array, b: Array) -> Array:
+    """The sum of two leaves."""
     return a + b
 
 

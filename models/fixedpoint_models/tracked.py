@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,10 +32,11 @@ from fixedpoint_models.objective_solver import ObjectiveSolver
 from fixedpoint_models.quasi_newton import Memory
 from fixedpoint_models.sensitivity import Tangents, alike, tangents
 from fixedpoint_models.sweeping import (
-    MOST,
+    RUNAWAY,
     Sweeping,
     Tracked,
-    equilibrium,
+    linearized,
+    plus,
     rebuilt,
     space_of,
     taken,
@@ -43,11 +45,18 @@ from fixedpoint_models.sweeping import (
 if TYPE_CHECKING:
     from fixedpoint_models.augmented import AugmentedDEQ
 
-# A value is in doubt by no less than this part of its correction.
-_SLOW = 0.1
 
-# A trial at which things are so many times as large is not looked at any further.
-_RUNAWAY = 1e3
+# The sweeps of a step leave this part of a defect, and after some steps less from step
+# to step: a model of the curvature is worth as much as the gradients it is made of.
+_FIRST, _EARLY, _TIGHTER, _LAST = 0.15, 4, 0.6, 0.01
+
+# Sweeps at least, at most in the first steps, and at most; and the part of the steps
+# taken that they are at least.
+_LEAST, _FEW, _MOST, _SLOWER = 3, 8, 20, 4
+
+# The equilibrium that everything starts from: its relative tolerance, and sweeps at
+# most.
+_ROUGH, _SWEEPS = 1e-3, 100
 
 
 class TrackedState(NamedTuple):
@@ -75,14 +84,46 @@ class Tracking(Sweeping):
 
     Parameters
     ----------
+    rate : float
+        The rate at which sweeps contract.
     tangents : Tangents
         How the equilibrium moves with the input, for all samples.
     first : TrackedState
         What is remembered before the first step.
     """
 
+    rate: Any
     tangents: Tangents
     first: TrackedState
+
+    def sweeps(self, count: Any) -> int:
+        """The sweeps of a step, `count` steps before it.
+
+        They depend on no sample, or one would depend on its neighbors.
+        """
+        if not isinstance(self.rate, float):  # in a trace nothing is known
+            return _FEW
+        wanted = max(_FIRST * _TIGHTER ** max(count - _EARLY, 0), _LAST)
+        most = _FEW if count <= _EARLY else _MOST
+        rate = min(max(self.rate, 0.05), 0.999)
+        sweeps: int = min(
+            max(math.ceil(math.log(wanted) / math.log(rate)), _LEAST), most
+        )
+        # What is left after so many steps contracts more slowly.
+        return max(sweeps, int(count) // _SLOWER)
+
+    def swept(self, xp: Any, z: Vec, mu: Vec, x: Vec, sweeps: int) -> Tracked:
+        """Z and μ after so many sweeps, one of which came before; μ's are products at
+        the last z.
+        """
+        given = self.given
+        state, adjoint, at = given("z", z), given("mu", mu), given("x", x)
+        for _ in range(sweeps - 2):
+            state = self.lagrangian.f(state, at, self.params)
+        here = self.lagrangian.at(state, at, self.params, self.y)
+        for _ in range(sweeps - 2):
+            adjoint = leafwise(plus, here.pullback(adjoint)[0], here.slope)
+        return self.told(xp, here, state, adjoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,21 +234,8 @@ class TrackedNewton(ObjectiveSolver):
             **control,
         )
 
-        def linearized(value: Any) -> Any:
-            """The products with the joint map's derivative, of which no step asks."""
-            system = Joint(lagrangian, parts)
-            there = fp.fixed_point(
-                system,
-                value,
-                (params, y),
-                batch_ndim=1,
-                max_steps=0,
-                on_failure="return",
-            )
-            return there.linearize()
-
-        work = found.work.plus(work)
-        return replace(found, work=work, linearization=linearized)
+        products = linearized(Joint(lagrangian, parts), (params, y), 1)
+        return replace(found, work=found.work.plus(work), linearization=products)
 
     def _opened(
         self, lagrangian: Lagrangian, z0: Any, x0: Any, params: Any, y: Any
@@ -215,15 +243,15 @@ class TrackedNewton(ObjectiveSolver):
         """The first state, what the method needs besides, and what they took."""
         same = _same_rows(z0) and _same_rows(x0)
         z, x = (leafwise(_first_row if same else _zero_row, a) for a in (z0, x0))
-        z, rate, count = equilibrium(lagrangian, z, x, params)
+        z, rate, count = _equilibrium(lagrangian, z, x, params)
         local = tangents(lagrangian, z, x, params, self.blocks, self.tangent_rtol)
         # The first evaluation takes a product, and so does a Jacobian.
         work = Work(f=count + 1, vjp=1 + (not local.products), jvp=local.products)
         if not same:
             z = z0
-            for _ in range(MOST):
+            for _ in range(_MOST):
                 z = lagrangian.f(z, x0, params)
-            work = work.plus(Work(f=MOST))
+            work = work.plus(Work(f=_MOST))
         first = self._model(lagrangian, z, x0, params, y, local)
         inputs, states = space_of(x0), space_of(z0)
         step = quasi_newton.step_of(inputs, first.model)
@@ -302,7 +330,7 @@ class TrackedNewton(ObjectiveSolver):
             *states.shaped(ahead),
         )
         new, work = problem.trial(value, point), Work()
-        sound = new.residual_norm <= _RUNAWAY * (point.residual_norm + point.magnitude)
+        sound = new.residual_norm <= RUNAWAY * (point.residual_norm + point.magnitude)
         if not space.backend.known_all(sound):
             last = states.shaped(after.state), inputs.unravel(after.model.x)
             value = (*states.shaped(after.adjoint), *last[1], *last[0])
@@ -328,7 +356,7 @@ def _sound(
     at = rebuilt(state[0], state[1]), rebuilt(moved[0], x)
     image = alike(tree.flatten(lagrangian.f(*at, params))[0], state[1])
     expected = states.norm(state[1]) + states.norm(states.shaped(first.state))
-    sound = states.norm(image) <= _RUNAWAY * expected
+    sound = states.norm(image) <= RUNAWAY * expected
     sound = sound | (inputs.backend.norm(moved[1], "euclidean") == 0.0)
     z = states.where(sound, image, states.shaped(first.state))
     x = inputs.where(sound, x, inputs.unravel(first.model.x))
@@ -353,14 +381,34 @@ def _known(
     states: Space, inputs: Space, found: Tracked, local: Vec
 ) -> tuple[Array, ...]:
     """φ's gradient and value, corrected, and how much is in doubt of both."""
-    defect, left = states.rows(found.defect), states.rows(found.adjoint_defect)
+    left = states.rows(found.adjoint_defect)
     correction: Any = sum(v @ rows.T for v, rows in zip(left, local, strict=True))
-    shift, xp = states.dot(states.rows(found.adjoint), defect), inputs.xp
+    value, doubt = found.value(states)
     gradient = inputs.ravel(found.gradient) + correction
     length = inputs.backend.norm(correction, "euclidean")
-    # Where sweeps contract slowly, both defects are small, and their errors are not.
-    doubt = xp.maximum(xp.abs(states.dot(left, defect)), _SLOW * xp.abs(shift))
-    return gradient, found.objective + shift, doubt, length
+    return gradient, value, doubt, length
+
+
+def _equilibrium(
+    lagrangian: Lagrangian, z: Any, x: Any, params: Any
+) -> tuple[Any, Any, int]:
+    """A rough equilibrium of one sample, the rate at which sweeps contracted, and how
+    many.
+    """
+    space, leaves = space_of(z), tuple(tree.flatten(z)[0])
+    traced = space.backend.is_traced((*leaves, *tree.flatten((x, params))[0]))
+    before, rate, count = math.inf, 0.0, 0
+    while count < (_MOST if traced else _SWEEPS):
+        count += 1
+        image = alike(tree.flatten(lagrangian.f(z, x, params))[0], leaves)
+        z, change, leaves = rebuilt(z, image), space.subtract(image, leaves), image
+        if traced:
+            continue
+        size = float(space.norm(change)[0])
+        rate, before = size / before if before else 0.0, size
+        if not size > _ROUGH * float(space.norm(leaves)[0]):
+            break
+    return z, space.zero if traced else rate, count
 
 
 def _pushed(state: Vec, step: Array, local: Vec) -> Vec:

@@ -16,6 +16,7 @@ from fixedpoint_models import (
     ConditionalGradient,
     Momentum,
     TrackedDescent,
+    TrackedLBFGS,
     TrackedNewton,
     ball,
     linear_minimizer,
@@ -48,6 +49,7 @@ def coupled(o, x, y, p):
 
 METHODS = {
     "newton": TrackedNewton(),
+    "L-BFGS": TrackedLBFGS(),
     "momentum": TrackedDescent(rule=Momentum(step_size=0.0625, momentum=0.5)),
     "normalized": TrackedDescent(rule=Momentum(step_size=0.125, normalized=True)),
     "Barzilai and Borwein": TrackedDescent(rule=BarzilaiBorwein(step_size=0.0625)),
@@ -70,7 +72,9 @@ def iterate(loss, method, scale=1.0, height=1.0, **settings):
 
 
 @pytest.mark.parametrize("loss", [separable, coupled])
-@pytest.mark.parametrize("name", ["newton", "momentum", "Barzilai and Borwein"])
+@pytest.mark.parametrize(
+    "name", ["newton", "L-BFGS", "momentum", "Barzilai and Borwein"]
+)
 def test_lengths_scale_exactly(name, loss):
     """z, x and y in other units: ℓ is in their square, and μ in their own."""
     ours, theirs = (
@@ -83,7 +87,7 @@ def test_lengths_scale_exactly(name, loss):
 
 
 @pytest.mark.parametrize("loss", [separable, coupled])
-@pytest.mark.parametrize("name", ["newton", "normalized"])
+@pytest.mark.parametrize("name", ["newton", "L-BFGS", "normalized"])
 def test_the_unit_of_the_loss_is_nothing(name, loss):
     ours, theirs = (
         iterate(loss, METHODS[name], height=height) for height in (1.0, 2.0**-9)

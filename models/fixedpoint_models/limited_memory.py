@@ -1,0 +1,480 @@
+"""The augmented system by L-BFGS in the input, state and adjoint tracked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from array_api_compat import array_namespace
+
+import fixedpoint as fp
+from fixedpoint import tree
+from fixedpoint.backend import Array, Vec
+from fixedpoint.checks import check_count, check_positive
+from fixedpoint.operators import AdjointMap, InputStep, Joint, StateMap
+from fixedpoint.operators.base import leafwise
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
+from fixedpoint.solution import Work
+from fixedpoint.solvers.base import Step
+from fixedpoint.space import Space
+from fixedpoint_models.objective_solver import ObjectiveSolver
+from fixedpoint_models.sweeping import (
+    RUNAWAY,
+    Sweeping,
+    Tracked,
+    linearized,
+    plus,
+    taken,
+)
+
+if TYPE_CHECKING:
+    from fixedpoint_models.augmented import AugmentedDEQ
+
+# Values that a new one is compared with.
+_VALUES = 8
+
+# The part of the slope that a value has to fall by, and how far it may be off, as a
+# part of what is not finished of it.
+_SUFFICIENT, _DOUBT = 1e-4, 0.5
+
+# A rejected trial is shortened to between these parts of itself; where less than the
+# last one is left of a step, it is the value at its beginning that is wrong.
+_LEAST, _MOST, _SHORTEST = 0.1, 0.5, 1e-2
+
+# The spectral step grows at most by this factor.
+_GROWTH = 10.0
+
+# The cosine between a change of the gradient and a step, and between a direction and
+# the negative gradient, from which on they are of use.
+_CURVED, _DOWN = 1e-4, 1e-4
+
+# Sweeps of a step at most.
+_MOST_SWEEPS = 30
+
+# The first equilibrium is as good as this.
+_ROUGH = 1e-3
+
+
+class Curvature(NamedTuple):
+    """What steps s and changes y of the gradient tell of φ's Hessian.
+
+    Attributes
+    ----------
+    steps, changes : Vec
+        The last of them, as histories: zero where they tell nothing.
+    products : array (samples, memory, memory)
+        ⟨sᵢ, yⱼ⟩.
+    squares : array (samples, memory, memory)
+        ⟨yᵢ, yⱼ⟩.
+    scale : array
+        ⟨s, y⟩/⟨y, y⟩ of the last that told anything.
+    """
+
+    steps: Vec
+    changes: Vec
+    products: Array
+    squares: Array
+    scale: Array
+
+    @classmethod
+    def unknown(cls, space: Space, memory: int) -> Curvature:
+        """Nothing is known."""
+        steps, changes = space.history(memory), space.history(memory)
+        products, squares = (space.full(0.0, (memory, memory)) for _ in range(2))
+        return cls(steps, changes, products, squares, space.full(0.0))
+
+    def noted(self, space: Space, slot: Any, s: Vec, y: Vec) -> Curvature:
+        """With one more step, in place of the oldest, where it is bent upwards."""
+        curved, length, size = space.dots((s, y), (s, s), (y, y))
+        useful = curved > _CURVED * space.xp.sqrt(length * size)
+        useful = useful & (size < space.xp.inf)
+        steps = space.push(self.steps, slot, space.mask(useful, s))
+        changes = space.push(self.changes, slot, space.mask(useful, y))
+        s, y = space.row(steps, slot), space.row(changes, slot)
+        row, column, square = space.grams((changes, s), (steps, y), (changes, y))
+        write = space.backend.write
+        products = write(self.products, (..., slot, slice(None)), row)
+        products = write(products, (..., slice(None), slot), column)
+        squares = write(self.squares, (..., slot, slice(None)), square)
+        squares = write(squares, (..., slice(None), slot), square)
+        scale = space.xp.where(useful, space.ratio(curved, size), self.scale)
+        return Curvature(steps, changes, products, squares, scale)
+
+    def step(self, space: Space, slot: Any, g: Vec) -> Vec:
+        """−Hg, where H is the matrix of BFGS, whose newest step is in this slot.
+
+        H = γI + SR⁻ᵀ(D + γYᵀY)R⁻¹Sᵀ − γ(SR⁻ᵀYᵀ + YR⁻¹Sᵀ), where R holds ⟨sᵢ, yⱼ⟩ for i
+        no newer than j, and D is its diagonal.
+        """
+        xp, size = space.xp, self.products.shape[-1]
+        age = (slot - xp.arange(size, **space.place)) % size
+        known = age[:, None] >= age[None, :]
+        triangle = xp.where(known, self.products, space.zero)
+        unit = space.identity(size)
+        diagonal = xp.sum(unit * self.products, axis=-1)
+        empty = space.as_coefficient(diagonal <= 0.0)
+        triangle = triangle + unit * empty[..., None]
+        scale, solve = self.scale[..., None], space.backend.solve
+        along, across = space.grams((self.steps, g), (self.changes, g))
+        first = solve(triangle, along)
+        image = xp.matmul(self.squares, first[..., None])[..., 0]
+        rest = diagonal * first + scale * (image - across)
+        second = solve(xp.matrix_transpose(triangle), rest)
+        downhill = space.negative(space.scale(self.scale, g))
+        downhill = space.minus_combination(downhill, second, self.steps)
+        return space.minus_combination(downhill, -scale * first, self.changes)
+
+
+class SearchState(NamedTuple):
+    """What :class:`TrackedLBFGS` remembers.
+
+    Attributes
+    ----------
+    x, gradient : Vec
+        The last input that was accepted, and φ's gradient there.
+    state, adjoint : Vec
+        z and μ there.
+    direction : Vec
+        What the trial is a part of.
+    curvature : Curvature
+        What is known of φ's Hessian.
+    values : array (samples, 8)
+        φ at the last inputs that were accepted, the newest first; infinite before.
+    slope : array
+        The rate at which φ is expected to fall along the direction.
+    length : array
+        The spectral step.
+    part : array
+        How much of the direction the trial is.
+    count : int
+        Steps so far.
+    """
+
+    x: Vec
+    gradient: Vec
+    state: Vec
+    adjoint: Vec
+    direction: Vec
+    curvature: Curvature
+    values: Array
+    slope: Array
+    length: Array
+    part: Array
+    count: Any = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedLBFGS(ObjectiveSolver):
+    """L-BFGS in the input, with state and adjoint tracked: a single loop.
+
+    Right for inputs of many entries, free or in a convex set that is known by its
+    projection Π: a box, a ball, a simplex. From an input x,
+
+        d = Π(x − Hg) − x ,    x ← x + α d ,
+
+    where g is the gradient of the reduced objective φ(x) = ℓ(z*(x), x), in the entries
+    that the projection leaves free, and H the matrix of limited-memory BFGS. The other
+    entries, and all of them where that does not lead downhill, move by the spectral
+    step λ = ⟨s, s⟩/⟨s, y⟩ in its place, s and y being what x and g changed by. State
+    and adjoint follow x by a few sweeps z ← f(z, x) and μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, from
+    where they were, accelerated by Anderson's method. The value of φ is taken to be
+
+        φ ≈ L = ℓ + μᵀ[f(z, x) − z] ,
+
+    with an error that is a product of two small ones. A step is accepted if φ fell
+    below the largest of its last values, else it is shortened: α = 1 at almost every
+    step.
+
+    Parameters
+    ----------
+    memory : int, optional
+        How many steps tell of the curvature.
+    forcing : float, optional
+        The part that sweeps leave of what a step makes of z − f(z, x), and of the same
+        for μ.
+
+    References
+    ----------
+    Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and their use
+    in limited memory methods", Math. Program. 63, 1994. Birgin, Martínez and Raydan,
+    "Nonmonotone spectral projected gradient methods on convex sets", SIAM J. Optim. 10,
+    2000. Bertsekas, "Projected Newton methods for optimization problems with simple
+    constraints", SIAM J. Control Optim. 20, 1982.
+
+    Examples
+    --------
+    The least ‖z − y‖² with z = z/2 + x, where no entry of x exceeds 1, is at min(y/2,
+    1):
+
+    >>> import torch
+    >>> from fixedpoint_models import AugmentedDEQ, TrackedLBFGS
+    >>> model = AugmentedDEQ(
+    ...     lambda z, x, params: 0.5 * z + x,
+    ...     lambda z, x, y, params: ((z - y) ** 2).sum(-1),
+    ...     project=lambda x: x.clamp(max=1.0))
+    >>> zero, y = torch.zeros(1, 2), torch.tensor([[1.0, 4.0]])
+    >>> sol = model.solve(zero, zero, params=None, y=y, method=TrackedLBFGS())
+    >>> [round(v, 3) for v in sol.x[0].tolist()]
+    [0.5, 1.0]
+    """
+
+    memory: int = 8
+    forcing: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("memory", self.memory, 1)
+        check_positive("forcing", self.forcing, 1.0)
+
+    def solve(
+        self,
+        model: AugmentedDEQ,
+        z0: Any,
+        mu0: Any,
+        x0: Any,
+        params: Any,
+        y: Any,
+        **control: Any,
+    ) -> fp.Solution[Any]:
+        """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
+
+        The adjoint starts from ∂ℓ/∂z, if no `mu0` is given.
+        """
+        lagrangian, batch_ndim = model.problem, model.batch_ndim
+        x = x0 if model.project is None else model.project(x0)
+        first = fp.fixed_point(
+            model.f,
+            z0,
+            (x, params),
+            solver=fp.Anderson(),
+            rtol=_ROUGH,
+            test="residual",
+            batch_ndim=batch_ndim,
+            on_failure="return",
+        )
+        z = first.value
+        if mu0 is None:
+            mu0 = lagrangian.loss_and_gradient(z, x, params, y)[1]
+        step = InputStep(1.0, model.project)
+        joint = Joint(lagrangian, {"z": StateMap(), "mu": AdjointMap(), "x": step})
+        found = fp.fixed_point(
+            joint,
+            {"z": z, "mu": mu0, "x": x},
+            (params, y),
+            solver=self,
+            # Not the matrix of the joint map, but what step() asks for in its place.
+            jacobian=partial(
+                Searching, lagrangian, project=model.project, batch_ndim=batch_ndim
+            ),
+            batch_ndim=batch_ndim,
+            **control,
+        )
+        # The first evaluation of the joint map takes a product.
+        work = found.work.plus(first.work).plus(Work(vjp=1))
+        products = linearized(joint, (params, y), batch_ndim)
+        return replace(found, work=work, linearization=products)
+
+    def init(self, problem: Problem, point: Point) -> SearchState:
+        """Nothing is known: whatever the first sweeps find is accepted."""
+        space, searching = problem.space, _searching(problem, point)
+        mu, x, z = searching.parts(point.value)
+        inputs, zero = searching.inputs(space, x), space.full(0.0)
+        curvature = Curvature.unknown(inputs, self.memory)
+        values = space.full(float("inf"), (_VALUES,))
+        zeros = space.zeros(x)
+        return SearchState(x, zeros, z, mu, zeros, curvature, values, zero, zero, zero)
+
+    def step(self, problem: Problem, point: Point, state: SearchState) -> Step:
+        """Sweep, judge the input, and move on."""
+        space, searching = problem.space, _searching(problem, point)
+        x = searching.parts(point.value)[1]
+        found, work = searching.followed(space, point, self.forcing)
+        after = self._judged(searching.inputs(space, x), searching, state, x, found)
+        ahead = space.axpy(after.part, after.direction, after.x)
+        new = problem.trial((*after.adjoint, *ahead, *after.state), point)
+        sound = new.residual_norm <= RUNAWAY * (point.residual_norm + point.magnitude)
+        if not space.backend.known_all(sound):
+            home = (*after.adjoint, *after.x, *after.state)
+            new = problem.trial(space.where(sound, new.value, home), point)
+            part = space.xp.where(sound, after.part, space.zero)
+            length = space.xp.where(sound, after.length, _LEAST * after.length)
+            after, work = after._replace(part=part, length=length), work.plus(_ONE)
+        return Step(new, after, work)
+
+    def _judged(
+        self,
+        space: Space,
+        searching: Searching,
+        state: SearchState,
+        x: Vec,
+        found: Tracked,
+    ) -> SearchState:
+        """What is remembered after a trial x, at which the sweeps found so much."""
+        where, g, slot = space.xp.where, found.gradient, state.count % self.memory
+        value, doubt = found.value(space)
+        accepted = _accepted(space, state, found, value, doubt)
+        chosen = partial(space.either, accepted)
+        s, y = space.subtract(x, state.x), space.subtract(g, state.gradient)
+        curvature = state.curvature.noted(space, slot, s, y)
+        # What led to where an input had to be looked at again is not tried again.
+        scale = where(state.part == 0.0, space.zero, curvature.scale)
+        curvature = curvature._replace(scale=scale)
+        length = _length(space, state, (s, y), space.ratio(value, space.dot(g, g)))
+        direction = searching.direction(space, (x, g), length, curvature, slot)
+        return SearchState(
+            x=chosen(x, state.x),
+            gradient=chosen(g, state.gradient),
+            state=chosen(found.state, state.state),
+            adjoint=chosen(found.adjoint, state.adjoint),
+            direction=chosen(direction, state.direction),
+            curvature=curvature,
+            values=_noted(space, state.values, accepted, value),
+            slope=where(accepted, space.dot(g, direction), state.slope),
+            length=where(accepted, length, state.length),
+            part=where(accepted, space.one, _shorter(space, state, value)),
+            count=state.count + 1,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Searching(Sweeping):
+    """The augmented system near a state, and the projection of its inputs."""
+
+    project: Callable[[Any], Any] | None = None
+    batch_ndim: int = 1
+
+    def inputs(self, space: Space, x: Vec) -> Space:
+        """The space of inputs."""
+        return Space.of(space.backend, x, space.batch_ndim)
+
+    def followed(
+        self, space: Space, point: Point, forcing: float
+    ) -> tuple[Tracked, Work]:
+        """Z and μ at the input of a point, their defects there reduced to a part, and
+        what that took.
+        """
+        mu, _, z = self.parts(space.add(point.value, point.increment))
+        at = self.given("x", self.parts(point.value)[1])
+        left = self.parts(point.increment)
+        bounds = [forcing * space.norm(part) for part in (left[2], left[0])]
+        state = self._swept(self.lagrangian.f, self.given("z", z), at, bounds[0])
+        here = self.lagrangian.at(state.value, at, self.params, self.y)
+        pull = lambda mu, *_: leafwise(plus, here.pullback(mu)[0], here.slope)  # noqa: E731
+        adjoint = self._swept(pull, self.given("mu", mu), at, bounds[1])
+        # The evaluation at the point, and that which tells of the last sweep.
+        work = Work(f=state.work.f + 2, vjp=adjoint.work.f + 2)
+        return self.told(space.xp, here, state.value, adjoint.value), work
+
+    def _swept(
+        self, f: Callable[..., Any], start: Any, x: Any, bound: Array
+    ) -> fp.Solution[Any]:
+        """A fixed point up to a residual, by Anderson's method."""
+        like = array_namespace(*tree.flatten(start)[0])
+        return fp.fixed_point(
+            f,
+            start,
+            (x, self.params),
+            solver=fp.Anderson(),
+            rtol=0.0,
+            atol=like.asarray(bound),
+            test="residual",
+            batch_ndim=self.batch_ndim,
+            max_steps=_MOST_SWEEPS,
+            on_failure="return",
+        )
+
+    def direction(
+        self,
+        space: Space,
+        at: tuple[Vec, Vec],
+        length: Array,
+        curvature: Curvature,
+        slot: Any,
+    ) -> Vec:
+        """From an input x and a gradient g, Π(x − Hg) − x; or Π(x − λg) − x where that
+        is not downhill.
+        """
+        (x, g), where, zero = at, space.xp.where, space.zero
+        spectral = self._projected(space, x, space.scale(-length, g))
+        step = g
+        if self.project is not None:  # H in the entries that the set leaves free
+            free = tuple([leaf != 0 for leaf in spectral])
+            step = tuple([where(*of, zero) for of in zip(free, g, strict=True)])
+        step = curvature.step(space, slot, step)
+        if self.project is not None:
+            step = self._projected(space, x, tuple(map(where, free, step, spectral)))
+        slope, square, size = space.dots((g, step), (step, step), (g, g))
+        down = slope <= -_DOWN * space.xp.sqrt(square * size)
+        down = down & (curvature.scale > 0.0) & (square < space.xp.inf)
+        return space.either(down, step, spectral)
+
+    def _projected(self, space: Space, x: Vec, step: Vec) -> Vec:
+        """The step, as far as it leads in the set."""
+        if self.project is None:
+            return step
+        there = self.project(self.given("x", space.add(x, step)))
+        return space.subtract(taken(space.xp, there), x)
+
+
+_ONE = Work(f=1, vjp=1)
+
+
+def _accepted(
+    space: Space, state: SearchState, found: Tracked, value: Array, doubt: Array
+) -> Array:
+    """Whether a trial is no worse than the last inputs, as far as that is known.
+
+    What is found at an input that is looked at again is accepted.
+    """
+    xp = space.xp
+    sound = value + space.dot(found.gradient, found.gradient) < xp.inf
+    expected = state.part * state.slope
+    doubt = _DOUBT * xp.minimum(doubt, xp.abs(expected))
+    rounding = 100 * space.precision * xp.abs(value)
+    limit = xp.max(state.values, axis=-1) + _SUFFICIENT * expected + doubt + rounding
+    return sound & ((value <= limit) | (state.part == 0.0))
+
+
+def _noted(space: Space, values: Array, accepted: Array, value: Array) -> Array:
+    """The last values with a new one in front, which at first stands for all."""
+    xp = space.xp
+    older = xp.concat([value[..., None], values[..., :-1]], axis=-1)
+    older = xp.where(values[..., :1] < xp.inf, older, value[..., None])
+    return xp.where(accepted[..., None], older, values)
+
+
+def _length(
+    space: Space, state: SearchState, change: tuple[Vec, Vec], first: Array
+) -> Array:
+    """The spectral step λ of what x and g changed by; shorter where an input was looked
+    at again.
+    """
+    xp, (s, y) = space.xp, change
+    square, curvature = space.dots((s, s), (s, y))
+    most = _GROWTH * state.length
+    length = xp.minimum(space.ratio(square, curvature), most)
+    length = xp.where(curvature > 0.0, length, most)
+    length = xp.where(square > 0.0, length, _LEAST * state.length)
+    return xp.where(state.length > 0.0, length, xp.abs(first))
+
+
+def _shorter(space: Space, state: SearchState, value: Array) -> Array:
+    """The minimizer of the parabola through what is known along the direction.
+
+    Zero where little is left of it: what is wrong is found out where it begins.
+    """
+    xp, part = space.xp, state.part
+    rise = value - state.values[..., 0] - part * state.slope
+    least = space.ratio(-0.5 * state.slope * part * part, rise)
+    least = xp.where(rise < xp.inf, least, space.zero)
+    shorter = xp.minimum(xp.maximum(least, _LEAST * part), _MOST * part)
+    return xp.where(shorter < _SHORTEST, space.zero, shorter)
+
+
+def _searching(problem: Problem, point: Point) -> Searching:
+    """The augmented system near a point."""
+    given: Any = problem.functions.jacobian
+    searching: Searching = given(point.value, problem.args)
+    return searching
