@@ -96,56 +96,65 @@ class BiCGStab(LinearSolver):
 
 def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     """A step of biconjugate gradients, then one of minimal residual."""
-    x, r, p, v, shadow, rho, alpha, omega, norm, highest, busy, steps, products = carry
-    space = system.space
-    where, zero = space.xp.where, space.full(0.0)
-    rho_new, square = space.dots((shadow, r), (shadow, shadow))
-    anew = space.xp.abs(rho_new) <= _ORTHOGONAL * space.xp.sqrt(square) * norm
-    beta = space.ratio(rho_new, rho) * space.ratio(alpha, omega)
-    beta = where(anew, zero, beta)
-    shadow, rho_new = space.where(anew, r, shadow), where(anew, norm * norm, rho_new)
-    p = space.axpy(beta, space.axpy(-omega, v, p), r)
-    p_hat = system.preconditioned(p)
+    space, where, zero = system.space, system.space.xp.where, system.space.zero
+    carry = _directed(space, carry)
+    p_hat = system.preconditioned(carry.p)
     v = system.product(p_hat)
-    alpha = where(busy, space.ratio(rho_new, space.dot(shadow, v)), zero)
-    s = space.axpy(-alpha, v, r)
+    alpha = space.ratio(carry.rho, space.dot(carry.shadow, v))
+    alpha = where(carry.busy, alpha, zero)
+    s = space.axpy(-alpha, v, carry.r)
     s_hat = system.preconditioned(s)
     t = system.product(s_hat)
-    omega = where(busy, _minimal(space, s, t), zero)
-    x = space.axpy(omega, s_hat, space.axpy(alpha, p_hat, x))
+    omega = where(carry.busy, _minimal(space, s, t), zero)
+    x = space.axpy(omega, s_hat, space.axpy(alpha, p_hat, carry.x))
     r = space.axpy(-omega, t, s)
-    norm = space.norm(r)
-    highest = space.xp.maximum(highest, norm)
-    moved = (norm < space.xp.inf) & (alpha != 0.0) & (omega != 0.0)
+    carry = carry._replace(x=x, r=r, v=v, alpha=alpha, omega=omega)
+    return _measured(system, carry)
+
+
+def _directed(space: Space, carry: _Carry) -> _Carry:
+    """The next direction p; anew along the residual where that has become orthogonal to
+    its shadow.
+    """
+    where, r, shadow = space.xp.where, carry.r, carry.shadow
+    rho, square = space.dots((shadow, r), (shadow, shadow))
+    least = _ORTHOGONAL * space.xp.sqrt(square) * carry.norm
+    anew = space.xp.abs(rho) <= least
+    beta = space.ratio(rho, carry.rho) * space.ratio(carry.alpha, carry.omega)
+    beta = where(anew, space.zero, beta)
+    return carry._replace(
+        p=space.axpy(beta, space.axpy(-carry.omega, carry.v, carry.p), r),
+        shadow=space.where(anew, r, shadow),
+        rho=where(anew, carry.norm * carry.norm, rho),
+    )
+
+
+def _measured(system: LinearSystem, carry: _Carry) -> _Carry:
+    """The norm of the residual, which is b − Ax where the recurrence has drifted."""
+    space, where = system.space, system.space.xp.where
+    norm = space.norm(carry.r)
+    highest = space.xp.maximum(carry.highest, norm)
+    moved = (norm < space.xp.inf) & (carry.alpha != 0.0) & (carry.omega != 0.0)
     drift = _DRIFT * space.rounding * highest
-    drifted = busy & moved & (norm < drift) & (drift > system.target)
+    drifted = carry.busy & moved & (norm < drift) & (drift > system.target)
 
     def renewed() -> Vec:
-        left = space.subtract(system.rhs, system.product(x))
+        left = space.subtract(system.rhs, system.product(carry.x))
         return space.norm(left), *left
 
     norm, *leaves = space.backend.replaced_where(
-        (norm, *r), drifted, renewed, evaluates=True
+        (norm, *carry.r), drifted, renewed, evaluates=True
     )
-    r = tuple(leaves)
-    shadow = space.where(drifted, r, shadow)
-    highest, alpha = where(drifted, norm, highest), where(drifted, zero, alpha)
-    products = products + 2 + space.backend.counted(1, drifted)
-    busy = busy & moved & (norm > system.target)
-    return _Carry(
-        x=x,
+    r, products = tuple(leaves), carry.products + 2
+    return carry._replace(
         r=r,
-        p=p,
-        v=v,
-        shadow=shadow,
-        rho=rho_new,
-        alpha=alpha,
-        omega=omega,
+        shadow=space.where(drifted, r, carry.shadow),
         norm=norm,
-        highest=highest,
-        busy=busy,
-        steps=steps + 1,
-        products=products,
+        highest=where(drifted, norm, highest),
+        alpha=where(drifted, space.zero, carry.alpha),
+        busy=carry.busy & moved & (norm > system.target),
+        steps=carry.steps + 1,
+        products=products + space.backend.counted(1, drifted),
     )
 
 

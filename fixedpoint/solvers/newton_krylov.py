@@ -10,7 +10,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.point import Point
-from fixedpoint.problem import Problem
+from fixedpoint.problem import Linearization, Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.newton import ESCAPES, MOST, QUADRATIC, escaped
@@ -141,49 +141,54 @@ class NewtonKrylov(Solver):
 
     def step(self, problem: Problem, point: Point, state: Forcing) -> Step:
         """One linear solve and one line search."""
-        space, active = problem.space, problem.active
-        merit = space.norm(point.increment)
-        eta = self._eta(space, problem, point, state, merit)
+        space, merit = problem.space, problem.space.norm(point.increment)
         linearization = problem.linearize(point)
-        system = LinearSystem(
-            space,
-            linearization.product,
-            space.negative(point.increment),
-            eta * merit,
-            problem.precondition(point),
-            active,
-            _ENOUGH * merit,
-            linearization.quotient,
-        )
+        system = self._system(problem, point, state, merit, linearization)
         solution, memory = self.linear.solve(system, state.linear)
         useful = self._useful(system, solution, merit)
         descent, whole, escaping = self._descent(
             space, point, state, solution, merit, useful
         )
-        pending = useful | escaping if active is None else (useful | escaping) & active
+        going = useful | escaping
+        pending = going if problem.active is None else going & problem.active
         search = backtrack(problem, point, descent, pending, self.line_search)
-        new = search.point
         whole = whole & (search.length == 1.0) & ~search.pending
         amplification = self._amplification(space, state, solution.value, merit, whole)
-        end = space.norm(new.increment)
+        end = space.norm(search.point.increment)
         length, correction, inflation = what_is_left(
             space, solution.value, merit, end, amplification, whole, state.length
         )
-        state = Forcing(
-            self._next(space, state.eta, merit, end),
-            memory,
-            amplification,
-            length,
-            state.escapes + space.xp.astype(escaping, space.xp.int32),
-        )
+        eta = self._next(space, state.eta, merit, end)
+        escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         return Step(
-            new,
-            state,
+            search.point,
+            Forcing(eta, memory, amplification, length, escapes),
             linearization.work(solution.products).plus(Work(f=search.trials)),
-            _failure(space, useful | escaping, search.pending),
+            _failure(space, going, search.pending),
             False,
             correction,
             inflation,
+        )
+
+    def _system(
+        self,
+        problem: Problem,
+        point: Point,
+        state: Forcing,
+        merit: Array,
+        linearization: Linearization,
+    ) -> LinearSystem:
+        """The system g′(z) d = −g(z), and how far to solve it."""
+        space = problem.space
+        return LinearSystem(
+            space,
+            linearization.product,
+            space.negative(point.increment),
+            self._eta(space, problem, point, state, merit) * merit,
+            problem.precondition(point),
+            problem.active,
+            _ENOUGH * merit,
+            linearization.quotient,
         )
 
     def _useful(

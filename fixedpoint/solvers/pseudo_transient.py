@@ -111,51 +111,51 @@ class PseudoTransient(Solver):
 
     def step(self, problem: Problem, point: Point, state: TimeStep) -> Step:
         """One linear solve, one trial."""
-        space, active = problem.space, problem.active
-        xp = space.xp
-        merit = space.norm(point.increment)
-        linearization = problem.linearize(point)
-        inverse = 1.0 / state.size
+        space, merit = problem.space, problem.space.norm(point.increment)
+        linearization, inverse = problem.linearize(point), 1.0 / state.size
+        product = linearization.product
         system = LinearSystem(
             space,
-            lambda v: space.axpy(inverse, v, space.negative(linearization.product(v))),
+            lambda v: space.axpy(inverse, v, space.negative(product(v))),
             point.increment,
             self.rtol * merit,
-            active=active,
+            active=problem.active,
         )
         solution, memory = self.linear.solve(system, state.linear)
         new = problem.trial(space.add(point.value, solution.value), point)
-        finite = new.residual_norm < xp.inf
-        hopeless = state.size < _LEAST * state.first
-        change = space.ratio(merit, space.norm(new.increment))
-        change = xp.minimum(
-            xp.maximum(change, xp.full_like(change, 1.0 / _CHANGE)),
-            xp.full_like(change, _CHANGE),
-        )
-        size = state.size * xp.where(finite, change, xp.full_like(change, 0.25))
-        work = linearization.work(solution.products).plus(Work(f=1))
-        failure = xp.astype(hopeless & ~finite, xp.int32) * int(Status.NON_FINITE)
-        failure = None if space.backend.known_all(finite) else failure
+        finite, end = new.residual_norm < space.xp.inf, space.norm(new.increment)
         # Newton's correction is (I + (−g′)⁻¹/δ) d.
         length = space.norm(solution.value)
         newton = length * (1.0 + space.ratio(length * inverse, merit))
-        amplification = xp.maximum(state.amplification, space.ratio(newton, merit))
-        length, correction, inflation = what_is_left(
-            space,
-            solution.value,
-            merit,
-            space.norm(new.increment),
-            amplification,
-            finite,
-            state.length,
+        amplification = space.xp.maximum(
+            state.amplification, space.ratio(newton, merit)
         )
-        state = TimeStep(size, state.first, amplification, length, memory)
+        length, correction, inflation = what_is_left(
+            space, solution.value, merit, end, amplification, finite, state.length
+        )
+        size = _next(space, state, space.ratio(merit, end), finite)
         return Step(
             choose(space, finite, new, point),
-            state,
-            work,
-            failure,
+            TimeStep(size, state.first, amplification, length, memory),
+            linearization.work(solution.products).plus(Work(f=1)),
+            _failure(space, state, finite),
             False,
             correction,
             inflation,
         )
+
+
+def _next(space: Space, state: TimeStep, fall: Array, finite: Array) -> Array:
+    """The next time step, which grows as the residual falls."""
+    xp = space.xp
+    least, most = (xp.full_like(fall, part) for part in (1.0 / _CHANGE, _CHANGE))
+    change = xp.minimum(xp.maximum(fall, least), most)
+    return state.size * xp.where(finite, change, xp.full_like(change, 0.25))
+
+
+def _failure(space: Space, state: TimeStep, finite: Array) -> Array | None:
+    """The samples whose time step has become hopelessly short."""
+    if space.backend.known_all(finite):
+        return None
+    hopeless = (state.size < _LEAST * state.first) & ~finite
+    return space.xp.astype(hopeless, space.xp.int32) * int(Status.NON_FINITE)
