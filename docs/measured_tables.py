@@ -22,7 +22,9 @@ ROBUSTNESS, OVERHEAD = FOLDER / "robustness.json", FOLDER / "results.json"
 GRADIENTS, TOLERANCE = FOLDER / "gradients.json", FOLDER / "tolerance.json"
 INPUTS, ACCELERATOR = FOLDER / "input_optimization.json", FOLDER / "accelerator.json"
 FAMILIES, REPRODUCTION = FOLDER / "decoder_families.json", FOLDER / "reproduction.json"
+IMAGES = FOLDER / "many_inputs.json"
 SCRIPTS = {
+    IMAGES: "many_inputs.py",
     REPRODUCTION: "reproduce.py",
     ROBUSTNESS: "robustness.py",
     OVERHEAD: "run.py",
@@ -520,6 +522,28 @@ def families_counted(targets):
     ]
 
 
+def many_inputs():
+    """What each method spent until each target, where inputs are images."""
+    found = content(IMAGES)
+    fields = {"problem": str, "seed": int, "targets": list}
+    rows = records(IMAGES, found, "problems", fields)
+    parts = [target["part"] for target in rows[0]["targets"]]
+    head = ["problem", "seed", "steps", *(f"{part:g} left" for part in parts)]
+    lines = []
+    for row in rows:
+        steps = "more" if row["steps"] is None else str(row["steps"])
+        lines.append(
+            [row["problem"], str(row["seed"]), steps, *map(spent, row["targets"])]
+        )
+    return table(head, lines) + measured_on(found["machine"])
+
+
+def spent(target):
+    """The evaluations of the joint solve, and of the nested one."""
+    counts = (target["joint"], target["nested"])
+    return " / ".join("never" if count is None else str(count) for count in counts)
+
+
 def seconds_or_never(seconds):
     """A time in milliseconds; None is for a method that never arrived."""
     return "never" if seconds is None else f"{1e3 * seconds:.1f} ms"
@@ -901,6 +925,7 @@ TABLES = {
     "accelerator-large": accelerator_large,
     "input-optimization": input_optimization,
     "decoder-families": decoder_families,
+    "many-inputs": many_inputs,
     "systems-summary": lambda: summary(systems),
     "systems": lambda: detail(systems),
     "large-summary": lambda: summary(large),

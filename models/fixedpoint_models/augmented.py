@@ -260,24 +260,22 @@ class AugmentedDEQ:
         y : array or container of arrays
             The data of ℓ.
         mu0 : like z0, optional
-            The first adjoint. By default zero, or ∂ℓ/∂z of :class:`TrackedDescent`;
-            :class:`TrackedNewton` needs none.
+            The first adjoint. By default zero for the joint fixed point, and ∂ℓ/∂z
+            elsewhere; :class:`TrackedNewton` needs none.
         solver : Solver, optional
-            Of the joint fixed point with one step size; by default
-            ``fixedpoint.Anderson()``, where no other method is chosen.
+            To solve by the joint fixed point with one step size.
         max_steps : int, optional
             Joint steps at most.
         rtol, atol : float, optional
             Every block has to meet this tolerance, by itself.
         on_failure : {"raise", "warn", "return", "nan"}, optional
             What to do when a sample's joint iteration fails.
-        method : TrackedNewton, TrackedDescent or JointIteration, optional
+        method : TrackedNewton, TrackedLBFGS, TrackedDescent or JointIteration, optional
             How to solve, if not by the joint fixed point with one step size; `solver`,
             the step size and the damping are then not used. If neither this nor
             `solver` is named, it is :class:`TrackedNewton` for free inputs of at most
             128 entries and an f that takes any number of samples, and otherwise
-            the joint fixed point, which depends on the step size: where it fails, the
-            error says so.
+            :class:`TrackedLBFGS`.
 
         Returns
         -------
