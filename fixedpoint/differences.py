@@ -135,7 +135,7 @@ def units_of(space: Space, sizes: Array) -> Array:
     """
     xp = space.xp
     largest = xp.max(
-        xp.where(sizes < xp.inf, sizes, xp.zeros_like(sizes)), axis=-1, keepdims=True
+        xp.where(sizes < xp.inf, sizes, space.zero), axis=-1, keepdims=True
     )
     known = (sizes > 0.0) & (sizes < xp.inf)
     ratio = xp.where(

@@ -40,6 +40,8 @@ class Sparsity:
         """Put each column into the first group none of whose columns shares a row with
         it.
         """
+        if pattern.all():
+            return cls(pattern, tuple(np.arange(len(pattern))[:, None]))
         taken: list[Any] = []
         groups: list[list[int]] = []
         for j, rows in enumerate(pattern.T):

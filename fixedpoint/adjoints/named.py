@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from fixedpoint.adjoints.base import Adjoint
@@ -32,10 +33,15 @@ def as_adjoint(given: Any) -> Adjoint:
     JacobianFree()
     """
     if isinstance(given, str):
-        return by_name("adjoint", given, ADJOINTS)()
+        return _named(given)
     if not isinstance(given, Adjoint):
         raise TypeError(
             "adjoint must be an adjoint such as ImplicitAdjoint(), or the name of one, "
             f"got {given!r}"
         )
     return given
+
+
+@cache
+def _named(name: str) -> Adjoint:
+    return by_name("adjoint", name, ADJOINTS)()

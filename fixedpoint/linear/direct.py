@@ -43,11 +43,11 @@ def factorized(space: Space, matrix: Array, scales: Array) -> Factors:
     xp = space.xp
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
     matrix = xp.where(
-        finite[..., None, None], matrix / scales[..., None, :], xp.zeros_like(matrix)
+        finite[..., None, None], matrix / scales[..., None, :], space.zero
     )
     left, values, right = space.backend.singular(*space.backend.stop((matrix,)))
     least = matrix.shape[-1] * space.precision * values[..., :1]
-    values = xp.where(values > least, values, xp.zeros_like(values))
+    values = xp.where(values > least, values, space.zero)
     return Factors(matrix, left, values, right, scales, finite)
 
 
@@ -55,9 +55,7 @@ def column_norms(space: Space, matrix: Array) -> Array:
     """The norm of each column, 1 where it is zero or not finite."""
     xp = space.xp
     squares = xp.sum(matrix * matrix, axis=-2)
-    return xp.sqrt(
-        xp.where((squares > 0.0) & (squares < xp.inf), squares, xp.ones_like(squares))
-    )
+    return xp.sqrt(xp.where((squares > 0.0) & (squares < xp.inf), squares, space.one))
 
 
 def solved(space: Space, factors: Factors, rhs: Array) -> Array:
@@ -116,9 +114,7 @@ def _core(space: Space, factors: Factors) -> Array:
     left, right = xp.matrix_transpose(factors.left), xp.matrix_transpose(factors.right)
     product = xp.matmul(xp.matmul(left, factors.matrix), right)
     change = product - space.backend.stop((product,))[0]
-    change = xp.where(
-        kept[..., :, None] | kept[..., None, :], change, xp.zeros_like(change)
-    )
+    change = xp.where(kept[..., :, None] | kept[..., None, :], change, space.zero)
     return factors.values[..., None] * space.identity(factors.values.shape[-1]) + change
 
 
@@ -228,7 +224,7 @@ class System(ABC):
         xp, space = self.space.xp, self.space
         unit = rows * self.rhs * space.ratio(space.one, merit)[..., None]
         slope = xp.sum(unit * rows * self.times(entries), axis=-1)
-        return xp.where(xp.isfinite(slope), slope, xp.zeros_like(slope))
+        return xp.where(xp.isfinite(slope), slope, space.zero)
 
 
 class Dense(System):
@@ -243,7 +239,7 @@ class Dense(System):
             finite[..., None, None], matrix, space.identity(rhs.shape[-1])
         )
         self.space, self.finite, self.matrix = space, finite, matrix
-        self.rhs = xp.where(finite[..., None], rhs, xp.zeros_like(rhs))
+        self.rhs = xp.where(finite[..., None], rhs, space.zero)
         self.scales = column_norms(space, matrix)
         scaled = matrix / self.scales[..., None, :]
         # Powers of two, which leave every digit of a graded chain as it is.

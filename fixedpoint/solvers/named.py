@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from fixedpoint.checks import by_name
@@ -39,10 +40,15 @@ def as_solver(given: Any, argument: str = "solver") -> Solver:
     newton_krylov, picard, pseudo_transient, squarem, got 'bisection'
     """
     if isinstance(given, str):
-        return by_name(argument, given, SOLVERS)()
+        return _named(argument, given)
     if not isinstance(given, Solver):
         raise TypeError(
             f"{argument} must be a solver object such as Anderson(), or the name of "
             f"one, got {given!r}"
         )
     return given
+
+
+@cache
+def _named(argument: str, name: str) -> Solver:
+    return by_name(argument, name, SOLVERS)()

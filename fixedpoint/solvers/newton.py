@@ -280,8 +280,8 @@ def units(space: Space, system: System, value: Array, rows: Array) -> Array:
     """
     xp = space.xp
     size = xp.where(value == 0.0, xp.abs(system.entries), xp.abs(value))
-    terms = system.row_maxima(xp.where(xp.isfinite(size), size, xp.zeros_like(size)))
-    terms = xp.where(terms < xp.inf, terms, xp.zeros_like(terms))
+    terms = system.row_maxima(xp.where(xp.isfinite(size), size, space.zero))
+    terms = xp.where(terms < xp.inf, terms, space.zero)
     largest = xp.max(terms, axis=-1, keepdims=True)
     largest = xp.where(largest > 0.0, largest, space.one)
     return xp.where(
@@ -396,7 +396,7 @@ class LevenbergMarquardt(Solver):
         scales = xp.maximum(state.scales, column_norms(space, scaled))
         factors = factorized(space, scaled, scales)
         size = xp.linalg.vector_norm(scales * value, axis=-1)
-        first = self.radius * xp.where(size > 0.0, size, xp.ones_like(size))
+        first = self.radius * xp.where(size > 0.0, size, space.one)
         radius = xp.where(state.radius > 0.0, state.radius, first)
         pending = system.finite if active is None else system.finite & active
         end = _Trials(problem, point, rows, factors).run(radius, pending)
