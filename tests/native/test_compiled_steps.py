@@ -229,6 +229,7 @@ def test_arrays_of_other_sizes_are_refused():
         smallest=1e-150,
         fall=0.9,
         zero=1e-12,
+        roundings=4.0,
     )
     state, one = np.zeros((2, 3)), np.zeros(2)
     flags = np.zeros(2, bool)

@@ -217,7 +217,7 @@ template <typename Class>
 void bind(nb::module_ &module, const char *name) {
     nb::class_<Class>(module, name)
         .def(nb::init<int64_t, int64_t, int, bool, bool, bool, double, double, double, double,
-                      double, double, double>(),
+                      double, double, double, double>(),
              "samples"_a, "size"_a, "memory"_a, "entries"_a, "peaks"_a, "on_error"_a, "rtol"_a,
              "atol"_a, "least"_a, "rounding"_a, "smallest"_a, "fall"_a, "zero"_a,
              "roundings"_a)
