@@ -562,7 +562,7 @@ def optimistix_solve(
     adjoint = optimistix.ImplicitAdjoint(linear_solver=krylov(backward))
 
     def solve(*args: Any) -> Any:
-        function = lambda z, args: cell.f(z, *args)  # noqa: E731
+        function = lambda z, args: cell.f(z, *args)
         found = optimistix.fixed_point(
             function, solver, cell.z0, args, adjoint=adjoint, max_steps=500, throw=False
         )

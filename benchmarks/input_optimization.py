@@ -167,7 +167,7 @@ def symmetric(params: dict[str, Any]) -> dict[str, Any]:
 def recoveries() -> dict[str, Callable[[], Task]]:
     """The inverse problems, by their names."""
     (images, _), patches = digits(), partial(photographs, stride=32, limit=1024)
-    of_digits = lambda: (images[HELD_OUT:], images[:HELD_OUT])  # noqa: E731
+    of_digits = lambda: (images[HELD_OUT:], images[:HELD_OUT])
     decoders: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         "digits": (of_digits, easy_decoder),
         "patches": (lambda: map(flat, patches()), partial(easy_decoder, **OF_PATCHES)),

@@ -123,7 +123,7 @@ def scaled(problem: Problem, unit: float) -> Problem:
     """The problem with its state in another unit."""
     if unit == 1.0:
         return problem
-    function = lambda z: unit * problem.function(z / unit)  # noqa: E731
+    function = lambda z: unit * problem.function(z / unit)
     roots = tuple(unit * known for known in problem.roots)
     name = f"{problem.name} x {unit:g}"
     return replace(

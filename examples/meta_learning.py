@@ -70,7 +70,7 @@ class Judged(Task):
 
     def __init__(self, task: Meta, batch: Batch) -> None:
         super().__init__(**vars(task.inner(batch)))
-        wrong = lambda x: 1.0 - float(task.accuracy(x, batch).mean())  # noqa: E731
+        wrong = lambda x: 1.0 - float(task.accuracy(x, batch).mean())
         vars(self).update(wrong=wrong, errors=[])  # it is frozen, as its parent
 
     def objective(self, x: torch.Tensor) -> float:

@@ -67,7 +67,7 @@ class Functions:
         """Those of a pure function alone."""
 
         def at(args: Vec, bridge: Bridge | None = None) -> Mapped:
-            here = lambda value: (image(value, args), None)  # noqa: E731
+            here = lambda value: (image(value, args), None)
             return here if bridge is None else bridge.mapped(here)
 
         return cls(at=at, image=image, **others)

@@ -197,7 +197,7 @@ def _solved(
     """
     if adjoint is not None and not isinstance(adjoint, LinearAdjoint):
         raise TypeError(f"adjoint must solve a linear system, got {adjoint!r}")
-    opposite = lambda u: space.negative(product(u))  # noqa: E731
+    opposite = lambda u: space.negative(product(u))
     system = AdjointSystem(
         space,
         opposite if is_root else product,

@@ -404,7 +404,7 @@ class Problem(ABC):
             return Linearization(lambda v: self.of_user(known, v), 0, 1, [0])
         if given.jacobian is not None:
             matrix = self._given(given.jacobian, point)
-            times = lambda v: space.unravel(product_with(space, matrix, space.ravel(v)))  # noqa: E731
+            times = lambda v: space.unravel(product_with(space, matrix, space.ravel(v)))
             return Linearization(lambda v: self.of_user(times, v), 0, 1, [0])
         if backend.differentiates:
             return Linearization(
@@ -412,7 +412,7 @@ class Problem(ABC):
             )
         further = [0]
         quotient = difference_product(self, point, further)
-        product = lambda v: quotient(v, space.norm(v))  # noqa: E731
+        product = lambda v: quotient(v, space.norm(v))
         return Linearization(product, 1, 0, further, quotient)
 
     def precondition(self, point: Point) -> Product | None:
@@ -426,7 +426,7 @@ class Problem(ABC):
         apply = getattr(inverse, "solve", None) or getattr(inverse, "matvec", None)
         if apply is None:
             return lambda v: self.of_user_inverse(inverse, v)
-        flat = lambda v: space.unravel(apply(space.ravel(v)))  # noqa: E731
+        flat = lambda v: space.unravel(apply(space.ravel(v)))
         return lambda v: self.of_user_inverse(flat, v)
 
     @abstractmethod
@@ -458,7 +458,7 @@ class Problem(ABC):
         if self.functions.product is None and not space.backend.differentiates:
             return difference_jacobian(self, point, sparsity, sizes)
         product, size = self.linearize(point).product, space.real_size
-        column = lambda unit: space.ravel(product(space.unravel(unit)))  # noqa: E731
+        column = lambda unit: space.ravel(product(space.unravel(unit)))
         columns = space.backend.mapped(column, space.identity(size))
         return Matrix(columns, Work(jvp=size), None)
 

@@ -272,7 +272,7 @@ class Space:
         return tuple([self._rescaled(coefficient, leaf) for leaf in u])
 
     def _rescaled(self, coefficient: Array, leaf: Array) -> Array:
-        times: Callable[..., Array] = lambda a: self.factor(coefficient, a) * a  # noqa: E731
+        times: Callable[..., Array] = lambda a: self.factor(coefficient, a) * a
         if not self._is_large(leaf):
             return times(leaf)
         return self.backend.filled(leaf, times, (leaf,), self._entry_axes(leaf))
@@ -290,7 +290,7 @@ class Space:
     def _accumulated(self, onto: Array, coefficient: Array, leaf: Array) -> Array:
         if not self._is_large(leaf):
             return self.backend.accumulate(onto, self.factor(coefficient, leaf), leaf)
-        add = lambda b, a: b + self.factor(coefficient, a) * a  # noqa: E731
+        add = lambda b, a: b + self.factor(coefficient, a) * a
         return self.backend.filled(onto, add, (onto, leaf), self._entry_axes(leaf))
 
     def _is_large(self, leaf: Array) -> bool:
@@ -706,7 +706,7 @@ class Space:
         hold.
         """
         where, zeros = self.xp.where, self.xp.zeros_like
-        masked = lambda a: where(self.spread(mask, a), a, zeros(a))  # noqa: E731
+        masked = lambda a: where(self.spread(mask, a), a, zeros(a))
         return self.placed_entrywise(history, slot, masked, u)
 
     def push_scaled(

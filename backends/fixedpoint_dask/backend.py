@@ -69,7 +69,7 @@ class DaskBackend(Backend):
     ) -> Evaluator:
         """What evaluates f once, at a state in the chunks of the start."""
         del value
-        chunked = lambda leaves: unpack(tuple(map(_chunked, leaves, self.layouts)))  # noqa: E731
+        chunked = lambda leaves: unpack(tuple(map(_chunked, leaves, self.layouts)))
         return Evaluator(
             chunked, lambda output, leaves: packed(persisted(output), leaves)
         )

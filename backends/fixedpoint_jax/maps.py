@@ -66,7 +66,7 @@ def hoisted(run: Run, value: Vec) -> Run:
     The map is traced here, and never again.
     """
     problem, functions = run.problem, run.problem.functions
-    whole = lambda value, args: functions.at(args)(value)  # noqa: E731
+    whole = lambda value, args: functions.at(args)(value)
     closed, shape = jax.make_jaxpr(whole, return_shape=True)(value, problem.args)
     structure, count = jax.tree.structure(shape), len(closed.consts)
 

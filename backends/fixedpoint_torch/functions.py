@@ -278,7 +278,7 @@ def _product_at(
 
     def product(inputs: Tensors) -> Any:
         value, rest = call.split(inputs)
-        image = lambda z: call.image(z, rest)  # noqa: E731
+        image = lambda z: call.image(z, rest)
         times = (
             _pullback(image, value) if transposed else lambda w: pushed(image, value, w)
         )

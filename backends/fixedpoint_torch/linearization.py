@@ -56,7 +56,7 @@ def gradients(
 ) -> Vec:
     """The pullback of `cotangents`, with `rhs_axes` axes more than `outputs`."""
     if rhs_axes:
-        pull = lambda seeds: gradients(outputs, inputs, seeds, rhs_axes - 1)  # noqa: E731
+        pull = lambda seeds: gradients(outputs, inputs, seeds, rhs_axes - 1)
         pulled: Vec = torch.func.vmap(pull)(cotangents)
         return pulled
     tracked = [

@@ -402,7 +402,7 @@ def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
     xp, square = space.xp, (norm - amount) * (norm + amount)
     deep = square < (DEEP * norm) ** 2
     left = xp.sqrt(space.select(deep, space.one, square))
-    renewed = lambda: (space.norm(r),)  # noqa: E731
+    renewed = lambda: (space.norm(r),)
     (left,) = space.backend.replaced_where((left,), deep, renewed)
     return left
 

@@ -361,7 +361,7 @@ class Searching(Sweeping):
         bounds = [forcing * space.norm(part) for part in (left[2], left[0])]
         state = self._swept(self.lagrangian.f, self.given("z", z), at, bounds[0])
         here = self.lagrangian.at(state.value, at, self.params, self.y)
-        pull = lambda mu, *_: leafwise(plus, here.pullback(mu)[0], here.slope)  # noqa: E731
+        pull = lambda mu, *_: leafwise(plus, here.pullback(mu)[0], here.slope)
         adjoint = self._swept(pull, self.given("mu", mu), at, bounds[1])
         # The evaluation at the point, and that which tells of the last sweep.
         work = Work(f=state.work.f + 2, vjp=adjoint.work.f + 2)
