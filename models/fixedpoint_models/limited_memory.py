@@ -321,7 +321,7 @@ class TrackedLBFGS(ObjectiveSolver):
         # What led to where an input had to be looked at again is not tried again.
         scale = where(state.part == 0.0, space.zero, curvature.scale)
         curvature = curvature._replace(scale=scale)
-        length = _length(space, state, (s, y), space.ratio(value, space.dot(g, g)))
+        length = _length(space, state, (s, y), _first(space, x, g, value))
         direction = searching.direction(space, (x, g), length, curvature, slot)
         return SearchState(
             x=chosen(x, state.x),
@@ -457,7 +457,17 @@ def _length(
     length = xp.minimum(space.ratio(square, curvature), most)
     length = xp.where(curvature > 0.0, length, most)
     length = xp.where(square > 0.0, length, _LEAST * state.length)
-    return xp.where(state.length > 0.0, length, xp.abs(first))
+    return xp.where(state.length > 0.0, length, first)
+
+
+def _first(space: Space, x: Vec, g: Vec, value: Array) -> Array:
+    """The first step λ, which would take a linear φ to zero; where it is that, one as
+    long as x, or as 1.
+    """
+    xp, size, slope = space.xp, space.norm(x), space.norm(g)
+    size = xp.where(size > 0.0, size, space.one)
+    reach = xp.where(value == 0.0, size, space.ratio(xp.abs(value), slope))
+    return space.ratio(reach, slope)
 
 
 def _shorter(space: Space, state: SearchState, value: Array) -> Array:

@@ -217,6 +217,20 @@ def test_a_step_that_overflows_is_taken_back():
     torch.testing.assert_close(sol.x, torch.log(0.5 * y), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("start", [0.0, 1e-3])
+def test_an_objective_that_is_zero_at_the_start(start):
+    """The least ⟨c, z⟩ over a ball, with z = z/2 + x, is on its boundary."""
+    model = AugmentedDEQ(
+        lambda z, x, p: 0.5 * z + x,
+        lambda z, x, c, p: (c * z).sum(-1),
+        project=ball(2.0),
+    )
+    c = torch.tensor(np.random.default_rng(4).standard_normal((2, 500)))
+    sol = model.solve(0.0 * c, start + 0.0 * c, params=None, y=c)
+    expected = -2.0 * c / c.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(sol.x, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_start_outside_the_set_is_projected():
     model = AugmentedDEQ(
         lambda z, x, p: 0.5 * z + x,
