@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fixedpoint import tree
 from fixedpoint.adjoints import AdjointSystem, ImplicitAdjoint
 from fixedpoint.adjoints.base import LinearAdjoint
-from fixedpoint.backend import Backend, Vec, backend_of
+from fixedpoint.backend import Backend, Vec, backend_of_state
 from fixedpoint.functions import Product
 from fixedpoint.space import Space
 
@@ -159,8 +158,7 @@ def implicit_jvp(
 
 def _space(value: Any, batch_ndim: int) -> tuple[Space, Backend, Any]:
     """The space that the solution lies in, and how its leaves make up the container."""
-    leaves = tree.flatten(value)[0]
-    backend = backend_of(leaves, tree.paths(value, "value"))
+    backend = backend_of_state(value, "value")
     leaves, structure = backend.flatten(value)
     arrays = tuple(backend.leaf(leaf) for leaf in leaves)
     return Space.of(backend, arrays, batch_ndim), backend, structure

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fixedpoint import tree
-from fixedpoint.backend import Array, Vec, backend_of
+from fixedpoint.backend import Array, Vec, backend_of_state
 from fixedpoint.space import Space
 
 
@@ -41,7 +40,7 @@ def jacobian_penalty(
     array of the batch's shape
         One number per sample, differentiable where the framework differentiates.
     """
-    backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
+    backend = backend_of_state(z, "z")
     leaves, structure = backend.flatten(z)
     space = Space.of(backend, tuple(leaves), batch_ndim)
 

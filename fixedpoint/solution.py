@@ -11,8 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from fixedpoint import tree
-from fixedpoint.backend import Array, backend_of, type_name
+from fixedpoint.backend import Array, backend_of, backend_of_state, type_name
 
 _HEAD = 6  # entries of a value that are shown
 
@@ -374,11 +373,11 @@ class DomainError(ArithmeticError):
 
 def _shown(value: Any) -> str:
     """An array in a line, its head if it is long; what another container holds."""
-    leaves, _ = tree.flatten(value)
+    backend = backend_of_state(value, "value")  # which may know the container alone
+    leaves, _ = backend.flatten(value)
     if len(leaves) != 1 or leaves[0] is not value:
         arrays = "an array" if len(leaves) == 1 else f"{len(leaves)} arrays"
         return f"{type(value).__name__} of {arrays}"
-    backend = backend_of([value], ["value"])
     shape = f"{type_name(value)} of shape {tuple(value.shape)}, {value.dtype}"
     if backend.is_traced((value,)):
         return shape

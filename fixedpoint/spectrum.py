@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fixedpoint import tree
-from fixedpoint.backend import Array, Backend, Vec, backend_of
+from fixedpoint.backend import Array, Backend, Vec, backend_of_state
 from fixedpoint.checks import check_count
 from fixedpoint.space import Space
 
@@ -72,7 +71,7 @@ def spectral_radius(
     """
     check_count("steps", steps, 1)
     check_count("batch_ndim", batch_ndim, 0)
-    backend = backend_of(tree.flatten(start)[0], tree.paths(start, "start"))
+    backend = backend_of_state(start, "start")
     leaves, structure = backend.flatten(start)
     value = tuple(backend.leaf(leaf) for leaf in leaves)
     space = Space.of(backend, value, batch_ndim)

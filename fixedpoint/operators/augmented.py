@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fixedpoint import tree
-from fixedpoint.backend import Pullback, backend_of
+from fixedpoint.backend import Pullback, backend_of_state
 from fixedpoint.checks import check_positive
 from fixedpoint.operators.base import Evaluation, Map, Operator, leafwise
 from fixedpoint.operators.joint import Joint
@@ -102,7 +101,7 @@ class Lagrangian:
         loss = self.loss_and_gradient(z, x, params, y)
         if self.vjp is not None:
             return Local(*self.vjp(z, x, params), *loss)
-        backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
+        backend = backend_of_state(z, "z")
         return Local(*backend.vjp(lambda z, x: self.f(z, x, params), z, x), *loss)
 
     def loss_and_gradient(self, z: Any, x: Any, params: Any, y: Any) -> tuple[Any, ...]:
@@ -110,7 +109,7 @@ class Lagrangian:
         if self.loss_gradient is not None:
             objective, gradients = self.loss_gradient(z, x, y, params)
             return (objective, *gradients)
-        backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
+        backend = backend_of_state(z, "z")
         objective, pull = backend.vjp(lambda z, x: self.loss_at(z, x, y, params), z, x)
         return (objective, *pull(backend.namespace(objective).ones_like(objective)))
 
@@ -130,7 +129,7 @@ class Lagrangian:
                 for pair in zip(pullback(mu), gradients, strict=True)
             )
             return Linearization(value, objective, *pulled)
-        backend = backend_of(tree.flatten(z)[0], tree.paths(z, "z"))
+        backend = backend_of_state(z, "z")
 
         def both(z: Any, x: Any) -> tuple[Any, Any]:
             return self.f(z, x, params), self.loss_at(z, x, y, params)

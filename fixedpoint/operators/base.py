@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fixedpoint import tree
-from fixedpoint.backend import backend_of
+from fixedpoint.backend import backend_of_state
 from fixedpoint.checks import check_positive
 
 
@@ -32,7 +31,7 @@ def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
     """Apply `function` to the leaves of `state` and those of `others`, which have its
     structure.
     """
-    backend = backend_of(tree.flatten(state)[0], tree.paths(state, "state"))
+    backend = backend_of_state(state, "state")
     leaves, structure = backend.flatten(state)
     columns = [backend.flatten(other)[0] for other in others]
     return structure.rebuild(list(map(function, leaves, *columns)))

@@ -225,3 +225,38 @@ def test_aux_that_is_missing(f):
 def test_operators_have_no_aux():
     with pytest.raises(TypeError, match="has_aux"):
         fp.fixed_point(fp.operators.Map(np.cos).damped(0.5), np.ones(2), has_aux=True)
+
+
+@jax.tree_util.register_pytree_node_class
+class Pair:
+    """A container that JAX alone knows."""
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+    def tree_flatten(self):
+        return (self.a, self.b), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_a_solution_in_a_container_of_a_framework_is_shown():
+    halved = lambda s: Pair(0.5 * s.a, jnp.cos(s.b))
+    sol = fp.fixed_point(halved, Pair(jnp.ones(2), jnp.ones(3)))
+    assert "value: Pair of 2 arrays" in repr(sol)
+    assert "Pair of 2 arrays" in sol._repr_html_()
+
+
+def test_functions_of_a_solution_take_containers_of_a_framework():
+    """Its spectral radius, products without differentiation, and operators on it."""
+    halved = lambda s: Pair(0.5 * s.a + 1.0, 0.25 * s.b)
+    start = Pair(jnp.ones(2), jnp.ones(3))
+    sol = fp.fixed_point(fp.operators.Map(halved).damped(0.5), start)
+    np.testing.assert_allclose(sol.value.a, 2.0, rtol=1e-5)
+    radius = fp.spectral_radius(fp.fixed_point(halved, start).linearize(), start)
+    np.testing.assert_allclose(float(radius), 0.5, rtol=1e-5)
+    products = lambda z: lambda u: (Pair(0.5 * u.a, 0.25 * u.b), u.a.sum())
+    (pulled,) = fp.implicit_vjp(products, sol.value, start)
+    np.testing.assert_allclose(float(pulled), 4.0, rtol=1e-4)
