@@ -12,6 +12,11 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.picard import remaining
+from fixedpoint.space import Difference, Space
+
+# What is left by plain steps is known if it is no shorter than this part of what the
+# best points tell.
+_CONSISTENT = 0.9
 
 
 class StepBound(NamedTuple):
@@ -21,9 +26,15 @@ class StepBound(NamedTuple):
     ----------
     bound : array
         The longest extrapolation allowed.
+    best : Point
+        That of the smallest residual.
+    amplification : array
+        ‖Δz‖/‖Δg‖ between the last two such points.
     """
 
     bound: Array
+    best: Point
+    amplification: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +88,14 @@ class SQUAREM(Solver):
 
     def init(self, problem: Problem, point: Point) -> StepBound:
         """No extrapolation beyond Picard's."""
-        space = problem.space
-        del problem, point
-        return StepBound(space.full(1.0))
+        return StepBound(problem.space.full(1.0), point, problem.space.full(0.0))
+
+    def resume(
+        self, space: Space, state: StepBound, point: Point, fresh: StepBound
+    ) -> StepBound:
+        """The bound of an earlier call."""
+        del space, point
+        return fresh._replace(bound=state.bound)
 
     def step(self, problem: Problem, point: Point, state: StepBound) -> Step:
         """One evaluation at f(z), and one at the extrapolated point."""
@@ -99,18 +115,36 @@ class SQUAREM(Solver):
         bound = xp.where(wanted >= state.bound, self.growth * state.bound, state.bound)
         less = xp.maximum(state.bound / self.growth, space.full(1.0))
         new = choose(space, accepted, end, middle)
-        bound = StepBound(xp.where(accepted, bound, less))
+        state = _noted(problem, state, new, xp.where(accepted, bound, less))
         # The extrapolation from the new point, if it were as long as this or the last
-        # long one.
-        longest = xp.maximum(
-            xp.maximum(wanted, bound.bound / self.growth), space.full(1.0)
-        )
+        # long one, or if the best points told of it.
+        longest = xp.maximum(wanted, state.bound / self.growth)
+        longest = xp.maximum(longest, xp.maximum(state.amplification, space.full(1.0)))
         correction = space.scale(longest, new.increment)
         # Two plain steps, and what follows them is told by their residuals.
         plain = accepted & (length == 1.0)
         if space.backend.known_here(~plain):
-            return Step(new, bound, Work(f=2), correction=correction)
+            return Step(new, state, Work(f=2), correction=correction)
         left, known = remaining(problem, new, middle.increment, point.increment)
+        least = _CONSISTENT * state.amplification * space.norm(new.increment)
+        plain = plain & (space.norm(left) >= least)
         known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
         correction = space.where(known == 1.0, left, correction)
-        return Step(new, bound, Work(f=2), correction=correction, inflation=known)
+        return Step(new, state, Work(f=2), correction=correction, inflation=known)
+
+
+def _noted(problem: Problem, state: StepBound, new: Point, bound: Array) -> StepBound:
+    """The state with the best point renewed.
+
+    An extrapolation stirs up directions in which the map contracts fast, and they hide
+    the others in its residual. The best points have least of that.
+    """
+    space, best = problem.space, state.best
+    moved, changed = space.norms(
+        Difference(new.value, best.value), Difference(new.increment, best.increment)
+    )
+    better = new.residual_norm < best.residual_norm
+    tells = better & problem.exceeds_rounding(new, changed)
+    ratio = space.xp.maximum(space.ratio(moved, changed), 0.5 * state.amplification)
+    amplification = space.xp.where(tells, ratio, state.amplification)
+    return StepBound(bound, choose(space, better, new, best), amplification)
