@@ -73,10 +73,10 @@ class Picard(Solver):
 
 
 def remaining(
-    problem: Problem, new: Point, before: Vec, earlier: Vec
+    problem: Problem, new: Point, before: Vec, earlier: Vec, least: Array | None = None
 ) -> tuple[Vec, Array]:
     """What is left to go from a point by a plain iteration, and 1 where that is known,
-    else not a number.
+    and of the `least` length that may be given, else not a number.
 
     Where g ≈ a g₁ + b g₂, with the two residuals before it, the residuals to come
     follow the same recurrence, and sum up to (g + b g₁)/(1 − a − b): minimal polynomial
@@ -108,6 +108,9 @@ def remaining(
     tells = problem.exceeds_rounding(new, left * new.residual_norm)
     known = (explained > EXPLAINED * size) & (left > 0.0) & (older > 0.0) & tells
     factor = xp.where(known, space.ratio(space.one, left), space.one)
+    if least is not None:
+        length = size + second * (2.0 * one + second * square)
+        known = known & (factor * factor * length >= least * least)
     second = xp.where(known, second, xp.zeros_like(second))
     total = space.scale(factor, space.axpy(second, before, g))
     return total, xp.where(known, space.one, xp.zeros_like(left) + math.nan)

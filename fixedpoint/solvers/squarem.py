@@ -125,9 +125,9 @@ class SQUAREM(Solver):
         plain = accepted & (length == 1.0)
         if space.backend.known_here(~plain):
             return Step(new, state, Work(f=2), correction=correction)
-        left, known = remaining(problem, new, middle.increment, point.increment)
-        least = _CONSISTENT * state.amplification * space.norm(new.increment)
-        plain = plain & (space.norm(left) >= least)
+        least = _CONSISTENT * state.amplification * new.residual_norm
+        increments = new, middle.increment, point.increment
+        left, known = remaining(problem, *increments, least)
         known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
         correction = space.where(known == 1.0, left, correction)
         return Step(new, state, Work(f=2), correction=correction, inflation=known)
