@@ -340,7 +340,7 @@ def starved(t, **settings):
         STIFF.args(t),
         adjoint=adjoint,
         solver=NEWTON["solver"],
-        rtol=1e-15,
+        rtol=1e-12,
         max_steps=10,
     )
     return sol.value.sum()
