@@ -136,18 +136,16 @@ def joint(model: AugmentedDEQ, y: torch.Tensor) -> tuple[Trace, int | None]:
 
 def nested(model: AugmentedDEQ, y: torch.Tensor, tolerance: float) -> Trace:
     """The trace of L-BFGS-B over nested solves."""
-    zero, spent, trace = torch.zeros_like(y), [0], []
-    at = {"z": zero, "mu": zero}
+    at, spent, trace = [torch.zeros_like(y)] * 2, [0], []
     inner = Nested(model.problem, torch.optim.SGD, fp.Anderson(), tolerance)
 
     def objective(entries: Any) -> tuple[float, Any]:
         x = torch.tensor(entries).reshape(y.shape)
-        state = inner._solve(model.f, at["z"], (x, None))
-        found = inner._adjoint(state.value, at["mu"], x, None, y)
-        at["z"], (at["mu"], gradient, loss, products) = state.value, found
-        spent[0] += int(state.work.f) + 1 + products
-        trace.append((spent[0], loss))
-        return loss, gradient.numpy().ravel()
+        found = inner.reduced(*at, x, params=None, y=y)
+        at[:] = found.z, found.mu
+        spent[0] += found.evaluations + found.products
+        trace.append((spent[0], found.loss))
+        return found.loss, found.gradient.numpy().ravel()
 
     scipy.optimize.minimize(
         objective,

@@ -422,10 +422,9 @@ class _Question:
             tolerance=self.tolerance.settled(space, rounding, blocks, border.sizes),
             batched=self._batched(on_leaves, arrays, space),
         )
-        control = _on_leaves(self.control, border)
         return SolverRun(
             problem=problem,
-            control=control,
+            control=_on_leaves(self.control, border),
             border=border,
             solver=solver,
             memory=self.state,

@@ -220,9 +220,10 @@ def _amplification(
         changed > 0.0, moved / xp.where(changed > 0.0, changed, space.one), none
     )
     ratio = xp.where(xp.isnan(ratio), space.zero, ratio)
-    before = largest_known(space, evidence)
     tells = problem.exceeds_rounding(point, changed)
-    return xp.where(tells, ratio, xp.maximum(ratio, before))
+    if space.backend.known_here(tells):
+        return ratio
+    return xp.where(tells, ratio, xp.maximum(ratio, largest_known(space, evidence)))
 
 
 def largest_known(space: Space, evidence: Evidence) -> Array:

@@ -22,10 +22,11 @@ from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
 from fixedpoint_models.objective_solver import ObjectiveSolver
 from fixedpoint_models.sweeping import (
-    RUNAWAY,
     Sweeping,
     Tracked,
+    is_sound,
     linearized,
+    near,
     plus,
     taken,
 )
@@ -86,9 +87,13 @@ class Curvature(NamedTuple):
         products, squares = (space.full(0.0, (memory, memory)) for _ in range(2))
         return cls(steps, changes, products, squares, space.full(0.0))
 
-    def noted(self, space: Space, slot: Any, s: Vec, y: Vec) -> Curvature:
-        """With one more step, in place of the oldest, where it is bent upwards."""
-        curved, length, size = space.dots((s, y), (s, s), (y, y))
+    def noted(
+        self, space: Space, slot: Any, pair: tuple[Vec, Vec], known: list[Array]
+    ) -> Curvature:
+        """With one more step s and change y, in place of the oldest, where it is bent
+        upwards; ⟨s, y⟩, ⟨s, s⟩ and ⟨y, y⟩ are known.
+        """
+        (s, y), (curved, length, size) = pair, known
         useful = curved > _CURVED * space.xp.sqrt(length * size)
         useful = useful & (size < space.xp.inf)
         steps = space.push(self.steps, slot, space.mask(useful, s))
@@ -278,7 +283,7 @@ class TrackedLBFGS(ObjectiveSolver):
 
     def init(self, problem: Problem, point: Point) -> SearchState:
         """Nothing is known: whatever the first sweeps find is accepted."""
-        space, searching = problem.space, _searching(problem, point)
+        space, searching = problem.space, near(problem, point)
         mu, x, z = searching.parts(point.value)
         inputs, zero = searching.inputs(space, x), space.full(0.0)
         curvature = Curvature.unknown(inputs, self.memory)
@@ -288,19 +293,20 @@ class TrackedLBFGS(ObjectiveSolver):
 
     def step(self, problem: Problem, point: Point, state: SearchState) -> Step:
         """Sweep, judge the input, and move on."""
-        space, searching = problem.space, _searching(problem, point)
+        space, searching = problem.space, near(problem, point)
         x = searching.parts(point.value)[1]
         found, work = searching.followed(space, point, self.forcing)
         after = self._judged(searching.inputs(space, x), searching, state, x, found)
         ahead = space.axpy(after.part, after.direction, after.x)
         new = problem.trial((*after.adjoint, *ahead, *after.state), point)
-        sound = new.residual_norm <= RUNAWAY * (point.residual_norm + point.magnitude)
+        sound = is_sound(point, new)
         if not space.backend.known_all(sound):
             home = (*after.adjoint, *after.x, *after.state)
             new = problem.trial(space.where(sound, new.value, home), point)
             part = space.xp.where(sound, after.part, space.zero)
             length = space.xp.where(sound, after.length, _LEAST * after.length)
-            after, work = after._replace(part=part, length=length), work.plus(_ONE)
+            after = after._replace(part=part, length=length)
+            work = work.plus(Work(f=1, vjp=1))
         return Step(new, after, work)
 
     def _judged(
@@ -317,11 +323,14 @@ class TrackedLBFGS(ObjectiveSolver):
         accepted = _accepted(space, state, found, value, doubt)
         chosen = partial(space.either, accepted)
         s, y = space.subtract(x, state.x), space.subtract(g, state.gradient)
-        curvature = state.curvature.noted(space, slot, s, y)
+        known = space.dots((s, y), (s, s), (y, y))
+        curvature = state.curvature.noted(space, slot, (s, y), known)
         # What led to where an input had to be looked at again is not tried again.
         scale = where(state.part == 0.0, space.zero, curvature.scale)
         curvature = curvature._replace(scale=scale)
-        length = _length(space, state, (s, y), _first(space, x, g, value))
+        length = _length(space, state, *known[:2])
+        if not space.backend.known_here(length > 0.0):
+            length = where(length > 0.0, length, _first(space, x, g, value))
         direction = searching.direction(space, (x, g), length, curvature, slot)
         return SearchState(
             x=chosen(x, state.x),
@@ -418,9 +427,6 @@ class Searching(Sweeping):
         return space.subtract(taken(space.xp, there), x)
 
 
-_ONE = Work(f=1, vjp=1)
-
-
 def _accepted(
     space: Space, state: SearchState, found: Tracked, value: Array, doubt: Array
 ) -> Array:
@@ -445,19 +451,14 @@ def _noted(space: Space, values: Array, accepted: Array, value: Array) -> Array:
     return xp.where(accepted[..., None], older, values)
 
 
-def _length(
-    space: Space, state: SearchState, change: tuple[Vec, Vec], first: Array
-) -> Array:
-    """The spectral step λ of what x and g changed by; shorter where an input was looked
-    at again.
+def _length(space: Space, state: SearchState, curvature: Array, square: Array) -> Array:
+    """The spectral step λ = ⟨s, s⟩/⟨s, y⟩; shorter where an input was looked at again,
+    zero at first.
     """
-    xp, (s, y) = space.xp, change
-    square, curvature = space.dots((s, s), (s, y))
-    most = _GROWTH * state.length
+    xp, most = space.xp, _GROWTH * state.length
     length = xp.minimum(space.ratio(square, curvature), most)
     length = xp.where(curvature > 0.0, length, most)
-    length = xp.where(square > 0.0, length, _LEAST * state.length)
-    return xp.where(state.length > 0.0, length, first)
+    return xp.where(square > 0.0, length, _LEAST * state.length)
 
 
 def _first(space: Space, x: Vec, g: Vec, value: Array) -> Array:
@@ -481,10 +482,3 @@ def _shorter(space: Space, state: SearchState, value: Array) -> Array:
     least = xp.where(rise < xp.inf, least, space.zero)
     shorter = xp.minimum(xp.maximum(least, _LEAST * part), _MOST * part)
     return xp.where(shorter < _SHORTEST, space.zero, shorter)
-
-
-def _searching(problem: Problem, point: Point) -> Searching:
-    """The augmented system near a point."""
-    given: Any = problem.functions.jacobian
-    searching: Searching = given(point.value, problem.args)
-    return searching

@@ -20,6 +20,29 @@ from fixedpoint.solvers import Solver
 Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 
+class Reduced(NamedTuple):
+    """What the inner solves tell of an input.
+
+    Attributes
+    ----------
+    z, mu : tensor or container of tensors
+        The state and its adjoint.
+    gradient : tensor
+        (∂f/∂x)ᵀμ + ∂ℓ/∂x.
+    loss : float
+        ℓ, summed over the samples.
+    evaluations, products : int
+        Evaluations of f and vector-Jacobian products that it took.
+    """
+
+    z: Any
+    mu: Any
+    gradient: torch.Tensor
+    loss: float
+    evaluations: int
+    products: int
+
+
 class Progress(NamedTuple):
     """Where the nested method stands after a step.
 
@@ -86,19 +109,28 @@ class Nested:
         seconds, evaluations, products = 0.0, 0, 0
         while True:
             begin = time.process_time()
-            equilibrium = self._solve(self.problem.f, z, (x.detach(), params))
-            z = equilibrium.value
-            mu, gradient, loss, pulled = self._adjoint(z, mu, x.detach(), params, y)
-            at = x.detach().clone()
-            self._move(optimizer, x, gradient, loss)
+            found = self.reduced(z, mu, x.detach(), params=params, y=y)
+            z, mu, at = found.z, found.mu, x.detach().clone()
+            self._move(optimizer, x, found.gradient, found.loss)
             seconds += time.process_time() - begin
-            # The linearization for the adjoint evaluates f once more at the
-            # equilibrium.
-            evaluations += equilibrium.work.f + 1
-            products += pulled
+            evaluations += found.evaluations
+            products += found.products
             yield Progress(
                 at, z, mu, x.detach().clone(), seconds, evaluations, products
             )
+
+    def reduced(
+        self, z: Any, mu: Any, x: torch.Tensor, *, params: Any, y: Any
+    ) -> Reduced:
+        """The loss at an input and its gradient, state and adjoint solved for from
+        where they were.
+        """
+        equilibrium = self._solve(self.problem.f, z, (x, params))
+        z = equilibrium.value
+        mu, gradient, loss, products = self._adjoint(z, mu, x, params, y)
+        # The linearization for the adjoint evaluates f once more at the equilibrium.
+        evaluations = equilibrium.work.f + 1
+        return Reduced(z, mu, gradient, loss, evaluations, products)
 
     def _move(
         self,

@@ -15,6 +15,8 @@ from fixedpoint.backend import Array, Vec, backend_of
 from fixedpoint.operators import Joint, Lagrangian
 from fixedpoint.operators.augmented import Local
 from fixedpoint.operators.base import leafwise
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
 from fixedpoint.space import Space
 
 # A value is in doubt by no less than this part of its correction.
@@ -99,6 +101,17 @@ class Sweeping:
         like, structure = tree.flatten(self.like[name])
         xp = array_namespace(*like)
         return structure.rebuild([xp.asarray(leaf) for leaf in leaves])
+
+
+def near(problem: Problem, point: Point) -> Any:
+    """The augmented system near a point: what a method gave in place of a matrix."""
+    given: Any = problem.functions.jacobian
+    return given(point.value, problem.args)
+
+
+def is_sound(point: Point, new: Point) -> Array:
+    """Whether a trial from a point has not run away."""
+    return new.residual_norm <= RUNAWAY * (point.residual_norm + point.magnitude)
 
 
 def linearized(

@@ -35,7 +35,9 @@ from fixedpoint_models.sweeping import (
     RUNAWAY,
     Sweeping,
     Tracked,
+    is_sound,
     linearized,
+    near,
     plus,
     rebuilt,
     space_of,
@@ -294,14 +296,14 @@ class TrackedNewton(ObjectiveSolver):
     def init(self, problem: Problem, point: Point) -> TrackedState:
         """What was remembered before the first step, which led to `point`."""
         space = problem.space
-        model, state, adjoint, count = _tracking(problem, point).first
+        model, state, adjoint, count = near(problem, point).first
         own = partial(taken, space.xp)
         return TrackedState(Memory(*own(model)), own(state), own(adjoint), count)
 
     def step(self, problem: Problem, point: Point, state: TrackedState) -> Step:
         """Sweep, judge the input, and move on."""
         space = problem.space
-        tracking, xp = _tracking(problem, point), space.xp
+        tracking, xp = near(problem, point), space.xp
         mu, _, z = tracking.parts(space.add(point.value, point.increment))
         x, sweeps = tracking.parts(point.value)[1], tracking.sweeps(state.count)
         found = tracking.swept(xp, z, mu, x, sweeps)
@@ -330,7 +332,7 @@ class TrackedNewton(ObjectiveSolver):
             *states.shaped(ahead),
         )
         new, work = problem.trial(value, point), Work()
-        sound = new.residual_norm <= RUNAWAY * (point.residual_norm + point.magnitude)
+        sound = is_sound(point, new)
         if not space.backend.known_all(sound):
             last = states.shaped(after.state), inputs.unravel(after.model.x)
             value = (*states.shaped(after.adjoint), *last[1], *last[0])
@@ -368,13 +370,6 @@ def _shrunk(space: Space, model: Memory, sound: Array) -> Memory:
     step = space.backend.norm(quasi_newton.step_of(space, model), "euclidean")
     radius = space.xp.where(sound, model.radius, 0.1 * step)
     return model._replace(radius=radius)
-
-
-def _tracking(problem: Problem, point: Point) -> Tracking:
-    """The augmented system near a point."""
-    given: Any = problem.functions.jacobian
-    tracking: Tracking = given(point.value, problem.args)
-    return tracking
 
 
 def _known(

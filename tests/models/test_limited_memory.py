@@ -127,7 +127,9 @@ def test_the_matrix_is_that_of_bfgs(newest):
     steps = rng.standard_normal((memory + newest + 1, 2, n))
     steps[2, 1] = 0.0  # which tells nothing of the second sample
     for k, s in enumerate(steps):
-        curvature = curvature.noted(space, k % memory, (s,), (s @ A,))
+        pair = (s,), (s @ A,)
+        known = space.dots(pair, (pair[0], pair[0]), (pair[1], pair[1]))
+        curvature = curvature.noted(space, k % memory, pair, known)
     g = rng.standard_normal((2, n))
     (found,) = curvature.step(space, k % memory, (g,))
     for b in range(2):
