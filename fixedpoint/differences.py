@@ -162,15 +162,15 @@ class _Quotients:
         largest = xp.max(size / unit, axis=-1, keepdims=True)
         typical = unit * xp.where(largest > 0.0, largest, space.one)
         self.known = xp.where(self.unknown, typical, sizes)
-        self.sizes = xp.maximum(size, 1e-3 * typical)
+        self.resized(xp.maximum(size, 1e-3 * typical))
         self.sparsity: Sparsity | None = None
         self.grown = sizes < 0.0
         self.flat = xp.any(self.grown, axis=-1)
 
-    @property
-    def steps(self) -> Array:
-        """The steps, such that they are exactly representable."""
-        return (self.entries + self.space.rounding**0.5 * self.sizes) - self.entries
+    def resized(self, sizes: Array) -> None:
+        """Take steps by other sizes, such that they are exactly representable."""
+        self.sizes = sizes
+        self.steps = (self.entries + self.space.rounding**0.5 * sizes) - self.entries
 
     def change(self, direction: Array) -> Array:
         """The change of g over the steps times `direction`."""
@@ -189,7 +189,7 @@ class _Quotients:
             columns = np.nonzero(wrong.any(0))[0]
             if not columns.size:
                 break
-            self.sizes = self.sizes * factors
+            self.resized(self.sizes * factors)
             self.known = xp.where(self.unknown, self.known * factors, self.known)
             self.grown = self.grown | (factors > 1.0)
             for j in columns.tolist():

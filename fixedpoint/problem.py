@@ -135,6 +135,10 @@ class Problem(ABC):
         object.__setattr__(other, "active", active)
         return other
 
+    def live(self, mask: Array) -> Array:
+        """The samples of a mask that have not ended."""
+        return mask if self.active is None else mask & self.active
+
     def trial(self, value: Vec, old: Point | None = None) -> Point:
         """Evaluate once at a point that a solver proposes; where f cannot, the point is
         not finite.

@@ -5,8 +5,9 @@ from fixedpoint.solvers.base import Solver
 from fixedpoint.solvers.broyden import Broyden
 from fixedpoint.solvers.default import default_solver
 from fixedpoint.solvers.fallback import Fallback
+from fixedpoint.solvers.levenberg_marquardt import LevenbergMarquardt
 from fixedpoint.solvers.named import as_solver
-from fixedpoint.solvers.newton import LevenbergMarquardt, Newton
+from fixedpoint.solvers.newton import Newton
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.picard import Picard
 from fixedpoint.solvers.pseudo_transient import PseudoTransient

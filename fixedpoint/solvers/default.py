@@ -8,7 +8,8 @@ from fixedpoint.linear import GMRES
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.base import Solver
 from fixedpoint.solvers.fallback import Fallback
-from fixedpoint.solvers.newton import LevenbergMarquardt, Newton
+from fixedpoint.solvers.levenberg_marquardt import LevenbergMarquardt
+from fixedpoint.solvers.newton import Newton
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.picard import Picard
 

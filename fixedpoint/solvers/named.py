@@ -9,7 +9,8 @@ from fixedpoint.checks import by_name
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.base import Solver
 from fixedpoint.solvers.broyden import Broyden
-from fixedpoint.solvers.newton import LevenbergMarquardt, Newton
+from fixedpoint.solvers.levenberg_marquardt import LevenbergMarquardt
+from fixedpoint.solvers.newton import Newton
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.picard import Picard
 from fixedpoint.solvers.pseudo_transient import PseudoTransient

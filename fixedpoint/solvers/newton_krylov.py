@@ -13,7 +13,8 @@ from fixedpoint.point import Point
 from fixedpoint.problem import Linearization, Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.newton import ESCAPES, MOST, QUADRATIC, escaped
+from fixedpoint.solvers.escape import ESCAPES, escaped
+from fixedpoint.solvers.remaining import after_inexact_solve
 from fixedpoint.solvers.search import Descent, backtrack, bounded
 from fixedpoint.space import Space
 
@@ -150,24 +151,24 @@ class NewtonKrylov(Solver):
             space, point, state, solution, merit, useful
         )
         going = useful | escaping
-        pending = going if problem.active is None else going & problem.active
-        search = backtrack(problem, point, descent, pending, self.line_search)
+        search = backtrack(
+            problem, point, descent, problem.live(going), self.line_search
+        )
         whole = whole & (search.length == 1.0) & ~search.pending
         amplification = self._amplification(space, state, solution.value, merit, whole)
-        end = space.norm(search.point.increment)
-        length, correction, inflation = what_is_left(
-            space, solution.value, merit, end, amplification, whole, state.length
+        residuals = merit, space.norm(search.point.increment)
+        left = after_inexact_solve(
+            space, solution.value, residuals, amplification, whole, state.length
         )
-        eta = self._next(space, state.eta, merit, end)
+        eta = self._next(space, state.eta, *residuals)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         return Step(
             search.point,
-            Forcing(eta, memory, amplification, length, escapes),
+            Forcing(eta, memory, amplification, left.length, escapes),
             linearization.work(solution.products).plus(Work(f=search.trials)),
             _failure(space, going, search.pending),
-            False,
-            correction,
-            inflation,
+            correction=left.correction,
+            inflation=left.inflation,
         )
 
     def _system(
@@ -257,32 +258,6 @@ class NewtonKrylov(Solver):
         chosen = xp.where(before > 0.1, xp.maximum(chosen, before), chosen)
         bounds = space.full(1e-4), space.full(self.forcing_max)
         return xp.minimum(xp.maximum(chosen, bounds[0]), bounds[1])
-
-
-def what_is_left(
-    space: Space,
-    d: Vec,
-    merit: Array,
-    end: Array,
-    amplification: Array,
-    whole: Array,
-    before: Array,
-) -> tuple[Array, Vec, Array]:
-    """‖d‖, a correction of the size that is left, and how many times it the error may
-    be.
-
-    What is left is the residual after the step, amplified as before. It lies where
-    Newton's next step would: as long as that is not known, along d.
-    """
-    xp, size = space.xp, space.norm(d)
-    correction = space.scale(space.ratio(amplification * end, size), d)
-    fell, shrank = space.ratio(end, merit), size / before
-    rate = xp.maximum(fell, shrank)
-    factor = 1.0 / xp.where(rate < 1.0, 1.0 - rate, space.zero)
-    unknown = (before == xp.inf) & (fell > QUADRATIC) | ~(factor < MOST)
-    factor = xp.where(unknown, MOST * space.one, factor)
-    length = xp.where(whole, size, space.infinity)
-    return length, correction, xp.where(whole, factor, space.infinity)
 
 
 def _failure(space: Space, useful: Array, pending: Array) -> Array | None:

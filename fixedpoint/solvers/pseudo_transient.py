@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
 from fixedpoint.checks import check_positive
+from fixedpoint.functions import Product
 from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.newton_krylov import what_is_left
+from fixedpoint.solvers.remaining import after_inexact_solve
 from fixedpoint.space import Space
 
 # A time step changes by this factor at most, and may fall to this part of the first.
@@ -113,35 +114,43 @@ class PseudoTransient(Solver):
         """One linear solve, one trial."""
         space, merit = problem.space, problem.space.norm(point.increment)
         linearization, inverse = problem.linearize(point), 1.0 / state.size
-        product = linearization.product
-        system = LinearSystem(
-            space,
-            lambda v: space.axpy(inverse, v, space.negative(product(v))),
-            point.increment,
-            self.rtol * merit,
-            active=problem.active,
-        )
+        system = self._system(problem, point, linearization.product, inverse, merit)
         solution, memory = self.linear.solve(system, state.linear)
         new = problem.trial(space.add(point.value, solution.value), point)
         finite, end = new.residual_norm < space.xp.inf, space.norm(new.increment)
         # Newton's correction is (I + (−g′)⁻¹/δ) d.
         length = space.norm(solution.value)
         newton = length * (1.0 + space.ratio(length * inverse, merit))
-        amplification = space.xp.maximum(
-            state.amplification, space.ratio(newton, merit)
-        )
-        length, correction, inflation = what_is_left(
-            space, solution.value, merit, end, amplification, finite, state.length
+        largest = space.xp.maximum(state.amplification, space.ratio(newton, merit))
+        left = after_inexact_solve(
+            space, solution.value, (merit, end), largest, finite, state.length
         )
         size = _next(space, state, space.ratio(merit, end), finite)
         return Step(
             choose(space, finite, new, point),
-            TimeStep(size, state.first, amplification, length, memory),
+            TimeStep(size, state.first, largest, left.length, memory),
             linearization.work(solution.products).plus(Work(f=1)),
             _failure(space, state, finite),
-            False,
-            correction,
-            inflation,
+            correction=left.correction,
+            inflation=left.inflation,
+        )
+
+    def _system(
+        self,
+        problem: Problem,
+        point: Point,
+        product: Product,
+        inverse: Array,
+        merit: Array,
+    ) -> LinearSystem:
+        """The system (I/δ − g′) d = g of a point, given 1/δ and ‖g‖."""
+        space = problem.space
+        return LinearSystem(
+            space,
+            lambda v: space.axpy(inverse, v, space.negative(product(v))),
+            point.increment,
+            self.rtol * merit,
+            active=problem.active,
         )
 
 

@@ -97,41 +97,77 @@ def backtrack(
     monotone : bool
         Whether a decrease is asked for.
     """
-    space, xp = problem.space, problem.space.xp
-    slope = space.ratio(descent.slope, descent.merit)
-    short = problem.is_negligible(descent.direction, old)
+    space, loop = problem.space, problem.space.backend.while_loop
     # Else it is solved, and a division by zero has no derivative.
     asks = descent.merit != 0.0
-    merit = xp.where(asks, descent.merit, space.one)
+    merit = space.xp.where(asks, descent.merit, space.one)
+    slope = space.ratio(descent.slope, descent.merit)
+    rule = _Rule(problem, old, descent, monotone, slope, asks, merit)
+    first = Search(old, space.full(1.0), pending, 0)
+    end: Search = loop(rule.is_unfinished, rule.trial, first, BACKTRACKS)
+    return end
 
-    def trial(search: Search) -> Search:
-        length = search.length
-        value = space.axpy(length, descent.direction, old.value)
-        new = problem.trial(space.where(search.pending, value, search.point.value))
-        ratio = xp.where(
-            asks, descent.measured(space, new.increment) / merit, space.unknown
-        )
-        finite = (new.residual_norm < xp.inf) & ~xp.isnan(ratio)
-        enough = ratio * ratio <= 1.0 - 2 * _SUFFICIENT * length * slope
-        accepted = search.pending & finite
-        if monotone:
-            accepted = accepted & (enough | short)
+
+class _Rule(NamedTuple):
+    """Armijo's rule.
+
+    Attributes
+    ----------
+    problem, old, descent, monotone
+        As for :func:`backtrack`.
+    slope : array
+        s/‖g‖².
+    asks : array of bool
+        Whether the old residual is not zero.
+    merit : array
+        ‖g‖, or one in its place.
+    """
+
+    problem: Problem
+    old: Point
+    descent: Descent
+    monotone: bool
+    slope: Array
+    asks: Array
+    merit: Array
+
+    def is_unfinished(self, search: Search) -> Any:
+        """Whether there is another trial."""
+        some = self.problem.space.backend.any(search.pending)
+        return some & (search.trials < BACKTRACKS)
+
+    def trial(self, search: Search) -> Search:
+        """Try a length, and choose a shorter one where that is too long."""
+        space, length = self.problem.space, search.length
+        value = space.axpy(length, self.descent.direction, self.old.value)
+        value = space.where(search.pending, value, search.point.value)
+        new, trials = self.problem.trial(value), search.trials + 1
+        ratio = self.descent.measured(space, new.increment) / self.merit
+        ratio = space.xp.where(self.asks, ratio, space.unknown)
+        finite = (new.residual_norm < space.xp.inf) & ~space.xp.isnan(ratio)
+        accepted = search.pending & finite & self._suffices(ratio, length)
         pending = search.pending & ~accepted
         if space.backend.known_none(pending) and space.backend.known_all(accepted):
-            return Search(new, length, pending, search.trials + 1)
-        # ½‖g(z + λd)‖² is near ½‖g‖² − λs + cλ²: least at λ = s/(2c).
+            return Search(new, length, pending, trials)
+        shorter = self._shorter(ratio, length, finite)
+        point = choose(space, accepted, new, search.point)
+        return Search(point, space.xp.where(pending, shorter, length), pending, trials)
+
+    def _suffices(self, ratio: Array, length: Array) -> Any:
+        """Whether the residual has fallen enough."""
+        if not self.monotone:
+            return True
+        enough = ratio * ratio <= 1.0 - 2 * _SUFFICIENT * length * self.slope
+        if self.problem.space.backend.known_here(enough):
+            return enough
+        return enough | self.problem.is_negligible(self.descent.direction, self.old)
+
+    def _shorter(self, ratio: Array, length: Array, finite: Array) -> Array:
+        """The next length: ½‖g(z + λd)‖² is near ½‖g‖² − λs + cλ², least at λ =
+        s/(2c).
+        """
+        space, xp, slope = self.problem.space, self.problem.space.xp, self.slope
         curvature = 0.5 * (ratio * ratio - 1.0) + length * slope
         least = space.ratio(length * length * slope, 2 * curvature)
         least = xp.where(finite, least, _MOST * length)
-        shorter = xp.minimum(xp.maximum(least, _LEAST * length), _MOST * length)
-        point = choose(space, accepted, new, search.point)
-        return Search(
-            point, xp.where(pending, shorter, length), pending, search.trials + 1
-        )
-
-    def unfinished(search: Search) -> Any:
-        return space.backend.any(search.pending) & (search.trials < BACKTRACKS)
-
-    first = Search(old, space.full(1.0), pending, 0)
-    end: Search = space.backend.while_loop(unfinished, trial, first, BACKTRACKS)
-    return end
+        return xp.minimum(xp.maximum(least, _LEAST * length), _MOST * length)

@@ -1,0 +1,99 @@
+"""The linear model of a residual, with the Jacobian as a matrix."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fixedpoint.backend import Array
+from fixedpoint.differences import units_of
+from fixedpoint.linear.direct import System
+from fixedpoint.matrix import Matrix, Sparsity
+from fixedpoint.point import Point
+from fixedpoint.problem import Problem
+from fixedpoint.solution import Status
+from fixedpoint.space import Space
+
+
+class LinearModel(NamedTuple):
+    """The model g + g′d of the increment near a point.
+
+    Attributes
+    ----------
+    matrix : Matrix
+        The Jacobian g′.
+    system : System
+        g′d = −g, in whose solution the model vanishes.
+    rows : array of shape (batch, n)
+        What the equations are multiplied by where their norm is taken.
+    sizes : array of shape (batch, n)
+        The largest that each entry of the state has been.
+    """
+
+    matrix: Matrix
+    system: System
+    rows: Array
+    sizes: Array
+
+    @classmethod
+    def at(cls, problem: Problem, point: Point, state: Any) -> LinearModel:
+        """The model at a point; `state` is what a method remembers of models before."""
+        space, value = problem.space, problem.space.ravel(point.value)
+        sizes = space.xp.maximum(state.sizes, space.xp.abs(value))
+        matrix = problem.matrix(point, state.sparsity, sizes)
+        rhs = -space.ravel(point.increment)
+        system = System.of(space, matrix.entries, rhs, problem.factors)
+        rows = units(space, system, value, state.rows)
+        found = sizes if matrix.sizes is None else matrix.sizes
+        return cls(matrix, system, rows, found)
+
+    @property
+    def is_derivative(self) -> Array:
+        """Whether it accounts for every equation, and tells of what comes next."""
+        return self.system.sound & self.matrix.reliable
+
+    def failure(self, space: Space, pending: Array) -> Array | None:
+        """The statuses of samples that the model does not serve, or whose search is
+        `pending`; None if there are none.
+        """
+        xp, unsolved = space.xp, ~self.system.finite
+        if space.backend.known_none(unsolved | pending):
+            return None
+        status = xp.astype(unsolved, xp.int32) * int(Status.LINEAR_SOLVE_FAILED)
+        reasons = (
+            (pending, Status.LINE_SEARCH_FAILED),
+            (pending & ~self.system.explained, Status.SINGULAR),
+        )
+        for mask, reason in reasons:
+            status = xp.where(mask, xp.full_like(status, int(reason)), status)
+        return status
+
+
+def matching(space: Space, sparsity: Sparsity | None) -> Sparsity | None:
+    """`sparsity`, if it is that of a Jacobian of this size; else raise ValueError."""
+    if sparsity is not None and len(sparsity.pattern) != space.real_size:
+        raise ValueError(
+            "state must come from a call with the same shapes: expected "
+            f"{space.real_size} "
+            f"unknowns, got {len(sparsity.pattern)}"
+        )
+    return sparsity
+
+
+def units(space: Space, system: System, value: Array, rows: Array) -> Array:
+    """`rows`, or what brings equations together whose units are more than a million
+    apart.
+
+    An equation is as large as its change when the unknowns change by their own size, or
+    where they are zero by the first correction.
+    """
+    xp = space.xp
+    if space.backend.known_here(rows > 0.0):
+        return rows
+    size = xp.where(value == 0.0, xp.abs(system.entries), xp.abs(value))
+    terms = system.row_maxima(xp.where(xp.isfinite(size), size, space.zero))
+    terms = xp.where(terms < xp.inf, terms, space.zero)
+    largest = xp.max(terms, axis=-1, keepdims=True)
+    largest = xp.where(largest > 0.0, largest, space.one)
+    return xp.where(
+        rows > 0.0, rows, 2.0 ** -xp.round(xp.log2(largest)) / units_of(space, terms)
+    )
