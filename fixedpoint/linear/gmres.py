@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -154,39 +155,38 @@ class GMRES(LinearSolver):
 
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
-        space = system.space
+        space, parts = system.space, 2 if any(system.space.complex_leaves) else 1
         x, norm, busy = system.start()
-        parts, rows = 2 if any(space.complex_leaves) else 1, _rows(space, memory)
-        size, most = (
-            min(parts * self.restart, space.dimension + rows),
-            parts * self.max_steps,
-        )
-
-        def unfinished(carry: _Carry) -> Any:
-            return space.backend.any(carry.busy) & (carry.products < most)
-
-        def cycle(carry: _Carry) -> _Carry:
-            limit = most - carry.products
-            if space.is_bare and system.precondition is None:
-                return _closed(system, carry, _bare(system, carry, size, limit))
-            end = space.backend.while_loop(
-                lambda c: (
-                    space.backend.any(c.busy) & (c.size < size) & (c.size < limit)
-                ),
-                lambda c: _extended(system, carry, c),
-                _opened(space, size, carry, system.precondition is not None),
-                size,
-            )
-            return _closed(system, carry, end)
-
+        rows = _rows(space, memory)
+        size = min(parts * self.restart, space.dimension + rows)
+        most = parts * self.max_steps
         taken = space.xp.zeros_like(busy, dtype=space.xp.int32)
         leads = None if memory is None else _leading(space, memory)
         start = _Carry(x, space.copy(system.rhs), norm, busy, taken, 0, leads)
-        end = space.backend.while_loop(unfinished, cycle, start, most)
+        end = space.backend.while_loop(
+            lambda carry: space.backend.any(carry.busy) & (carry.products < most),
+            partial(_cycled, system, size, most),
+            start,
+            most,
+        )
         if memory is not None:
             memory = memory._replace(vectors=end.leads.vectors, wanted=end.taken > rows)
             memory = _remembered(space, memory, end.x)
         return LinearSolution(end.x, end.norm, end.products), memory
+
+
+def _cycled(system: LinearSystem, size: int, most: int, carry: _Carry) -> _Carry:
+    """The solution after a cycle of `size` directions, and `most` products in all."""
+    space, limit = system.space, most - carry.products
+    if space.is_bare and system.precondition is None:
+        return _closed(system, carry, _bare(system, carry, size, limit))
+    end = space.backend.while_loop(
+        lambda c: space.backend.any(c.busy) & (c.size < size) & (c.size < limit),
+        partial(_extended, system, carry),
+        _opened(space, size, carry, system.precondition is not None),
+        size,
+    )
+    return _closed(system, carry, end)
 
 
 def _rows(space: Space, memory: Corrections | None) -> int:
@@ -259,41 +259,29 @@ def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
 
 def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     """The subspace with one more direction, and the residual over it."""
-    space, slot, xp = system.space, cycle.size, system.space.xp
-    leads, twice = carry.leads, cycle.norm < _below(system, carry)
-    led = _is_led(leads, slot)
-    cycle, p, size = _directed(system, cycle, led)
-    image = _orthogonalized(
-        space, space.filled(cycle.basis, slot), system.along(p, size), cycle.r, twice
-    )
-    length = xp.sqrt(space.select(image.square > 0.0, image.square, space.zero))
-    # What is left of the image must be more than the rounding errors of the
-    # orthogonalization, by so much that the solution, which is divided by it, keeps the
-    # residual true.
-    least = _least(space) * image.size
-    holds = cycle.busy & (length > least) & (length < xp.inf)
-    left, column, toward = image.left, image.products, image.toward
-    if not space.backend.known_here(holds):
-        left, toward = space.mask(holds, left), xp.where(holds, toward, space.zero)
-        column = xp.where(holds[..., None], column, xp.zeros_like(column))
-        length = xp.where(holds, length, space.one)
+    space, slot, write = system.space, cycle.size, system.space.backend.write
+    led = _is_led(carry.leads, slot)
+    cycle, p, known = _directed(system, cycle, led)
+    image, length, holds = _beside(system, carry, cycle, p, known)
     unit = 1.0 / length
-    amount = unit * toward
-    basis, q = space.push_scaled(cycle.basis, slot, unit, left)
+    amount = unit * image.toward
+    basis, q = space.push_scaled(cycle.basis, slot, unit, image.left)
     r = space.accumulate(cycle.r, -amount, q)
     norm = _fallen(space, cycle.norm, amount, r)
-    write, above = space.backend.write, slice(column.shape[-1])
-    triangle = write(cycle.triangle, (..., above, slot), column)
+    above = slice(image.products.shape[-1])
+    triangle = write(cycle.triangle, (..., above, slot), image.products)
     unknown = cycle.busy if led is False else cycle.busy & ~led
     fell = (norm <= FALL * cycle.norm) | led
-    other = space.select(fell, space.ratio(space.one, norm), space.one)
-    along, other = _led(space, leads, slot + 1, space.either(fell, r, q), other)
+    inverse = space.select(fell, space.ratio(space.one, norm), space.one)
+    along, inverse = _led(
+        space, carry.leads, slot + 1, space.either(fell, r, q), inverse
+    )
     return cycle._replace(
         basis=basis,
         triangle=write(triangle, (..., slot, slot), length),
         coefficients=write(cycle.coefficients, (..., slot), amount),
         next=along,
-        unit=other,
+        unit=inverse,
         fell=fell,
         r=r,
         norm=norm,
@@ -301,6 +289,33 @@ def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
         taken=space.select(unknown, cycle.taken + 1, cycle.taken),
         size=slot + 1,
     )
+
+
+def _beside(
+    system: LinearSystem, carry: _Carry, cycle: _Cycle, p: Vec, size: Array | None
+) -> tuple[_Image, Array, Array]:
+    """What is left of the image of a direction beside the basis, its length, and
+    whether it is more than the rounding errors of the orthogonalization.
+
+    So much more that the solution, which is divided by it, keeps the residual true.
+    Elsewhere nothing is left, of length one.
+    """
+    space, xp = system.space, system.space.xp
+    basis, twice = space.filled(cycle.basis, cycle.size), _below(system, carry)
+    product = system.along(p, size)
+    image = _orthogonalized(space, basis, product, cycle.r, cycle.norm < twice)
+    length = xp.sqrt(space.select(image.square > 0.0, image.square, space.zero))
+    least = _least(space) * image.size
+    holds = cycle.busy & (length > least) & (length < xp.inf)
+    if space.backend.known_here(holds):
+        return image, length, holds
+    products, zero = image.products, space.zero
+    image = image._replace(
+        left=space.mask(holds, image.left),
+        products=xp.where(holds[..., None], products, xp.zeros_like(products)),
+        toward=xp.where(holds, image.toward, zero),
+    )
+    return image, xp.where(holds, length, space.one), holds
 
 
 def _directed(

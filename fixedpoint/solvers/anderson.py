@@ -190,7 +190,7 @@ class Anderson(Solver):
         """The step to the point `new`, which is the proposal, evaluated."""
         space, active = problem.space, problem.active
         space = space.weighted(self.weights)
-        state, products = self._remembered(space, state, point, new, active)
+        state, products = self._remembered(space, state, (point, new), active)
         fell = new.residual_norm < point.residual_norm
         smooth = state.rejected is None and space.backend.known_here(fell)
         if not smooth:
@@ -289,72 +289,105 @@ class Anderson(Solver):
         self,
         space: Space,
         state: AndersonState,
-        old: Point,
-        new: Point,
+        ends: tuple[Point, Point],
         active: Array | None,
     ) -> tuple[AndersonState, Array | None]:
-        """Push the newest differences, and renew their row and column of the Gram
-        matrix; and the products with the new residual, where all columns are kept.
+        """Push the differences between two points, and renew their row and column of
+        the Gram matrix; and the products with the new residual, where they are known.
         """
-        if not space.backend.writes:
-            return self._replaced(space, state, old, new, active)
         slot = slot_of(state.pushed, state.gram.shape[-1])
-        residuals, images, change, image = space.push_secant(
-            state.residuals, state.images, slot, old, new, active
-        )
-        pushed = state._replace(
-            residuals=residuals, images=images, pushed=state.pushed + 1
-        )
-        column, products = self._tested(space, pushed, change, new.increment)
-        row, square = column, space.backend.read(column, (..., slot))
-        if self.type == 1:
-            some = space.filled(residuals, pushed.pushed)
-            row = space.gram(some, space.subtract(image, change))
-            square = space.dot(change, change)
-        informative = _informative(space, square, new)
-        if not space.backend.known_here(informative):
-            residuals = space.push(residuals, slot, space.mask(informative, change))
-            images = space.push(state.images, slot, space.mask(informative, image))
-            pushed = pushed._replace(residuals=residuals, images=images)
-            products = None
-            row, column = (
-                _isolated(space, u, slot, informative) for u in (row, column)
-            )
+        pushed = _written if space.backend.writes else _replaced
+        state, secant, informative = pushed(space, state, slot, ends, active)
+        column, products = self._tested(space, state, secant[0], ends[1].increment)
+        row, square = self._row(space, state, slot, column, secant)
+        if informative is None:
+            informative = _informative(space, square, ends[1])
+            if space.backend.known_here(informative):
+                gram = _bordered(space, state.gram, slot, row, column)
+                return state._replace(gram=gram), products
+            state, products = _left_out(space, state, slot, informative, secant), None
+        row, column = (_isolated(space, u, slot, informative) for u in (row, column))
         gram = _bordered(space, state.gram, slot, row, column)
-        return pushed._replace(gram=gram), products
+        return state._replace(gram=gram), products
 
-    def _replaced(
+    def _row(
         self,
         space: Space,
         state: AndersonState,
-        old: Point,
-        new: Point,
-        active: Array | None,
-    ) -> tuple[AndersonState, Array]:
-        """What :meth:`_remembered` gives, where each history is a new array: it is
-        made once, when it is known whether the column stays.
+        slot: Any,
+        column: Array,
+        secant: tuple[Vec, Vec],
+    ) -> tuple[Array, Array]:
+        """The new row of the Gram matrix, which is symmetric but for type I, and the
+        square of Δg.
         """
-        slot, mask = slot_of(state.pushed, state.gram.shape[-1]), space.mask
-        change = space.subtract(new.increment, old.increment)
-        image = space.add(space.subtract(new.value, old.value), change)
-        if active is not None:  # others keep what they have
-            change = space.where(active, change, space.row(state.residuals, slot))
-            image = space.where(active, image, space.row(state.images, slot))
-        informative = _informative(space, space.dot(change, change), new)
-        change, image = mask(informative, change), mask(informative, image)
-        pushed = state._replace(
-            residuals=space.push(state.residuals, slot, change),
-            images=space.push(state.images, slot, image),
-            pushed=state.pushed + 1,
-        )
-        column, products = self._tested(space, pushed, change, new.increment)
-        row = column
-        if self.type == 1:
-            some = space.filled(pushed.residuals, pushed.pushed)
-            row = space.gram(some, space.subtract(image, change))
-        row, column = (_isolated(space, u, slot, informative) for u in (row, column))
-        gram = _bordered(space, state.gram, slot, row, column)
-        return pushed._replace(gram=gram), products
+        if self.type == 2:
+            return column, space.backend.read(column, (..., slot))
+        change, image = secant
+        residuals = space.filled(state.residuals, state.pushed)
+        row = space.gram(residuals, space.subtract(image, change))
+        return row, space.dot(change, change)
+
+
+def _written(
+    space: Space,
+    state: AndersonState,
+    slot: Any,
+    ends: tuple[Point, Point],
+    active: Array | None,
+) -> tuple[AndersonState, tuple[Vec, Vec], None]:
+    """The state with the differences Δg and Δz + Δg between two points, and these; it
+    is not known yet whether they stay.
+    """
+    residuals, images, *secant = space.push_secant(
+        state.residuals, state.images, slot, *ends, active
+    )
+    state = state._replace(residuals=residuals, images=images, pushed=state.pushed + 1)
+    return state, (secant[0], secant[1]), None
+
+
+def _replaced(
+    space: Space,
+    state: AndersonState,
+    slot: Any,
+    ends: tuple[Point, Point],
+    active: Array | None,
+) -> tuple[AndersonState, tuple[Vec, Vec], Array]:
+    """What :func:`_written` gives, where each history is a new array: it is made once,
+    when it is known which samples keep their column.
+    """
+    old, new = ends
+    change = space.subtract(new.increment, old.increment)
+    image = space.add(space.subtract(new.value, old.value), change)
+    if active is not None:  # others keep what they have
+        change = space.where(active, change, space.row(state.residuals, slot))
+        image = space.where(active, image, space.row(state.images, slot))
+    informative = _informative(space, space.dot(change, change), new)
+    secant = space.mask(informative, change), space.mask(informative, image)
+    state = state._replace(pushed=state.pushed + 1)
+    return _placed(space, state, slot, secant), secant, informative
+
+
+def _left_out(
+    space: Space,
+    state: AndersonState,
+    slot: Any,
+    informative: Array,
+    secant: tuple[Vec, Vec],
+) -> AndersonState:
+    """The state without the newest differences in the samples that learn nothing."""
+    change, image = (space.mask(informative, u) for u in secant)
+    return _placed(space, state, slot, (change, image))
+
+
+def _placed(
+    space: Space, state: AndersonState, slot: Any, secant: tuple[Vec, Vec]
+) -> AndersonState:
+    """The state with a pair of differences in a slot."""
+    return state._replace(
+        residuals=space.push(state.residuals, slot, secant[0]),
+        images=space.push(state.images, slot, secant[1]),
+    )
 
 
 def _is_one(damping: Any) -> bool:

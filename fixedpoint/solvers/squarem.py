@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -99,38 +99,60 @@ class SQUAREM(Solver):
 
     def step(self, problem: Problem, point: Point, state: StepBound) -> Step:
         """One evaluation at f(z), and one at the extrapolated point."""
-        space = problem.space
-        xp = space.xp
-        image = space.add(point.value, point.increment)
-        middle = problem.trial(image, point)
-        second = space.subtract(middle.increment, point.increment)
-        norms = space.norms(point.increment, second)
-        wanted = space.ratio(*norms)
-        length = xp.minimum(xp.maximum(wanted, space.full(1.0)), state.bound)
-        far = space.axpy(2.0 * length, point.increment, point.value)
-        far = space.axpy(length * length, second, far)
+        space, xp = problem.space, problem.space.xp
+        middle = problem.trial(space.add(point.value, point.increment), point)
+        far, length, wanted = _extrapolated(space, point, middle, state.bound)
         end = problem.trial(far, point)
         ceiling = self.tolerance * xp.maximum(point.residual_norm, middle.residual_norm)
-        accepted = end.residual_norm <= ceiling
+        accepted, one = end.residual_norm <= ceiling, space.full(1.0)
         bound = xp.where(wanted >= state.bound, self.growth * state.bound, state.bound)
-        less = xp.maximum(state.bound / self.growth, space.full(1.0))
+        less = xp.maximum(state.bound / self.growth, one)
+        longest = xp.maximum(wanted, less)
         new = choose(space, accepted, end, middle)
         state = _noted(problem, state, new, xp.where(accepted, bound, less))
         # The extrapolation from the new point, if it were as long as this or the last
         # long one, or if the best points told of it.
-        longest = xp.maximum(wanted, state.bound / self.growth)
-        longest = xp.maximum(longest, xp.maximum(state.amplification, space.full(1.0)))
+        longest = xp.maximum(longest, xp.maximum(state.amplification, one))
         correction = space.scale(longest, new.increment)
-        # Two plain steps, and what follows them is told by their residuals.
         plain = accepted & (length == 1.0)
         if space.backend.known_here(~plain):
             return Step(new, state, Work(f=2), correction=correction)
-        least = _CONSISTENT * state.amplification * new.residual_norm
-        increments = new, middle.increment, point.increment
-        left, known = remaining(problem, *increments, least)
-        known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
-        correction = space.where(known == 1.0, left, correction)
-        return Step(new, state, Work(f=2), correction=correction, inflation=known)
+        correction, inflation = _after_plain_steps(
+            problem, state, new, (middle, point), plain, correction
+        )
+        return Step(new, state, Work(f=2), correction=correction, inflation=inflation)
+
+
+def _extrapolated(
+    space: Space, point: Point, middle: Point, bound: Array
+) -> tuple[Vec, Array, Array]:
+    """The point to which z, f(z) and f(f(z)) lead, the length a of that, and the one it
+    would have without a bound.
+    """
+    second = space.subtract(middle.increment, point.increment)
+    wanted = space.ratio(*space.norms(point.increment, second))
+    length = space.xp.minimum(space.xp.maximum(wanted, space.full(1.0)), bound)
+    far = space.axpy(2.0 * length, point.increment, point.value)
+    return space.axpy(length * length, second, far), length, wanted
+
+
+def _after_plain_steps(
+    problem: Problem,
+    state: StepBound,
+    new: Point,
+    before: tuple[Point, Point],
+    plain: Array,
+    correction: Vec,
+) -> tuple[Vec, Array]:
+    """The correction and its inflation, where two plain steps were taken: what follows
+    them is told by their residuals, the two `before` and the new one.
+    """
+    space, xp = problem.space, problem.space.xp
+    least = _CONSISTENT * state.amplification * new.residual_norm
+    increments = new, before[0].increment, before[1].increment
+    left, known = remaining(problem, *increments, least)
+    known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
+    return space.where(known == 1.0, left, correction), known
 
 
 def _noted(problem: Problem, state: StepBound, new: Point, bound: Array) -> StepBound:
