@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
-from fixedpoint.api import check_layer, methods_of
 from fixedpoint.border import guessing
 from fixedpoint.checks import changed_settings, check_cell
 from fixedpoint.failure import Policy
+from fixedpoint.question import check_layer, methods_of
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test

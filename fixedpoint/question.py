@@ -1,0 +1,287 @@
+"""What is asked for, and how to answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
+from typing import Any, TypedDict
+
+from fixedpoint import tree
+from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
+from fixedpoint.adjoints.base import solving
+from fixedpoint.backend import Array, Vec, numbers
+from fixedpoint.border import Border, MapOnLeaves, note_mixture
+from fixedpoint.checks import check_count
+from fixedpoint.communicator import Communicator
+from fixedpoint.control import Budget, Control, Memory
+from fixedpoint.failure import Policy, apply_policy, check_policy, shorten
+from fixedpoint.iterate import Iteration
+from fixedpoint.operators.base import Map
+from fixedpoint.problem import FixedPointProblem, RootProblem
+from fixedpoint.run import SolverRun
+from fixedpoint.solution import Solution, Work
+from fixedpoint.solvers import Solver, as_solver, default_solver
+from fixedpoint.space import Space
+from fixedpoint.tolerance import Tolerance
+
+IMPLICIT = ImplicitAdjoint()
+
+
+class Fields(TypedDict, total=False):
+    """What a call may be given by name of a :class:`Map` and a :class:`Control`."""
+
+    jvp: Callable[..., Any] | None
+    jacobian: Any
+    preconditioner: Callable[..., Any] | None
+    project: Callable[[Any], Any] | None
+    has_aux: bool
+    max_steps: int | None
+    budget: Budget | None
+    callback: Callable[[int, Any, Array], Any] | None
+    record: bool
+    batched_args: Sequence[bool] | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Question:
+    """What is asked for, but for the start: see :func:`fixed_point`."""
+
+    map: Map
+    args: tuple[Any, ...]
+    control: Control
+    solver: Solver | None
+    tolerance: Tolerance
+    batch_ndim: int
+    is_root: bool
+    adjoint: Adjoint = IMPLICIT
+    on_failure: Policy = "return"
+    state: Memory | None = None
+    communicator: Communicator | None = None
+
+    def answer(self, start: Any) -> Solution[Any]:
+        """The solution from a start, differentiable where a framework records."""
+        run, value = self.run(start)
+        try:
+            end = solving(self.adjoint, run)(value)
+        except Exception as error:
+            if isinstance(error, (TypeError, RuntimeError)):
+                note_mixture(error, value, self.args, run.border.names[0])
+            shorten(error)
+            raise
+        return self._packed(run, end)
+
+    def run(self, start: Any) -> tuple[SolverRun, Vec]:
+        """The run, and the leaves that it begins with."""
+        self._check()
+        start, whole = numbers(start), "x0" if self.is_root else "z0"
+        border, leaves = Border.of(start, whole, self.communicator, self.batch_ndim)
+        _check_state(border, leaves, self.batch_ndim)
+        border = border.joined(leaves, self.batch_ndim) if self._joins() else border
+        value = border.vector(leaves)
+        space = Space.of(border.backend, value, self.batch_ndim)
+        return self._run(border, space, value, self._blocks(start)), value
+
+    def _joins(self) -> bool:
+        """Whether nothing is asked of single leaves."""
+        solvers = () if self.solver is None else self.solver.sequence
+        weighted = any(getattr(solver, "weights", None) for solver in solvers)
+        return not (weighted or self.map.is_operator)
+
+    def _run(
+        self, border: Border, space: Space, value: Vec, blocks: tuple[slice, ...]
+    ) -> SolverRun:
+        """The problem on leaves, and how to solve it."""
+        name, kind = ("F", RootProblem) if self.is_root else ("f", FixedPointProblem)
+        on_leaves, arrays = MapOnLeaves.of(self.map, border, value, self.args, name)
+        solver = self._solver(
+            space, border.backend.is_compiled(self.map.f, (*value, *arrays))
+        )
+        self.adjoint.check(solver, self.is_root)
+        rounding = border.backend.rounding(value)
+        problem = kind(
+            space=space,
+            functions=on_leaves.functions(self.adjoint.preconditioner),
+            args=arrays,
+            tolerance=self.tolerance.settled(space, rounding, blocks, border.sizes),
+            batched=self._batched(on_leaves, arrays, space),
+        )
+        return SolverRun(
+            problem=problem,
+            control=_on_leaves(self.control, border),
+            border=border,
+            solver=solver,
+            memory=self.state,
+        )
+
+    def _solver(self, space: Space, is_compiled: bool) -> Solver:
+        """The method that is named, or the default for such a problem."""
+        named = self.solver or self.adjoint.forward_solver
+        has_matrix, has_batch = self.map.jacobian is not None, self.batch_ndim > 0
+        return named or default_solver(
+            space.dimension, self.is_root, has_matrix, has_batch, is_compiled
+        )
+
+    def _check(self) -> None:
+        f, args, name = self.map.f, self.args, "F" if self.is_root else "f"
+        if self.is_root and self.map.is_operator:
+            raise TypeError("an operator has fixed points, not roots: use fixed_point")
+        if self.map.has_aux and self.map.is_operator:
+            raise TypeError(
+                "an operator returns nothing beside its image: has_aux must be False"
+            )
+        check_count("batch_ndim", self.batch_ndim, 0)
+        check_policy("on_failure", self.on_failure)
+        if not callable(f):
+            raise TypeError(f"{name} must be callable, got {type(f).__name__}")
+        if not isinstance(args, tuple):
+            kind = type(args).__name__  # type: ignore[unreachable]
+            raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
+
+    def _batched(
+        self, on_leaves: MapOnLeaves, arrays: Vec, space: Space
+    ) -> tuple[bool, ...]:
+        """Which of the leaves of args have an entry per sample, if that was said."""
+        if self.control.batched_args is None:
+            return ()
+        self._check_batched_args(space)
+        flags, flatten = self.control.batched_args, space.backend.flatten
+        pairs = zip(flags, self.args, strict=True)
+        spread = [flag for flag, arg in pairs for _ in flatten(arg)[0]]
+        batched = tuple(bool(spread[i]) for i in on_leaves.arguments.places)
+        rows = space.batch_shape[0]
+        for array, flag in zip(arrays, batched, strict=False):
+            if flag and tuple(array.shape[:1]) != (rows,):
+                raise ValueError(
+                    f"an array of args declared in batched_args must have {rows} rows, "
+                    f"got the shape {tuple(array.shape)}"
+                )
+        return (*batched, *(False,) * (len(arrays) - len(batched)))
+
+    def _check_batched_args(self, space: Space) -> None:
+        """Raise ValueError where samples cannot leave the batch."""
+        flags, jacobian = tuple(self.control.batched_args or ()), self.map.jacobian
+        if space.backend.communicator is not None:
+            raise ValueError(
+                "batched_args lets samples leave the batch, which parts joined by a "
+                "communicator, or by a DTensor's mesh, would each do by themselves: "
+                "give one of the two"
+            )
+        if self.batch_ndim == 0 or len(flags) != len(self.args):
+            raise ValueError(
+                "batched_args needs batch_ndim > 0 and an entry for each of the "
+                f"{len(self.args)} args, got batch_ndim = {self.batch_ndim} and "
+                f"{len(flags)} entries"
+            )
+        if not callable(jacobian) and getattr(jacobian, "ndim", 0) > 2:
+            raise ValueError(
+                "jacobian must be a function where batched_args lets samples leave the "
+                f"batch, got an array of the shape {tuple(jacobian.shape)}"
+            )
+
+    def _blocks(self, start: Any) -> tuple[slice, ...]:
+        """The leaves of each block that an operator tests by itself, or all."""
+        names = getattr(self.map.f, "blocks", None) if self.map.is_operator else None
+        if names is None:
+            return (slice(None),)
+        blocks, first = [], 0
+        for name in sorted(start):
+            stop = first + len(tree.flatten(start[name])[0])
+            if name in names:
+                blocks.append(slice(first, stop))
+            first = stop
+        return tuple(blocks)
+
+    def _packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
+        """The solution in the user's containers, or what `on_failure` says."""
+        solution = run.solution(end)
+        what = "root" if self.is_root else "fixed_point"
+        value = apply_policy(
+            self.on_failure, what, run.problem.space, end.value, solution, depth=5
+        )
+        solution.value = run.border.unpack(value)
+        if self.map.has_aux:
+            solution.aux = self.map.f(solution.value, *self.args)[1]
+            solution.work = solution.work.plus(Work(f=1))
+        return solution
+
+
+def with_fields(f: Any, control: Control | None, fields: Fields) -> tuple[Map, Control]:
+    """The map and the control, with the fields that are given by name."""
+    if control is not None and not isinstance(control, Control):
+        raise TypeError(f"control must be a Control, got {control!r}")
+    map_, control = f if type(f) is Map else Map(f), control or Control()
+    given: dict[str, Any] = dict(fields)
+    of_map = {name: given.pop(name) for name in _MAP & given.keys()}
+    of_control = {name: given.pop(name) for name in _CONTROL & given.keys()}
+    for name in given:
+        here = f": here it is {_HERE[name]}" if name in _HERE else ""
+        raise TypeError(f"unexpected keyword argument {name!r}{here}")
+    map_ = replace(map_, **of_map) if of_map else map_
+    return map_, replace(control, **of_control) if of_control else control
+
+
+# What other libraries call some of the keywords.
+_HERE = {
+    "fprime": "jacobian=",
+    "jac": "jacobian=",
+    "max_iter": "max_steps=",
+    "maxiter": "max_steps=",
+    "method": "solver=",
+    "throw": 'on_failure="return"',
+    "tol": "rtol= or atol=",
+    "xtol": "rtol=",
+}
+_MAP = {field.name for field in fields_of(Map)} - {"f"}
+_CONTROL = {field.name for field in fields_of(Control)}
+
+
+def _check_state(border: Border, leaves: Vec, batch_ndim: int) -> None:
+    """Each leaf is a floating-point array with entries, and all share their first
+    axes.
+    """
+    backend, batch = border.backend, tuple(leaves[0].shape[:batch_ndim])
+    xp = backend.namespace(leaves[0])
+    for leaf, name in zip(leaves, border.names, strict=True):
+        if not xp.isdtype(leaf.dtype, ("real floating", "complex floating")):
+            raise TypeError(
+                f"{name} must have a floating-point or complex dtype, got {leaf.dtype}"
+            )
+        shape = tuple(leaf.shape)
+        if len(shape) < batch_ndim:
+            raise ValueError(
+                f"{name} has {len(shape)} axes, fewer than batch_ndim={batch_ndim}"
+            )
+        if shape[:batch_ndim] != batch:
+            raise ValueError(
+                f"{name} must begin with the {batch_ndim} batch axes {batch} of "
+                f"{border.names[0]}, got the shape {shape}"
+            )
+        if 0 in shape[batch_ndim:]:
+            raise ValueError(f"{name} is empty: its shape is {shape}")
+
+
+def _on_leaves(control: Control, border: Border) -> Control:
+    """`control`, whose callback is called with leaves."""
+    call, unpack = control.callback, border.unpack
+    if call is None:
+        return control
+    return replace(
+        control, callback=lambda step, value, norm: call(step, unpack(value), norm)
+    )
+
+
+def methods_of(solver: Any, adjoint: Any) -> tuple[Solver | None, Adjoint | None]:
+    """The solver and the adjoint that are given, as objects, by name, or not at all."""
+    return (
+        None if solver is None else as_solver(solver),
+        None if adjoint is None else as_adjoint(adjoint),
+    )
+
+
+def check_layer(layer: Any) -> None:
+    """Raise what a solve with the settings of a layer would raise for them."""
+    Tolerance(layer.rtol, layer.atol, layer.norm, layer.test)
+    Control(max_steps=layer.max_steps)
+    check_count("batch_ndim", layer.batch_ndim, 0)
+    check_policy("on_failure", layer.on_failure)
