@@ -255,7 +255,9 @@ def _error(
     guarded = xp.maximum(error, xp.sqrt(m) * xp.sqrt(xp.maximum(m, before)))
     if step.inflation is None:
         return error, guarded
-    known, given = some & ~xp.isnan(step.inflation), step.inflation * m
+    vague = step.inflation == xp.inf  # whatever the correction is, if it is none too
+    known = (some | vague) & ~xp.isnan(step.inflation)
+    given = xp.where(vague, space.infinity, step.inflation * m)
     return xp.where(known, given, error), xp.where(known, given, guarded)
 
 

@@ -51,7 +51,7 @@ class Functions:
     preconditioner: Callable[[Vec, Vec], Any] | None = None
     project: Callable[[Vec], Vec] | None = None
     adjoint_preconditioner: Callable[[Vec, Vec], Any] | None = None
-    first: Callable[[Vec], Mapped] | None = None
+    first: Callable[..., Mapped] | None = None
     substituted: Callable[[Callable[..., Any]], Callable[[Vec], Mapped]] | None = None
     has_residual: bool = False
     program: Any = None
@@ -103,7 +103,7 @@ class Functions:
         return replace(
             self,
             at=lambda args: self.at(back(args), bridge),
-            first=first and (lambda args: bridge.mapped(first(back(args)))),
+            first=first and (lambda args: first(back(args), bridge)),
             image=lambda value, args: there(self.image(back(value), back(args))),
             product=inverse(product),
             jacobian=jacobian

@@ -883,6 +883,11 @@ class Space:
         return math.sqrt(float(info.smallest_normal) * self.size) / float(info.eps)
 
     @cached_property
+    def smallest(self) -> float:
+        """A norm whose square keeps no digits that can be relied on."""
+        return 16.0 * math.sqrt(float(self._coarsest.smallest_normal))
+
+    @cached_property
     def _coarsest(self) -> Any:
         """What is known of the coarsest dtype that inner products are taken in."""
         infos = [self.xp.finfo(dtype) for dtype in (*self.dtypes, self.dtype)]

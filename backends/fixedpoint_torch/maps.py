@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
-from fixedpoint.functions import Functions, Mapped
+from fixedpoint.functions import Bridge, Functions, Mapped
 from fixedpoint_torch.parametrized import WithWeights
 
 
@@ -114,14 +114,16 @@ def watched(functions: Functions) -> Callable[[Vec], Mapped]:
     seen: list[Any] = []
     probe = functions.substituted(_noted(seen))
 
-    def first(args: Vec) -> Mapped:
+    def first(args: Vec, bridge: Bridge | None = None) -> Mapped:
         mapped = probe(_all_detached(args))
 
         def watching(value: Vec) -> tuple[Vec, Vec | None]:
+            value = value if bridge is None else bridge.all_back(value)
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 image, residual = mapped(_all_detached(value))
                 _refuse_hidden(image, seen)
-            return _all_detached(image), residual and _all_detached(residual)
+            found = _all_detached(image), residual and _all_detached(residual)
+            return found if bridge is None else bridge.both_there(found)
 
         return watching
 

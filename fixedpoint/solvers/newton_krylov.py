@@ -156,11 +156,12 @@ class NewtonKrylov(Solver):
         )
         whole = whole & (search.length == 1.0) & ~search.pending
         amplification = self._amplification(space, state, solution.value, merit, whole)
-        residuals = merit, space.norm(search.point.increment)
+        # A residual whose squares are lost is not zero yet.
+        (end,) = space.sound_norms([(search.point.increment, "euclidean")])
         left = after_inexact_solve(
-            space, solution.value, residuals, amplification, whole, state.length
+            space, solution.value, (merit, end), amplification, whole, state.length
         )
-        eta = self._next(space, state.eta, *residuals)
+        eta = self._next(space, state.eta, merit, end)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         return Step(
             search.point,
@@ -199,7 +200,8 @@ class NewtonKrylov(Solver):
         `merit`.
         """
         space, left = system.space, solution.residual_norm
-        useful = left <= _USELESS * merit
+        # Inner products with a residual whose square is lost tell nothing.
+        useful = (left <= _USELESS * merit) & (merit >= space.smallest)
         if not self.before_matrix:
             return useful
         digits = -space.xp.log10(space.ratio(left, merit))

@@ -117,7 +117,8 @@ class PseudoTransient(Solver):
         system = self._system(problem, point, linearization.product, inverse, merit)
         solution, memory = self.linear.solve(system, state.linear)
         new = problem.trial(space.add(point.value, solution.value), point)
-        finite, end = new.residual_norm < space.xp.inf, space.norm(new.increment)
+        finite = new.residual_norm < space.xp.inf
+        (end,) = space.sound_norms([(new.increment, "euclidean")])
         # Newton's correction is (I + (−g′)⁻¹/δ) d.
         length = space.norm(solution.value)
         newton = length * (1.0 + space.ratio(length * inverse, merit))

@@ -127,10 +127,11 @@ def test_one_long_step_of_plain_iteration_tells_nothing(unit):
 
 @pytest.mark.parametrize("start", [-16.8, 0.9])
 @pytest.mark.parametrize("size", 10.0 ** np.arange(-8, 9, 4))
-def test_a_correction_that_underflows_is_not_zero(start, size):
+@pytest.mark.parametrize("solver", [fp.Anderson(), fp.NewtonKrylov()])
+def test_a_correction_that_underflows_is_not_zero(solver, start, size):
     """What has no root is not solved where squares are zero."""
     F = lambda x: size * np.exp(-x)
-    sol = quiet(fp.root, F, np.array([start]), solver=fp.Anderson())
+    sol = quiet(fp.root, F, np.array([start]), solver=solver)
     assert not bool(sol.converged)
 
 
