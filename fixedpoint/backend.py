@@ -128,6 +128,8 @@ class Backend:
             return value
         if isinstance(value, (int, float, complex, np.generic)):
             value = np.asarray(value)
+        if isinstance(value, np.ndarray) and not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))  # as f returns it
         return value.astype(float) if _is_whole(value) else value
 
     def flatten(self, container: Any) -> tuple[list[Any], Any]:

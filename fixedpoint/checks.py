@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind", bound=type)
@@ -11,9 +12,22 @@ Kind = TypeVar("Kind", bound=type)
 
 def check_positive(name: str, value: float, upper: float = float("inf")) -> None:
     """Raise ValueError unless 0 < value ≤ upper."""
+    check_number(name, value)
     if not 0.0 < value <= upper:
         bound = "positive" if upper == float("inf") else f"in (0, {upper:g}]"
         raise ValueError(f"{name} must be {bound}, got {value!r}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a real number."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` can be called, or is None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
 
 
 def check_count(name: str, value: Any, least: int) -> None:

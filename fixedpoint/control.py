@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from fixedpoint.backend import Array, Backend, Vec
-from fixedpoint.checks import check_count, check_positive
+from fixedpoint.checks import check_callable, check_count, check_positive
 from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver
 
@@ -79,6 +79,7 @@ class Control:
     def __post_init__(self) -> None:
         if self.max_steps is not None:
             check_count("max_steps", self.max_steps, 0)
+        check_callable("callback", self.callback)
         if self.batched_args is not None and self.callback is not None:
             raise ValueError(
                 "a callback sees whole batches: give it, or batched_args, not both"

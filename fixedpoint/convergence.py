@@ -68,6 +68,8 @@ class Verdict(NamedTuple):
     hidden : array of bool
         Whether the residual tells nothing: one as large as the largest would be lost in
         the rounding of the state.
+    by_zero : array of bool or None
+        Which of them do so only since a part counts as zero; None if none.
     vanished : array of bool or None
         Whether nothing is left of any part of the state, in samples of which there was
         something; None where that was not asked.
@@ -81,6 +83,7 @@ class Verdict(NamedTuple):
     hidden: Array
     vanished: Array | None = None
     state: tuple[Array, ...] | None = None
+    by_zero: Array | None = None
 
 
 def opened(problem: Problem, first: Point) -> Evidence:
@@ -134,12 +137,16 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     sizes = problem.sizes(old, point, step.correction, step.moves)
     evidence = _noted(problem, evidence, point, sizes)
     error, guarded = _error(problem, evidence, step, sizes.length)
-    satisfied = (_passes(problem, evidence, step, sizes, guarded) & ~hidden) | exact
+    within, passes = _passes(problem, evidence, step, sizes, guarded)
+    satisfied = (passes & ~hidden) | exact
     error = space.xp.where(exact, space.zero, error)
     error = space.xp.where(space.xp.isnan(error), space.infinity, error)
     last = space.xp.stack([sizes.length, evidence.sizes[..., 0]], axis=-1)
     evidence = evidence._replace(sizes=last)
-    return Verdict(satisfied, error, evidence, hidden, state=sizes.state)
+    by_zero = satisfied & ~within & ~exact
+    return Verdict(
+        satisfied, error, evidence, hidden, state=sizes.state, by_zero=by_zero
+    )
 
 
 def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
@@ -263,21 +270,22 @@ def _error(
 
 def _passes(
     problem: Problem, evidence: Evidence, step: Step, sizes: Sizes, error: Array
-) -> Array:
-    """Whether every part of the state is within tolerance, or has become zero."""
+) -> tuple[Array, Array]:
+    """Whether every part of the state is within tolerance; or has become zero."""
     space, tolerance, m = problem.space, problem.tolerance, sizes.length
     where, some = space.xp.where, m > 0.0
     fell = step.point.residual_norm <= FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
     factor = error / where(some, m, space.one)
-    masks = []
+    within, passes = [], []
     parts = zip(sizes.shares, sizes.state, evidence.largest, strict=True)
     for share, size, most in parts:
         left = where(space.spread(some, share), share, space.one)
         left = space.spread(factor, share) * left
-        masks.append((left <= tolerance.bound(size)) | (size + left <= ZERO * most))
-    return fell & space.every(masks)
+        within.append(left <= tolerance.bound(size))
+        passes.append(within[-1] | (size + left <= ZERO * most))
+    return space.every(within), fell & space.every(passes)
 
 
 def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Array:

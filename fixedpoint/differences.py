@@ -12,6 +12,7 @@ from fixedpoint.matrix import Matrix, Sparsity
 from fixedpoint.point import Point
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
+from fixedpoint.tolerance import ENTRIES
 
 # How far the product of a compressed Jacobian with a vector may be from its difference
 # quotient.
@@ -142,6 +143,35 @@ def units_of(space: Space, sizes: Array) -> Array:
         known, sizes / xp.where(largest > 0.0, largest, space.one), space.one
     )
     return 2.0 ** (UNITS * xp.round(xp.log2(ratio) / UNITS))
+
+
+def units_of_state(space: Space, value: Vec) -> Vec | None:
+    """Powers of two by which the entries of a state may be divided to be comparable;
+    None where they are known to be.
+
+    Of a large state, those of its leaves. A zero is taken to be in the largest unit of
+    its leaf.
+    """
+    xp, small = space.xp, space.dimension <= ENTRIES
+    if space.backend.is_partial or not (small or len(value) > 1):
+        return None
+    rows = []
+    for leaf in space.rows(space.backend.stop(value)):
+        size = space.magnitudes(leaf)
+        most = xp.max(size, axis=-1, keepdims=True)
+        rows.append(xp.where(size > 0.0, size, most) if small else most)
+    units = units_of(space, xp.concat(rows, axis=-1))
+    if space.backend.known_here(units == 1.0):
+        return None
+    leaves, first = [], 0
+    for row, leaf in zip(rows, value, strict=True):
+        unit = units[..., first : first + row.shape[-1]]
+        first += row.shape[-1]
+        unit = (
+            xp.reshape(unit, leaf.shape) if small else space.spread(unit[..., 0], leaf)
+        )
+        leaves.append(unit)
+    return tuple(leaves)
 
 
 class _Quotients:

@@ -21,6 +21,7 @@ from fixedpoint.carry import (
     recorded,
     sifted,
 )
+from fixedpoint.claims import FLAT, IRREGULAR, NOT_ZERO, Claim, Review, is_far, refused
 from fixedpoint.compaction import put_rows, taken_rows
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import (
@@ -32,7 +33,7 @@ from fixedpoint.convergence import (
 from fixedpoint.kernels import Kernel, kernel_of
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import at_rounding, irregular_at_zero
+from fixedpoint.rounding import at_rounding
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 
@@ -175,8 +176,10 @@ class Loop:
         ending = live(reduce(or_, ends.values()), carry.active)
         if step.failure is None and space.backend.known_none(ending):
             return carry
+        carry, wrong, collapsed = self._reviewed(carry, old, verdict)
+        ends[Status.CONVERGED] = verdict.satisfied & ~wrong | precise
+        ends[Status.COLLAPSED] = collapsed
         converged = live(verdict.satisfied, carry.active)
-        carry, ends[Status.COLLAPSED] = self._collapsed(carry, verdict, converged)
         carry = self._limited(carry, live(precise & ~converged, carry.active))
         return self._decided(carry, old, step.failure, ends)
 
@@ -284,30 +287,53 @@ class Loop:
         lost = error > _DIGITS * state
         return near & ~(verdict.satisfied | verdict.hidden | lost)
 
-    def _collapsed(
-        self, carry: Carry, verdict: Verdict, converged: Array
-    ) -> tuple[Carry, Array]:
-        """The samples that became zero where that is no answer; see
-        :func:`irregular_at_zero`.
+    def _reviewed(
+        self, carry: Carry, old: Point, verdict: Verdict
+    ) -> tuple[Carry, Array, Array]:
+        """The samples whose convergence is refused; and those that became zero where
+        that is no answer. See :class:`~fixedpoint.claims.Review`.
         """
-        if self.solver.is_plain:
-            return carry, self.problem.space.xp.zeros_like(converged)
-        vanished = converged & vanished_states(self.problem, verdict, carry.point)
-        highest, start = carry.evidence.highest, self.first.value
-        irregular = partial(irregular_at_zero, self.problem, start, highest)
-        return self._asked(carry, vanished, irregular)
+        problem, space, new = self.problem, self.problem.space, carry.point
+        claim = self._claim(carry, old, verdict)
+        review = Review(problem, self.first, old, new, carry.evidence)
+        question = partial(review.findings, claim)
+        carry, found = self._asked(carry, claim.doubtful, question, space.xp.int32)
+        has: Callable[[int], Array] = lambda bit: (found & bit) != 0
+        unfounded = claim.zero & has(NOT_ZERO)
+        if not space.backend.known_here(~unfounded):
+            evidence = refused(problem, new.value, carry.evidence, unfounded)
+            carry = carry._replace(evidence=evidence)
+        collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
+        return carry, unfounded | (claim.far & has(FLAT)), collapsed
+
+    def _claim(self, carry: Carry, old: Point, verdict: Verdict) -> Claim:
+        """The samples that converge for a reason that may be wrong."""
+        problem, new = self.problem, carry.point
+        converged = live(verdict.satisfied, carry.active)
+        zero = vanished = far = converged & ~converged
+        if verdict.by_zero is not None:
+            zero = converged & verdict.by_zero
+        if not self.solver.is_plain:
+            vanished = converged & vanished_states(problem, verdict, new)
+        if problem.tolerance.test == "error":
+            far = converged & is_far(problem, old, new)
+        return Claim(zero, vanished, far)
 
     def _asked(
-        self, carry: Carry, mask: Array, question: Callable[[], tuple[Array, Any]]
+        self,
+        carry: Carry,
+        mask: Array,
+        question: Callable[[], tuple[Array, Any]],
+        dtype: Any = None,
     ) -> tuple[Carry, Array]:
-        """The samples of `mask` of which the answer holds, evaluated only if there are
-        any.
+        """The answer of the samples of `mask`, evaluated only if there are any; false,
+        or zero, of the others.
         """
         backend, xp = self.problem.space.backend, self.problem.space.xp
         if ends_alone(self.problem.space, mask):
             mask = mask & carry.running  # an element of a vmap may have ended
         integer = getattr(carry.work.f, "dtype", xp.int32)
-        nothing = xp.zeros_like(mask), xp.zeros_like(mask, dtype=integer)
+        nothing = xp.zeros_like(mask, dtype=dtype), xp.zeros_like(mask, dtype=integer)
 
         def answer() -> tuple[Array, ...]:
             holds, evaluations = question()

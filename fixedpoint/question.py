@@ -134,6 +134,9 @@ class Question:
         check_policy("on_failure", self.on_failure)
         if not callable(f):
             raise TypeError(f"{name} must be callable, got {type(f).__name__}")
+        if self.state is not None and not isinstance(self.state, Memory):
+            kind = type(self.state).__name__  # type: ignore[unreachable]
+            raise TypeError(f"state must be sol.state of an earlier call, got {kind}")
         if not isinstance(args, tuple):
             kind = type(args).__name__  # type: ignore[unreachable]
             raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")

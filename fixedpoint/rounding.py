@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,10 +25,6 @@ _ULPS = (1.0, 2.0**8, 2.0**16)
 _LOOKS = 2, 8
 
 _GOLDEN = 0.5 * 5**0.5 - 0.5
-
-# What counts as tiny beside the start, and how far from additive a function may be
-# there.
-_TINY, _ADDITIVE = 1e-12, 1e-6
 
 
 class _Noise(NamedTuple):
@@ -106,7 +101,7 @@ def _noise(problem: Problem, point: Point, asked: Array) -> tuple[Vec, Any]:
 def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Noise:
     """The noise as one more evaluation tells it."""
     space, xp = problem.space, problem.space.xp
-    moved = problem.increment_nearby(_nudged(problem, point.value, ulps, noise.looks))
+    moved = problem.increment_nearby(nudged(problem, point.value, ulps, noise.looks))
     pairs = zip(noise.size, space.subtract(moved, point.increment), strict=True)
     larger = tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs])
     size, looks = space.where(noise.is_open, larger, noise.size), noise.looks + 1
@@ -116,7 +111,7 @@ def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Nois
     return _Noise(size, noise.is_open & ((looks < _LOOKS[0]) | uncertain), looks)
 
 
-def _nudged(problem: Problem, value: Vec, ulps: float, look: Any) -> Vec:
+def nudged(problem: Problem, value: Vec, ulps: float, look: Any) -> Vec:
     """The state with each entry moved by some units in its last place, up or down.
 
     Which way is told by multiples of the golden ratio, less their whole parts.
@@ -135,59 +130,3 @@ def _felt(problem: Problem, increment: Vec, noise: Vec) -> Array:
     """Whether every entry of g that is not zero has changed."""
     pairs = zip(increment, noise, strict=True)
     return problem.space.every([(leaf == 0) | (change > 0.0) for leaf, change in pairs])
-
-
-def irregular_at_zero(
-    problem: Problem, start: Vec, highest: Array
-) -> tuple[Array, int]:
-    """Whether g has no derivative at zero, in the samples that do not start there.
-
-    A map that is homogeneous, f(tz) = t f(z), as a scaling whose length is free, has a
-    residual that falls with the length of the state, whatever its direction. Zero is no
-    answer then: a function with a derivative there is additive on tiny states, and such
-    a map is not.
-
-    Parameters
-    ----------
-    problem : Problem
-        The problem.
-    start : Vec
-        Where the iteration began: the state to scale down, since g is defined there.
-    highest : array
-        The largest residual norm, that of a state of the size of the start.
-    """
-    space = problem.space
-    first = space.scale(_TINY, start)
-    second = tuple([leaf * _graded(problem, leaf) for leaf in first])
-    # In a loop, since every evaluation in a trace takes long to compile.
-    end = space.backend.while_loop(
-        lambda defect: defect.terms < 3,
-        partial(_further, problem, first, second),
-        _Defect(space.zeros(start), 0),
-        3,
-    )
-    regular = space.norm(end.sum) <= (_ADDITIVE * _TINY) * highest
-    return ~regular & (space.norm(start) > 0.0), 3
-
-
-class _Defect(NamedTuple):
-    """The first terms of g(u) + g(v) − g(u + v), and how many there are."""
-
-    sum: Vec
-    terms: Any
-
-
-def _further(problem: Problem, u: Vec, v: Vec, defect: _Defect) -> _Defect:
-    """One more term."""
-    space, k = problem.space, defect.terms
-    flags = [space.xp.asarray(flag, **space.place) for flag in (k != 1, k != 0, k == 2)]
-    with_u, with_v, last = map(space.as_coefficient, flags)
-    g = problem.increment_nearby(space.axpy(with_v, v, space.scale(with_u, u)))
-    return _Defect(space.axpy(1.0 - 2.0 * last, g, defect.sum), k + 1)
-
-
-def _graded(problem: Problem, leaf: Array) -> Array:
-    """Factors from 1 to 2 along the entries of a leaf."""
-    space, size = problem.space, math.prod(leaf.shape[problem.space.batch_ndim :])
-    index = space.xp.astype(space.xp.arange(1, size + 1, **space.place), space.dtype)
-    return space.as_leaf(1.0 + index / (size + 1.0), leaf)

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from fixedpoint.backend import Array, Vec
+from fixedpoint.checks import check_number
 from fixedpoint.space import Difference, Kind, Measured, Space
 
 Norm = Literal["entries", "leaves", "euclidean", "max"]
@@ -52,7 +55,10 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
+            if value is None or hasattr(value, "shape"):
+                continue
+            check_number(name, value)
+            if not 0 <= value < float("inf"):
                 raise ValueError(
                     f"{name} must be finite and not negative, got {value!r}"
                 )
@@ -76,6 +82,13 @@ class Tolerance:
 
         Small vectors may have entries in different units: each then counts by itself.
         """
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            shape = tuple(getattr(value, "shape", ()))
+            if shape not in ((), space.batch_shape):
+                raise ValueError(
+                    f"{name} must be a number, or an array of the shape of the batch, "
+                    f"{space.batch_shape}, got the shape {shape}"
+                )
         rtol, norm = self.rtol, self.norm
         if rtol is None:
             rtol = max(space.default_rtol, 10 * rounding)
@@ -146,6 +159,22 @@ class Tolerance:
             return tuple([space.magnitudes(leaf) for leaf in u])
         return space.sound_norms(self.measured(u))
 
+    def spread(self, space: Space, masks: Sequence[Array], u: Vec) -> Vec:
+        """The masks of parts, as masks of the entries of u."""
+        if self.norm == "entries":
+            return tuple(masks)
+        groups: list[Any] = [None] * len(u)
+        if self.norm == "leaves":
+            groups = list(masks)
+        else:
+            for block, mask in zip(self.blocks, masks, strict=True):
+                groups[block] = [mask] * len(groups[block])
+        kinds: list[Any] = [None] * len(u)
+        if self.norm == "leaves":
+            kinds = self._kinds(len(u))
+        rows = zip(groups, kinds, u, strict=True)
+        return tuple([_over_entries(space, *row) for row in rows])
+
     def bounds(self, sizes: Sequence[Array]) -> list[Array]:
         """What goes with parts of these sizes: atol + rtol·size."""
         return list(map(self.bound, sizes))
@@ -161,6 +190,19 @@ class Tolerance:
         return space.every(
             [u <= b for u, b in zip(self.parts(space, u), bounds, strict=True)]
         )
+
+
+def _over_entries(space: Space, mask: Array | None, kind: Any, leaf: Array) -> Array:
+    """The mask of a leaf, or of its segments, over its entries; of none where it is no
+    part.
+    """
+    xp = space.xp
+    if mask is None:
+        return xp.zeros_like(leaf, dtype=xp.bool)
+    if isinstance(kind, tuple):
+        owner = xp.asarray(np.repeat(np.arange(len(kind)), kind), **space.place)
+        mask = xp.take(mask, owner, axis=-1)
+    return space.spread(mask, leaf) & xp.ones_like(leaf, dtype=xp.bool)
 
 
 def _is_zero(tolerance: Any) -> bool:

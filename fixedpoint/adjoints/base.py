@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import mul, truediv
 from typing import Any, ClassVar
 
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
+from fixedpoint.differences import units_of_state
 from fixedpoint.failure import Policy, apply_policy
 from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
@@ -47,6 +49,9 @@ class AdjointSystem:
         v ↦ Pv, P an approximate inverse of I − A or −A.
     memory : Memory or None
         What the forward solver remembers.
+    units : Vec or None
+        What the entries of u are multiplied by to be comparable, as powers of two; None
+        where they are.
     """
 
     space: Space
@@ -58,6 +63,7 @@ class AdjointSystem:
     start: Vec | None = None
     precondition: Product | None = None
     memory: Memory | None = None
+    units: Vec | None = None
 
     def on(self, bridge: Bridge) -> AdjointSystem:
         """The same by another library's arithmetic."""
@@ -70,7 +76,29 @@ class AdjointSystem:
             start=start and bridge.all_there(start),
             precondition=bridge.function(self.precondition),
             memory=memory and memory.converted(bridge.there_in),
+            units=self.units and bridge.all_there(self.units),
         )
+
+    def comparable(self) -> AdjointSystem:
+        """The system of the entries Du in units alike, D(I − A)D⁻¹(Du) = Dv."""
+        if self.units is None:
+            return self
+        times, inverse = self.in_units, self.precondition
+        return replace(
+            self,
+            product=lambda w: times(self.product(self.out_of_units(w))),
+            rhs=times(self.rhs),
+            start=None if self.start is None else times(self.start),
+            precondition=inverse and (lambda w: times(inverse(self.out_of_units(w)))),
+        )
+
+    def in_units(self, u: Vec) -> Vec:
+        """The entries Du."""
+        return u if self.units is None else tuple(map(mul, self.units, u))
+
+    def out_of_units(self, w: Vec) -> Vec:
+        """The entries D⁻¹w."""
+        return w if self.units is None else tuple(map(truediv, w, self.units))
 
     def image(self, u: Vec) -> Vec:
         """Au + v: the map whose fixed point is sought, or for roots the residual."""
@@ -171,6 +199,10 @@ class LinearAdjoint(Adjoint):
             start = inverse = None
         if start is not None:
             start = run.border.pack(start, value, "warm_start")
+        # Cotangents are in one over the units of the state, and tangents in those.
+        units = units_of_state(space, value)
+        if units is not None and not transposed:
+            units = tuple([1.0 / unit for unit in units])
         return AdjointSystem(
             space=Space.of(run.backend, rhs, space.batch_ndim + rhs_axes),
             product=product,
@@ -181,6 +213,7 @@ class LinearAdjoint(Adjoint):
             start=start,
             precondition=None if inverse is None else inverse(value, problem.args),
             memory=memory,
+            units=units,
         )
 
     @abstractmethod

@@ -15,7 +15,7 @@ from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
-from fixedpoint.tolerance import Tolerance
+from fixedpoint.tolerance import Norm, Tolerance
 
 _ANDERSON = Anderson(memory=10)
 _GMRES = NewtonKrylov(
@@ -51,9 +51,10 @@ class ImplicitAdjoint(LinearAdjoint):
         multiplier of the augmented system is such a start, and so is
         ``sol.backward.value`` of an earlier solve.
     rtol, atol : float, optional
-        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. By
-        default rtol is that of the forward solve, if it is a positive float, or
-        max(1e-6, 10·eps).
+        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less; where
+        the entries of z are in units far apart, in each entry, or in each leaf of a
+        state of more than 200. By default rtol is that of the forward solve, if it is a
+        positive float, or max(1e-6, 10·eps).
     max_steps : int, optional
         Steps of the adjoint solve at most.
     on_failure : {"raise", "warn", "return", "nan"}, optional
@@ -97,14 +98,18 @@ class ImplicitAdjoint(LinearAdjoint):
 
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution, as accurate as the tolerance asks."""
-        rtol = system.rtol if self.rtol is None else self.rtol
-        problem = linear_problem(system, rtol, self.atol)
+        rtol, given = system.rtol if self.rtol is None else self.rtol, system
+        system = system.comparable()
+        # A weight must not make light of an entry that is small by chance.
+        norm: Norm | None = "euclidean" if system.units is None else None
+        problem = linear_problem(system, Tolerance(rtol, self.atol, norm))
         fresh = system.space.zeros(system.rhs) if system.is_root else system.rhs
         start = fresh if system.start is None else system.start
         control = Control(max_steps=self.max_steps)
-        return Solve(
+        end = Solve(
             problem=problem, control=control, solver=self._method(system)
         ).iterate(start)
+        return end._replace(value=given.out_of_units(end.value))
 
     def _method(self, system: AdjointSystem) -> Solver:
         preconditioned = system.precondition is not None
@@ -113,14 +118,14 @@ class ImplicitAdjoint(LinearAdjoint):
         return _GMRES if system.is_root or preconditioned else _ANDERSON
 
 
-def linear_problem(system: AdjointSystem, rtol: Any, atol: float) -> Problem:
+def linear_problem(system: AdjointSystem, tolerance: Tolerance) -> Problem:
     """The system as a problem of the engine's."""
     negative, product, inverse = (
         system.space.negative,
         system.product,
         system.precondition,
     )
-    tolerance = Tolerance(rtol, atol, "euclidean")
+    tolerance = tolerance.settled(system.space, 0.0, (slice(None),), ())
     if system.is_root:
         functions = Functions.of_image(
             lambda u, _: negative(system.image(u)),

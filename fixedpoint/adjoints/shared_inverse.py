@@ -15,6 +15,7 @@ from fixedpoint.linear import GMRES, LinearSystem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Broyden, Solver
 from fixedpoint.solvers.broyden import BroydenState
+from fixedpoint.tolerance import Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def _aware(
         system.space, min(steps, max(most - inverse.used.shape[-1], 0))
     )
     solver = Broyden(memory=wider.used.shape[-1])
-    problem = linear_problem(system, system.rtol, 0.0)
+    problem = linear_problem(system, Tolerance(system.rtol, 0.0, "euclidean"))
     control, memory = Control(max_steps=steps), Memory(solver, wider)
     return Solve(
         problem=problem, control=control, solver=solver, memory=memory

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import backend_of_state
-from fixedpoint.checks import check_positive
+from fixedpoint.checks import check_callable, check_positive
 
 
 class Evaluation(NamedTuple):
@@ -126,6 +126,10 @@ class Map(Operator):
     preconditioner: Callable[..., Any] | None = field(default=None, kw_only=True)
     project: Callable[[Any], Any] | None = field(default=None, kw_only=True)
     has_aux: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("jvp", "preconditioner", "project"):
+            check_callable(name, getattr(self, name))
 
     @property
     def is_operator(self) -> bool:

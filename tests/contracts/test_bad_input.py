@@ -274,6 +274,49 @@ def test_tolerances_are_not_negative(name, value):
         solve(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rtol": "1e-3"}, "rtol must be a number, got '1e-3'"),
+        ({"atol": 1j}, "atol must be a number, got 1j"),
+        ({"callback": 3}, "callback must be callable, got 3"),
+        ({"preconditioner": 3}, "preconditioner must be callable, got 3"),
+        ({"jvp": "exact"}, "jvp must be callable, got 'exact'"),
+        ({"project": 0.5}, "project must be callable, got 0.5"),
+        ({"state": 3}, "state must be sol.state of an earlier call, got int"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind(settings, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        solve(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fp.Anderson(damping="a"), "damping must be a number, got 'a'"),
+        (lambda: fp.Budget(seconds="a"), "seconds must be a number, got 'a'"),
+        (lambda: fp.Newton(step_bound="a"), "step_bound must be a number, got 'a'"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+@pytest.mark.parametrize("batch_ndim", [0, 1])
+def test_a_tolerance_of_another_batch(xp_case, name, batch_ndim):
+    settings = {name: xp_case.asarray(np.full(2, 1e-3)), "batch_ndim": batch_ndim}
+    with pytest.raises(ValueError, match=rf"{name} must be .*the batch.*got .*\(2,\)"):
+        xp_case.solve(HALF, np.ones((3, 1)), **settings)
+
+
+def test_an_array_of_the_other_byte_order():
+    sol = fp.fixed_point(np.cos, np.ones(2, np.dtype(float).newbyteorder()))
+    np.testing.assert_allclose(sol.value, 0.7390851332, rtol=1e-5)
+
+
 @pytest.mark.parametrize("value", [-1, 1.5, "many", True])
 def test_max_steps_is_a_number(value):
     with pytest.raises(ValueError, match="max_steps must be an integer, 0 or more"):

@@ -152,6 +152,96 @@ def test_rounding_does_not_hide_a_slow_contraction(unit):
         assert not bool(sol.converged) or abs(sol.value / unit - 1.0) <= 1e-5
 
 
+FAR = [
+    (fp.fixed_point, lambda z: 0.5 * z + 1.0, 1e15, 2.0),
+    (fp.fixed_point, lambda z: 0.5 * (z + 2.0 / z), 1e16, 2.0**0.5),
+    (fp.fixed_point, lambda z: np.sqrt(1.0 + z**-3.0), 3.57e-10, 1.2365057162),
+    (fp.fixed_point, lambda z: (2.0 * z + z**-2.0) / 3.0, 1.29e-10, 1.0),
+    (fp.root, lambda x: x**2 - 1e-26, 1.0, 1e-13),
+    (fp.root, lambda x: x**3 - 8.0, 1e16, 2.0),
+    (fp.root, lambda x: x - 1e-13, 1.0, 1e-13),
+]
+
+
+@by_solver
+@pytest.mark.parametrize(("by", "f", "start", "answer"), FAR)
+def test_what_was_once_larger_is_not_zero(by, f, start, answer, solver):
+    """A start, or a step, of the wrong size does not make light of an error."""
+    for shape in ((), (1,)):
+        sol = quiet(by, f, np.full(shape, start), solver=solver)
+        error = np.abs(np.abs(sol.value) / answer - 1.0)
+        assert not bool(sol.converged) or error <= 1e-5
+    assert bool(quiet(by, f, start).converged)
+
+
+@by_solver
+@pytest.mark.parametrize("constant", 10.0 ** np.array([-8.0, -16.0, -36.0]))
+def test_a_small_concentration_beside_a_large_one(constant, solver):
+    """Of a salt that dissolves hardly at all, from ones and beside a common ion."""
+    for common in (0.0, 1e-3):
+        F = lambda x, b=common: np.stack([x[0] * x[1] - constant, x[0] - x[1] - b])
+        sol = quiet(fp.root, F, np.ones(2), solver=solver)
+        first = np.hypot(0.5 * common, constant**0.5) + 0.5 * common
+        answers = np.array([[first, constant / first], [-constant / first, -first]])
+        error = np.abs(sol.value / answers - 1.0).max(-1).min()
+        assert not bool(sol.converged) or error <= 1e-2  # Broyden's estimate is rough
+
+
+def test_a_part_that_is_zero_is_an_answer(jit_case):
+    """Beside others, which are not."""
+    xp = jit_case.xp
+
+    def f(z):
+        rest = xp.cos(z[..., 1:])
+        return xp.concat([0.5 * z[..., :1] + z[..., 1:2] - z[..., 2:], rest], axis=-1)
+
+    for norm in ("entries", "leaves"):
+        settings = {"solver": fp.Anderson(), "norm": norm, "batch_ndim": 1}
+        sol = jit_case.solve(f, np.array([[1.0, 0.2, 0.9]]), **settings)
+        answer = [[0.0, 0.7390851332, 0.7390851332]]
+        np.testing.assert_allclose(jit_case.to_numpy(sol.value), answer, atol=1e-6)
+        assert np.all(jit_case.to_numpy(sol.converged))
+
+
+def test_a_sample_that_was_once_larger(jit_case):
+    """Its neighbors are zero indeed."""
+    f = lambda z, b: {"a": 0.5 * z["a"] + b, "b": 0.3 * z["b"]}
+    start = {"a": np.array([[1e15], [1.0]]), "b": np.ones((2, 1))}
+    args = (np.array([[1.0], [0.0]]),)
+    for solver in (fp.Anderson(), fp.Picard()):
+        sol = jit_case.solve(f, start, args, solver=solver, batch_ndim=1)
+        value = jit_case.to_numpy(sol.value["a"])
+        np.testing.assert_allclose(value, [[2.0], [0.0]], rtol=1e-5, atol=1e-9)
+        assert np.all(jit_case.to_numpy(sol.converged))
+
+
+def test_a_long_step_to_where_a_map_is_flat(jit_case):
+    F = lambda x: x * jit_case.xp.exp(-(x**2))
+    settings = {"solver": fp.Newton(), "max_steps": 100}
+    sol = jit_case.solve(F, np.array([0.73]), by=fp.root, **settings)
+    assert not bool(sol.converged)
+
+
+FLAT = [
+    (lambda x: np.exp(-(x**2)), 0.1, None),
+    (lambda x: np.exp(-(x**2)), 0.06, None),
+    (lambda x: x * np.exp(-(x**2)), 0.73, 0.0),
+    (lambda x: x * np.exp(-(x**2)), 0.8, 0.0),
+    (lambda r: np.exp(2.0 - 2.0 * r) - np.exp(1.0 - r), 1.7, 1.0),
+]
+
+
+@by_solver
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e5])
+@pytest.mark.parametrize(("F", "start", "answer"), FLAT)
+def test_a_long_step_to_where_a_function_is_flat(F, start, answer, unit, solver):
+    """What falls off faster than any power looks solved there."""
+    sol = quiet(fp.root, lambda x: F(x / unit), np.array([start * unit]), solver=solver)
+    if bool(sol.converged) and sol.residual_norm > 0.0:  # else nothing can be told
+        assert answer is not None
+        assert abs(sol.value[0] / unit - answer) <= 1e-5
+
+
 # Maps.
 
 SHARES = np.array([-2.0, 4.0])

@@ -132,7 +132,11 @@ struct Test {
         at.error[b] = is_known ? length : estimated(b, length, guarded);
         const T factor = guarded / (length > 0 ? length : T(1));
         const bool fell = norm <= T(set.fall) * at.new_highest[b];
-        at.satisfied[b] = fell && !at.hidden[b] && passes(b, factor, sum.state, length);
+        bool within = true;
+        const bool all = passes(b, factor, sum.state, length, within);
+        at.satisfied[b] = fell && !at.hidden[b] && all;
+        // Whether zero is an answer is for the solver to ask.
+        if (at.satisfied[b] && !within) at.remarks[b] |= doubtful;
         at.new_sizes[2 * b] = length;
         at.new_sizes[2 * b + 1] = at.sizes[2 * b];
     }
@@ -199,21 +203,24 @@ struct Test {
         return error;
     }
 
-    bool passes(int64_t b, T factor, T state, T length) const {
-        if (!set.entries) return part(factor * length, state, at.new_largest[b]);
+    // Whether every part is `within` tolerance, or has become zero.
+    bool passes(int64_t b, T factor, T state, T length, bool &within) const {
+        if (!set.entries) return part(factor * length, state, at.new_largest[b], within);
         const auto &method = static_cast<const Method &>(*this);
         const int64_t n = set.size;
         bool all = true;
         for (int64_t i = b * n; i < (b + 1) * n && all; i++) {
             const T correction = std::abs(method.correction(i));
             const T share_of_it = larger(correction, std::abs(at.increment[i]));
-            all = part(factor * share_of_it, std::abs(at.value[i]), at.new_largest[i]);
+            all = part(factor * share_of_it, std::abs(at.value[i]), at.new_largest[i], within);
         }
         return all;
     }
 
-    bool part(T left, T state, T most) const {
-        return left <= T(set.atol) + T(set.rtol) * state || state + left <= T(set.zero) * most;
+    bool part(T left, T state, T most, bool &within) const {
+        if (left <= T(set.atol) + T(set.rtol) * state) return true;
+        within = false;
+        return state + left <= T(set.zero) * most;
     }
 
     bool residual_passes(int64_t b) const {
