@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fixedpoint.convergence import ZERO, Evidence
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.rounding import nudged
-from fixedpoint.space import Difference
+from fixedpoint.space import Difference, Space
 
 # What counts as tiny beside the start, and how far from additive a function may be
 # there.
@@ -48,11 +48,14 @@ class Claim(NamedTuple):
         Those of which nothing is left.
     far : array of bool
         Those whose last step was a long one.
+    tiny : tuple of array of bool
+        The parts that count as zero.
     """
 
     zero: Array
     vanished: Array
     far: Array
+    tiny: tuple[Array, ...]
 
     @property
     def doubtful(self) -> Array:
@@ -64,7 +67,7 @@ class Claim(NamedTuple):
         backend = problem.space.backend
         traced = backend.is_traced((self.far,))
         zero = self.zero | self.vanished
-        wanted = (self.vanished, (0, 1, 2)), (zero, (3, 4, 5)), (self.far, (6,))
+        wanted = (self.vanished, (0, 1, 2)), (zero, (3, 4)), (self.far, (5,))
         some = [numbers for mask, numbers in wanted if traced or backend.any(mask)]
         return tuple(number for numbers in some for number in numbers)
 
@@ -120,75 +123,63 @@ class Review:
     def findings(self, claim: Claim) -> tuple[Array, int]:
         """What is found of each sample, and the evaluations it took."""
         space, numbers = self.problem.space, claim.evaluations(self.problem)
+        states = self._states(claim)
         zeros, none = space.zeros(self.new.value), space.full(0.0) > 0.0
         looks = _Looks(zeros, tuple(map(space.xp.abs, zeros)), none, none, 0)
         if space.backend.is_traced((none, claim.far)):
             # In a loop, since every evaluation in a trace takes long to compile.
             more, most = lambda looks: looks.number < len(numbers), len(numbers)
-            looks = space.backend.while_loop(more, self._looked, looks, most)
+            turn = partial(self._looked, states)
+            looks = space.backend.while_loop(more, turn, looks, most)
         else:
             for number in numbers:
-                looks = self._looked(looks._replace(number=number))
+                looks = self._looked(states, looks._replace(number=number))
         masks = ~self._is_zero(looks), looks.irregular, looks.flat
         bits = zip((NOT_ZERO, IRREGULAR, FLAT), masks, strict=True)
         found = [bit * space.xp.astype(mask, space.xp.int32) for bit, mask in bits]
         return found[0] + found[1] + found[2], len(numbers)
 
-    def _looked(self, looks: _Looks) -> _Looks:
+    def _looked(self, states: list[Callable[[], Vec]], looks: _Looks) -> _Looks:
         """One more evaluation."""
         space, number, found = self.problem.space, looks.number, looks.found
         xp, pick = space.xp, partial(_pick, space.xp)
-        g = self.problem.increment_nearby(self._state(number))
+        g = self.problem.increment_nearby(_state(xp, states, number))
         added = pick(number == 2, space.subtract(found, g), space.add(found, g))
         found = pick(number < 3, added, pick(number == 3, g, found))
         additive = space.norm(found) <= _ADDITIVE * _TINY * self.evidence.highest
         irregular = ~additive & (space.norm(self.start.value) > 0.0)
         change = space.norm(space.subtract(g, self.new.increment))
         flat = ~(change >= _FLAT * self._farther * self._changed)
-        moved = tuple(map(xp.abs, space.subtract(g, found)))
-        terms = tuple(map(xp.maximum, looks.terms, moved))
+        terms = tuple(map(xp.abs, space.subtract(g, found)))
         return _Looks(
             found,
-            pick((number == 4) | (number == 5), terms, looks.terms),
+            pick(number == 4, terms, looks.terms),
             pick(number == 2, (irregular,), (looks.irregular,))[0],
-            pick(number == 6, (flat,), (looks.flat,))[0],
+            pick(number == 5, (flat,), (looks.flat,))[0],
             number + 1,
         )
 
-    def _state(self, number: Any) -> Vec:
-        """Where the map is evaluated."""
-        space, start = self.problem.space, self.start.value
-        first = space.scale(_TINY, start)
-        second = tuple([leaf * _graded(self.problem, leaf) for leaf in first])
-        moved = partial(nudged, self.problem, self._zeroed, space.rounding**-0.5)
-        states: list[Callable[[], Vec]] = [
+    def _states(self, claim: Claim) -> list[Callable[[], Vec]]:
+        """Where the map is evaluated: at two tiny states and their sum, where the tiny
+        parts are zero and near that, and beyond the last step.
+        """
+        problem, space, value = self.problem, self.problem.space, self.new.value
+        first = space.scale(_TINY, self.start.value)
+        second = tuple([leaf * _graded(problem, leaf) for leaf in first])
+        masks = problem.tolerance.spread(space, claim.tiny, value)
+        rows = zip(masks, space.zeros(value), value, strict=True)
+        zeroed = tuple([space.xp.where(*row) for row in rows])
+        # Each time with other signs, lest terms cancel.
+        ulps, look = space.rounding**-0.5, self.evidence.count
+        step = space.subtract(value, self.old.value)
+        return [
             lambda: first,
             lambda: second,
             lambda: space.add(first, second),
-            lambda: self._zeroed,
-            lambda: moved(0),
-            lambda: moved(1),
-            lambda: space.axpy(self._farther, self._step, self.new.value),
+            lambda: zeroed,
+            lambda: nudged(problem, zeroed, ulps, look),
+            lambda: space.axpy(self._farther, step, value),
         ]
-        if isinstance(number, int):
-            return states[number]()
-        state = states[0]()
-        for k, other in enumerate(states[1:], 1):
-            state = _pick(space.xp, number == k, other(), state)
-        return state
-
-    @property
-    def _zeroed(self) -> Vec:
-        """The new state, its tiny parts zero."""
-        space, value = self.problem.space, self.new.value
-        tiny = _tiny(self.problem, value, self.evidence)
-        masks = self.problem.tolerance.spread(space, tiny, value)
-        pairs = zip(masks, value, space.zeros(value), strict=True)
-        return tuple([space.xp.where(mask, zero, leaf) for mask, leaf, zero in pairs])
-
-    @property
-    def _step(self) -> Vec:
-        return self.problem.space.subtract(self.new.value, self.old.value)
 
     @property
     def _farther(self) -> Array:
@@ -218,32 +209,43 @@ class Review:
 
 
 def is_far(problem: Problem, old: Point, new: Point) -> Array:
-    """Whether a part of the state moved far, and something is left of the residual."""
-    space, tolerance = problem.space, problem.tolerance
-    moved = tolerance.parts(space, space.subtract(new.value, old.value))
-    pairs = zip(moved, tolerance.parts(space, new.value), strict=True)
-    near = space.every([part <= _LONG * size for part, size in pairs])
-    return ~near & (new.residual_norm > 0.0)
+    """Whether an entry, or a leaf, moved far, and something is left of the residual."""
+    space, step = problem.space, problem.space.subtract(new.value, old.value)
+    if problem.tolerance.norm == "entries":
+        sizes = [tuple(map(space.magnitudes, u)) for u in (step, new.value)]
+    else:
+        sizes = [tuple([space.norm((a,), "max") for a in u]) for u in (step, new.value)]
+    near = [moved <= _LONG * size for moved, size in zip(*sizes, strict=True)]
+    return ~space.every(near) & (new.residual_norm > 0.0)
 
 
-def refused(problem: Problem, value: Vec, evidence: Evidence, mask: Array) -> Evidence:
-    """The evidence after samples whose tiny parts are not zero after all: they have to
-    become smaller still, to count as zero.
+def tiny_parts(sizes: Sequence[Array], evidence: Evidence) -> tuple[Array, ...]:
+    """The parts, of these sizes, that may count as zero."""
+    pairs = zip(sizes, evidence.largest, strict=True)
+    return tuple([(size <= ZERO * most) & (most > 0.0) for size, most in pairs])
+
+
+def refused(
+    space: Space, sizes: Sequence[Array], evidence: Evidence, tiny: Sequence[Array]
+) -> Evidence:
+    """The evidence after `tiny` parts that are not zero after all: they have to become
+    smaller still, to count as that.
     """
-    space, xp = problem.space, problem.space.xp
-    sizes, lowered = problem.tolerance.parts(space, value), []
-    tiny = _tiny(problem, value, evidence)
-    for part, size, most in zip(tiny, sizes, evidence.largest, strict=True):
-        less = part & space.spread(mask, part)
-        lowered.append(xp.where(less, (_AGAIN / ZERO) * size, most))
+    lowered = [
+        space.xp.where(part, (_AGAIN / ZERO) * size, most)
+        for part, size, most in zip(tiny, sizes, evidence.largest, strict=True)
+    ]
     return evidence._replace(largest=tuple(lowered))
 
 
-def _tiny(problem: Problem, value: Vec, evidence: Evidence) -> list[Array]:
-    """The parts that may count as zero."""
-    sizes = problem.tolerance.parts(problem.space, value)
-    pairs = zip(sizes, evidence.largest, strict=True)
-    return [(size <= ZERO * most) & (most > 0.0) for size, most in pairs]
+def _state(xp: Any, states: Sequence[Callable[[], Vec]], number: Any) -> Vec:
+    """The state of a number, which is a symbol in a trace."""
+    if isinstance(number, int):
+        return states[number]()
+    state = states[0]()
+    for k, other in enumerate(states[1:], 1):
+        state = _pick(xp, number == k, other(), state)
+    return state
 
 
 def _pick(xp: Any, flag: Any, u: Vec, v: Vec) -> Vec:

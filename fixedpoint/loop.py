@@ -21,7 +21,16 @@ from fixedpoint.carry import (
     recorded,
     sifted,
 )
-from fixedpoint.claims import FLAT, IRREGULAR, NOT_ZERO, Claim, Review, is_far, refused
+from fixedpoint.claims import (
+    FLAT,
+    IRREGULAR,
+    NOT_ZERO,
+    Claim,
+    Review,
+    is_far,
+    refused,
+    tiny_parts,
+)
 from fixedpoint.compaction import put_rows, taken_rows
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import (
@@ -294,19 +303,24 @@ class Loop:
         that is no answer. See :class:`~fixedpoint.claims.Review`.
         """
         problem, space, new = self.problem, self.problem.space, carry.point
-        claim = self._claim(carry, old, verdict)
+        sizes = verdict.state or problem.tolerance.parts(space, new.value)
+        tiny = tiny_parts(sizes, carry.evidence)
+        claim = self._claim(carry, old, verdict, tiny)
         review = Review(problem, self.first, old, new, carry.evidence)
         question = partial(review.findings, claim)
         carry, found = self._asked(carry, claim.doubtful, question, space.xp.int32)
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         unfounded = claim.zero & has(NOT_ZERO)
         if not space.backend.known_here(~unfounded):
-            evidence = refused(problem, new.value, carry.evidence, unfounded)
+            tiny = tuple([part & space.spread(unfounded, part) for part in tiny])
+            evidence = refused(space, sizes, carry.evidence, tiny)
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
         return carry, unfounded | (claim.far & has(FLAT)), collapsed
 
-    def _claim(self, carry: Carry, old: Point, verdict: Verdict) -> Claim:
+    def _claim(
+        self, carry: Carry, old: Point, verdict: Verdict, tiny: tuple[Array, ...]
+    ) -> Claim:
         """The samples that converge for a reason that may be wrong."""
         problem, new = self.problem, carry.point
         converged = live(verdict.satisfied, carry.active)
@@ -317,7 +331,7 @@ class Loop:
             vanished = converged & vanished_states(problem, verdict, new)
         if problem.tolerance.test == "error":
             far = converged & is_far(problem, old, new)
-        return Claim(zero, vanished, far)
+        return Claim(zero, vanished, far, tiny)
 
     def _asked(
         self,
