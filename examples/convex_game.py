@@ -3,10 +3,10 @@
 The overlapping patches of a noisy photograph are the agents of a game. Each seeks a
 sparse code in a dictionary that explains what it sees, and wants to agree with its
 neighbors on the pixels they share. The equilibrium is found by proximal gradient steps
-of all agents at once, accelerated, and the dictionary and the weights of the ℓ₁ norm
-are learned by differentiating it implicitly: memory does not grow with the steps, and
-no kink is smoothed. Photographs to test on are others than those to train on, and
-larger, which makes no difference to the game.
+of all agents at once, accelerated. The dictionary, the penalties of codes, and a second
+dictionary that makes the answer of them are learned by differentiating it implicitly:
+memory does not grow with the steps, and no kink is smoothed. Photographs to test on are
+others than those to train on, and larger, which makes no difference to the game.
 
 What to look at, in ``convex_game.png``: photographs, what is seen of them, and what the
 game makes of it with a cosine basis and after training; below, the atoms before and

@@ -4,6 +4,7 @@ equilibrium.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from itertools import product
@@ -104,89 +105,111 @@ class PatchGrid:
             )
 
 
-def proximal_step(codes: Tensor, image: Tensor, params: Params) -> Tensor:
+def proximal_step(codes: Tensor, target: Tensor, params: Params) -> Tensor:
     """One simultaneous proximal gradient step of all agents of a :class:`PatchGame`.
 
     Parameters
     ----------
     codes : tensor of shape (batch, atoms, patches)
         The codes zᵢ, as columns.
-    image : tensor of shape (batch, 1, H, W)
-        The noisy images.
+    target : tensor of shape (batch, pixels, patches)
+        See :meth:`PatchGame.target`.
     params : dict
         See :meth:`PatchGame.params`.
     """
-    step, threshold = params["step"], params["step"] * params["weights"][:, None]
-    moved = codes - step * _gradient(codes, image, params)
-    shrunk: Tensor = moved - torch.clamp(moved, -threshold, threshold)
-    return shrunk
+    dictionary = params["dictionary"]
+    # The gradient of all but the penalty, with respect to own codes.
+    gradient = dictionary.T @ (_pull(dictionary @ codes, params) - target)
+    return _proximal_map(torch.add(codes, gradient, alpha=-params["step"]), params)
 
 
-def _gradient(codes: Tensor, image: Tensor, params: Params) -> Tensor:
-    """Of the smooth part of each agent's cost with respect to its own code."""
-    grid, dictionary = params["grid"], params["dictionary"]
-    pieces = dictionary @ codes
-    average = grid.sum(pieces, image.shape) / params["count"]
-    gap = params["own"] * pieces - grid.cut(image + params["share"] * average)
-    gradient: Tensor = dictionary.T @ gap + params["ridge"] * codes
-    return gradient
+def _pull(pieces: Tensor, params: Params) -> Tensor:
+    """I + κ(I − B)(I − Π) times the pieces, as in the gradient of a
+    :class:`PatchGame`.
+    """
+    grid, shape = params["grid"], params["shape"]
+    pull: Tensor = params["own"] * pieces - grid.cut(
+        params["share"] / params["count"] * grid.sum(pieces, shape)
+    )
+    return pull
+
+
+def _proximal_map(moved: Tensor, params: Params) -> Tensor:
+    """Of the penalty times the step: zero up to αw, and two slopes beyond."""
+    (near, far), (zero, knee) = params["slopes"], params["knots"]
+    left = moved - torch.clamp(moved, -zero, zero)
+    return torch.addcmul(far * left, near - far, torch.clamp(left, -knee, knee))
 
 
 class PatchGame(torch.nn.Module):
     """A denoiser whose agents, the overlapping patches of an image, play a convex game.
 
-    Agent i describes its patch Pᵢy of the noisy image y by a code zᵢ, and has the cost
+    Agent i describes its patch Pᵢy of the noisy image y, less its mean mᵢ, by a code
+    zᵢ, and has the cost
 
-        ½‖Pᵢy − Dzᵢ‖² + Σₖ wₖ|zᵢₖ| + ½ρ‖zᵢ‖² + ½κ‖Dzᵢ − Pᵢx̄‖² ,
+        ½‖Pᵢy − mᵢ − Dzᵢ‖² + Σₖ φₖ(zᵢₖ) + ½κ‖mᵢ + Dzᵢ − Pᵢx̄‖² ,
 
-    with x̄ the image in which each pixel is the mean of its values in all pieces Dzⱼ,
-    those of agent i included: it wants to agree with its neighbors on the pixels they
-    share. The answer is x̄ at the Nash equilibrium, where no agent gains by changing
-    its own code alone. The dictionary D and the weights w > 0, one for each atom, are
-    learned by differentiating that equilibrium implicitly.
+    with x̄ the image in which each pixel is the mean of its values in all pieces mⱼ +
+    Dzⱼ, those of agent i included: it wants to agree with its neighbors on the pixels
+    they share. The penalty, with weights w > 0 and curvatures c > 0,
 
-    *Existence.* Let z be all codes, 𝒟 the block diagonal matrix of the D, B the
-    diagonal matrix with 1/c for a pixel that is in c patches, and Π what replaces each
-    pixel of a piece by its mean. Π is an orthogonal projection and commutes with B. The
-    own part of Dzᵢ − Pᵢx̄ is (I − Bᵢ)Dzᵢ, so that the costs are convex in own codes,
-    with the own gradients
+        φₖ(t) = ½ρt² + wₖ|t| up to |t| = wₖ/cₖ ,   ½ρt² + ½cₖt² + ½wₖ²/cₖ beyond,
 
-        𝒟ᵀ(𝒟z − Py) + κ𝒟ᵀ(I − B)(I − Π)𝒟z + ρz .
+    has a continuous slope but at 0. It sets small codes to zero, and scales large ones,
+    from which the ℓ₁ norm would subtract: but for ρ it is the reversed Huber function,
+    the sum of the minimax concave penalty and the ridge ½ct² that makes it convex.
+
+    The answer is the image in which each pixel is the mean of its values in all mᵢ +
+    Wzᵢ at the Nash equilibrium, where no agent gains by changing its own code alone.
+    The synthesis dictionary W has no part in the game: it makes up for what the
+    penalty takes away. D, W, and the weights and curvatures, one of each for each
+    atom, are learned by differentiating the equilibrium implicitly.
+
+    *Existence and uniqueness.* Let z be all codes, 𝒟 the block diagonal matrix of the
+    D, B the diagonal matrix with 1/n for a pixel that is in n patches, and Π what
+    replaces each pixel of a piece by its mean. Π is an orthogonal projection and
+    commutes with B. The own part of mᵢ + Dzᵢ − Pᵢx̄ is (I − Bᵢ)Dzᵢ, so that the costs
+    are convex in own codes, and but for the penalty have the own gradients
+
+        𝒟ᵀ(m + 𝒟z − Py) + κ𝒟ᵀ(I − B)(I − Π)(m + 𝒟z) .
 
     As (I − B)(I − Π) is symmetric and positive semidefinite, with norm at most 1, these
-    are the gradients of a function of z, convex and with the weighted norm coercive,
-    and its minimizers are the equilibria: they exist, and x̄ is the same at all of
-    them.
+    are the gradients of a convex function of z. The slope of φₖ grows at the rate of ρ
+    at least, and jumps up at 0: with the penalties that function is strongly convex for
+    ρ > 0. Its one minimizer is the one equilibrium, whatever D, W, w and c are, and a
+    continuous function of them and of y. A ridge is needed: where D has more columns
+    than rows, Dzᵢ alone does not determine Wzᵢ.
 
-    *Convergence.* With ‖D‖ = 1, to which D is scaled, the Hessian lies between ρ and L
-    = 1 + κ + ρ. For a step α < 2/L the map z ↦ prox(z − α·gradient) is averaged: Picard
-    iteration finds an equilibrium from any start. For ρ > 0 it is a contraction with
-    the factor max(1 − αρ, αL − 1) at most, and the codes are unique too, as implicit
-    derivatives need: where D has more columns than rows, ρ = 0 may leave them
-    undetermined.
+    *Convergence.* With ‖D‖ = 1, to which D is scaled, the Hessian of all but the
+    penalties lies between 0 and L = 1 + κ, and a gradient step with α < 2/L expands no
+    distance. The proximal map of αφₖ, whose slopes are 0, 1/(1 + αρ) and 1/(1 + αρ +
+    αcₖ), shrinks distances: z ↦ prox(z − α·gradient) is a contraction with the factor
+    1/(1 + αρ) at most, and Picard iteration finds the equilibrium from any start. So
+    does the adjoint's: the equation for it has a matrix whose inverse has the norm 1 +
+    1/(αρ) at most.
 
     Parameters
     ----------
     size : int, optional
         The side of a patch, in pixels.
     atoms : int, optional
-        Columns of D, which is an overcomplete cosine basis at first, lowest frequencies
-        first.
+        Columns of D, which is an overcomplete cosine basis without the constant at
+        first, lowest frequencies first; so is W, up to a factor.
     stride : int, optional
         Pixels from one patch to the next.
     weight : float, optional
-        The weights at first. The constant atom, whose code is the mean, has a hundredth
-        of it.
+        The weights at first.
+    curvature : float, optional
+        The curvatures at first.
     coupling : float, optional
         κ ≥ 0. With 0 each patch is coded alone.
     ridge : float, optional
-        ρ ≥ 0.
+        ρ > 0. The smaller, the slower solvers are.
     step : float, optional
         The step α, below 2/L; by default 1.5/L. The equilibrium does not depend on it.
     solver : Solver, optional
         By default ``fixedpoint.Anderson()``, and ``fixedpoint.SQUAREM()`` where that
-        stalls. Both may stall short of tight tolerances where L/ρ is large; Picard
-        iteration then takes long.
+        stalls.
     adjoint : Adjoint, optional
         By default ``fixedpoint.ImplicitAdjoint()``.
     rtol, atol : float, optional
@@ -198,7 +221,10 @@ class PatchGame(torch.nn.Module):
     ----------
     Lecouat, Ponce and Mairal, "A flexible framework for designing trainable priors with
     adaptive smoothing and game encoding", NeurIPS 2020, arXiv:2006.14859. Its layers
-    are unrolled, and its costs more varied.
+    are unrolled, and its costs more varied. The synthesis dictionary is that of their
+    "Fully trainable and interpretable non-local sparse models for image restoration",
+    ECCV 2020; the penalty that of Owen, "A robust hybrid of lasso and ridge
+    regression", 2007.
 
     Examples
     --------
@@ -220,8 +246,9 @@ class PatchGame(torch.nn.Module):
         *,
         stride: int = 1,
         weight: float = 0.1,
+        curvature: float = 0.5,
         coupling: float = 0.5,
-        ridge: float = 0.01,
+        ridge: float = 0.2,
         step: float | None = None,
         solver: Solver | None = None,
         adjoint: fp.Adjoint | None = None,
@@ -231,28 +258,32 @@ class PatchGame(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.grid = PatchGrid(size, stride)
-        check_count("atoms", atoms, 1)
-        check_positive("weight", weight)
-        for name, value in (("coupling", coupling), ("ridge", ridge)):
-            if not 0.0 <= value < math.inf:
-                raise ValueError(
-                    f"{name} must be finite and not negative, got {value!r}"
-                )
+        check_positive("ridge", ridge)
+        if not 0.0 <= coupling < math.inf:
+            raise ValueError(
+                f"coupling must be finite and not negative, got {coupling!r}"
+            )
         self.coupling, self.ridge = coupling, ridge
         self.step = self._checked(step)
         self.solver = solver or fp.Fallback([fp.Anderson(), fp.SQUAREM()])
         self.adjoint = adjoint or fp.ImplicitAdjoint()
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
-        self.atoms = torch.nn.Parameter(cosines(size, atoms))
-        weights = torch.full((atoms,), weight)
-        weights[0] *= 0.01
-        self.raw_weights = torch.nn.Parameter(
-            weights + torch.log(-torch.expm1(-weights))
-        )
+        self._begin(size, atoms, weight, curvature)
+
+    def _begin(self, size: int, atoms: int, weight: float, curvature: float) -> None:
+        """The parameters before training."""
+        check_count("atoms", atoms, 1)
+        basis = cosines(size, atoms + 1)[:, 1:]
+        # What is far beyond 0 is scaled by the penalty, and scaled back here.
+        scale = (1.0 + self.ridge + curvature) / torch.linalg.matrix_norm(basis, 2)
+        self.atoms = torch.nn.Parameter(basis)
+        self.synthesis = torch.nn.Parameter(scale * basis)
+        self.raw_weights = torch.nn.Parameter(_raw("weight", weight, atoms))
+        self.raw_curvatures = torch.nn.Parameter(_raw("curvature", curvature, atoms))
 
     def _checked(self, step: float | None) -> float:
         """The step, by default one that is safe."""
-        lipschitz = 1.0 + self.coupling + self.ridge
+        lipschitz = 1.0 + self.coupling
         if step is None:
             return 1.5 / lipschitz
         check_positive("step", step)
@@ -269,9 +300,13 @@ class PatchGame(torch.nn.Module):
         """The weights w, one for each atom."""
         return functional.softplus(self.raw_weights)
 
+    def curvatures(self) -> Tensor:
+        """The curvatures c of the penalty, one for each atom."""
+        return functional.softplus(self.raw_curvatures)
+
     def params(self, image: Tensor) -> Params:
-        """What :func:`proximal_step` takes: the dictionary and weights as they are now,
-        and what depends on the size of the images alone.
+        """What :func:`proximal_step` takes: the dictionary and penalties as they are
+        now, and what depends on the size of the images alone.
 
         Parameters
         ----------
@@ -280,20 +315,50 @@ class PatchGame(torch.nn.Module):
         """
         count = self.grid.count(image, image.shape)
         share = self.coupling * (1.0 - 1.0 / count)
+        slopes, knots = self._shrinkage()
         return {
             "dictionary": self.dictionary(),
-            "weights": self.weights(),
+            "slopes": slopes,
+            "knots": knots,
             "grid": self.grid,
+            "shape": image.shape,
             "count": count,
             "share": share,
             "own": 1.0 + self.grid.cut(share),
-            "ridge": self.ridge,
             "step": self.step,
         }
 
+    def _shrinkage(self) -> tuple[tuple[float, Tensor], tuple[Tensor, Tensor]]:
+        """Of the proximal map the two slopes, where the first begins, and how far from
+        there the second does; for each atom, as columns.
+        """
+        weights, curvatures = self.weights()[:, None], self.curvatures()[:, None]
+        stretch = 1.0 + self.step * self.ridge
+        slopes = 1.0 / stretch, 1.0 / (stretch + self.step * curvatures)
+        return slopes, (self.step * weights, stretch * weights / curvatures)
+
+    def target(self, image: Tensor, params: Params) -> Tensor:
+        """The part of the gradients that codes have no part in, Py − m − κ(I − B)(I −
+        Π)m, not multiplied by 𝒟ᵀ yet.
+
+        Parameters
+        ----------
+        image : tensor of shape (batch, 1, H, W)
+            The noisy images.
+        params : dict
+            See :meth:`params`.
+
+        Returns
+        -------
+        tensor of shape (batch, pixels, patches)
+        """
+        patches = self.grid.cut(image)
+        means = patches.mean(1, keepdim=True).expand_as(patches)
+        return patches - _pull(means, params)
+
     def forward(self, image: Tensor) -> Tensor:
         """The denoised images, of shape (batch, 1, H, W) as the noisy ones."""
-        return self.reconstruct(self.solve(image).value, image.shape)
+        return self.reconstruct(self.solve(image).value, image)
 
     def denoise(self, image: Tensor) -> Tensor:
         """As :meth:`forward`, without derivatives."""
@@ -340,7 +405,7 @@ class PatchGame(torch.nn.Module):
             for (solved, kept, part), (solved2, kept2, part2) in product(rows, columns):
                 square = padded[..., solved, solved2]
                 codes = self.solve(square, **settings).value
-                denoised = self.reconstruct(codes, square.shape)
+                denoised = self.reconstruct(codes, square)
                 whole[..., kept, kept2] = denoised[..., part, part2]
         return whole[..., : image.shape[-2], : image.shape[-1]]
 
@@ -374,11 +439,29 @@ class PatchGame(torch.nn.Module):
             "batch_ndim": 1,
             "batched_args": (True, False),
         }
-        return fp.fixed_point(proximal_step, z0, (image, params), **(own | settings))
+        target = self.target(image, params)
+        return fp.fixed_point(proximal_step, z0, (target, params), **(own | settings))
 
-    def reconstruct(self, codes: Tensor, shape: torch.Size) -> Tensor:
-        """The images of `shape` that are the average of the pieces of `codes`."""
-        return self.grid.average(self.dictionary() @ codes, shape)
+    def reconstruct(self, codes: Tensor, image: Tensor) -> Tensor:
+        """The denoised images, of shape (batch, 1, H, W), that codes of the noisy ones
+        stand for.
+        """
+        means = self.grid.cut(image).mean(1, keepdim=True)
+        return self.grid.average(self.synthesis @ codes + means, image.shape)
+
+    def with_stride(self, stride: int) -> PatchGame:
+        """The game of patches `stride` pixels apart that shares all parameters with
+        this one.
+        """
+        game = copy.copy(self)
+        game.grid = PatchGrid(self.grid.size, stride)
+        return game
+
+
+def _raw(name: str, value: float, number: int) -> Tensor:
+    """What softplus makes a positive value of, `number` times."""
+    check_positive(name, value)
+    return torch.full((number,), value + math.log(-math.expm1(-value)))
 
 
 def _check_tiles(tile: int, margin: int, grid: PatchGrid) -> None:
@@ -447,7 +530,7 @@ def train_denoiser(
     learning_rate: float = 5e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Train the dictionary and the weights of `game`, in place, by Adam.
+    """Train the dictionaries and penalties of `game`, in place, by Adam.
 
     The loss is the mean squared error of the denoised images. Noise is drawn anew in
     each step, and the learning rate falls to a tenth along a half cosine.

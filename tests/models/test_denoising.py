@@ -79,17 +79,20 @@ def test_noise_is_that_of_the_level_and_batches_are_those_of_the_epoch(settings)
     assert 255.0 * float((noisy - clean).std()) == pytest.approx(50.0, rel=0.1)
 
 
-def test_all_levels_train_one_dictionary_and_weights_of_their_own(settings):
+def test_all_levels_share_dictionaries_and_have_penalties_of_their_own(settings):
     experiment = Denoising(settings, CPU)
     games = experiment.module.games
     assert games[0].atoms is games[1].atoms
-    assert len(list(experiment.module.parameters())) == 3
+    assert games[0].synthesis is games[1].synthesis
+    assert len(list(experiment.module.parameters())) == 6
     batch = next(experiment.batches(0))
     figures = experiment.step(batch)
     assert figures["failed"] == 0.0
     assert games[0].atoms.grad.abs().sum() > 0.0
-    assert games[0].raw_weights.grad.abs().sum() > 0.0
-    assert games[1].raw_weights.grad is None
+    assert games[0].synthesis.grad.abs().sum() > 0.0
+    for name in ("raw_weights", "raw_curvatures"):
+        assert getattr(games[0], name).grad.abs().sum() > 0.0
+        assert getattr(games[1], name).grad is None
 
 
 def test_figures_are_those_of_the_images(settings):
@@ -126,7 +129,8 @@ def test_what_cannot_be_is_named(settings):
         Denoising(replace(settings, crop=30), CPU)
     with pytest.raises(DataError, match="nowhere"):
         Denoising(replace(settings, test="nowhere"), CPU)
-    with pytest.raises(ConfigError, match="stride"):
-        Denoising(replace(settings, stride=5), CPU)
+    for name in ("stride", "test_stride"):
+        with pytest.raises(ConfigError, match="stride"):
+            Denoising(replace(settings, **{name: 5}), CPU)
     with pytest.raises(ConfigError, match="levels"):
         build(Settings, {"train": "a", "test": "b", "levels": [0.0]})

@@ -18,7 +18,7 @@ import fixedpoint as fp
 from fixedpoint_models import data as sets
 from fixedpoint_models.config import ConfigError, setting
 from fixedpoint_models.data import DataError
-from fixedpoint_models.games import PatchGame
+from fixedpoint_models.games import PatchGame, PatchGrid
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.tasks.base import Experiment
 
@@ -42,20 +42,23 @@ class Settings:
         Folders of photographs, of any size; they are turned gray.
     levels : tuple of float
         Standard deviations of the noise, out of 255.
-    size, atoms, stride, coupling, ridge
+    size, atoms, curvature, coupling, ridge
         As for :class:`fixedpoint_models.games.PatchGame`.
+    stride, test_stride : int
+        Pixels from one patch to the next, in training and for photographs to test with.
     weight : float
         The weights of the game at first, in standard deviations of the noise.
     crop : int
         The side of what is cut of photographs to train on.
     batch_size, batches : int
         Cuts a step, and steps an epoch.
-    rtol : float
-        Of all solves.
+    rtol, adjoint_rtol : float
+        Of solves, and of those for derivatives.
     steps : int
         Of a solve, at most.
-    tile : int
-        The side of the squares that photographs are tested in.
+    tile, margin : int
+        The side of the squares that photographs are tested in, and the pixels around
+        them that are solved for along with them.
     held_out : int, optional
         Photographs to test with; all by default.
     seed : int
@@ -68,15 +71,19 @@ class Settings:
     size: int = setting(8, least=2)
     atoms: int = setting(100, least=1)
     stride: int = setting(2, least=1)
+    test_stride: int = setting(1, least=1)
+    curvature: float = setting(0.5, above=0.0)
     coupling: float = setting(0.2, least=0.0)
-    ridge: float = setting(1e-3, above=0.0)
+    ridge: float = setting(0.2, above=0.0)
     weight: float = setting(0.7, above=0.0)
     crop: int = setting(40, least=8)
-    batch_size: int = setting(8, least=1)
+    batch_size: int = setting(4, least=1)
     batches: int = setting(100, least=1)
     rtol: float = setting(1e-2, above=0.0)
+    adjoint_rtol: float = setting(1e-1, above=0.0)
     steps: int = setting(100, least=1)
     tile: int = setting(96, least=1)
+    margin: int = setting(8, least=1)
     held_out: int | None = setting(None, least=1)
     seed: int = setting(0, least=0)
 
@@ -92,7 +99,7 @@ class Batch(NamedTuple):
 
 
 class Denoiser(torch.nn.Module):
-    """A game for each level of noise, with weights of its own and a dictionary shared
+    """A game for each level of noise, with penalties of its own and dictionaries shared
     by all.
 
     Parameters
@@ -109,17 +116,20 @@ class Denoiser(torch.nn.Module):
                 settings.atoms,
                 stride=settings.stride,
                 weight=settings.weight * level / WHITE,
+                curvature=settings.curvature,
                 coupling=settings.coupling,
                 ridge=settings.ridge,
-                solver=fp.Anderson(),
-                adjoint=fp.ImplicitAdjoint(rtol=settings.rtol, on_failure="return"),
+                solver=fp.Anderson(memory=2),
+                adjoint=fp.ImplicitAdjoint(
+                    rtol=settings.adjoint_rtol, on_failure="return"
+                ),
                 rtol=settings.rtol,
                 max_steps=settings.steps,
             )
             for level in settings.levels
         )
         for game in self.games:
-            game.atoms = self.games[0].atoms
+            game.atoms, game.synthesis = self.games[0].atoms, self.games[0].synthesis
 
 
 class Denoising(Experiment):
@@ -152,6 +162,7 @@ class Denoising(Experiment):
             )
         try:
             self.module = Denoiser(settings).to(device)
+            PatchGrid(settings.size, settings.test_stride)
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
@@ -184,7 +195,7 @@ class Denoising(Experiment):
         """Add the gradient of the mean squared error, in variances of the noise."""
         game: Any = self.module.games[batch.level]
         found = game.solve(batch.noisy, on_failure="return")
-        denoised = game.reconstruct(found.value, batch.noisy.shape)
+        denoised = game.reconstruct(found.value, batch.noisy)
         variance = (self.settings.levels[batch.level] / WHITE) ** 2
         loss = (denoised - batch.clean).square().mean() / variance
         loss.backward()
@@ -203,10 +214,13 @@ class Denoising(Experiment):
         return clean.to(self.device), (clean + sigma * noise).to(self.device)
 
     def denoised(self, noisy: Tensor, level: int) -> Tensor:
-        """What the game of a level makes of a noisy photograph."""
-        game: Any = self.module.games[level]
+        """What the game of a level makes of a noisy photograph, patches `test_stride`
+        pixels apart.
+        """
+        games: Any = self.module.games
+        game = games[level].with_stride(self.settings.test_stride)
         image: Tensor = game.denoise_in_tiles(
-            noisy, self.settings.tile, on_failure="return"
+            noisy, self.settings.tile, self.settings.margin, on_failure="return"
         )
         return image.clamp(0.0, 1.0)
 
