@@ -1,6 +1,6 @@
 """The tasks of the paper on real data: ``python benchmarks/reproduce.py [part ...]``.
 
-The parts are those of `PARTS`; without one, all run, in an hour on one core. The
+The parts are those of `PARTS`; without one, all run, in two hours on one core. The
 data are looked for in ``--data``, by default the folder that FIXEDPOINT_DATA names;
 without them nothing is measured. Of MNIST the test files are enough: the first 8,000 of
 their images are trained on, the others tested with. Times are processor time on one
@@ -128,7 +128,7 @@ def omniglot() -> list[Row]:
 
 
 def bsd() -> list[Row]:
-    """One dictionary for three levels of noise."""
+    """Dictionaries shared by three levels of noise."""
     experiment, row = trained("denoising_bsd", ())
     figures = timed(experiment.evaluate)
     return [
