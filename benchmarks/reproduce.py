@@ -1,7 +1,7 @@
 """The tasks of the paper on real data: ``python benchmarks/reproduce.py [part ...]``.
 
-The parts are those of `PARTS`; without one, all run, in two hours on one core. The
-data are looked for in ``--data``, by default the folder that FIXEDPOINT_DATA names;
+The parts are those of `PARTS`; without one, all run, in an hour and a half on one core.
+The data are looked for in ``--data``, by default the folder that FIXEDPOINT_DATA names;
 without them nothing is measured. Of MNIST the test files are enough: the first 8,000 of
 their images are trained on, the others tested with. Times are processor time on one
 thread. What was measured goes, as JSON, to ``--output``, where parts that were not run
