@@ -6,11 +6,19 @@ from collections.abc import Callable, Iterator
 from typing import Any, Unpack
 
 from fixedpoint.adjoints import Adjoint
+from fixedpoint.adjoints.base import solving
 from fixedpoint.backend import Array
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Control, Memory
 from fixedpoint.failure import Policy
-from fixedpoint.question import IMPLICIT, Fields, Question, methods_of, with_fields
+from fixedpoint.question import (
+    IMPLICIT,
+    Explained,
+    Fields,
+    Question,
+    methods_of,
+    with_fields,
+)
 from fixedpoint.solution import Solution, T
 from fixedpoint.solvers import Solver
 from fixedpoint.tolerance import Norm, Test, Tolerance
@@ -150,7 +158,10 @@ def fixed_point(
         communicator=communicator,
         is_root=False,
     )
-    return question.answer(z0)
+    run, value = question.run(z0)
+    with Explained(question, run, value):
+        end = solving(question.adjoint, run)(value)
+    return question.packed(run, end)
 
 
 def root(
@@ -241,7 +252,10 @@ def root(
         communicator=communicator,
         is_root=True,
     )
-    return question.answer(x0)
+    run, value = question.run(x0)
+    with Explained(question, run, value):
+        end = solving(question.adjoint, run)(value)
+    return question.packed(run, end)
 
 
 def steps(

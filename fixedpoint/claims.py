@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,9 +28,12 @@ _ROUNDINGS = 8.0
 # The share of its terms that an equation may leave by the errors of other parts.
 _OTHERS = 1e-2
 
-# A step by more than this share of a part is long. The change of the residual in its
-# direction should be no less than this share of what it was.
-_LONG, _FLAT = 0.5, 0.25
+# A step by more than this share of a part is long, and more than so many tolerances.
+_LONG, _BOUNDS = 0.5, 100.0
+
+# A little farther on the residual should change by no less than this share of what the
+# step makes one expect.
+_FLAT = 0.25
 
 # What is found of a sample, bit by bit.
 NOT_ZERO, IRREGULAR, FLAT = 1, 2, 4
@@ -64,10 +66,9 @@ class Claim(NamedTuple):
 
     def evaluations(self, problem: Problem) -> tuple[int, ...]:
         """The numbers of the evaluations that are needed; in a trace all are."""
-        backend = problem.space.backend
-        traced = backend.is_traced((self.far,))
-        zero = self.zero | self.vanished
-        wanted = (self.vanished, (0, 1, 2)), (zero, (3, 4)), (self.far, (5,))
+        backend, zero = problem.space.backend, self.zero | self.vanished
+        traced = backend.is_traced((zero,))
+        wanted = (self.vanished, (0, 1, 2)), (zero, (3, 4))
         some = [numbers for mask, numbers in wanted if traced or backend.any(mask)]
         return tuple(number for numbers in some for number in numbers)
 
@@ -75,14 +76,13 @@ class Claim(NamedTuple):
 class _Looks(NamedTuple):
     """What the evaluations found.
 
-    ``found`` is a sum of g at tiny states, or g where the tiny parts are zero, and
-    ``terms`` the changes of that as others are moved.
+    ``found`` is a sum of g at tiny states, or g where the tiny parts are zero; the
+    others are answers.
     """
 
     found: Vec
-    terms: Vec
+    not_zero: Array
     irregular: Array
-    flat: Array
     number: Any
 
 
@@ -123,100 +123,117 @@ class Review:
     def findings(self, claim: Claim) -> tuple[Array, int]:
         """What is found of each sample, and the evaluations it took."""
         space, numbers = self.problem.space, claim.evaluations(self.problem)
-        states = self._states(claim)
-        zeros, none = space.zeros(self.new.value), space.full(0.0) > 0.0
-        looks = _Looks(zeros, tuple(map(space.xp.abs, zeros)), none, none, 0)
-        if space.backend.is_traced((none, claim.far)):
+        none, turn = space.full(0.0) > 0.0, partial(self._looked, claim)
+        looks = _Looks(space.zeros(self.new.value), none, none, 0)
+        if space.backend.is_traced((none, claim.zero)):
             # In a loop, since every evaluation in a trace takes long to compile.
             more, most = lambda looks: looks.number < len(numbers), len(numbers)
-            turn = partial(self._looked, states)
             looks = space.backend.while_loop(more, turn, looks, most)
         else:
             for number in numbers:
-                looks = self._looked(states, looks._replace(number=number))
-        masks = ~self._is_zero(looks), looks.irregular, looks.flat
+                looks = turn(looks._replace(number=number))
+        flat, farther = self._is_flat(claim)
+        masks = looks.not_zero, looks.irregular, flat
         bits = zip((NOT_ZERO, IRREGULAR, FLAT), masks, strict=True)
         found = [bit * space.xp.astype(mask, space.xp.int32) for bit, mask in bits]
-        return found[0] + found[1] + found[2], len(numbers)
+        return found[0] + found[1] + found[2], len(numbers) + farther
 
-    def _looked(self, states: list[Callable[[], Vec]], looks: _Looks) -> _Looks:
-        """One more evaluation."""
+    def _looked(self, claim: Claim, looks: _Looks) -> _Looks:
+        """One more evaluation, and what it tells."""
         space, number, found = self.problem.space, looks.number, looks.found
-        xp, pick = space.xp, partial(_pick, space.xp)
-        g = self.problem.increment_nearby(_state(xp, states, number))
+        pick = partial(_pick, space.xp)
+        g = self.problem.increment_nearby(self._state(claim, number))
         added = pick(number == 2, space.subtract(found, g), space.add(found, g))
         found = pick(number < 3, added, pick(number == 3, g, found))
-        additive = space.norm(found) <= _ADDITIVE * _TINY * self.evidence.highest
-        irregular = ~additive & (space.norm(self.start.value) > 0.0)
-        change = space.norm(space.subtract(g, self.new.increment))
-        flat = ~(change >= _FLAT * self._farther * self._changed)
-        terms = tuple(map(xp.abs, space.subtract(g, found)))
+        not_zero, irregular = (~self._is_zero(found, g),), (self._is_irregular(found),)
         return _Looks(
             found,
-            pick(number == 4, terms, looks.terms),
-            pick(number == 2, (irregular,), (looks.irregular,))[0],
-            pick(number == 5, (flat,), (looks.flat,))[0],
+            pick(number == 4, not_zero, (looks.not_zero,))[0],
+            pick(number == 2, irregular, (looks.irregular,))[0],
             number + 1,
         )
 
-    def _states(self, claim: Claim) -> list[Callable[[], Vec]]:
-        """Where the map is evaluated: at two tiny states and their sum, where the tiny
-        parts are zero and near that, and beyond the last step.
+    def _state(self, claim: Claim, number: Any) -> Vec:
+        """Where the map is evaluated: at two tiny states and their sum; where the tiny
+        parts are zero, and near that.
+
+        As one expression, of which a trace keeps no parts.
         """
         problem, space, value = self.problem, self.problem.space, self.new.value
-        first = space.scale(_TINY, self.start.value)
-        second = tuple([leaf * _graded(problem, leaf) for leaf in first])
+        with_u, with_v = 1.0 * (number != 1), 1.0 * (number != 0)
+        small = []
+        for leaf, size in zip(self.start.value, space.sizes, strict=True):
+            graded = space.as_leaf(_TINY * _graded(space, size), leaf)
+            small.append((with_u * _TINY + with_v * graded) * leaf)
         masks = problem.tolerance.spread(space, claim.tiny, value)
         rows = zip(masks, space.zeros(value), value, strict=True)
         zeroed = tuple([space.xp.where(*row) for row in rows])
         # Each time with other signs, lest terms cancel.
-        ulps, look = space.rounding**-0.5, self.evidence.count
-        step = space.subtract(value, self.old.value)
-        return [
-            lambda: first,
-            lambda: second,
-            lambda: space.add(first, second),
-            lambda: zeroed,
-            lambda: nudged(problem, zeroed, ulps, look),
-            lambda: space.axpy(self._farther, step, value),
-        ]
+        ulps = space.rounding**-0.5 * (number == 4)
+        near = nudged(problem, zeroed, ulps, self.evidence.count)
+        return _pick(space.xp, number < 3, tuple(small), near)
 
-    @property
-    def _farther(self) -> Array:
-        """How much farther on, in lengths of the step."""
-        return self.problem.space.full(self.problem.space.rounding ** (1 / 3))
+    def _is_flat(self, claim: Claim) -> tuple[Array, int]:
+        """Whether g changes less beyond the last step than over it, and the evaluations
+        it took; in a trace there are none.
+        """
+        space, new, part = self.problem.space, self.new, _farther(self.problem.space)
+        backend = space.backend
+        if backend.is_traced((claim.far,)) or backend.known_none(claim.far):
+            return claim.far, 0
+        step = space.subtract(new.value, self.old.value)
+        beyond = space.axpy(space.full(part), step, new.value)
+        g, over = self.problem.increment_nearby(beyond), self.old.increment
+        changes = space.subtract(g, new.increment), Difference(new.increment, over)
+        further, expected = space.norms(*changes)
+        return ~(further >= _FLAT * part * expected), 1
 
-    @property
-    def _changed(self) -> Array:
-        """By how much the step changed g."""
-        return self.problem.space.norm(
-            Difference(self.new.increment, self.old.increment)
-        )
-
-    def _is_zero(self, looks: _Looks) -> Array:
+    def _is_zero(self, found: Vec, nearby: Vec) -> Array:
         """Whether the equations hold where the tiny parts are zero, or do not feel them
-        while others are not solved.
+        while others are not solved; g was `found` there, and nearby.
         """
         space, xp = self.problem.space, self.problem.space.xp
         least, move = max(ZERO, _ROUNDINGS * space.rounding), space.rounding**0.5
         masks = []
-        rows = zip(self.new.increment, looks.found, looks.terms, strict=True)
-        for now, found, moved in rows:
-            unfelt, terms = xp.abs(now - found) < 0.5 * xp.abs(now), moved / move
-            unfelt = unfelt & (xp.abs(now) <= _OTHERS * terms)
-            masks.append(unfelt | (xp.abs(found) <= least * terms))
+        for now, left, other in zip(self.new.increment, found, nearby, strict=True):
+            terms, unfelt = xp.abs(other - left) / move, xp.abs(now - left)
+            is_small = xp.abs(now) <= _OTHERS * terms
+            is_unfelt = (unfelt < 0.5 * xp.abs(now)) & is_small
+            masks.append(is_unfelt | (xp.abs(left) <= least * terms))
         return space.every(masks)
 
+    def _is_irregular(self, defect: Vec) -> Array:
+        """Whether g(u) + g(v) − g(u + v) at tiny states is not zero."""
+        space = self.problem.space
+        additive = space.norm(defect) <= _ADDITIVE * _TINY * self.evidence.highest
+        return ~additive & (space.norm(self.start.value) > 0.0)
 
-def is_far(problem: Problem, old: Point, new: Point) -> Array:
-    """Whether an entry, or a leaf, moved far, and something is left of the residual."""
+
+def is_far(problem: Problem, old: Point, new: Point, tiny: Sequence[Array]) -> Array:
+    """Whether a part of the state, but for `tiny` ones, moved far in the last step, and
+    something is left of the residual.
+    """
     space, step = problem.space, problem.space.subtract(new.value, old.value)
-    if problem.tolerance.norm == "entries":
-        sizes = [tuple(map(space.magnitudes, u)) for u in (step, new.value)]
-    else:
-        sizes = [tuple([space.norm((a,), "max") for a in u]) for u in (step, new.value)]
-    near = [moved <= _LONG * size for moved, size in zip(*sizes, strict=True)]
-    return ~space.every(near) & (new.residual_norm > 0.0)
+    length, state = space.norms(step, new.value)
+    masks = problem.tolerance.spread(space, tiny, new.value)
+    near, bound = [], problem.tolerance.bound
+    for moved, leaf, mask in zip(step, new.value, masks, strict=True):
+        if problem.tolerance.norm == "entries":
+            move, size, out = space.magnitudes(moved), space.magnitudes(leaf), mask
+        else:
+            move, size = (space.norm((a,), "max") for a in (moved, leaf))
+            out = space.every([mask])
+        short = space.xp.maximum(_LONG * size, _BOUNDS * bound(size))
+        near.append(out | (move <= short))
+    # Farther on, the state must change by more than its rounding.
+    felt = _farther(space) * length > _ROUNDINGS * space.rounding * state
+    far = ~space.every(near) & felt
+    return far & (new.residual_norm > 0.0)
+
+
+def _farther(space: Space) -> float:
+    """How much farther on a function is looked at, in lengths of a step."""
+    return float(space.rounding ** (1 / 3))
 
 
 def tiny_parts(sizes: Sequence[Array], evidence: Evidence) -> tuple[Array, ...]:
@@ -238,16 +255,6 @@ def refused(
     return evidence._replace(largest=tuple(lowered))
 
 
-def _state(xp: Any, states: Sequence[Callable[[], Vec]], number: Any) -> Vec:
-    """The state of a number, which is a symbol in a trace."""
-    if isinstance(number, int):
-        return states[number]()
-    state = states[0]()
-    for k, other in enumerate(states[1:], 1):
-        state = _pick(xp, number == k, other(), state)
-    return state
-
-
 def _pick(xp: Any, flag: Any, u: Vec, v: Vec) -> Vec:
     """The vector u if the flag is true, else v."""
     if isinstance(flag, bool):
@@ -255,8 +262,7 @@ def _pick(xp: Any, flag: Any, u: Vec, v: Vec) -> Vec:
     return tuple([xp.where(flag, a, b) for a, b in zip(u, v, strict=True)])
 
 
-def _graded(problem: Problem, leaf: Array) -> Array:
-    """Factors from 1 to 2 along the entries of a leaf."""
-    space, size = problem.space, math.prod(leaf.shape[problem.space.batch_ndim :])
+def _graded(space: Space, size: int) -> Array:
+    """Factors from 1 to 2 along so many entries."""
     index = space.xp.astype(space.xp.arange(1, size + 1, **space.place), space.dtype)
-    return space.as_leaf(1.0 + index / (size + 1.0), leaf)
+    return 1.0 + index / (size + 1.0)

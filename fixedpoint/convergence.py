@@ -264,7 +264,8 @@ def _error(
         return error, guarded
     vague = step.inflation == xp.inf  # whatever the correction is, if it is none too
     known = (some | vague) & ~xp.isnan(step.inflation)
-    given = xp.where(vague, space.infinity, step.inflation * m)
+    given = xp.where(vague, space.one, step.inflation) * m
+    given = xp.where(vague, space.infinity, given)
     return xp.where(known, given, error), xp.where(known, given, guarded)
 
 

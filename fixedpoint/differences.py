@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +30,9 @@ _BENT = 0.1
 # Binary digits by which quantities may differ without being taken to be in different
 # units.
 UNITS = 20.0
+
+# A dtype that is coarser than this has a range of few decades.
+_COARSE_DTYPE = 1e-5
 
 # A step from zero should be less than the part of what would account for the residual.
 _COARSE = 2.0**10
@@ -153,25 +157,23 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
     its leaf.
     """
     xp, small = space.xp, space.dimension <= ENTRIES
-    if space.backend.is_partial or not (small or len(value) > 1):
+    coarse = space.rounding > _COARSE_DTYPE  # whose range is too small for weights
+    if space.backend.is_partial or coarse or not (small or len(value) > 1):
         return None
-    rows = []
-    for leaf in space.rows(space.backend.stop(value)):
-        size = space.magnitudes(leaf)
-        most = xp.max(size, axis=-1, keepdims=True)
-        rows.append(xp.where(size > 0.0, size, most) if small else most)
-    units = units_of(space, xp.concat(rows, axis=-1))
-    if space.backend.known_here(units == 1.0):
-        return None
-    leaves, first = [], 0
-    for row, leaf in zip(rows, value, strict=True):
-        unit = units[..., first : first + row.shape[-1]]
-        first += row.shape[-1]
-        unit = (
-            xp.reshape(unit, leaf.shape) if small else space.spread(unit[..., 0], leaf)
-        )
-        leaves.append(unit)
-    return tuple(leaves)
+    value = space.backend.stop(value)
+    tops = [space.norm((leaf,), "max") for leaf in value]
+    largest, units = reduce(xp.maximum, tops), []
+    for leaf, top in zip(value, tops, strict=True):
+        size = space.spread(top, leaf)
+        if small:
+            own = space.magnitudes(leaf)
+            size = xp.where(own > 0.0, own, size)
+        ratio = size / space.spread(largest, leaf)
+        known = (ratio > 0.0) & (ratio < xp.inf)
+        exponent = xp.round(xp.log2(xp.where(known, ratio, space.one)) / UNITS)
+        units.append(space.factor(2.0 ** (UNITS * exponent), leaf))
+    alike = space.every([unit == 1.0 for unit in units])
+    return None if space.backend.known_here(alike) else tuple(units)
 
 
 class _Quotients:

@@ -305,32 +305,37 @@ class Loop:
         problem, space, new = self.problem, self.problem.space, carry.point
         sizes = verdict.state or problem.tolerance.parts(space, new.value)
         tiny = tiny_parts(sizes, carry.evidence)
-        claim = self._claim(carry, old, verdict, tiny)
+        converged = live(verdict.satisfied, carry.active)
+        claim = self._claim(converged, verdict, (old, new), tiny)
         review = Review(problem, self.first, old, new, carry.evidence)
         question = partial(review.findings, claim)
         carry, found = self._asked(carry, claim.doubtful, question, space.xp.int32)
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         unfounded = claim.zero & has(NOT_ZERO)
         if not space.backend.known_here(~unfounded):
-            tiny = tuple([part & space.spread(unfounded, part) for part in tiny])
-            evidence = refused(space, sizes, carry.evidence, tiny)
+            none = tuple([part & space.spread(unfounded, part) for part in tiny])
+            evidence = refused(space, sizes, carry.evidence, none)
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
         return carry, unfounded | (claim.far & has(FLAT)), collapsed
 
     def _claim(
-        self, carry: Carry, old: Point, verdict: Verdict, tiny: tuple[Array, ...]
+        self,
+        converged: Array,
+        verdict: Verdict,
+        ends: tuple[Point, Point],
+        tiny: tuple[Array, ...],
     ) -> Claim:
         """The samples that converge for a reason that may be wrong."""
-        problem, new = self.problem, carry.point
-        converged = live(verdict.satisfied, carry.active)
+        problem = self.problem
         zero = vanished = far = converged & ~converged
         if verdict.by_zero is not None:
             zero = converged & verdict.by_zero
         if not self.solver.is_plain:
-            vanished = converged & vanished_states(problem, verdict, new)
-        if problem.tolerance.test == "error":
-            far = converged & is_far(problem, old, new)
+            vanished = converged & vanished_states(problem, verdict, ends[1])
+        asks = problem.tolerance.test == "error" and not problem.is_affine
+        if asks and not problem.space.backend.is_traced((converged,)):
+            far = converged & is_far(problem, *ends, tiny)
         return Claim(zero, vanished, far, tiny)
 
     def _asked(

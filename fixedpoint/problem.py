@@ -100,6 +100,8 @@ class Problem(ABC):
         Which of `args` have an entry per sample, if samples may be taken out.
     active : array of bool or None
         The samples that have not ended; None stands for all.
+    is_affine : bool
+        Whether the map is known to be affine.
     factors : list
         Where a linear solve keeps the factors of a sparse matrix, in case it comes
         again.
@@ -111,6 +113,7 @@ class Problem(ABC):
     tolerance: Tolerance
     batched: tuple[bool, ...] = ()
     active: Array | None = None
+    is_affine: bool = False
     factors: list[Any] = field(default_factory=list)
 
     @cached_property

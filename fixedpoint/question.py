@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 
 from fixedpoint import tree
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
-from fixedpoint.adjoints.base import solving
 from fixedpoint.backend import Array, Vec, numbers
 from fixedpoint.border import Border, MapOnLeaves, note_mixture
 from fixedpoint.checks import check_count
@@ -58,18 +57,6 @@ class Question:
     on_failure: Policy = "return"
     state: Memory | None = None
     communicator: Communicator | None = None
-
-    def answer(self, start: Any) -> Solution[Any]:
-        """The solution from a start, differentiable where a framework records."""
-        run, value = self.run(start)
-        try:
-            end = solving(self.adjoint, run)(value)
-        except Exception as error:
-            if isinstance(error, (TypeError, RuntimeError)):
-                note_mixture(error, value, self.args, run.border.names[0])
-            shorten(error)
-            raise
-        return self._packed(run, end)
 
     def run(self, start: Any) -> tuple[SolverRun, Vec]:
         """The run, and the leaves that it begins with."""
@@ -195,18 +182,39 @@ class Question:
             first = stop
         return tuple(blocks)
 
-    def _packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
+    def packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
         """The solution in the user's containers, or what `on_failure` says."""
         solution = run.solution(end)
         what = "root" if self.is_root else "fixed_point"
         value = apply_policy(
-            self.on_failure, what, run.problem.space, end.value, solution, depth=5
+            self.on_failure, what, run.problem.space, end.value, solution, depth=4
         )
         solution.value = run.border.unpack(value)
         if self.map.has_aux:
             solution.aux = self.map.f(solution.value, *self.args)[1]
             solution.work = solution.work.plus(Work(f=1))
         return solution
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """A block in which f is called: what it raises says where f mixes the libraries of
+    arrays, and leaves out what lies between the call and f.
+    """
+
+    question: Question
+    run: SolverRun
+    value: Vec
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (TypeError, RuntimeError)):
+            name = self.run.border.names[0]
+            note_mixture(error, self.value, self.question.args, name)
+        if isinstance(error, Exception):
+            shorten(error)
 
 
 def with_fields(f: Any, control: Control | None, fields: Fields) -> tuple[Map, Control]:

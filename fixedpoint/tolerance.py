@@ -160,7 +160,7 @@ class Tolerance:
         return space.sound_norms(self.measured(u))
 
     def spread(self, space: Space, masks: Sequence[Array], u: Vec) -> Vec:
-        """The masks of parts, as masks of the entries of u."""
+        """The masks of parts, as such of entries of u, or to broadcast with these."""
         if self.norm == "entries":
             return tuple(masks)
         groups: list[Any] = [None] * len(u)
@@ -202,7 +202,7 @@ def _over_entries(space: Space, mask: Array | None, kind: Any, leaf: Array) -> A
     if isinstance(kind, tuple):
         owner = xp.asarray(np.repeat(np.arange(len(kind)), kind), **space.place)
         mask = xp.take(mask, owner, axis=-1)
-    return space.spread(mask, leaf) & xp.ones_like(leaf, dtype=xp.bool)
+    return space.spread(mask, leaf)
 
 
 def _is_zero(tolerance: Any) -> bool:

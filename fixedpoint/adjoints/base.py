@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from operator import mul, truediv
 from typing import Any, ClassVar
 
-from fixedpoint.backend import Vec
+from fixedpoint.backend import Array, Vec
 from fixedpoint.control import Memory
 from fixedpoint.differences import units_of_state
 from fixedpoint.failure import Policy, apply_policy
@@ -91,6 +91,15 @@ class AdjointSystem:
             start=None if self.start is None else times(self.start),
             precondition=inverse and (lambda w: times(inverse(self.out_of_units(w)))),
         )
+
+    def is_uneven(self, u: Vec, share: float) -> Array:
+        """Whether an equation of u leaves more than a share of its largest term."""
+        xp, left, image = self.space.xp, self.residual(u), self.product(u)
+        masks = []
+        for rest, *terms in zip(left, u, image, self.rhs, strict=True):
+            most = reduce(xp.maximum, [xp.abs(term) for term in terms])
+            masks.append(xp.abs(rest) <= share * most)
+        return ~self.space.every(masks)
 
     def in_units(self, u: Vec) -> Vec:
         """The entries Du."""

@@ -14,6 +14,7 @@ from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
+from fixedpoint.solution import Status
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.tolerance import Norm, Tolerance
 
@@ -51,10 +52,11 @@ class ImplicitAdjoint(LinearAdjoint):
         multiplier of the augmented system is such a start, and so is
         ``sol.backward.value`` of an earlier solve.
     rtol, atol : float, optional
-        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less; where
-        the entries of z are in units far apart, in each entry, or in each leaf of a
-        state of more than 200. By default rtol is that of the forward solve, if it is a
-        positive float, or max(1e-6, 10·eps).
+        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. Where
+        the entries of z are in units far apart, and some equations do not hold to that,
+        each in its own terms, it is solved again in comparable units, outside of JAX.
+        By default rtol is that of the forward solve, if it is a positive float, or
+        max(1e-6, 10·eps).
     max_steps : int, optional
         Steps of the adjoint solve at most.
     on_failure : {"raise", "warn", "return", "nan"}, optional
@@ -98,18 +100,29 @@ class ImplicitAdjoint(LinearAdjoint):
 
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution, as accurate as the tolerance asks."""
-        rtol, given = system.rtol if self.rtol is None else self.rtol, system
-        system = system.comparable()
-        # A weight must not make light of an entry that is small by chance.
-        norm: Norm | None = "euclidean" if system.units is None else None
-        problem = linear_problem(system, Tolerance(rtol, self.atol, norm))
+        end, backend = self._solved(system, "euclidean"), system.space.backend
+        if system.units is None or backend.is_traced(end.value):
+            return end
+        # The norm may have seen the equations in large units alone.
+        if backend.known_none(system.is_uneven(end.value, 10.0 * self._rtol(system))):
+            return end
+        again = self._solved(system.comparable(), None)
+        if not backend.known_all(again.status == int(Status.CONVERGED)):
+            return end
+        value = system.out_of_units(again.value)
+        return again._replace(value=value, work=again.work.plus(end.work))
+
+    def _rtol(self, system: AdjointSystem) -> float:
+        return system.rtol if self.rtol is None else self.rtol
+
+    def _solved(self, system: AdjointSystem, norm: Norm | None) -> Iteration:
+        """The solution, its error small in a norm."""
+        tolerance = Tolerance(self._rtol(system), self.atol, norm)
+        problem = linear_problem(system, tolerance)
         fresh = system.space.zeros(system.rhs) if system.is_root else system.rhs
         start = fresh if system.start is None else system.start
-        control = Control(max_steps=self.max_steps)
-        end = Solve(
-            problem=problem, control=control, solver=self._method(system)
-        ).iterate(start)
-        return end._replace(value=given.out_of_units(end.value))
+        control, solver = Control(max_steps=self.max_steps), self._method(system)
+        return Solve(problem=problem, control=control, solver=solver).iterate(start)
 
     def _method(self, system: AdjointSystem) -> Solver:
         preconditioned = system.precondition is not None
@@ -132,10 +145,10 @@ def linear_problem(system: AdjointSystem, tolerance: Tolerance) -> Problem:
             product=lambda *_: lambda v: negative(product(v)),
             preconditioner=inverse and (lambda *_: inverse),
         )
-        return RootProblem(system.space, functions, (), tolerance)
+        return RootProblem(system.space, functions, (), tolerance, is_affine=True)
     functions = Functions.of_image(
         lambda u, _: system.image(u),
         product=lambda *_: product,
         preconditioner=inverse and (lambda *_: lambda v: negative(inverse(v))),
     )
-    return FixedPointProblem(system.space, functions, (), tolerance)
+    return FixedPointProblem(system.space, functions, (), tolerance, is_affine=True)

@@ -272,7 +272,8 @@ def test_a_batch_costs_the_evaluations_of_its_slowest_sample(xp_case, counted, s
     z0 = np.full((3, 2), 1.0) * np.array([1.0, 3.0])
     sol = xp_case.solve(f, z0, (a,), solver=solver, batch_ndim=1)
     steps = xp_case.to_numpy(sol.steps)
-    assert f.calls == sol.work.f == steps.max() + 1
+    # One more where a sample is solved by a long step.
+    assert steps.max() + 1 <= f.calls == sol.work.f <= steps.max() + 2
 
 
 @pytest.mark.parametrize("damping", [0.1, 0.7, 1.0])

@@ -44,8 +44,8 @@ SPECS = {
 # In the whole program, the questions that are seldom asked included; twice that on two
 # axes.
 REDUCTIONS = {
-    "jit-Anderson-d": 22,
-    "jit-Anderson-x-y": 44,
+    "jit-Anderson-d": 24,
+    "jit-Anderson-x-y": 48,
     "jit-Broyden": 48,
     "jit-Picard": 38,
 }
