@@ -153,7 +153,7 @@ class PatchGame(torch.nn.Module):
     Dzⱼ, those of agent i included: it wants to agree with its neighbors on the pixels
     they share. The penalty, with weights w > 0 and curvatures c > 0,
 
-        φₖ(t) = ½ρt² + wₖ|t| up to |t| = wₖ/cₖ ,   ½ρt² + ½cₖt² + ½wₖ²/cₖ beyond,
+        φₖ(t) = ½ρt² + wₖ‖t‖ up to ‖t‖ = wₖ/cₖ ,   ½ρt² + ½cₖt² + ½wₖ²/cₖ beyond,
 
     has a continuous slope but at 0. It sets small codes to zero, and scales large ones,
     from which the ℓ₁ norm would subtract: but for ρ it is the reversed Huber function,
