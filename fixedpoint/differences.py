@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -146,19 +146,26 @@ def units_of(space: Space, sizes: Array) -> Array:
     ratio = xp.where(
         known, sizes / xp.where(largest > 0.0, largest, space.one), space.one
     )
-    return 2.0 ** (UNITS * xp.round(xp.log2(ratio) / UNITS))
+    return _power_of_two(xp, ratio)
+
+
+def _power_of_two(xp: Any, ratio: Array) -> Array:
+    """That nearest to a ratio of which the exponent is a multiple of `UNITS`."""
+    power: Array = 2.0 ** (UNITS * xp.round(xp.log2(ratio) / UNITS))
+    return power
 
 
 def units_of_state(space: Space, value: Vec) -> Vec | None:
     """Powers of two by which the entries of a state may be divided to be comparable;
-    None where they are known to be.
+    None where they are known to be, or where nothing is known, as in a trace.
 
     Of a large state, those of its leaves. A zero is taken to be in the largest unit of
     its leaf.
     """
     xp, small = space.xp, space.dimension <= ENTRIES
     coarse = space.rounding > _COARSE_DTYPE  # whose range is too small for weights
-    if space.backend.is_partial or coarse or not (small or len(value) > 1):
+    unknown = space.backend.is_partial or space.backend.is_traced(value)
+    if unknown or coarse or not (small or len(value) > 1):
         return None
     value = space.backend.stop(value)
     tops = [space.norm((leaf,), "max") for leaf in value]
@@ -170,8 +177,8 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
             size = xp.where(own > 0.0, own, size)
         ratio = size / space.spread(largest, leaf)
         known = (ratio > 0.0) & (ratio < xp.inf)
-        exponent = xp.round(xp.log2(xp.where(known, ratio, space.one)) / UNITS)
-        units.append(space.factor(2.0 ** (UNITS * exponent), leaf))
+        unit = _power_of_two(xp, xp.where(known, ratio, space.one))
+        units.append(space.factor(unit, leaf))
     alike = space.every([unit == 1.0 for unit in units])
     return None if space.backend.known_here(alike) else tuple(units)
 

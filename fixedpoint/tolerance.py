@@ -163,16 +163,13 @@ class Tolerance:
         """The masks of parts, as such of entries of u, or to broadcast with these."""
         if self.norm == "entries":
             return tuple(masks)
-        groups: list[Any] = [None] * len(u)
+        of_leaf: list[Any] = [None] * len(u)
         if self.norm == "leaves":
-            groups = list(masks)
+            of_leaf[:] = masks
         else:
             for block, mask in zip(self.blocks, masks, strict=True):
-                groups[block] = [mask] * len(groups[block])
-        kinds: list[Any] = [None] * len(u)
-        if self.norm == "leaves":
-            kinds = self._kinds(len(u))
-        rows = zip(groups, kinds, u, strict=True)
+                of_leaf[block] = [mask] * len(of_leaf[block])
+        rows = zip(of_leaf, self._kinds(len(u)), u, strict=True)
         return tuple([_over_entries(space, *row) for row in rows])
 
     def bounds(self, sizes: Sequence[Array]) -> list[Array]:

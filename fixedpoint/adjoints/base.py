@@ -81,9 +81,9 @@ class AdjointSystem:
 
     def comparable(self) -> AdjointSystem:
         """The system of the entries Du in units alike, D(I − A)D⁻¹(Du) = Dv."""
-        if self.units is None:
-            return self
-        times, inverse = self.in_units, self.precondition
+        units, inverse = self.units, self.precondition
+        assert units is not None
+        times: Product = lambda u: tuple(map(mul, units, u))
         return replace(
             self,
             product=lambda w: times(self.product(self.out_of_units(w))),
@@ -94,20 +94,18 @@ class AdjointSystem:
 
     def is_uneven(self, u: Vec, share: float) -> Array:
         """Whether an equation of u leaves more than a share of its largest term."""
-        xp, left, image = self.space.xp, self.residual(u), self.product(u)
-        masks = []
+        xp, image, masks = self.space.xp, self.product(u), []
+        left = self.space.add(image, self.rhs)
+        left = left if self.is_root else self.space.subtract(left, u)
         for rest, *terms in zip(left, u, image, self.rhs, strict=True):
             most = reduce(xp.maximum, [xp.abs(term) for term in terms])
             masks.append(xp.abs(rest) <= share * most)
         return ~self.space.every(masks)
 
-    def in_units(self, u: Vec) -> Vec:
-        """The entries Du."""
-        return u if self.units is None else tuple(map(mul, self.units, u))
-
     def out_of_units(self, w: Vec) -> Vec:
         """The entries D⁻¹w."""
-        return w if self.units is None else tuple(map(truediv, w, self.units))
+        assert self.units is not None
+        return tuple(map(truediv, w, self.units))
 
     def image(self, u: Vec) -> Vec:
         """Au + v: the map whose fixed point is sought, or for roots the residual."""
