@@ -157,15 +157,14 @@ def _power_of_two(xp: Any, ratio: Array) -> Array:
 
 def units_of_state(space: Space, value: Vec) -> Vec | None:
     """Powers of two by which the entries of a state may be divided to be comparable;
-    None where they are known to be, or where nothing is known, as in a trace.
+    None where they are known to be, or where a dtype or a device cannot say.
 
     Of a large state, those of its leaves. A zero is taken to be in the largest unit of
     its leaf.
     """
     xp, small = space.xp, space.dimension <= ENTRIES
     coarse = space.rounding > _COARSE_DTYPE  # whose range is too small for weights
-    unknown = space.backend.is_partial or space.backend.is_traced(value)
-    if unknown or coarse or not (small or len(value) > 1):
+    if space.backend.is_partial or coarse or not (small or len(value) > 1):
         return None
     value = space.backend.stop(value)
     tops = [space.norm((leaf,), "max") for leaf in value]

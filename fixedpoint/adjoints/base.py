@@ -79,17 +79,17 @@ class AdjointSystem:
             units=self.units and bridge.all_there(self.units),
         )
 
-    def comparable(self) -> AdjointSystem:
+    def comparable(self, units: Vec) -> AdjointSystem:
         """The system of the entries Du in units alike, D(I − A)D⁻¹(Du) = Dv."""
-        units, inverse = self.units, self.precondition
-        assert units is not None
+        inverse = self.precondition
         times: Product = lambda u: tuple(map(mul, units, u))
+        back: Product = lambda w: tuple(map(truediv, w, units))
         return replace(
             self,
-            product=lambda w: times(self.product(self.out_of_units(w))),
+            product=lambda w: times(self.product(back(w))),
             rhs=times(self.rhs),
             start=None if self.start is None else times(self.start),
-            precondition=inverse and (lambda w: times(inverse(self.out_of_units(w)))),
+            precondition=inverse and (lambda w: times(inverse(back(w)))),
         )
 
     def is_uneven(self, u: Vec, share: float) -> Array:
@@ -101,11 +101,6 @@ class AdjointSystem:
             most = reduce(xp.maximum, [xp.abs(term) for term in terms])
             masks.append(xp.abs(rest) <= share * most)
         return ~self.space.every(masks)
-
-    def out_of_units(self, w: Vec) -> Vec:
-        """The entries D⁻¹w."""
-        assert self.units is not None
-        return tuple(map(truediv, w, self.units))
 
     def image(self, u: Vec) -> Vec:
         """Au + v: the map whose fixed point is sought, or for roots the residual."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from operator import truediv
+from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
+from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
-from fixedpoint.control import Control
+from fixedpoint.control import Control, Memory
 from fixedpoint.failure import Policy, check_policy
 from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, Solve
@@ -16,6 +18,7 @@ from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
 from fixedpoint.solution import Status
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
+from fixedpoint.space import Space
 from fixedpoint.tolerance import Norm, Tolerance
 
 _ANDERSON = Anderson(memory=10)
@@ -54,7 +57,7 @@ class ImplicitAdjoint(LinearAdjoint):
     rtol, atol : float, optional
         It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. Where
         the entries of z are in units far apart, and some equations do not hold to that,
-        each in its own terms, it is solved again in comparable units, outside of JAX.
+        each in its own terms, it is solved again in comparable units.
         By default rtol is that of the forward solve, if it is a positive float, or
         max(1e-6, 10·eps).
     max_steps : int, optional
@@ -100,17 +103,32 @@ class ImplicitAdjoint(LinearAdjoint):
 
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution, as accurate as the tolerance asks."""
-        end, backend = self._solved(system, "euclidean"), system.space.backend
         if system.units is None:
-            return end
-        # The norm may have seen the equations in large units alone.
-        if backend.known_none(system.is_uneven(end.value, 10.0 * self._rtol(system))):
-            return end
-        again = self._solved(system.comparable(), None)
-        if not backend.known_all(again.status == int(Status.CONVERGED)):
-            return end
-        value = system.out_of_units(again.value)
-        return again._replace(value=value, work=again.work.plus(end.work))
+            return self._solved(system, "euclidean")
+        end = self._solved_in_units(system, system.units)
+        return end._replace(state=Memory(self._method(system), ()))
+
+    def _solved_in_units(self, system: AdjointSystem, units: Vec) -> Iteration:
+        """The solution, sought once more in comparable `units` where an equation does
+        not hold: a norm may have seen those in large units alone.
+        """
+        space, backend = system.space, system.space.backend
+
+        def again(tried: _Tried) -> _Tried:
+            found = self._solved(system.comparable(tried.units), "euclidean")
+            found = found._replace(value=tuple(map(truediv, found.value, tried.units)))
+            is_better = (found.status == int(Status.CONVERGED)) | (tried.times == 0)
+            end = _renewed(space, tried.uneven & is_better, tried.end, found)
+            uneven = system.is_uneven(end.value, 10.0 * self._rtol(system))
+            return _Tried(tried.times + 1, units, tried.uneven & uneven, end)
+
+        def goes_on(tried: _Tried) -> Any:
+            return (tried.times < 2) & backend.any(tried.uneven)
+
+        start, own = system.unfinished(system.rhs, 0), map(space.xp.ones_like, units)
+        first = _Tried(0, tuple(own), start.status == start.status, start)
+        last: _Tried = backend.while_loop(goes_on, again, first, 2)
+        return last.end
 
     def _rtol(self, system: AdjointSystem) -> float:
         return system.rtol if self.rtol is None else self.rtol
@@ -129,6 +147,26 @@ class ImplicitAdjoint(LinearAdjoint):
         if self.solver is not None:
             return as_solver(self.solver)
         return _GMRES if system.is_root or preconditioned else _ANDERSON
+
+
+class _Tried(NamedTuple):
+    """How often a system was solved, the units to solve it in next, where an equation
+    does not hold, and the solution.
+    """
+
+    times: Any
+    units: Vec
+    uneven: Array
+    end: Iteration
+
+
+def _renewed(space: Space, mask: Array, old: Iteration, new: Iteration) -> Iteration:
+    """The iteration with what is new in the samples of `mask`, and the work of both."""
+    names = "residual_norm", "error", "method", "status", "precise", "steps"
+    ends = [(name, getattr(new, name), getattr(old, name)) for name in names]
+    parts = {name: space.xp.where(mask, a, b) for name, a, b in ends}
+    value = space.where(mask, new.value, old.value)
+    return old._replace(value=value, work=old.work.plus(new.work), **parts)
 
 
 def linear_problem(system: AdjointSystem, tolerance: Tolerance) -> Problem:

@@ -723,21 +723,22 @@ def test_memory_of_the_backward_pass_does_not_grow_with_the_steps():
 # Units.
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize("mode", ["jacrev", "jacfwd"])
 @pytest.mark.parametrize("is_root", [False, True])
-@pytest.mark.parametrize("apart", [3, 6, 8])
-def test_first_derivatives_in_mixed_units(apart, is_root, mode):
+def test_first_derivatives_in_mixed_units(library, is_root, mode):
     """Each entry of the state in a unit of its own; equations go with them."""
+    if library is JAX and mode == "jacfwd":
+        pytest.skip("compiled for its reverse mode alone, which has more to go wrong")
     known = known_map(5, radius=0.7, size=4, is_root=is_root)
-    units = TORCH.array(10.0 ** (apart * np.array([1.0, -1.0, 0.0, 0.5])))
-    scaled = lambda z, *args: units * known(z / units, *args)
     solve = fp.root if is_root else fp.fixed_point
 
-    def solution(t):
-        start = units * known.start(t)
-        return solve(scaled, start, known.args(t), rtol=1e-10).value / units
+    def solution(t, units):
+        scaled = lambda z, *args: units * known(z / units, *args)
+        start, settings = units * known.start(t), {"rtol": 1e-10, "solver": "newton"}
+        return solve(scaled, start, known.args(t), **settings).value / units
 
-    calculus = TORCH.calculus
-    transform = calculus.jacrev if mode == "reverse" else calculus.jacfwd
-    derivative = transform(solution)(TORCH.zeros(known))
-    assert_close(TORCH.numpy(derivative), known.derivative(1), 1e-6)
+    derivative = library.compiled(getattr(library.calculus, mode)(solution))
+    for apart in (3, 6, 8, 11):
+        units = library.array(10.0 ** (apart * np.array([1.0, -1.0, 0.0, 0.5])))
+        found = derivative(library.zeros(known), units)
+        assert_close(library.numpy(found), known.derivative(1), 1e-6)
