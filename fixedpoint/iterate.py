@@ -28,6 +28,19 @@ from fixedpoint.solution import BackwardReport, Status, Trace, Work
 from fixedpoint.solvers.base import Solver
 from fixedpoint.space import Space
 
+# The arrays of an iteration, besides what the solver remembers.
+_CONVERTED = (
+    "value",
+    "residual_norm",
+    "error",
+    "method",
+    "status",
+    "precise",
+    "steps",
+    "trace",
+    "bracket",
+)
+
 # No other solver is tried after these.
 _ENDS = (Status.STOPPED, Status.OUT_OF_BUDGET)
 
@@ -52,8 +65,11 @@ class Iteration(NamedTuple):
 
     def converted(self, convert: Callable[[Any], Any]) -> Iteration:
         """The same, its arrays converted."""
-        end: Iteration = convert(self._replace(state=None))
-        return end._replace(state=self.state and self.state.converted(convert))
+        own = self._asdict()
+        parts = {name: own[name] for name in _CONVERTED if own[name] is not None}
+        there = {name: convert(part) for name, part in parts.items()}
+        state = self.state and self.state.converted(convert)
+        return self._replace(state=state, **there)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,7 +131,7 @@ class Solve:
         yield end
         while loop.unfinished(carry):
             with backend.quiet(), backend.unrecorded(inputs):
-                carry = loop.turn(carry)
+                carry = loop.turn(carry, at_most=1)
                 if not loop.unfinished(carry):
                     carries.append(loop.ended(carry))
                     loop, carry = _onward(loops, carries, loop)

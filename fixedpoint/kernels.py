@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from fixedpoint.convergence import Evidence, Verdict
 from fixedpoint.point import Point
@@ -25,9 +25,26 @@ class Kernel(ABC):
 
     @abstractmethod
     def advance(
-        self, problem: Problem, point: Point, state: Any, evidence: Evidence
-    ) -> tuple[Step, Verdict]:
-        """What ``solver.step`` and :func:`fixedpoint.convergence.judge` give."""
+        self,
+        problem: Problem,
+        point: Point,
+        state: Any,
+        evidence: Evidence,
+        at_most: int,
+    ) -> tuple[Advanced | None, Step, Verdict]:
+        """What ``solver.step`` and :func:`fixedpoint.convergence.judge` give.
+
+        Before that step there may be others, so that there are `at_most` so many, by
+        each of which the residual of every sample fell, and none ended.
+        """
+
+
+class Advanced(NamedTuple):
+    """What the last of some steps gave, with their work, and how many they were."""
+
+    step: Step
+    verdict: Verdict
+    number: int
 
 
 _allowed = ContextVar("_allowed", default=True)

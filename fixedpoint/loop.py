@@ -107,8 +107,12 @@ class Loop:
         """Whether there is another turn."""
         return carry.running & (carry.step < self.stop)
 
-    def turn(self, carry: Carry) -> Carry:
-        """One step, and what became of each sample by it."""
+    def turn(self, carry: Carry, at_most: int | None = None) -> Carry:
+        """One step, and what became of each sample by it.
+
+        Before it there may be compiled ones that leave nothing to decide, so that there
+        are `at_most` so many; by default up to where the loop must stop.
+        """
         space = self.problem.space
         problem = self.problem.among(carry.active)
         at = problem, carry.point, carry.state
@@ -116,7 +120,9 @@ class Loop:
             step = self.solver.step(*at)
             verdict = judge(problem, carry.evidence, carry.point, step)
         else:
-            step, verdict = self.kernel.advance(*at, carry.evidence)
+            most = at_most or (self.stop - carry.step if self.is_smooth(carry) else 1)
+            before, step, verdict = self.kernel.advance(*at, carry.evidence, most)
+            carry = carry if before is None else self.improved(carry, *before)
         if self.all_improved(carry, step, verdict):
             carry = self.improved(carry, step, verdict)
         else:
@@ -124,6 +130,11 @@ class Loop:
         if self.control.is_plain and not self.problem.batched:
             return carry
         return self.observed(recorded(space, carry))
+
+    def is_smooth(self, carry: Carry) -> bool:
+        """Whether every sample runs, stands at its best, and nobody watches."""
+        at_best = carry.active is None and carry.all_improved == carry.step
+        return at_best and self.control.is_plain and not self.problem.batched
 
     @cached_property
     def kernel(self) -> Kernel | None:
@@ -146,9 +157,11 @@ class Loop:
             open_ = open_ & ~open_  # all who take part are asked, in every step
         return backend.known_all(open_)
 
-    def improved(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
-        """Every sample has a new best iterate."""
-        point, now = step.point, carry.step + 1
+    def improved(
+        self, carry: Carry, step: Step, verdict: Verdict, number: int = 1
+    ) -> Carry:
+        """Every sample has a new best iterate, by so many steps."""
+        point, now = step.point, carry.step + number
         method = (
             carry.best.method if self.index == 0 else carry.best.method * 0 + self.index
         )

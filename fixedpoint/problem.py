@@ -337,7 +337,6 @@ class Problem(ABC):
                     lambda z: functions.at(args)(z)[0], value
                 ),
             )
-        rtol, atol = map(bridge.there, (self.tolerance.rtol, self.tolerance.atol))
         taken = zip(self.args, self.batched, strict=False)
         there = [bridge.there(a) if batched else a for a, batched in taken]
         return replace(
@@ -347,7 +346,7 @@ class Problem(ABC):
             ),
             functions=functions.across(bridge),
             args=(*there, *self.args[len(there) :]),
-            tolerance=replace(self.tolerance, rtol=rtol, atol=atol),
+            tolerance=self.tolerance.converted(bridge.there),
         )
 
     def take(self, rows: Array) -> Problem:
@@ -565,6 +564,8 @@ class FixedPointProblem(Problem):
     ) -> tuple[Array, ...]:
         """The sizes of the parts of f(z)."""
         del first
+        if self.tolerance.is_whole(self.space):
+            return (point.magnitude,)
         target = self.space.add(point.value, point.tested)
         return self.tolerance.parts(self.space, target)
 

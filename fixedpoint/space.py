@@ -488,12 +488,19 @@ class Space:
 
     def _norm_anew(self, u: Vec | Difference, kind: Kind, norm: Array) -> Array:
         """The norm, in powers of two where squares were lost from `norm`."""
+        if self.is_known_zero(u):
+            return norm
         where, (large, least) = self.xp.where, self._units
         unit = where(norm < self.small, least, self.one)
         unit = where(norm == self.xp.inf, large, unit)
         if isinstance(kind, tuple):
             return self._segment_norms_in(unit, self.formed(u)[0], kind)
         return unit * self._norms([(u, kind)], unit)[0]
+
+    def is_known_zero(self, u: Vec | Difference) -> bool:
+        """Whether all entries are zero, where that can be told."""
+        known = self.backend.known_here
+        return not isinstance(u, Difference) and all(known(a == 0.0) for a in u)
 
     @cached_property
     def _units(self) -> tuple[Array, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -116,6 +116,14 @@ class Tolerance:
         this small.
         """
         return _SHARE if _is_zero(self.rtol) else 10.0 * _beside(self.rtol, size)
+
+    def converted(self, convert: Callable[[Any], Any]) -> Tolerance:
+        """The same, where tolerances are arrays with these converted."""
+        given = self.rtol, self.atol
+        if not any(hasattr(tolerance, "shape") for tolerance in given):
+            return self
+        rtol, atol = map(convert, given)
+        return replace(self, rtol=rtol, atol=atol)
 
     def take(self, xp: Any, rows: Array) -> Tolerance:
         """The tolerances of the samples `rows`."""

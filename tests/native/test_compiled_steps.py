@@ -42,14 +42,14 @@ def by_core(f, z0, **settings):
 
 def counted(f, z0, **settings):
     """How many compiled steps a solve takes."""
-    steps, advance = [0], native.kernel.CompiledSteps.advance
+    steps, ran = [0], native.kernel.CompiledSteps._ran
 
     def counting(self, *at):
         steps[0] += 1
-        return advance(self, *at)
+        return ran(self, *at)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native.kernel.CompiledSteps, "advance", counting)
+        patch.setattr(native.kernel.CompiledSteps, "_ran", counting)
         solve(f, z0, **settings)
     return steps[0]
 
@@ -232,14 +232,13 @@ def test_arrays_of_other_sizes_are_refused():
         roundings=4.0,
     )
     state, one = np.zeros((2, 3)), np.zeros(2)
-    flags = np.zeros(2, bool)
     at = {
         "pushed": 0,
         "slot": 0,
         "count": 0,
         "value": state,
         "image": np.zeros((2, 4)),
-        "old": (state, state, one, one),
+        "old": (state, state, np.zeros((6, 2)), one),
         "memory": (
             np.zeros((2, 1, 3)),
             np.zeros((2, 1, 3)),
@@ -247,19 +246,15 @@ def test_arrays_of_other_sizes_are_refused():
             one,
         ),
         "threads": 1,
-        "known": (one, one, one, np.zeros((2, 2)), np.zeros((2, 20))),
+        "known": (one, np.zeros((2, 20))),
         "active": None,
         "shortened": None,
-        "point": (state.copy(), one, one, state.copy()),
-        "verdict": (
-            flags,
-            one,
-            flags,
-            flags,
-            one,
-            one,
-            np.zeros((2, 2)),
-            np.zeros(2, "u1"),
+        "made": (
+            state.copy(),
+            state.copy(),
+            np.zeros((6, 2)),
+            np.zeros((4, 2), bool),
+            one.copy(),
         ),
     }
     with pytest.raises(ValueError, match="image must have 6 entries, got 8"):

@@ -3,6 +3,7 @@ from typing import Any
 ANDERSON_MEMORY: int
 BROYDEN_MEMORY: int
 RISEN: int
+ENDED: int
 
 class _Kernel:
     def __init__(
@@ -30,11 +31,10 @@ class _Kernel:
         value: Any,
         image: Any,
         old: tuple[Any, Any, Any, Any],
-        known: tuple[Any, Any, Any, Any, Any],
+        known: tuple[Any, Any],
         active: Any,
         shortened: Any,
-        point: tuple[Any, Any, Any, Any],
-        verdict: tuple[Any, Any, Any, Any, Any, Any, Any, Any],
+        made: tuple[Any, Any, Any, Any, Any],
         memory: tuple[Any, ...],
         threads: int,
     ) -> int: ...

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fixedpoint.backend import Array, Vec
+from fixedpoint.backend import Vec
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.anderson import Anderson, AndersonState, slot_of
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint_native import _kernels
-from fixedpoint_native.kernel import TYPES, CompiledSteps, Method, is_simple
+from fixedpoint_native.kernel import TYPES, CompiledSteps, Made, Method, is_simple
 
 _CLASSES = (_kernels.AndersonFloat32, _kernels.AndersonFloat64)
 _KERNELS: dict[Any, Any] = dict(zip(TYPES, _CLASSES, strict=True))
@@ -55,9 +55,9 @@ class AndersonSteps(CompiledSteps):
             written=(gram[..., slot, :], gram[..., :, slot]),
         )
 
-    def ended(self, method: Method, point: Point, following: Array) -> Step:
+    def ended(self, method: Method, made: Made, value: Vec, fell: bool) -> Step:
         """The step, what follows being the next proposal."""
         state = method.state._replace(
-            pushed=method.pushed + 1, rejected=None, proposal=(following,)
+            pushed=method.pushed + 1, rejected=None, proposal=(made.following,)
         )
-        return Step(point, state)
+        return Step(made.point(value), state, fell=fell)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fixedpoint.backend import Array, Vec
+from fixedpoint.backend import Vec
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.broyden import Broyden, BroydenState, emptied
 from fixedpoint_native import _kernels
-from fixedpoint_native.kernel import TYPES, CompiledSteps, Method, is_simple
+from fixedpoint_native.kernel import TYPES, CompiledSteps, Made, Method, is_simple
 
 _CLASSES = (_kernels.BroydenFloat32, _kernels.BroydenFloat64)
 _KERNELS: dict[Any, Any] = dict(zip(TYPES, _CLASSES, strict=True))
@@ -56,11 +56,11 @@ class BroydenSteps(CompiledSteps):
             written=(left[at], right[at]),
         )
 
-    def ended(self, method: Method, point: Point, following: Array) -> Step:
+    def ended(self, method: Method, made: Made, value: Vec, fell: bool) -> Step:
         """The step, what follows being the next direction."""
-        state = method.state
+        state, direction = method.state, (made.following,)
         state.used[..., method.slot] = 1.0
         state = state._replace(
-            direction=(following,), shortened=None, pushed=method.pushed + 1
+            direction=direction, shortened=None, pushed=method.pushed + 1
         )
-        return Step(point, state, correction=state.direction)
+        return Step(made.point(value), state, fell=fell, correction=direction)

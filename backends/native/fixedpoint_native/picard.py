@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fixedpoint.backend import Array, Vec
+from fixedpoint.backend import Vec
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.picard import EXPLAINED, PARALLEL, Picard
 from fixedpoint_native import _kernels
-from fixedpoint_native.kernel import TYPES, CompiledSteps, Method, is_simple
+from fixedpoint_native.kernel import TYPES, CompiledSteps, Made, Method, is_simple
 
 _CLASSES = (_kernels.PicardFloat32, _kernels.PicardFloat64)
 _KERNELS: dict[Any, Any] = dict(zip(TYPES, _CLASSES, strict=True))
@@ -50,6 +50,7 @@ class PicardSteps(CompiledSteps):
             written=(),
         )
 
-    def ended(self, method: Method, point: Point, following: Array) -> Step:
+    def ended(self, method: Method, made: Made, value: Vec, fell: bool) -> Step:
         """The step, what follows being the correction."""
-        return Step(point, method.state, correction=(following,))
+        point, correction = made.point(value), (made.following,)
+        return Step(point, method.state, fell=fell, correction=correction)

@@ -25,17 +25,17 @@ using Read = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 template <typename T>
 using Write = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 
+// The value and the increment; numbers of each sample, and the largest sizes.
 template <typename T>
 using Old = std::tuple<Read<T>, Read<T>, Read<T>, Read<T>>;
 template <typename T>
-using Known = std::tuple<Read<T>, Read<T>, Read<T>, Read<T>, Write<T>>;
+using Known = std::tuple<Read<T>, Write<T>>;
+// The increment and what follows; numbers and flags of each sample, and the largest sizes.
 template <typename T>
-using Point = std::tuple<Write<T>, Write<T>, Write<T>, Write<T>>;
-template <typename T>
-using Verdict =
-    std::tuple<Write<bool>, Write<T>, Write<bool>, Write<bool>, Write<T>, Write<T>, Write<T>,
-               Write<uint8_t>>;
+using Made = std::tuple<Write<T>, Write<T>, Write<T>, Write<bool>, Write<T>>;
 using Flags = std::optional<Read<bool>>;
+
+constexpr int numbers = 6;  // of each sample: fixedpoint_native/kernel.py says which
 
 // The entries of an array, which has to have so many.
 template <typename Array>
@@ -62,7 +62,10 @@ int run(const Settings &set, const Arrays<T> &at, const Memory &memory, int thre
     part(0);
     for (auto &other : others) other.join();
     int any = plain;
-    for (int64_t b = 0; b < set.samples; b++) any |= at.remarks[b];
+    for (int64_t b = 0; b < set.samples; b++) {
+        const bool ends = at.remarks[b] == plain && (at.satisfied[b] || at.hidden[b]);
+        any |= at.remarks[b] | (ends ? ended : plain);
+    }
     return any;
 }
 
@@ -86,37 +89,39 @@ class Kernel {
 
     Arrays<T> arrays(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
                      const Old<T> &old, const Known<T> &known, const Flags &active,
-                     const Flags &shortened, const Point<T> &point,
-                     const Verdict<T> &verdict) const {
+                     const Flags &shortened, const Made<T> &made) const {
         const int64_t b = set_.samples, all = b * set_.size, m = set_.memory;
         const int64_t parts = set_.entries ? all : b;
         if (pushed < 0 || slot < 0 || slot >= m || slot > pushed || count < 0)
             throw std::invalid_argument("pushed, slot and count must be those of a step");
+        const T *before = of(std::get<2>(old), numbers * b, "the old numbers");
+        T *now = of(std::get<2>(made), numbers * b, "the numbers");
+        bool *flags = of(std::get<3>(made), 4 * b, "the flags");
         return {
             .old_value = of(std::get<0>(old), all, "the old value"),
             .old_increment = of(std::get<1>(old), all, "the old increment"),
-            .old_norm = of(std::get<2>(old), b, "the old norm"),
-            .old_magnitude = of(std::get<3>(old), b, "the old magnitude"),
+            .old_norm = before,
+            .old_magnitude = before + b,
             .value = of(value, all, "the value"),
             .image = of(image, all, "the image"),
             .active = active ? of(*active, b, "the active samples") : nullptr,
             .shortened = shortened ? of(*shortened, b, "the shortened samples") : nullptr,
             .first = of(std::get<0>(known), b, "the first norm"),
-            .highest = of(std::get<1>(known), b, "the highest norm"),
-            .largest = of(std::get<2>(known), parts, "the largest sizes"),
-            .sizes = of(std::get<3>(known), 2 * b, "the sizes"),
-            .amplification = of(std::get<4>(known), b * window, "the amplification"),
-            .increment = of(std::get<0>(point), all, "the increment"),
-            .norm = of(std::get<1>(point), b, "the norm"),
-            .magnitude = of(std::get<2>(point), b, "the magnitude"),
-            .error = of(std::get<1>(verdict), b, "the error"),
-            .new_highest = of(std::get<4>(verdict), b, "the new highest norm"),
-            .new_largest = of(std::get<5>(verdict), parts, "the new largest sizes"),
-            .new_sizes = of(std::get<6>(verdict), 2 * b, "the new sizes"),
-            .satisfied = of(std::get<0>(verdict), b, "what is satisfied"),
-            .hidden = of(std::get<2>(verdict), b, "what is hidden"),
-            .vanished = of(std::get<3>(verdict), b, "what vanished"),
-            .remarks = of(std::get<7>(verdict), b, "the remarks"),
+            .highest = before + 3 * b,
+            .largest = of(std::get<3>(old), parts, "the old largest sizes"),
+            .sizes = before + 4 * b,
+            .amplification = of(std::get<1>(known), b * window, "the amplification"),
+            .increment = of(std::get<0>(made), all, "the increment"),
+            .norm = now,
+            .magnitude = now + b,
+            .error = now + 2 * b,
+            .new_highest = now + 3 * b,
+            .new_largest = of(std::get<4>(made), parts, "the largest sizes"),
+            .new_sizes = now + 4 * b,
+            .satisfied = flags,
+            .hidden = flags + b,
+            .vanished = flags + 2 * b,
+            .remarks = reinterpret_cast<unsigned char *>(flags + 3 * b),
             .slot = slot,
             .rows = int(std::min<int64_t>(pushed + 1, m)),
             .count = count,
@@ -145,18 +150,18 @@ class Anderson : public Kernel<T> {
 
     int advance(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
                 const Old<T> &old, const Known<T> &known, const Flags &active,
-                const Flags &shortened, const Point<T> &point, const Verdict<T> &verdict,
+                const Flags &shortened, const Made<T> &made,
                 const std::tuple<Write<T>, Write<T>, Write<T>, Read<T>> &memory,
                 int threads) const {
         const auto at = this->arrays(pushed, slot, count, value, image, old, known, active,
-                                     shortened, point, verdict);
+                                     shortened, made);
         const int64_t b = this->set_.samples, m = this->set_.memory;
         const AndersonArrays<T> kept{
             .residuals = this->history(std::get<0>(memory), "the residuals"),
             .images = this->history(std::get<1>(memory), "the images"),
             .gram = of(std::get<2>(memory), b * m * m, "the Gram matrices"),
             .envelope = of(std::get<3>(memory), b, "the envelope"),
-            .proposal = this->state(std::get<3>(point), "the proposal"),
+            .proposal = this->state(std::get<1>(made), "the proposal"),
             .share = T(1) / T(pushed + 1),
         };
         return run(this->set_, at, kept, threads);
@@ -173,18 +178,18 @@ class Broyden : public Kernel<T> {
 
     int advance(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
                 const Old<T> &old, const Known<T> &known, const Flags &active,
-                const Flags &shortened, const Point<T> &point, const Verdict<T> &verdict,
+                const Flags &shortened, const Made<T> &made,
                 const std::tuple<Write<T>, Write<T>, Read<T>, std::optional<Read<T>>> &memory,
                 int threads) const {
         const auto at = this->arrays(pushed, slot, count, value, image, old, known, active,
-                                     shortened, point, verdict);
+                                     shortened, made);
         const auto &before = std::get<3>(memory);
         const BroydenArrays<T> kept{
             .left = this->history(std::get<0>(memory), "the left columns"),
             .right = this->history(std::get<1>(memory), "the right columns"),
             .scale = of(std::get<2>(memory), this->set_.samples, "the scale"),
             .before = before ? this->state(*before, "the old direction") : nullptr,
-            .direction = this->state(std::get<3>(point), "the direction"),
+            .direction = this->state(std::get<1>(made), "the direction"),
         };
         return run(this->set_, at, kept, threads);
     }
@@ -198,13 +203,13 @@ class Picard : public Kernel<T> {
 
     int advance(int pushed, int slot, int count, const Read<T> &value, const Read<T> &image,
                 const Old<T> &old, const Known<T> &known, const Flags &active,
-                const Flags &shortened, const Point<T> &point, const Verdict<T> &verdict,
+                const Flags &shortened, const Made<T> &made,
                 const std::tuple<Read<T>, double, double, double> &memory, int threads) const {
         const auto at = this->arrays(pushed, slot, count, value, image, old, known, active,
-                                     shortened, point, verdict);
+                                     shortened, made);
         const PicardArrays<T> kept{
             .earlier = this->state(std::get<0>(memory), "the earlier increment"),
-            .correction = this->state(std::get<3>(point), "the correction"),
+            .correction = this->state(std::get<1>(made), "the correction"),
             .damping = T(std::get<1>(memory)),
             .parallel = T(std::get<2>(memory)),
             .explained = T(std::get<3>(memory)),
@@ -223,8 +228,7 @@ void bind(nb::module_ &module, const char *name) {
              "roundings"_a)
         .def("advance", &Class::advance, "pushed"_a, "slot"_a, "count"_a, "value"_a, "image"_a,
              "old"_a, "known"_a.noconvert(), "active"_a.none(), "shortened"_a.none(),
-             "point"_a.noconvert(), "verdict"_a.noconvert(), "memory"_a.noconvert(),
-             "threads"_a);
+             "made"_a.noconvert(), "memory"_a.noconvert(), "threads"_a);
 }
 
 }  // namespace
@@ -234,6 +238,7 @@ NB_MODULE(_kernels, module) {
     module.attr("ANDERSON_MEMORY") = anderson_memory;
     module.attr("BROYDEN_MEMORY") = broyden_memory;
     module.attr("RISEN") = int(risen);
+    module.attr("ENDED") = int(ended);
     bind<Anderson<float>>(module, "AndersonFloat32");
     bind<Anderson<double>>(module, "AndersonFloat64");
     bind<Broyden<float>>(module, "BroydenFloat32");

@@ -8,7 +8,7 @@
 namespace fixedpoint_native {
 
 // What keeps the step of a sample from being the plain one: it is then done anew, operation
-// by operation. That a residual rose is noted only.
+// by operation. That a residual rose, or that the sample may have ended, is noted only.
 enum Remark : unsigned char {
     plain = 0,
     not_accepted = 1,   // a residual is not finite, or too large for the method
@@ -17,6 +17,7 @@ enum Remark : unsigned char {
     singular = 8,       // a Gram matrix is not positive definite
     shortened = 16,     // earlier steps were not accepted
     risen = 32,         // the residual did not fall
+    ended = 64,         // the test is met, or can no longer tell
 };
 
 constexpr int anderson_memory = 16, broyden_memory = 128;  // at most
