@@ -42,7 +42,9 @@ _MEANING = {
     Status.RUNNING: "still running",
     Status.CONVERGED: "converged",
     Status.MAX_STEPS: "not converged within max_steps",
-    Status.NON_FINITE: "f was not finite at the start, or at every iterate tried next",
+    Status.NON_FINITE: (
+        "not finite: the start, or f there or at every iterate tried next"
+    ),
     Status.STALLED: "stalled: the residual has long stopped falling",
     Status.DIVERGED: "diverged: the residual grew without bound",
     Status.LINEAR_SOLVE_FAILED: (

@@ -16,7 +16,7 @@ from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
-from fixedpoint.solution import Status
+from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Norm, Tolerance
@@ -161,12 +161,15 @@ class _Tried(NamedTuple):
 
 
 def _renewed(space: Space, mask: Array, old: Iteration, new: Iteration) -> Iteration:
-    """The iteration with what is new in the samples of `mask`, and the work of both."""
+    """The iteration with what is new in the samples of `mask`, and the work of both,
+    with the product that tells whether an equation holds.
+    """
     names = "residual_norm", "error", "method", "status", "precise", "steps"
     ends = [(name, getattr(new, name), getattr(old, name)) for name in names]
     parts = {name: space.xp.where(mask, a, b) for name, a, b in ends}
     value = space.where(mask, new.value, old.value)
-    return old._replace(value=value, work=old.work.plus(new.work), **parts)
+    work = old.work.plus(new.work).plus(Work(f=1))
+    return old._replace(value=value, work=work, **parts)
 
 
 def linear_problem(system: AdjointSystem, tolerance: Tolerance) -> Problem:

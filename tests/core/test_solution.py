@@ -148,7 +148,7 @@ def test_a_batch_tells_how_many():
     assert (
         "diverged: the residual grew without bound (Picard): 1 samples" in sol.message
     )
-    assert "f was not finite" in sol.message
+    assert "not finite: the start" in sol.message
 
 
 def test_a_batch_of_zero_has_a_message():
