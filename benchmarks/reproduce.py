@@ -100,7 +100,7 @@ def mnist_dense() -> list[Row]:
 def mnist_mdeq() -> list[Row]:
     """The multiscale classifier."""
     attacks = ("joint", "nested, 5 steps")
-    changes = "held_out=200", "training.epochs=1"
+    changes = ("held_out=1000",)
     return adversarial("adversarial_mnist", attacks, *changes)
 
 

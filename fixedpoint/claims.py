@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array, Vec
+from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.convergence import ZERO, Evidence
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -35,6 +35,9 @@ _LONG, _BOUNDS = 0.5, 100.0
 # step makes one expect.
 _FLAT = 0.25
 
+# The number of the last evaluation, a little farther on.
+_FARTHER = 5
+
 # What is found of a sample, bit by bit.
 NOT_ZERO, IRREGULAR, FLAT = 1, 2, 4
 
@@ -48,29 +51,38 @@ class Claim(NamedTuple):
         Those in which a part is only as good as zero.
     vanished : array of bool
         Those of which nothing is left.
-    far : array of bool
-        Those whose last step was a long one.
+    far : array of bool or None
+        Those whose last step may have been a long one; None where that is not asked.
     tiny : tuple of array of bool
         The parts that count as zero.
     """
 
     zero: Array
     vanished: Array
-    far: Array
+    far: Array | None
     tiny: tuple[Array, ...]
 
     @property
     def doubtful(self) -> Array:
         """Those to be looked at."""
-        return self.zero | self.vanished | self.far
+        doubtful = self.zero | self.vanished
+        return doubtful if self.far is None else doubtful | self.far
 
-    def evaluations(self, problem: Problem) -> tuple[int, ...]:
-        """The numbers of the evaluations that are needed; in a trace all are."""
-        backend, zero = problem.space.backend, self.zero | self.vanished
-        traced = backend.is_traced((zero,))
-        wanted = (self.vanished, (0, 1, 2)), (zero, (3, 4))
-        some = [numbers for mask, numbers in wanted if traced or backend.any(mask)]
-        return tuple(number for numbers in some for number in numbers)
+    def evaluations(self, backend: Backend) -> list[int]:
+        """The numbers of the evaluations that are needed."""
+        zero = self.zero | self.vanished
+        wanted = (self.vanished, (0, 1, 2)), (zero, (3, 4)), (self.far, (_FARTHER,))
+        pairs = [(mask, numbers) for mask, numbers in wanted if mask is not None]
+        some = [numbers for mask, numbers in pairs if backend.any(mask)]
+        return [number for numbers in some for number in numbers]
+
+    def ends(self, space: Space) -> tuple[Any, int]:
+        """The numbers of the first evaluation in a trace, and of the last one."""
+        if self.far is None:
+            return 0, _FARTHER - 1
+        where, backend = space.xp.where, space.backend
+        late = where(backend.any(self.far), _FARTHER, _FARTHER + 1)
+        return where(backend.any(self.zero | self.vanished), 0, late), _FARTHER
 
 
 class _Looks(NamedTuple):
@@ -83,6 +95,7 @@ class _Looks(NamedTuple):
     found: Vec
     not_zero: Array
     irregular: Array
+    flat: Array
     number: Any
 
 
@@ -120,23 +133,33 @@ class Review:
     new: Point
     evidence: Evidence
 
-    def findings(self, claim: Claim) -> tuple[Array, int]:
+    def findings(self, claim: Claim) -> tuple[Array, Any]:
         """What is found of each sample, and the evaluations it took."""
-        space, numbers = self.problem.space, claim.evaluations(self.problem)
-        none, turn = space.full(0.0) > 0.0, partial(self._looked, claim)
-        looks = _Looks(space.zeros(self.new.value), none, none, 0)
+        space, turn = self.problem.space, partial(self._looked, claim)
+        none = space.full(0.0) > 0.0
+        if claim.far is not None:
+            far = claim.far & is_far(self.problem, self.old, self.new, claim.tiny)
+            claim = claim._replace(far=far)
+        looks = _Looks(space.zeros(self.new.value), none, none, none, 0)
         if space.backend.is_traced((none, claim.zero)):
             # In a loop, since every evaluation in a trace takes long to compile.
-            more, most = lambda looks: looks.number < len(numbers), len(numbers)
-            looks = space.backend.while_loop(more, turn, looks, most)
+            first, last = claim.ends(space)
+            more, begun = (
+                lambda looks: looks.number <= last,
+                looks._replace(number=first),
+            )
+            looks = space.backend.while_loop(more, turn, begun, last + 1)
+            count = last + 1 - first
         else:
+            numbers = claim.evaluations(space.backend)
+            count = len(numbers)
             for number in numbers:
                 looks = turn(looks._replace(number=number))
-        flat, farther = self._is_flat(claim)
+        flat = none if claim.far is None else claim.far & looks.flat
         masks = looks.not_zero, looks.irregular, flat
         bits = zip((NOT_ZERO, IRREGULAR, FLAT), masks, strict=True)
         found = [bit * space.xp.astype(mask, space.xp.int32) for bit, mask in bits]
-        return found[0] + found[1] + found[2], len(numbers) + farther
+        return found[0] + found[1] + found[2], count
 
     def _looked(self, claim: Claim, looks: _Looks) -> _Looks:
         """One more evaluation, and what it tells."""
@@ -150,12 +173,13 @@ class Review:
             found,
             pick(number == 4, not_zero, (looks.not_zero,))[0],
             pick(number == 2, irregular, (looks.irregular,))[0],
+            looks.flat if claim.far is None else self._is_flat(g),  # the last counts
             number + 1,
         )
 
     def _state(self, claim: Claim, number: Any) -> Vec:
         """Where the map is evaluated: at two tiny states and their sum; where the tiny
-        parts are zero, and near that.
+        parts are zero, and near that; and beyond the last step.
 
         As one expression, of which a trace keeps no parts.
         """
@@ -171,22 +195,18 @@ class Review:
         # Each time with other signs, lest terms cancel.
         ulps = space.rounding**-0.5 * (number == 4)
         near = nudged(problem, zeroed, ulps, self.evidence.count)
+        if claim.far is not None:
+            step = space.subtract(value, self.old.value)
+            beyond = space.axpy(space.full(_farther(space)), step, value)
+            near = _pick(space.xp, number == _FARTHER, beyond, near)
         return _pick(space.xp, number < 3, tuple(small), near)
 
-    def _is_flat(self, claim: Claim) -> tuple[Array, int]:
-        """Whether g changes less beyond the last step than over it, and the evaluations
-        it took; in a trace there are none.
-        """
-        space, new, part = self.problem.space, self.new, _farther(self.problem.space)
-        backend = space.backend
-        if backend.is_traced((claim.far,)) or backend.known_none(claim.far):
-            return claim.far, 0
-        step = space.subtract(new.value, self.old.value)
-        beyond = space.axpy(space.full(part), step, new.value)
-        g, over = self.problem.increment_nearby(beyond), self.old.increment
-        changes = space.subtract(g, new.increment), Difference(new.increment, over)
+    def _is_flat(self, beyond: Vec) -> Array:
+        """Whether g changes less beyond the last step than over it."""
+        space, new, over = self.problem.space, self.new, self.old.increment
+        changes = Difference(beyond, new.increment), Difference(new.increment, over)
         further, expected = space.norms(*changes)
-        return ~(further >= _FLAT * part * expected), 1
+        return ~(further >= _FLAT * _farther(space) * expected)
 
     def _is_zero(self, found: Vec, nearby: Vec) -> Array:
         """Whether the equations hold where the tiny parts are zero, or do not feel them

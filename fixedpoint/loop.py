@@ -27,7 +27,6 @@ from fixedpoint.claims import (
     NOT_ZERO,
     Claim,
     Review,
-    is_far,
     refused,
     tiny_parts,
 )
@@ -319,7 +318,7 @@ class Loop:
         sizes = verdict.state or problem.tolerance.parts(space, new.value)
         tiny = tiny_parts(sizes, carry.evidence)
         converged = live(verdict.satisfied, carry.active)
-        claim = self._claim(converged, verdict, (old, new), tiny)
+        claim = self._claim(converged, verdict, new, tiny)
         review = Review(problem, self.first, old, new, carry.evidence)
         question = partial(review.findings, claim)
         carry, found = self._asked(carry, claim.doubtful, question, space.xp.int32)
@@ -330,26 +329,32 @@ class Loop:
             evidence = refused(space, sizes, carry.evidence, none)
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
-        return carry, unfounded | (claim.far & has(FLAT)), collapsed
+        return carry, unfounded | has(FLAT), collapsed
 
     def _claim(
         self,
         converged: Array,
         verdict: Verdict,
-        ends: tuple[Point, Point],
+        new: Point,
         tiny: tuple[Array, ...],
     ) -> Claim:
         """The samples that converge for a reason that may be wrong."""
         problem = self.problem
-        zero = vanished = far = converged & ~converged
+        zero = vanished = converged & ~converged
         if verdict.by_zero is not None:
             zero = converged & verdict.by_zero
         if not self.solver.is_plain:
-            vanished = converged & vanished_states(problem, verdict, ends[1])
-        asks = problem.tolerance.test == "error" and not problem.is_affine
-        if asks and not problem.space.backend.is_traced((converged,)):
-            far = converged & is_far(problem, *ends, tiny)
-        return Claim(zero, vanished, far, tiny)
+            vanished = converged & vanished_states(problem, verdict, new)
+        asks = self._asks_farther_on(problem.space.backend.is_traced((converged,)))
+        return Claim(zero, vanished, converged if asks else None, tiny)
+
+    def _asks_farther_on(self, is_traced: bool) -> bool:
+        """Whether a long last step is looked at: in a trace that of a small state, as
+        it would keep two large ones more.
+        """
+        tolerance = self.problem.tolerance
+        small = tolerance.norm == "entries" or not is_traced
+        return tolerance.test == "error" and small and not self.problem.is_affine
 
     def _asked(
         self,

@@ -215,10 +215,10 @@ def test_a_sample_that_was_once_larger(jit_case):
         assert np.all(jit_case.to_numpy(sol.converged))
 
 
-def test_a_long_step_to_where_a_map_is_flat(xp_case):
-    F = lambda x: x * xp_case.xp.exp(-(x**2))
+def test_a_long_step_to_where_a_map_is_flat(jit_case):
+    F = lambda x: x * jit_case.xp.exp(-(x**2))
     settings = {"solver": fp.Newton(), "max_steps": 100}
-    sol = xp_case.solve(F, np.array([0.73]), by=fp.root, **settings)
+    sol = jit_case.solve(F, np.array([0.73]), by=fp.root, **settings)
     assert not bool(sol.converged)
 
 

@@ -111,8 +111,9 @@ def test_evaluations_are_counted_and_none_is_wasted(
     sol = xp_case.solve(f, z0, args, solver=solver, **stop)
     assert f.calls == sol.work.f
     looks = f.calls - int(sol.steps) - 1
-    # A residual that does not fall for three steps is compared with rounding.
-    assert looks == 0 or 2 <= looks <= 8
+    # After a long last step there is one; a residual that does not fall for three steps
+    # is compared with rounding.
+    assert 0 <= looks <= 8
 
 
 @settings(max_examples=10)
