@@ -49,7 +49,7 @@ from fixedpoint.solvers.base import Solver, Step
 _DIVERGENCE = 1e10
 
 # A method that follows the map may be so many times as long without a smallest
-# residual.
+# residual, before one that ends a window and is not below that of the one before tells.
 _PATIENCE = 5
 
 # After so many steps without a smaller residual it is asked whether that is but noise.
@@ -258,9 +258,10 @@ class Loop:
     def _checked_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
         """The samples whose residual has long stopped falling.
 
-        That of a contraction may rise at first, in another norm than its own. So a
-        method that follows the map has stalled only when no residual is below the last
-        of the window before.
+        That of a contraction may rise, in another norm than its own, at first and when
+        a part of it changes its sign. So a method that follows the map has stalled only
+        when it is long ago that it was smallest, and no residual of a window is below
+        the last of the one before; or very long ago, and the last one is not.
         """
         xp, patience = self.problem.space.xp, self.solver.patience(self.problem.space)
         age = carry.step - carry.improved
@@ -269,7 +270,9 @@ class Loop:
         norm = carry.point.residual_norm
         lowest = xp.where(norm < carry.lowest, norm, carry.lowest)
         over = (xp.zeros_like(age) + carry.step) % patience == 0
-        stalled = (lowest >= carry.reference) & over | (age >= _PATIENCE * patience)
+        still = (lowest >= carry.reference) & (age >= 2 * patience)
+        restless = (norm >= carry.reference) & (age >= _PATIENCE * patience)
+        stalled = over & (still | restless)
         reference = xp.where(over, norm, carry.reference)
         lowest = xp.where(over, xp.zeros_like(lowest) + xp.inf, lowest)
         return carry._replace(lowest=lowest, reference=reference), stalled

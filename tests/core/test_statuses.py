@@ -122,3 +122,33 @@ def test_a_stall_is_counted_from_the_last_improvement_in_any_company(solver):
     both = fp.fixed_point(f, z0, (a,), **settings)
     assert alone.status[0] == both.status[0] == Status.STALLED
     assert alone.steps[0] == both.steps[0]
+
+
+def rewards(z):
+    """Those of a state that all lead to: the residual grows in the first step."""
+    return np.array([1.0, 0.0, 0.0, 0.0]) + 0.999 * z[0]
+
+
+def turning(z):
+    """A residual that passes through zero before it falls as its slower part does."""
+    return np.array([0.9 * z[0] + z[1], 0.999 * z[1] + 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("f", "start", "answer"),
+    [
+        (rewards, np.zeros(4), [1000.0, 999.0, 999.0, 999.0]),
+        (turning, np.zeros(2), [10.0, 1.0]),
+        (turning, np.array([1e3, 0.0]), [10.0, 1.0]),
+    ],
+)
+def test_a_slow_contraction_does_not_stall(f, start, answer):
+    sol = fp.fixed_point(f, start, solver=fp.Picard(), max_steps=20_000)
+    np.testing.assert_allclose(sol.value, answer, rtol=1e-5)
+
+
+@pytest.mark.parametrize("r", [3.5, 3.9, 4.0])
+def test_what_comes_to_no_rest_stalls(r):
+    f, settings = lambda z: r * z * (1.0 - z), {"max_steps": 10_000}
+    sol = fp.fixed_point(f, 0.3, solver=fp.Picard(), on_failure="return", **settings)
+    assert sol.status == Status.STALLED
