@@ -126,6 +126,9 @@ class PseudoTransient(Solver):
         left = after_inexact_solve(
             space, solution.value, (merit, end), largest, finite, state.length
         )
+        # A first step says nothing of what is slower than it is long.
+        again = state.length < space.xp.inf
+        inflation = space.xp.where(again, left.inflation, space.infinity)
         size = _next(space, state, space.ratio(merit, end), finite)
         return Step(
             choose(space, finite, new, point),
@@ -133,7 +136,7 @@ class PseudoTransient(Solver):
             linearization.work(solution.products).plus(Work(f=1)),
             _failure(space, state, finite),
             correction=left.correction,
-            inflation=left.inflation,
+            inflation=inflation,
         )
 
     def _system(

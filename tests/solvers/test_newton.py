@@ -737,3 +737,14 @@ def test_containers_of_mixed_precision(solver):
     assert sol.value["a"].dtype == np.float32
     np.testing.assert_allclose(sol.value["a"], np.sqrt(2.0), rtol=1e-4)
     np.testing.assert_allclose(sol.value["b"][0], 3.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+@pytest.mark.parametrize("decades", [4, 6])
+def test_one_step_in_time_says_nothing_of_slower_rates(decades, rtol):
+    k, known = np.logspace(decades, -decades, 300), np.linspace(1.0, 2.0, 300)
+    settings = {"solver": fp.PseudoTransient(), "rtol": rtol, "max_steps": 50}
+    F = lambda x: k * (x - known)
+    sol = fp.root(F, np.zeros(300), on_failure="return", **settings)
+    error = np.linalg.norm(sol.value - known) / np.linalg.norm(known)
+    assert error <= 10 * rtol or not sol.converged
