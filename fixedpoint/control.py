@@ -80,6 +80,11 @@ class Control:
         if self.max_steps is not None:
             check_count("max_steps", self.max_steps, 0)
         check_callable("callback", self.callback)
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            kind = type(self.budget).__name__  # type: ignore[unreachable]
+            raise TypeError(
+                f"budget must be Budget(evaluations=..., seconds=...), got {kind}"
+            )
         if self.batched_args is not None and self.callback is not None:
             raise ValueError(
                 "a callback sees whole batches: give it, or batched_args, not both"

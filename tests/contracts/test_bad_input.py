@@ -280,6 +280,10 @@ def test_tolerances_are_not_negative(name, value):
         ({"rtol": "1e-3"}, "rtol must be a number, got '1e-3'"),
         ({"atol": 1j}, "atol must be a number, got 1j"),
         ({"callback": 3}, "callback must be callable, got 3"),
+        (
+            {"budget": 6},
+            "budget must be Budget(evaluations=..., seconds=...), got int",
+        ),
         ({"preconditioner": 3}, "preconditioner must be callable, got 3"),
         ({"jvp": "exact"}, "jvp must be callable, got 'exact'"),
         ({"project": 0.5}, "project must be callable, got 0.5"),
