@@ -144,11 +144,9 @@ class Review:
         if space.backend.is_traced((none, claim.zero)):
             # In a loop, since every evaluation in a trace takes long to compile.
             first, last = claim.ends(space)
-            more, begun = (
-                lambda looks: looks.number <= last,
-                looks._replace(number=first),
-            )
-            looks = space.backend.while_loop(more, turn, begun, last + 1)
+            more = lambda looks: looks.number <= last
+            looks = looks._replace(number=first)
+            looks = space.backend.while_loop(more, turn, looks, last + 1)
             count = last + 1 - first
         else:
             numbers = claim.evaluations(space.backend)
@@ -173,7 +171,7 @@ class Review:
             found,
             pick(number == 4, not_zero, (looks.not_zero,))[0],
             pick(number == 2, irregular, (looks.irregular,))[0],
-            looks.flat if claim.far is None else self._is_flat(g),  # the last counts
+            looks.flat if claim.far is None else self._is_flat(g),  # that of the last
             number + 1,
         )
 

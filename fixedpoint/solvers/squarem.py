@@ -18,6 +18,10 @@ from fixedpoint.space import Difference, Space
 # best points tell.
 _CONSISTENT = 0.9
 
+# Plain cycles at most that are to tell what is left, before the longest estimate is
+# taken for it.
+_PLAIN_CYCLES = 4
+
 
 class StepBound(NamedTuple):
     """What SQUAREM remembers.
@@ -30,11 +34,14 @@ class StepBound(NamedTuple):
         That of the smallest residual.
     amplification : array
         ‖Δz‖/‖Δg‖ between the last two such points.
+    doubts : array of int
+        Cycles in a row by which the end seemed near, and which did not tell how near.
     """
 
     bound: Array
     best: Point
     amplification: Array
+    doubts: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,10 @@ class SQUAREM(Solver):
     and grows by the factor `growth` whenever it binds. Where the new point is not
     finite or its residual is above `tolerance` times the largest of those at z and z₁,
     z₁ is taken instead, and a_max falls.
+
+    After an extrapolation the residual lies along directions in which f contracts fast,
+    too, and does not tell how far the end is along the slow one. So where it seems
+    near, the next cycles are of plain steps, until their residuals tell.
 
     Parameters
     ----------
@@ -88,7 +99,9 @@ class SQUAREM(Solver):
 
     def init(self, problem: Problem, point: Point) -> StepBound:
         """No extrapolation beyond Picard's."""
-        return StepBound(problem.space.full(1.0), point, problem.space.full(0.0))
+        space, norm = problem.space, point.residual_norm
+        none = space.xp.zeros_like(norm, dtype=space.xp.int32)
+        return StepBound(space.full(1.0), point, space.full(0.0), none)
 
     def resume(
         self, space: Space, state: StepBound, point: Point, fresh: StepBound
@@ -101,37 +114,44 @@ class SQUAREM(Solver):
         """One evaluation at f(z), and one at the extrapolated point."""
         space, xp = problem.space, problem.space.xp
         middle = problem.trial(space.add(point.value, point.increment), point)
-        far, length, wanted = _extrapolated(space, point, middle, state.bound)
+        allowed = xp.where(state.doubts > 0, space.one, state.bound)
+        told = state.amplification
+        far, length, wanted = _extrapolated(problem, point, middle, allowed, told)
         end = problem.trial(far, point)
         ceiling = self.tolerance * xp.maximum(point.residual_norm, middle.residual_norm)
-        accepted, one = end.residual_norm <= ceiling, space.full(1.0)
-        bound = xp.where(wanted >= state.bound, self.growth * state.bound, state.bound)
-        less = xp.maximum(state.bound / self.growth, one)
-        longest = xp.maximum(wanted, less)
+        accepted = end.residual_norm <= ceiling
+        binds = (wanted >= state.bound) & (state.doubts == 0)
+        bound = xp.where(binds, self.growth * state.bound, state.bound)
+        less = xp.maximum(state.bound / self.growth, space.full(1.0))
         new = choose(space, accepted, end, middle)
         state = _noted(problem, state, new, xp.where(accepted, bound, less))
         # The extrapolation from the new point, if it were as long as this or the last
         # long one, or if the best points told of it.
-        longest = xp.maximum(longest, xp.maximum(state.amplification, one))
+        longest = xp.maximum(xp.maximum(wanted, less), state.amplification)
         correction = space.scale(longest, new.increment)
-        plain = accepted & (length == 1.0)
-        if space.backend.known_here(~plain):
-            return Step(new, state, Work(f=2), correction=correction)
-        correction, inflation = _after_plain_steps(
-            problem, state, new, (middle, point), plain, correction
+        state, correction, inflation = _after_plain_steps(
+            problem, state, new, (middle, point), accepted & (length == 1.0), correction
         )
         return Step(new, state, Work(f=2), correction=correction, inflation=inflation)
 
 
 def _extrapolated(
-    space: Space, point: Point, middle: Point, bound: Array
+    problem: Problem, point: Point, middle: Point, bound: Array, told: Array
 ) -> tuple[Vec, Array, Array]:
     """The point to which z, f(z) and f(f(z)) lead, the length a of that, and the one it
     would have without a bound.
+
+    Where v is nothing but rounding, a is what the best points `told`, and v is −r/a.
     """
+    space, xp = problem.space, problem.space.xp
     second = space.subtract(middle.increment, point.increment)
-    wanted = space.ratio(*space.norms(point.increment, second))
-    length = space.xp.minimum(space.xp.maximum(wanted, space.full(1.0)), bound)
+    size, change = space.norms(point.increment, second)
+    known = problem.exceeds_rounding(point, change)
+    wanted = xp.where(known, space.ratio(size, change), told)
+    length = xp.minimum(xp.maximum(wanted, space.full(1.0)), bound)
+    if not space.backend.known_here(known):
+        parallel = space.scale(-1.0 / length, point.increment)
+        second = space.where(known, second, parallel)
     far = space.axpy(2.0 * length, point.increment, point.value)
     return space.axpy(length * length, second, far), length, wanted
 
@@ -143,16 +163,24 @@ def _after_plain_steps(
     before: tuple[Point, Point],
     plain: Array,
     correction: Vec,
-) -> tuple[Vec, Array]:
-    """The correction and its inflation, where two plain steps were taken: what follows
-    them is told by their residuals, the two `before` and the new one.
+) -> tuple[StepBound, Vec, Array]:
+    """The state, the correction and its inflation: where two plain steps were taken,
+    what follows them is told by their residuals, the two `before` and the new one.
     """
     space, xp = problem.space, problem.space.xp
-    least = _CONSISTENT * state.amplification * new.residual_norm
-    increments = new, before[0].increment, before[1].increment
-    left, known = remaining(problem, *increments, least)
-    known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
-    return space.where(known == 1.0, left, correction), known
+    known = space.full(math.nan)
+    near = problem.is_negligible(correction, new)
+    if not space.backend.known_here(~plain):
+        least = _CONSISTENT * state.amplification * new.residual_norm
+        increments = new, before[0].increment, before[1].increment
+        left, known = remaining(problem, *increments, least)
+        known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
+        correction = space.where(known == 1.0, left, correction)
+    felt = problem.exceeds_rounding(new, new.residual_norm)
+    unsure = near & felt & xp.isnan(known) & (state.doubts < _PLAIN_CYCLES)
+    doubts = xp.where(unsure, state.doubts + 1, xp.zeros_like(state.doubts))
+    inflation = xp.where(unsure, space.infinity, known)
+    return state._replace(doubts=doubts), correction, inflation
 
 
 def _noted(problem: Problem, state: StepBound, new: Point, bound: Array) -> StepBound:
@@ -169,4 +197,5 @@ def _noted(problem: Problem, state: StepBound, new: Point, bound: Array) -> Step
     tells = better & problem.exceeds_rounding(new, changed)
     ratio = space.xp.maximum(space.ratio(moved, changed), 0.5 * state.amplification)
     amplification = space.xp.where(tells, ratio, state.amplification)
-    return StepBound(bound, choose(space, better, new, best), amplification)
+    best = choose(space, better, new, best)
+    return StepBound(bound, best, amplification, state.doubts)

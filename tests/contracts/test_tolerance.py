@@ -256,6 +256,24 @@ def two_leaves(z):
     return {"n": 0.5 * z["n"] + 5e5, "p": np.cos(z["p"])}
 
 
+@pytest.mark.parametrize("seed", [22, 39])
+def test_market_shares_by_squared_extrapolation(seed):
+    """One direction contracts by a few thousandths a step, and extrapolation stirs up
+    the others.
+    """
+    rng = np.random.default_rng(seed)
+    tastes, known = rng.normal(size=(100, 6)), rng.normal(size=6) + 6.0
+
+    def share(d):
+        odds = np.exp(d + tastes)
+        return (odds / (1.0 + odds.sum(1, keepdims=True))).mean(0)
+
+    f = lambda d: d + np.log(share(known)) - np.log(share(d))
+    settings = {"solver": fp.SQUAREM(), "rtol": 1e-3, "max_steps": 8000}
+    value = fp.fixed_point(f, np.zeros(6), **settings).value
+    np.testing.assert_allclose(value, known, rtol=1e-2)
+
+
 def test_maps_by_default():
     tiny = fp.fixed_point(lambda z: 1e-9 * np.exp(-z / 1e-9), 0.0)
     np.testing.assert_allclose(tiny.value, 5.67143290e-10, rtol=1e-5)

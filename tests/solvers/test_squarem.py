@@ -146,3 +146,10 @@ def test_samples_have_their_own_lengths():
 def test_settings_must_be_finite_and_exceed_one(name, value):
     with pytest.raises(ValueError, match=name):
         fp.SQUAREM(**{name: value})
+
+
+@pytest.mark.parametrize("q", [0.999, 0.9993923, 0.9999])
+def test_a_slow_map_whose_curvature_is_lost_in_rounding(q):
+    sol = fp.fixed_point(lambda z: q * z + 1.0, 0.0, solver=fp.SQUAREM())
+    assert sol.steps <= 20
+    np.testing.assert_allclose(sol.value, 1.0 / (1.0 - q), rtol=1e-8)
