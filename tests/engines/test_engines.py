@@ -47,7 +47,7 @@ REDUCTIONS = {
     "jit-Anderson-d": 24,
     "jit-Anderson-x-y": 48,
     "jit-Broyden": 52,
-    "jit-Picard": 42,
+    "jit-Picard": 44,
 }
 HISTORIES = {"Anderson": 2, "Broyden": 2, "NewtonKrylov": 1, "Picard": 0}
 
