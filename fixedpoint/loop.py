@@ -375,15 +375,20 @@ class Loop:
         integer = getattr(carry.work.f, "dtype", xp.int32)
         nothing = xp.zeros_like(mask, dtype=dtype), xp.zeros_like(mask, dtype=integer)
 
+        spent: list[Any] = []
+
         def answer() -> tuple[Array, ...]:
             holds, evaluations = question()
+            spent.append(evaluations)
             return holds, nothing[1] + evaluations
 
         found = backend.replaced_where(nothing, mask, answer, evaluates=True)
         if found is nothing:
             return carry, found[0]
-        most = xp.max(found[1]) if math.prod(mask.shape) else 0
-        work = Work(f=most if backend.is_traced((mask,)) else int(most))
+        most = spent[0]
+        if backend.is_traced((mask,)):
+            most = xp.max(found[1]) if math.prod(mask.shape) else 0
+        work = Work(f=most)
         return carry._replace(work=carry.work.plus(work)), found[0]
 
     def settle(self, carry: Carry, status: Array) -> Carry:

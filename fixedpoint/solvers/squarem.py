@@ -128,9 +128,8 @@ class SQUAREM(Solver):
         # The extrapolation from the new point, if it were as long as this or the last
         # long one, or if the best points told of it.
         longest = xp.maximum(xp.maximum(wanted, less), state.amplification)
-        correction = space.scale(longest, new.increment)
         state, correction, inflation = _after_plain_steps(
-            problem, state, new, (middle, point), accepted & (length == 1.0), correction
+            problem, state, new, (middle, point), accepted & (length == 1.0), longest
         )
         return Step(new, state, Work(f=2), correction=correction, inflation=inflation)
 
@@ -162,13 +161,13 @@ def _after_plain_steps(
     new: Point,
     before: tuple[Point, Point],
     plain: Array,
-    correction: Vec,
+    longest: Array,
 ) -> tuple[StepBound, Vec, Array]:
     """The state, the correction and its inflation: where two plain steps were taken,
     what follows them is told by their residuals, the two `before` and the new one.
     """
     space, xp = problem.space, problem.space.xp
-    known = space.full(math.nan)
+    known, correction = space.full(math.nan), space.scale(longest, new.increment)
     near = problem.is_negligible(correction, new)
     if not space.backend.known_here(~plain):
         least = _CONSISTENT * state.amplification * new.residual_norm
@@ -176,7 +175,8 @@ def _after_plain_steps(
         left, known = remaining(problem, *increments, least)
         known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
         correction = space.where(known == 1.0, left, correction)
-    felt = problem.exceeds_rounding(new, new.residual_norm)
+    # What a plain step changes of the residual must be more than its rounding.
+    felt = problem.exceeds_rounding(new, new.residual_norm / longest)
     unsure = near & felt & xp.isnan(known) & (state.doubts < _PLAIN_CYCLES)
     doubts = xp.where(unsure, state.doubts + 1, xp.zeros_like(state.doubts))
     inflation = xp.where(unsure, space.infinity, known)
