@@ -140,8 +140,12 @@ class Review:
         if claim.far is not None:
             far = claim.far & is_far(self.problem, self.old, self.new, claim.tiny)
             claim = claim._replace(far=far)
+        traced = space.backend.is_traced((none, claim.zero))
+        numbers = [] if traced else claim.evaluations(space.backend)
+        if not (traced or numbers):
+            return space.xp.astype(none, space.xp.int32), 0
         looks = _Looks(space.zeros(self.new.value), none, none, none, 0)
-        if space.backend.is_traced((none, claim.zero)):
+        if traced:
             # In a loop, since every evaluation in a trace takes long to compile.
             first, last = claim.ends(space)
             more = lambda looks: looks.number <= last
@@ -149,7 +153,6 @@ class Review:
             looks = space.backend.while_loop(more, turn, looks, last + 1)
             count = last + 1 - first
         else:
-            numbers = claim.evaluations(space.backend)
             count = len(numbers)
             for number in numbers:
                 looks = turn(looks._replace(number=number))

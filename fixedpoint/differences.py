@@ -179,7 +179,8 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
         unit = _power_of_two(xp, xp.where(known, ratio, space.one))
         units.append(space.factor(unit, leaf))
     alike = space.every([unit == 1.0 for unit in units])
-    return None if space.backend.known_here(alike) else tuple(units)
+    # All who take part are asked: with units, a system is solved by another loop.
+    return None if space.backend.known_all(alike) else tuple(units)
 
 
 class _Quotients:

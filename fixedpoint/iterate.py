@@ -28,18 +28,8 @@ from fixedpoint.solution import BackwardReport, Status, Trace, Work
 from fixedpoint.solvers.base import Solver
 from fixedpoint.space import Space
 
-# The arrays of an iteration, besides what the solver remembers.
-_CONVERTED = (
-    "value",
-    "residual_norm",
-    "error",
-    "method",
-    "status",
-    "precise",
-    "steps",
-    "trace",
-    "bracket",
-)
+# What is the same in every array library, or knows how to be converted.
+_UNCONVERTED = ("work", "backward", "state")
 
 # No other solver is tried after these.
 _ENDS = (Status.STOPPED, Status.OUT_OF_BUDGET)
@@ -65,9 +55,9 @@ class Iteration(NamedTuple):
 
     def converted(self, convert: Callable[[Any], Any]) -> Iteration:
         """The same, its arrays converted."""
-        own = self._asdict()
-        parts = {name: own[name] for name in _CONVERTED if own[name] is not None}
-        there = {name: convert(part) for name, part in parts.items()}
+        known = {k: part for k, part in self._asdict().items() if part is not None}
+        arrays = [name for name in known if name not in _UNCONVERTED]
+        there = {name: convert(known[name]) for name in arrays}
         state = self.state and self.state.converted(convert)
         return self._replace(state=state, **there)
 

@@ -498,9 +498,12 @@ class Space:
         return unit * self._norms([(u, kind)], unit)[0]
 
     def is_known_zero(self, u: Vec | Difference) -> bool:
-        """Whether all entries are zero, where that can be told."""
-        known = self.backend.known_here
-        return not isinstance(u, Difference) and all(known(a == 0.0) for a in u)
+        """Whether all entries are zero, where that can be told: not of a part, whose
+        norm takes the others.
+        """
+        if self.backend.is_partial or isinstance(u, Difference):
+            return False
+        return all(self.backend.known_here(leaf == 0.0) for leaf in u)
 
     @cached_property
     def _units(self) -> tuple[Array, Array]:

@@ -132,7 +132,7 @@ class Tolerance:
             batched = getattr(tolerance, "ndim", 0) > 0
             return xp.take(tolerance, rows, axis=0) if batched else tolerance
 
-        return replace(self, rtol=part(self.rtol), atol=part(self.atol))
+        return self.converted(part)
 
     @property
     def kind(self) -> str:

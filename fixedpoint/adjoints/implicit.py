@@ -19,7 +19,7 @@ from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space
-from fixedpoint.tolerance import Norm, Tolerance
+from fixedpoint.tolerance import Tolerance
 
 _ANDERSON = Anderson(memory=10)
 _GMRES = NewtonKrylov(
@@ -104,7 +104,7 @@ class ImplicitAdjoint(LinearAdjoint):
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution, as accurate as the tolerance asks."""
         if system.units is None:
-            return self._solved(system, "euclidean")
+            return self._solved(system)
         end = self._solved_in_units(system, system.units)
         return end._replace(state=Memory(self._method(system), ()))
 
@@ -115,7 +115,7 @@ class ImplicitAdjoint(LinearAdjoint):
         space, backend = system.space, system.space.backend
 
         def again(tried: _Tried) -> _Tried:
-            found = self._solved(system.comparable(tried.units), "euclidean")
+            found = self._solved(system.comparable(tried.units))
             found = found._replace(value=tuple(map(truediv, found.value, tried.units)))
             is_better = (found.status == int(Status.CONVERGED)) | (tried.times == 0)
             end = _renewed(space, tried.uneven & is_better, tried.end, found)
@@ -133,9 +133,9 @@ class ImplicitAdjoint(LinearAdjoint):
     def _rtol(self, system: AdjointSystem) -> float:
         return system.rtol if self.rtol is None else self.rtol
 
-    def _solved(self, system: AdjointSystem, norm: Norm | None) -> Iteration:
-        """The solution, its error small in a norm."""
-        tolerance = Tolerance(self._rtol(system), self.atol, norm)
+    def _solved(self, system: AdjointSystem) -> Iteration:
+        """The solution, its error small in the Euclidean norm."""
+        tolerance = Tolerance(self._rtol(system), self.atol, "euclidean")
         problem = linear_problem(system, tolerance)
         fresh = system.space.zeros(system.rhs) if system.is_root else system.rhs
         start = fresh if system.start is None else system.start

@@ -122,7 +122,7 @@ class SQUAREM(Solver):
         accepted = end.residual_norm <= ceiling
         binds = (wanted >= state.bound) & (state.doubts == 0)
         bound = xp.where(binds, self.growth * state.bound, state.bound)
-        less = xp.maximum(state.bound / self.growth, space.full(1.0))
+        less = xp.maximum(state.bound / self.growth, space.one)
         new = choose(space, accepted, end, middle)
         state = _noted(problem, state, new, xp.where(accepted, bound, less))
         # The extrapolation from the new point, if it were as long as this or the last
@@ -147,7 +147,7 @@ def _extrapolated(
     size, change = space.norms(point.increment, second)
     known = problem.exceeds_rounding(point, change)
     wanted = xp.where(known, space.ratio(size, change), told)
-    length = xp.minimum(xp.maximum(wanted, space.full(1.0)), bound)
+    length = xp.minimum(xp.maximum(wanted, space.one), bound)
     if not space.backend.known_here(known):
         parallel = space.scale(-1.0 / length, point.increment)
         second = space.where(known, second, parallel)
@@ -173,7 +173,7 @@ def _after_plain_steps(
         least = _CONSISTENT * state.amplification * new.residual_norm
         increments = new, before[0].increment, before[1].increment
         left, known = remaining(problem, *increments, least)
-        known = xp.where(plain, known, xp.zeros_like(known) + math.nan)
+        known = xp.where(plain, known, space.unknown)
         correction = space.where(known == 1.0, left, correction)
     # What a plain step changes of the residual must be more than its rounding.
     felt = problem.exceeds_rounding(new, new.residual_norm / longest)
@@ -198,4 +198,4 @@ def _noted(problem: Problem, state: StepBound, new: Point, bound: Array) -> Step
     ratio = space.xp.maximum(space.ratio(moved, changed), 0.5 * state.amplification)
     amplification = space.xp.where(tells, ratio, state.amplification)
     best = choose(space, better, new, best)
-    return StepBound(bound, best, amplification, state.doubts)
+    return state._replace(bound=bound, best=best, amplification=amplification)

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,47 @@ def test_states_on_two_ranks():
         for result in both["results"]:
             assert result["error"] < 1e-11, case
             assert result["steps"][0] == result["steps"][1], case
+
+
+class Thread(fp.Communicator):
+    """One of two threads, each with a part of every sample."""
+
+    def __init__(self, rank, barrier, slots):
+        self.rank, self.barrier, self.slots = rank, barrier, slots
+
+    def everyone(self, own):
+        self.slots[self.rank] = own
+        self.barrier.wait()
+        both = list(self.slots)
+        self.barrier.wait()
+        return both
+
+    def reduce(self, array, reduction):
+        return {"sum": np.add, "max": np.maximum}[reduction](
+            *self.everyone(np.array(array))
+        )
+
+    def agree(self, flag):
+        return any(self.everyone(bool(flag)))
+
+
+def test_one_part_is_zero_where_the_squares_of_another_underflow():
+    """Both take part in the same messages."""
+    barrier, slots = threading.Barrier(2, timeout=30), [None, None]
+
+    def solve(rank, start):
+        return fp.fixed_point(
+            lambda z: 0.5 * z + 1.0,
+            np.full(3, start),
+            solver=fp.Anderson(),
+            communicator=Thread(rank, barrier, slots),
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(solve, [0, 1], [0.0, 1e-200]))
+    for sol in found:
+        np.testing.assert_allclose(sol.value, 2.0)
+        assert sol.steps == found[0].steps
 
 
 class Alone(fp.Communicator):
