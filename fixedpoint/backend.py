@@ -1,21 +1,17 @@
-"""What the core asks of an array library, and how it finds the adapter for one.
+"""What the core asks of an array library.
 
 The class :class:`Backend` is complete for every eager namespace of the Python array API
-(NumPy, array-api-strict, CuPy, …). Adapters subclass it; a package announces its
-adapter by an entry point of the group ``fixedpoint.backends`` whose name is the
-top-level module of the array type (``torch``, ``jax``, ``jaxlib``), so that the core
-imports no framework.
+(array-api-strict, CuPy, …). Adapters subclass it; a package announces its
+adapter by an entry point of the group ``fixedpoint.backends``, see
+:mod:`fixedpoint.adapters`.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from functools import cache
-from importlib.metadata import entry_points
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -31,9 +27,6 @@ Array = Any
 Vec = tuple[Array, ...]
 Carry = Any
 Pullback = Callable[[Any], tuple[Any, ...]]
-
-# Entries that lie in a cache together.
-_CACHED = 2**16
 
 
 class Backend:
@@ -106,8 +99,6 @@ class Backend:
 
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
-        if isinstance(array, (np.ndarray, np.generic)):
-            return np
         return array_api_compat.array_namespace(array)
 
     def is_array(self, leaf: Any) -> bool:
@@ -121,16 +112,10 @@ class Backend:
         return getattr(array, "device", None)
 
     def leaf(self, value: Any) -> Array:
-        """`value` as an array, if it is a number; NumPy's integers become floats,
-        too.
+        """`value` as an array, where it is a number and this library makes one of
+        it.
         """
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, (int, float, complex, np.generic)):
-            value = np.asarray(value)
-        if isinstance(value, np.ndarray) and not value.dtype.isnative:
-            value = value.astype(value.dtype.newbyteorder("="))  # as f returns it
-        return value.astype(float) if _is_whole(value) else value
+        return value
 
     def flatten(self, container: Any) -> tuple[list[Any], Any]:
         """The leaves of a container, and its structure, which has a method
@@ -178,8 +163,6 @@ class Backend:
         Others who hold entries of the same samples find the same; but those of other
         samples may not, and no evaluation of f must hang on it.
         """
-        if isinstance(mask, (np.ndarray, np.generic)):
-            return bool(mask.all())
         return bool(self.namespace(mask).all(mask))
 
     def known_all(self, mask: Array) -> bool:
@@ -218,10 +201,6 @@ class Backend:
         """Whether any of `mask` is true, waiting for the device if need be; a symbol in
         a trace.
         """
-        if isinstance(mask, np.bool_):
-            return self.agreed(bool(mask))
-        if isinstance(mask, np.ndarray):
-            return self.agreed(bool(mask.any()))
         some = self.namespace(mask).any(mask) if mask.ndim else mask
         return self.agreed(bool(some))
 
@@ -246,9 +225,6 @@ class Backend:
         """`array`, which may be written to, with c·`value` at `index`, and that
         product.
         """
-        if isinstance(array, np.ndarray):
-            row = array[index]
-            return array, np.multiply(value, coefficient, out=row)
         row = coefficient * value
         return self.write(array, index, row), row
 
@@ -267,10 +243,6 @@ class Backend:
         singular.
         """
         xp = self.namespace(matrices)
-        if _is_long(matrices):
-            return self.solve(matrices.astype(float), rights.astype(float)).astype(
-                rights.dtype
-            )
         if not hasattr(xp, "linalg"):
             return gauss_jordan(xp, matrices, rights)
         try:
@@ -298,9 +270,6 @@ class Backend:
 
     def singular(self, matrices: Array) -> tuple[Array, Array, Array]:
         """The thin singular value decompositions of small matrices."""
-        if _is_long(matrices):
-            parts = self.singular(matrices.astype(float))
-            return tuple(part.astype(matrices.dtype) for part in parts)
         left, values, right = self.namespace(matrices).linalg.svd(
             matrices, full_matrices=False
         )
@@ -350,15 +319,11 @@ class Backend:
         """The entries of the leaves in one axis, which comes after those of the
         batch.
         """
-        if batch_ndim == 0 and isinstance(leaves[0], np.ndarray):
-            return np.concatenate(leaves, axis=None)
         rows = [joined(leaf, leaf.ndim - batch_ndim) for leaf in leaves]
         return self.namespace(rows[0]).concat(rows, axis=-1)
 
     def unbound(self, array: Array, axis: int) -> Sequence[Array]:
         """Views of an array, one for each index of an axis."""
-        if axis == 0 and array.ndim > 1 and isinstance(array, np.ndarray):
-            return list(array)
         lead = (slice(None),) * axis
         return [array[(*lead, k, ...)] for k in range(array.shape[axis])]
 
@@ -369,10 +334,6 @@ class Backend:
         sizes.
         """
         xp = self.namespace(array)
-        if isinstance(array, np.ndarray):
-            starts = np.cumsum((0, *sizes[:-1]))
-            reduce = np.add.reduceat if reduction == "sum" else np.maximum.reduceat
-            return reduce(array, starts, axis=-1)
         reduce = xp.sum if reduction == "sum" else xp.max
         ends = accumulate(sizes, initial=0)
         parts = [array[..., a:b] for a, b in pairwise(ends)]
@@ -382,14 +343,10 @@ class Backend:
 
     def inner(self, a: Array, b: Array, axes: int) -> Array:
         """The inner product ⟨a, b⟩ over the last `axes` axes."""
-        if isinstance(a, np.ndarray) and a.ndim == axes:
-            return np.vdot(a, b)
         return self.namespace(a).vecdot(joined(a, axes), joined(b, axes))
 
     def norm(self, array: Array, kind: str, axes: int = 1) -> Array:
         """The ``"euclidean"`` or ``"max"`` norm over the last `axes` axes."""
-        if isinstance(array, np.ndarray) and kind != "max":
-            return np.sqrt(self.inner(array, array, axes).real)
         xp = self.namespace(array)
         if kind == "max":
             return xp.max(xp.abs(array), axis=tuple(range(-axes, 0)))
@@ -400,8 +357,6 @@ class Backend:
 
     def products(self, rows: Array, vector: Array, axes: int) -> Array:
         """The inner products ⟨v, hⱼ⟩ with each of the rows of a history."""
-        if isinstance(vector, np.ndarray) and vector.ndim == axes:
-            return np.matmul(joined(rows, axes), vector.conj().reshape(-1))
         xp, row = self.namespace(vector), joined(vector, axes)
         if xp.isdtype(row.dtype, "complex floating"):
             row = xp.conj(row)
@@ -414,9 +369,6 @@ class Backend:
         self, onto: Array, weights: Array, rows: Array, axes: int
     ) -> Array:
         """The array `onto` − Σⱼ cⱼhⱼ of the rows of a history."""
-        if isinstance(onto, np.ndarray) and onto.ndim == axes:
-            total = np.matmul(weights, joined(rows, axes)).reshape(onto.shape)
-            return np.subtract(onto, total, out=total)
         row = joined(onto, axes)[..., None, :]
         total = self.minus_product(row, weights[..., None, :], joined(rows, axes))[
             ..., 0, :
@@ -441,7 +393,8 @@ class Backend:
         Operations on large states are then faster, and leave none that is but an
         intermediate result. Slices have to be views that can be written to.
         """
-        return _CACHED if isinstance(array, np.ndarray) else None
+        del array
+        return None
 
     def pieces(self, arrays: Sequence[Array], axes: int) -> Iterator[Sequence[Array]]:
         """The arrays piece by piece, the entries of each then in one axis; or as they
@@ -482,16 +435,10 @@ class Backend:
 
         Both arrays may be written to.
         """
-        if not isinstance(residuals, np.ndarray):
-            change = g1 - g0
-            image = (z1 - z0) + change
-            images = self.write(images, index, image)
-            return self.write(residuals, index, change), images, change, image
-        change, image = residuals[index], images[index]
-        np.subtract(g1, g0, out=change)
-        np.subtract(z1, z0, out=image)
-        np.add(image, change, out=image)
-        return residuals, images, change, image
+        change = g1 - g0
+        image = (z1 - z0) + change
+        images = self.write(images, index, image)
+        return self.write(residuals, index, change), images, change, image
 
     def minus_product(self, onto: Array, a: Array, b: Array) -> Array:
         """`onto` minus the matrix product of a and b."""
@@ -533,12 +480,10 @@ class Backend:
 
     def conform(self, leaf: Array, like: Array) -> Array:
         """`leaf`, an output of f, in the dtype that the state has, where that is a
-        matter of form.
-
-        So it is where the framework chose it, or where all that was returned are
-        integers.
+        matter of form: where the framework chose it, not the user.
         """
-        return leaf.astype(like.dtype) if _is_whole(leaf) else leaf
+        del like
+        return leaf
 
     def while_loop(
         self,
@@ -614,136 +559,3 @@ def joined(array: Array, axes: int) -> Array:
     if hasattr(array, "reshape"):  # to look for the namespace takes longer
         return array.reshape(shape)
     return array_api_compat.array_namespace(array).reshape(array, shape)
-
-
-def _is_long(array: Array) -> bool:
-    """Whether this is of NumPy's extended precision, in which LAPACK does not
-    calculate.
-    """
-    return isinstance(array, np.ndarray) and array.dtype == np.longdouble != np.float64
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether this is a NumPy array of integers."""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "iu"
-
-
-@cache
-def _announced() -> dict[str, Any]:
-    """What announces an adapter, by module: to look for these takes milliseconds."""
-    return {entry.name: entry for entry in entry_points(group="fixedpoint.backends")}
-
-
-@cache
-def _adapter(module: str) -> Backend | None:
-    entry = _announced().get(module)
-    return None if entry is None else _only(entry.load())
-
-
-@cache
-def _only(adapter: Any) -> Backend:
-    """The one instance of an adapter, which several modules may announce."""
-    backend: Backend = adapter()
-    return backend
-
-
-_default = Backend()
-
-
-@cache
-def _backend_of_type(kind: Any) -> Backend:
-    """The adapter announced for a module that `kind`, or a class it inherits from,
-    comes from.
-    """
-    for ancestor in kind.__mro__:
-        adapter = _adapter(ancestor.__module__.partition(".")[0])
-        if adapter is not None:
-            return adapter
-    return _default
-
-
-def backend_of(
-    leaves: Sequence[Any], names: Sequence[str], whole: str = "z0"
-) -> Backend:
-    """The one backend of all `leaves`, which have these `names` in the container
-    `whole`.
-
-    Raises
-    ------
-    TypeError
-        If a leaf is no array, or two leaves belong to different backends.
-    """
-    if not leaves:
-        raise ValueError(f"{names[0] if names else whole} holds no array")
-    kinds: list[Any] = list(map(type, leaves))
-    backend = _backend_of_type(kinds[0])
-    for leaf, kind, name in zip(leaves, kinds, names, strict=True):
-        if _backend_of_type(kind) is not backend:
-            raise TypeError(
-                f"{name} is a {type_name(leaf)}, but {names[0]} is a "
-                f"{type_name(leaves[0])}: "
-                "all leaves must come from one array library"
-            )
-        if not backend.is_array(backend.leaf(leaf)):
-            raise TypeError(
-                f"{name} must be a floating-point array, got {type_name(leaf)}"
-            )
-    return backend
-
-
-def backend_of_state(container: Any, whole: str) -> Backend:
-    """The backend of a container's leaves, `name` what it is called.
-
-    A container that only a framework knows, as a registered pytree, belongs to that
-    framework.
-    """
-    leaves = tree.flatten(container)[0]
-    for module in () if all(map(_is_known, leaves)) else _announced():
-        if module not in sys.modules:
-            continue
-        backend = _adapter(module)
-        inside = backend.flatten(container)[0] if backend else []
-        if backend and inside and all(map(backend.is_array, inside)):
-            return backend
-    return backend_of(leaves, tree.paths(container, whole), whole)
-
-
-def _is_known(leaf: Any) -> bool:
-    """Whether a leaf is an array, or a number, itself."""
-    return isinstance(leaf, (int, float, complex)) or hasattr(leaf, "dtype")
-
-
-def numbers(container: Any) -> Any:
-    """A list of plain numbers, or of such lists, as a NumPy array; all else as it
-    is.
-    """
-    if not isinstance(container, list):
-        return container
-    leaves, _ = tree.flatten(container)
-    plain = all(isinstance(leaf, (int, float, complex)) for leaf in leaves)
-    lists = plain and bool(leaves) and _are_lists(container)
-    return np.asarray(container) if lists else container
-
-
-def _are_lists(container: Any) -> bool:
-    """Whether nothing but lists is nested here."""
-    if not isinstance(container, list):
-        return not isinstance(container, (dict, tuple)) and container is not None
-    return all(map(_are_lists, container))
-
-
-def of_one_backend(a: Any, b: Any) -> bool:
-    """Whether `a` and `b` are arrays of the same library."""
-    kinds: list[Any] = [type(a), type(b)]
-    first, second = map(_backend_of_type, kinds)
-    return first is second and hasattr(a, "dtype") and hasattr(b, "dtype")
-
-
-def type_name(value: Any) -> str:
-    """The full name of the type of `value`: for JAX's, of which there are many, the
-    public one.
-    """
-    kind = type(value)
-    if kind.__module__.partition(".")[0] in ("jax", "jaxlib"):
-        return "jax.Array"
-    return f"{kind.__module__}.{kind.__qualname__}"

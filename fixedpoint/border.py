@@ -10,15 +10,8 @@ from functools import cached_property, partial
 from typing import Any
 
 from fixedpoint import tree
-from fixedpoint.backend import (
-    Array,
-    Backend,
-    Vec,
-    backend_of_state,
-    numbers,
-    of_one_backend,
-    type_name,
-)
+from fixedpoint.adapters import backend_of_state, numbers, of_one_backend, type_name
+from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.communicator import Communicator
 from fixedpoint.evaluator import Evaluator
 from fixedpoint.functions import Bridge, Functions, Mapped, Product

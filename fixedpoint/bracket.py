@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fixedpoint.adapters import backend_of, numbers
 from fixedpoint.adjoints.base import solving
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
-from fixedpoint.backend import Array, Backend, Vec, backend_of, numbers
+from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.border import Border, MapOnLeaves
 from fixedpoint.chandrupatla import BracketRun, ScalarAdjoint
 from fixedpoint.checks import check_count

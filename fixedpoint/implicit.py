@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fixedpoint.adapters import backend_of_state
 from fixedpoint.adjoints import AdjointSystem, ImplicitAdjoint
 from fixedpoint.adjoints.base import LinearAdjoint
-from fixedpoint.backend import Backend, Vec, backend_of_state
+from fixedpoint.backend import Backend, Vec
 from fixedpoint.functions import Product
 from fixedpoint.space import Space
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fixedpoint.backend import Array, Backend, type_name
+from fixedpoint.adapters import type_name
+from fixedpoint.backend import Array, Backend
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
 

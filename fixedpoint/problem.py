@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array, Vec, type_name
+from fixedpoint.adapters import type_name
+from fixedpoint.backend import Array, Vec
 from fixedpoint.differences import difference_jacobian, difference_product
 from fixedpoint.functions import Bridge, Functions, Mapped, Product
 from fixedpoint.matrix import (

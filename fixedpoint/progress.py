@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fixedpoint.backend import Array, backend_of
+from fixedpoint.adapters import backend_of
+from fixedpoint.backend import Array
 
 
 class Progress:

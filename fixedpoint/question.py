@@ -8,8 +8,9 @@ from dataclasses import fields as fields_of
 from typing import Any, TypedDict
 
 from fixedpoint import tree
+from fixedpoint.adapters import numbers
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
-from fixedpoint.backend import Array, Vec, numbers
+from fixedpoint.backend import Array, Vec
 from fixedpoint.border import Border, MapOnLeaves, note_mixture
 from fixedpoint.checks import check_count
 from fixedpoint.communicator import Communicator

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fixedpoint.backend import Array, Vec, backend_of_state
+from fixedpoint.adapters import backend_of_state
+from fixedpoint.backend import Array, Vec
 from fixedpoint.space import Space
 
 

@@ -11,7 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from fixedpoint.backend import Array, backend_of, backend_of_state, type_name
+from fixedpoint.adapters import backend_of, backend_of_state, type_name
+from fixedpoint.backend import Array
 
 _HEAD = 6  # entries of a value that are shown
 

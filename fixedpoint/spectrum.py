@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fixedpoint.backend import Array, Backend, Vec, backend_of_state
+from fixedpoint.adapters import backend_of_state
+from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_count
 from fixedpoint.space import Space
 

@@ -13,9 +13,10 @@ import numpy as np
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Vec
 from fixedpoint.evaluator import Evaluator
+from fixedpoint.numpy_backend import NumpyBackend
 from fixedpoint_dask.namespace import Namespace
 
-_NUMPY = Backend()
+_NUMPY = NumpyBackend()
 
 
 class DaskBackend(Backend):

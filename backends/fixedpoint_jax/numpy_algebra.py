@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fixedpoint.backend import Backend, Vec
+from fixedpoint.backend import Vec
 from fixedpoint.functions import Bridge
 from fixedpoint.iterate import Iteration
+from fixedpoint.numpy_backend import NumpyBackend
 from fixedpoint.run import Run, SolverRun
 from fixedpoint_jax.maps import CapturedTracerError
 
@@ -34,7 +35,7 @@ def iterate(run: Run, value: Vec) -> Iteration:
         return run.iterate(value)
     first = value[0]
     place = first.device if first.committed else None
-    bridge = Bridge(Backend(), _there, partial(_back, place))
+    bridge = Bridge(NumpyBackend(), _there, partial(_back, place))
     end = run.on(bridge, value).iterate(bridge.all_there(value))
     return end.converted(bridge.back_in)
 

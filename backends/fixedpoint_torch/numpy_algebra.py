@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
-from fixedpoint.backend import Backend, Vec
+from fixedpoint.backend import Vec
 from fixedpoint.functions import Bridge
 from fixedpoint.iterate import Iteration
 from fixedpoint.kernels import kernel_of
+from fixedpoint.numpy_backend import NumpyBackend
 from fixedpoint.run import Run, SolverRun
 from fixedpoint.solution import ConvergenceError
 
@@ -104,7 +105,7 @@ def _array(leaf: Any) -> Any:
     return leaf.float().numpy() if leaf.dtype is torch.bfloat16 else leaf.numpy()
 
 
-class _NumPy(Backend):
+class _NumPy(NumpyBackend):
     """NumPy, for tensors: with the threads that Torch may take."""
 
     @property

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Pullback, backend_of_state
+from fixedpoint.adapters import backend_of_state
+from fixedpoint.backend import Pullback
 from fixedpoint.checks import check_positive
 from fixedpoint.operators.base import Evaluation, Map, Operator, leafwise
 from fixedpoint.operators.joint import Joint

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import backend_of_state
+from fixedpoint.adapters import backend_of_state
 from fixedpoint.checks import check_callable, check_positive
 
 

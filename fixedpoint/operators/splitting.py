@@ -10,7 +10,8 @@ from typing import Any
 
 import array_api_compat
 
-from fixedpoint.backend import Array, backend_of
+from fixedpoint.adapters import backend_of
+from fixedpoint.backend import Array
 from fixedpoint.checks import check_positive
 from fixedpoint.operators.base import Evaluation, Operator, leafwise
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.backend import Array, Pullback, Vec, backend_of
+from fixedpoint.adapters import backend_of
+from fixedpoint.backend import Array, Pullback, Vec
 from fixedpoint.failure import Policy
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work

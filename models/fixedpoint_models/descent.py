@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.backend import Vec, backend_of
+from fixedpoint.adapters import backend_of
+from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.functions import Bridge
 from fixedpoint.operators import (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint import tree
-from fixedpoint.backend import Array, Backend, Vec, backend_of
+from fixedpoint.adapters import backend_of
+from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.operators.augmented import Lagrangian
 from fixedpoint.space import Space
 

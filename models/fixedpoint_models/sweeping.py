@@ -11,7 +11,8 @@ from array_api_compat import array_namespace
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.backend import Array, Vec, backend_of
+from fixedpoint.adapters import backend_of
+from fixedpoint.backend import Array, Vec
 from fixedpoint.operators import Joint, Lagrangian
 from fixedpoint.operators.augmented import Local
 from fixedpoint.operators.base import leafwise

@@ -6,7 +6,7 @@ import pytest
 from scipy.sparse.linalg import gmres, lgmres
 
 import fixedpoint as fp
-from fixedpoint.backend import backend_of
+from fixedpoint.adapters import backend_of
 from fixedpoint.linear import LinearSystem
 from fixedpoint.space import Space
 

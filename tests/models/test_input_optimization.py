@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 
 import fixedpoint as fp
-from fixedpoint.backend import backend_of
+from fixedpoint.adapters import backend_of
 from fixedpoint.operators import Lagrangian
 from fixedpoint.space import Space
 from fixedpoint_models import (

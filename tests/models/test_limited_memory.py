@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 
 import fixedpoint as fp
-from fixedpoint.backend import backend_of
+from fixedpoint.adapters import backend_of
 from fixedpoint.space import Space
 from fixedpoint_models import AugmentedDEQ, TrackedLBFGS, ball
 from fixedpoint_models.limited_memory import Curvature

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fixedpoint as fp
-from fixedpoint.backend import backend_of
+from fixedpoint.adapters import backend_of
 from fixedpoint.solvers.broyden import BroydenState
 from fixedpoint.space import Space
 
