@@ -29,7 +29,7 @@ _ROUNDINGS = 8.0
 _OTHERS = 1e-2
 
 # A step by more than this share of a part is long, and more than so many tolerances.
-_LONG, _BOUNDS = 0.5, 100.0
+_LONG, _BOUNDS = 0.5, 10.0
 
 # A little farther on the residual should change by no less than this share of what the
 # step makes one expect.

@@ -18,9 +18,10 @@ class NumpyBackend(Backend):
     """NumPy's arrays, and numbers, which become such."""
 
     def namespace(self, array: Array) -> Any:
-        """NumPy."""
-        del array
-        return np
+        """NumPy, for its own arrays."""
+        if isinstance(array, (np.ndarray, np.generic)):
+            return np
+        return super().namespace(array)
 
     def leaf(self, value: Any) -> Array:
         """`value` as an array, if it is a number; integers become floats, too."""

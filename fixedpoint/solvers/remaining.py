@@ -56,6 +56,9 @@ def after_elimination(
     factor = _factor(space, theta, size / before)
     vague = (before == xp.inf) & (theta > _QUADRATIC) | ~(factor < _MOST) | ~full
     factor = xp.where(vague, _MOST * space.one, factor)
+    # The matrix may be as far off as the entries have moved, in their new size.
+    stretch = space.ratio(xp.abs(d), xp.abs(space.ravel(new.value)))
+    simplified = simplified * xp.maximum(stretch, space.one)
     correction = space.unravel(xp.where(known[..., None], simplified, d))
     return Remaining(length, correction, xp.where(known, factor, space.infinity))
 

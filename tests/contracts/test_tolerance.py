@@ -242,6 +242,49 @@ def test_a_long_step_to_where_a_function_is_flat(F, start, answer, unit, solver)
         assert abs(sol.value[0] / unit - answer) <= 1e-5
 
 
+def reactor(heat, cooling, ambient):
+    """A stirred tank with a reaction of first order, whose rate is exponential in T."""
+
+    def F(x):
+        C, T = x
+        burnt = 7.2e10 * np.exp(-8750.0 / T) * C
+        balance = 350.0 - T + heat / 239.0 * burnt + cooling / 23900.0 * (ambient - T)
+        return np.stack([1.0 - C - burnt, balance])
+
+    def on_balance(T):
+        C = 1.0 / (1.0 + 7.2e10 * np.exp(-8750.0 / T))
+        return C, F(np.array([C, T]))[1]
+
+    grid = np.linspace(250.0, 800.0, 5501)
+    sign = np.signbit(on_balance(grid)[1])
+    ends = np.flatnonzero(sign[1:] != sign[:-1])
+    roots = [
+        scipy.optimize.brentq(
+            lambda T: on_balance(T)[1], grid[k], grid[k + 1], xtol=1e-12
+        )
+        for k in ends
+    ]
+    return F, np.array([[on_balance(T)[0], T] for T in roots])
+
+
+@by_matrix
+@pytest.mark.parametrize("units", [0.0, 4.0])
+def test_a_matrix_from_far_away_tells_nothing_of_the_error(units, solver):
+    """The rate, and with it the matrix, changes by orders of magnitude in a step."""
+    rng, claimed = np.random.default_rng(1), 0
+    for _ in range(16):
+        ranges = ((2e4, 8e4), (1e4, 1e5), (290.0, 330.0))
+        F, roots = reactor(*(rng.uniform(*ends) for ends in ranges))
+        start = np.array([rng.choice([0.05, 0.5, 1.0]), rng.choice([300.0, 450.0])])
+        u, e = 10.0 ** rng.uniform(-units, units, (2, 2))
+        scaled = lambda y, F=F, u=u, e=e: e * F(u * y)
+        sol = quiet(fp.root, scaled, start / u, solver=solver, rtol=1e-2)
+        wrong = np.abs(u * sol.value / roots - 1.0).max(axis=-1).min()
+        assert not bool(sol.converged) or wrong <= 0.1
+        claimed += bool(sol.converged)
+    assert claimed >= 8
+
+
 # Maps.
 
 SHARES = np.array([-2.0, 4.0])
