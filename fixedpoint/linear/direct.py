@@ -212,10 +212,17 @@ class System(ABC):
     @cached_property
     def sound(self) -> Array:
         """Whether x accounts for most of every entry of b."""
-        xp, rounding = self.space.xp, _TRUST * self._terms
-        return xp.all(
-            xp.abs(self._left) <= _SOUND * xp.abs(self.rhs) + rounding, axis=-1
-        )
+        return self._is_small(self._left, self.rhs, self._terms)
+
+    def accounts_for(self, entries: Array, rhs: Array) -> Array:
+        """Whether entries, the solution for another side, account for most of that."""
+        terms = self.row_maxima(self.space.xp.abs(entries))
+        return self._is_small(self.times(entries) - rhs, rhs, terms)
+
+    def _is_small(self, left: Array, rhs: Array, terms: Array) -> Array:
+        xp = self.space.xp
+        bound = _SOUND * xp.abs(rhs) + _TRUST * terms
+        return xp.all(xp.abs(left) <= bound, axis=-1)
 
     def slope(self, entries: Array, merit: Array, rows: Array) -> Array:
         """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, with rows multiplied by

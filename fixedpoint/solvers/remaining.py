@@ -51,7 +51,9 @@ def after_elimination(
     length = xp.where(full, size, space.infinity)
     if space.backend.known_none(known):
         return Remaining(length, space.unravel(d), space.full(math.inf))
-    simplified = system.solved(-space.ravel(new.increment))
+    rhs = -space.ravel(new.increment)
+    simplified = system.solved(rhs)
+    known = known & system.accounts_for(simplified, rhs)
     theta = space.ratio(xp.linalg.vector_norm(weights * simplified, axis=-1), size)
     factor = _factor(space, theta, size / before)
     vague = (before == xp.inf) & (theta > _QUADRATIC) | ~(factor < _MOST) | ~full

@@ -285,6 +285,25 @@ def test_a_matrix_from_far_away_tells_nothing_of_the_error(units, solver):
     assert claimed >= 8
 
 
+@by_matrix
+@pytest.mark.parametrize("unit", 10.0 ** np.arange(-8.0, 1.0))
+def test_a_minimizer_of_the_residual_is_no_root(unit, solver):
+    """Robertson's kinetics, an implicit step: the difference quotient of an unknown
+    that begins with zero drowns, and what is left is solved by least squares.
+    """
+
+    def F(x, h=5e4):
+        a, b, c = x[0], unit * x[1], x[2]
+        one, two = 0.04 * a - 1e4 * b * c, 3e7 * b * b
+        return np.stack([a - 1.0 + h * one, b - h * (one - two), c - h * two])
+
+    answer = np.array([0.158102993, 7.49175666e-7 / unit, 0.841896258])
+    settings = {"solver": solver, "rtol": 1e-5, "max_steps": 400}
+    sol = quiet(fp.root, F, np.array([1.0, 0.0, 0.0]), **settings)
+    if bool(sol.converged):
+        np.testing.assert_allclose(sol.value, answer, rtol=1e-4)
+
+
 # Maps.
 
 SHARES = np.array([-2.0, 4.0])
