@@ -51,9 +51,6 @@ class Differenced(Protocol):
     def increment_nearby(self, value: Vec) -> Vec:
         """The increment at a point of a difference quotient."""
 
-    def changes(self, point: Point) -> Callable[[Vec], Vec]:
-        """What takes another value to the change of the increment from `point`."""
-
 
 def difference_product(
     problem: Differenced, point: Point, further: list[int]
@@ -71,7 +68,7 @@ def difference_product(
     size = problem.length_of_state(point)
     reach = space.rounding**0.5 * xp.where(size > 0.0, size, space.one)
     noise = (_FELT * space.rounding) * space.norm(point.increment)
-    changed, factors = problem.changes(point), growths(space)
+    nearby, factors = problem.increment_nearby, growths(space)
     if space.backend.is_traced((noise,)):
         factors = ()
 
@@ -79,7 +76,8 @@ def difference_product(
         nonlocal reach
         unit = space.select(length > 0.0, length, space.one)
         step = reach / unit
-        moved = changed(space.axpy(step, v, point.value))
+        moved = nearby(space.axpy(step, v, point.value))
+        moved = space.subtract(moved, point.increment)
         for factor in factors:
             deaf = (space.norm(moved) < noise) & (length > 0.0)
             if not space.backend.any(deaf):
@@ -87,7 +85,8 @@ def difference_product(
             further[0] += 1
             reach = xp.where(deaf, factor * reach, reach)
             step = reach / unit
-            moved = changed(space.axpy(step, v, point.value))
+            moved = nearby(space.axpy(step, v, point.value))
+            moved = space.subtract(moved, point.increment)
         return space.rescale(moved, 1.0 / step)
 
     return product

@@ -5,12 +5,11 @@ test.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fixedpoint.adapters import type_name
 from fixedpoint.backend import Array, Vec
@@ -84,8 +83,8 @@ class Linearization(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Problem(ABC):
-    """Find where the increment vanishes.
+class Problem:
+    """Find z with z = f(z), where the increment f(z) − z vanishes.
 
     Parameters
     ----------
@@ -117,19 +116,17 @@ class Problem(ABC):
     is_affine: bool = False
     factors: list[Any] = field(default_factory=list)
 
+    # Whether a root is sought, whose residual has units of its own.
+    is_root: ClassVar[bool] = False
+
     @cached_property
     def mapped(self) -> Mapped:
         """The map of the state alone."""
         return self.functions.at(self.args)
 
-    @abstractmethod
     def image(self, value: Vec, args: Vec) -> Vec:
         """The map whose fixed point derivative rules differentiate; of a root, −F."""
-
-    @property
-    @abstractmethod
-    def is_root(self) -> bool:
-        """Whether a root is sought, whose residual has units of its own."""
+        return self.functions.image(value, args)
 
     def among(self, active: Array | None) -> Problem:
         """The problem of a batch of which the samples not `active` have ended."""
@@ -183,13 +180,20 @@ class Problem(ABC):
         norms = self.space.sound_norms([(u, self.tolerance.kind) for u in vectors])
         return Point(value, increment, residual, norms[0], norms[-1])
 
-    @abstractmethod
     def increments(
         self, value: Vec, image: Vec, residual: Vec | None
     ) -> tuple[Vec, Vec | None, Vec]:
         """The increment, the residual if it is another, and what its rounding is
-        relative to.
+        relative to: f(z), or z plus the residual.
         """
+        increment = self.space.subtract(image, value)
+        if residual is None:
+            return increment, None, image
+        return increment, residual, self.space.add(value, residual)
+
+    def increment(self, value: Vec) -> Vec:
+        """The increment alone."""
+        return self.space.subtract(self.mapped(value)[0], value)
 
     # What the test of convergence asks.
 
@@ -229,39 +233,55 @@ class Problem(ABC):
         parts = [norms[i : i + each] for i in range(0, len(groups), each)]
         return parts, list(norms[len(groups) :])
 
-    @abstractmethod
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
-        """The sizes, with what each part of the state has of the error, and all of
-        it.
-        """
+        """The sizes, where no error is taken to be far below the residual.
 
-    @abstractmethod
+        Of the two, the residual is the larger one in some parts of a state.
+        """
+        maximum = self.space.xp.maximum
+        shares = tuple(map(maximum, sizes.shares, sizes.residual))
+        return sizes._replace(
+            shares=shares, length=maximum(sizes.length, point.residual_norm)
+        )
+
     def is_rounding(
         self, residual: Sequence[Array], state: Sequence[Array], norm: Array
     ) -> Array:
-        """Whether every part of the residual, of this `norm`, is no more than the last
-        digit of the state.
+        """Whether the residual, of this `norm`, is two units in the last place of z or
+        less, part by part.
         """
+        del norm
+        unit, pairs = 2.0 * self.space.rounding, zip(residual, state, strict=True)
+        return self.space.every([left <= unit * size for left, size in pairs])
 
-    @abstractmethod
     def length_of_state(self, point: Point) -> Array:
-        """What a change of the whole state is relative to."""
+        """What a change of the whole state is relative to: ‖z‖ or ‖f(z) − z‖."""
+        return self.space.xp.maximum(
+            self.space.norm(point.value), self.space.norm(point.increment)
+        )
 
-    @abstractmethod
     def least_noise(self, point: Point) -> Vec:
-        """What the residual is rounded by at least."""
+        """What the residual is rounded by at least: half a unit in the last place."""
+        xp = self.space.xp
+        return tuple(
+            [(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in point.value]
+        )
 
-    @abstractmethod
     def rounding(self, point: Point) -> Array:
-        """What the norm of the residual may be by the rounding of the state alone."""
+        """What the norm of the residual may be by the rounding of f(z) alone."""
+        return self.space.rounding * point.magnitude
 
     def exceeds_rounding(self, point: Point, change: Array) -> Array:
         """Whether a change of the residual is more than the rounding of the state."""
         return change > ROUNDINGS * self.rounding(point)
 
-    @abstractmethod
     def is_small(self, point: Point, size: Array, share: float) -> Array:
-        """Whether an error of about `size` would be a small share of the state."""
+        """Whether an error of about `size` would be a small share of the state.
+
+        Of a fixed point the residual tells.
+        """
+        del size
+        return point.residual_norm <= share * point.magnitude
 
     def share_within(self, point: Point, amplification: Array, merit: Array) -> Array:
         """What share of the residual may be left, so that the error it amounts to is
@@ -274,15 +294,17 @@ class Problem(ABC):
             tolerance.bound(space.norm(point.value)), amplification * merit
         )
 
-    @abstractmethod
     def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
-        """Whether every part of the residual has fallen, where a method may miss
-        one.
-        """
+        """Whether every part of the residual has fallen, where a method may miss one.
 
-    @abstractmethod
+        Here every part is compared with its part of the state, so that none is missed.
+        """
+        del first
+        return sizes.length == sizes.length
+
     def residual_bound(self, point: Point) -> Array:
-        """What the norm of a residual should not exceed, by the test of residuals."""
+        """The bound atol + rtol·‖f(z)‖ of the test of residuals."""
+        return self.tolerance.bound(point.magnitude)
 
     def is_negligible(self, direction: Vec, point: Point) -> Array:
         """Whether a step is within the tolerance of errors, so that it may be taken as
@@ -293,29 +315,29 @@ class Problem(ABC):
             return point.residual_norm != point.residual_norm
         return tolerance.covers(self.space, direction, point.value)
 
-    @abstractmethod
     def residual_scale(
         self, point: Point, first: tuple[Array, ...]
     ) -> tuple[Array, ...]:
-        """What the parts of a residual are compared with, `first` those of the first
-        one.
+        """What the parts of a residual are compared with: those of f(z).
+
+        `first` are the parts of the first residual.
         """
+        del first
+        if self.tolerance.is_whole(self.space):
+            return (point.magnitude,)
+        target = self.space.add(point.value, point.tested)
+        return self.tolerance.parts(self.space, target)
 
-    @abstractmethod
-    def increment(self, value: Vec) -> Vec:
-        """The increment alone."""
-
-    @abstractmethod
     def initial_scale(self, point: Point) -> tuple[Array, int]:
         """The multiple of the increment to step by where nothing is known, and
-        evaluations.
+        evaluations: one, which leads to f(z).
         """
+        del point
+        return self.space.full(1.0), 0
 
-    @abstractmethod
     def of_user(self, product: Product, v: Vec) -> Vec:
-        """The product of the increment's derivative, by the user's product with f′ or
-        F′.
-        """
+        """The product of the increment's derivative, by the user's product with f′."""
+        return self.space.subtract(product(v), v)
 
     def at(self, args: Vec) -> Problem:
         """The problem with other arguments."""
@@ -365,29 +387,12 @@ class Problem(ABC):
         """The increment at a point of a difference quotient; NaN where f cannot be
         evaluated.
         """
-        return self._nearby(self.increment)(value)
-
-    def _nearby(self, function: Product) -> Product:
-        """The function, NaN where f cannot be evaluated."""
-
-        def guarded(value: Vec) -> Vec:
-            try:
-                return function(value)
-            except ArithmeticError:
-                if self.space.backend.is_traced(value):
-                    raise
-                return self.undefined(value).increment
-
-        return guarded
-
-    def changes(self, point: Point) -> Product:
-        """What takes another value to the change of the increment from `point`, in
-        arrays that are ours.
-        """
-        space, increment = self.space, point.increment
-        return self._nearby(
-            lambda value: space.subtract(self.increment(value), increment)
-        )
+        try:
+            return self.increment(value)
+        except ArithmeticError:
+            if self.space.backend.is_traced(value):
+                raise
+            return self.undefined(value).increment
 
     def undefined(self, value: Vec) -> Point:
         """The point `value`, where the map cannot be evaluated."""
@@ -436,9 +441,9 @@ class Problem(ABC):
         flat = lambda v: space.unravel(apply(space.ravel(v)))
         return lambda v: self.of_user_inverse(flat, v)
 
-    @abstractmethod
     def of_user_inverse(self, product: Product, v: Vec) -> Vec:
         """The product with the inverse of the increment's derivative, by the user's."""
+        return product(v)
 
     def matrix(self, point: Point, sparsity: Sparsity | None, sizes: Array) -> Matrix:
         """The increment's derivative (batch, n, n).
@@ -480,116 +485,18 @@ class Problem(ABC):
             )
         return matrix
 
-    @abstractmethod
     def _of_user_matrix(self, matrix: Array) -> Array:
         """The increment's derivative, by the user's f′ or F′."""
-
-
-@dataclass(frozen=True, eq=False)
-class FixedPointProblem(Problem):
-    """Find z with z = f(z)."""
-
-    @property
-    def is_root(self) -> bool:
-        """It is a fixed point."""
-        return False
-
-    def image(self, value: Vec, args: Vec) -> Vec:
-        """The map f."""
-        return self.functions.image(value, args)
-
-    def increments(
-        self, value: Vec, image: Vec, residual: Vec | None
-    ) -> tuple[Vec, Vec | None, Vec]:
-        """The increment f(z) − z, and f(z) or z plus the residual."""
-        increment = self.space.subtract(image, value)
-        if residual is None:
-            return increment, None, image
-        return increment, residual, self.space.add(value, residual)
-
-    def increment(self, value: Vec) -> Vec:
-        """The increment f(z) − z."""
-        return self.space.subtract(self.mapped(value)[0], value)
-
-    def shared(self, point: Point, sizes: Sizes) -> Sizes:
-        """No error is far below the residual, which is the larger one in some parts."""
-        maximum = self.space.xp.maximum
-        shares = tuple(map(maximum, sizes.shares, sizes.residual))
-        return sizes._replace(
-            shares=shares, length=maximum(sizes.length, point.residual_norm)
-        )
-
-    def is_rounding(
-        self, residual: Sequence[Array], state: Sequence[Array], norm: Array
-    ) -> Array:
-        """Whether |f(z) − z| is no more than two units in the last place of z, part by
-        part.
-        """
-        del norm
-        unit, pairs = 2.0 * self.space.rounding, zip(residual, state, strict=True)
-        return self.space.every([left <= unit * size for left, size in pairs])
-
-    def length_of_state(self, point: Point) -> Array:
-        """The norm of z, or of f(z) − z, which has the same units."""
-        return self.space.xp.maximum(
-            self.space.norm(point.value), self.space.norm(point.increment)
-        )
-
-    def least_noise(self, point: Point) -> Vec:
-        """Half a unit in the last place of z."""
-        xp = self.space.xp
-        return tuple(
-            [(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in point.value]
-        )
-
-    def rounding(self, point: Point) -> Array:
-        """The last digit of f(z)."""
-        return self.space.rounding * point.magnitude
-
-    def is_small(self, point: Point, size: Array, share: float) -> Array:
-        """Whether the residual is."""
-        del size
-        return point.residual_norm <= share * point.magnitude
-
-    def fell(self, sizes: Sizes, first: tuple[Array, ...]) -> Array:
-        """True: every part of a residual is compared with its part of the state."""
-        del first
-        return sizes.length == sizes.length
-
-    def residual_bound(self, point: Point) -> Array:
-        """The bound atol + rtol·‖f(z)‖."""
-        return self.tolerance.bound(point.magnitude)
-
-    def residual_scale(
-        self, point: Point, first: tuple[Array, ...]
-    ) -> tuple[Array, ...]:
-        """The sizes of the parts of f(z)."""
-        del first
-        if self.tolerance.is_whole(self.space):
-            return (point.magnitude,)
-        target = self.space.add(point.value, point.tested)
-        return self.tolerance.parts(self.space, target)
-
-    def initial_scale(self, point: Point) -> tuple[Array, int]:
-        """One: the first step goes to f(z)."""
-        del point
-        return self.space.full(1.0), 0
-
-    def of_user(self, product: Product, v: Vec) -> Vec:
-        """The product f′v − v."""
-        return self.space.subtract(product(v), v)
-
-    def of_user_inverse(self, product: Product, v: Vec) -> Vec:
-        """The product with the inverse of f′ − I."""
-        return product(v)
-
-    def _of_user_matrix(self, matrix: Array) -> Array:
         order = self.space.real_size
         if not is_sparse(matrix):
             return matrix - self.space.identity(order)
         from scipy.sparse import eye_array  # noqa: PLC0415  there, since the matrix is
 
         return matrix - eye_array(order, format="csr")
+
+
+class FixedPointProblem(Problem):
+    """Find z with z = f(z)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -599,10 +506,7 @@ class RootProblem(Problem):
     The increment is −F(x): methods that need a map iterate x − F(x).
     """
 
-    @property
-    def is_root(self) -> bool:
-        """It is a root."""
-        return True
+    is_root = True
 
     def image(self, value: Vec, args: Vec) -> Vec:
         """The map −F."""
@@ -619,12 +523,6 @@ class RootProblem(Problem):
     def increment(self, value: Vec) -> Vec:
         """The increment −F(x)."""
         return self.space.negative(self.mapped(value)[0])
-
-    def changes(self, point: Point) -> Product:
-        """F at the point less F elsewhere."""
-        space, mapped = self.space, self.mapped
-        origin = space.negative(point.increment)
-        return self._nearby(lambda value: space.subtract(origin, mapped(value)[0]))
 
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
         """Those of the correction: a residual has other units."""

@@ -12,7 +12,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.convergence import FALL, ZERO, Evidence, Verdict, judge
 from fixedpoint.kernels import Advanced, Kernel
 from fixedpoint.point import Point
-from fixedpoint.problem import ROUNDINGS, FixedPointProblem, Problem
+from fixedpoint.problem import ROUNDINGS, Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Step
 from fixedpoint_native import _kernels
@@ -31,7 +31,7 @@ def is_simple(problem: Problem) -> bool:
     of it here, tested as a whole or by its entries.
     """
     space, given, asked = problem.space, problem.functions, problem.tolerance
-    if not isinstance(problem, FixedPointProblem) or space.xp is not np:
+    if problem.is_root or space.xp is not np:
         return False
     if space.backend.communicator is not None:
         return False
