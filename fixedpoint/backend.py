@@ -156,26 +156,26 @@ class Backend:
         del f, arrays
         return False
 
+    def is_readable(self, mask: Array) -> bool:
+        """Whether the values of `mask` can be read without waiting for a device."""
+        del mask
+        return True
+
     def known_here(self, mask: Array) -> bool:
-        """Whether all of `mask` is true here, where that can be told without waiting
-        for a device.
+        """Whether `mask` is readable, and all of it true here.
 
         Others who hold entries of the same samples find the same; but those of other
         samples may not, and no evaluation of f must hang on it.
         """
-        return bool(self.namespace(mask).all(mask))
+        return self.is_readable(mask) and bool(self.namespace(mask).all(mask))
 
     def known_all(self, mask: Array) -> bool:
-        """Whether all of `mask` is true, where that can be told without waiting for a
-        device.
-        """
-        return self.agreed_by_all(self.known_here(mask))
+        """Whether `mask` is readable, and all of it true for all who take part."""
+        return self.is_readable(mask) and self.agreed_by_all(self.known_here(mask))
 
     def known_none(self, mask: Array) -> bool:
-        """Whether none of `mask` is true, where that can be told without waiting for a
-        device.
-        """
-        return not self.any(mask)
+        """Whether `mask` is readable, and none of it true for any who takes part."""
+        return self.is_readable(mask) and not self.any(mask)
 
     def replaced_where(
         self,

@@ -127,17 +127,13 @@ class JaxBackend(Backend):
         """Whether there are tracers among the arrays, or in the closure of f."""
         return self.is_traced((*arrays, *jax.tree.leaves(_held(f))))
 
+    def is_readable(self, mask: Array) -> bool:
+        """Whether `mask` is no symbol of a trace."""
+        return not self.is_traced((mask,))
+
     def known_here(self, mask: Array) -> bool:
-        """Whether all of `mask` is true; in a trace that is never known."""
-        return not self.is_traced((mask,)) and bool(mask.all())
-
-    def known_all(self, mask: Array) -> bool:
-        """Whether all of `mask` is true; in a trace that is never known."""
-        return not self.is_traced((mask,)) and self.agreed_by_all(bool(mask.all()))
-
-    def known_none(self, mask: Array) -> bool:
-        """Whether none of `mask` is true; in a trace that is never known."""
-        return not self.is_traced((mask,)) and not self.any(mask)
+        """Whether `mask` is no symbol, and all of it true."""
+        return self.is_readable(mask) and bool(mask.all())
 
     def replaced_where(
         self,

@@ -62,23 +62,13 @@ class TorchBackend(Backend):
 
         return ShardedBackend(leaves, batch_ndim, self.communicator)
 
+    def is_readable(self, mask: torch.Tensor) -> bool:
+        """Whether the values are in the processor's memory."""
+        return mask.device.type == "cpu"
+
     def known_here(self, mask: torch.Tensor) -> bool:
-        """Whether all of `mask` is true; on an accelerator that is never known without
-        waiting.
-        """
-        return mask.device.type == "cpu" and bool(mask.all())
-
-    def known_all(self, mask: torch.Tensor) -> bool:
-        """Whether all of `mask` is true; on an accelerator that is never known without
-        waiting.
-        """
-        return mask.device.type == "cpu" and self.agreed_by_all(bool(mask.all()))
-
-    def known_none(self, mask: torch.Tensor) -> bool:
-        """Whether none of `mask` is true; on an accelerator that is never known without
-        waiting.
-        """
-        return mask.device.type == "cpu" and not self.agreed(bool(mask.any()))
+        """Whether `mask` is readable, and true in all lanes of a transform."""
+        return self.is_readable(mask) and bool(_unwrapped(mask).all())
 
     def any(self, mask: torch.Tensor) -> bool:
         """Whether any of `mask` is true, in all lanes where it is mapped over."""
@@ -319,17 +309,10 @@ class RecordingBackend(TorchBackend):
         del array
         return _RECORDED
 
-    def known_here(self, mask: torch.Tensor) -> bool:
-        """Whether all of `mask` is true, in all lanes of a transform."""
-        return bool(_unwrapped(mask).all())
-
-    def known_all(self, mask: torch.Tensor) -> bool:
-        """Whether all of `mask` is true, in all lanes of a transform."""
-        return self.agreed_by_all(bool(_unwrapped(mask).all()))
-
-    def known_none(self, mask: torch.Tensor) -> bool:
-        """Whether none of `mask` is true, in any lane of a transform."""
-        return not self.any(mask)
+    def is_readable(self, mask: torch.Tensor) -> bool:
+        """True: the graph that is recorded depends on the values."""
+        del mask
+        return True
 
     def empty(self, xp: Any) -> Callable[..., torch.Tensor]:
         """Zeros."""
