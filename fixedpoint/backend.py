@@ -291,23 +291,6 @@ class Backend:
         onto += coefficient * array
         return onto
 
-    def rescale(self, onto: Array, coefficient: Array) -> Array:
-        """c·`onto`; `onto` is ours, and may be written to where that is done."""
-        if not self.writes:
-            return onto * coefficient
-        onto *= coefficient
-        return onto
-
-    def renew(self, onto: Array, coefficient: Array, array: Array) -> Array:
-        """`array` + c·`onto`; `onto` is ours, and may be written to where that is
-        done.
-        """
-        if not self.writes:
-            return array + coefficient * onto
-        onto *= coefficient
-        onto += array
-        return onto
-
     # Small leaves that are joined.
 
     def is_whole(self, leaf: Array) -> bool:

@@ -87,7 +87,7 @@ def difference_product(
             step = reach / unit
             moved = nearby(space.axpy(step, v, point.value))
             moved = space.subtract(moved, point.increment)
-        return space.rescale(moved, 1.0 / step)
+        return space.scale(1.0 / step, moved)
 
     return product
 

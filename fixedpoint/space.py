@@ -267,16 +267,6 @@ class Space:
             )
         return tuple([self.factor(coefficient, leaf) * leaf for leaf in u])
 
-    def rescaled(self, coefficient: Array, u: Vec) -> Vec:
-        """What :meth:`scale` gives; u is ours, and may be written to."""
-        return tuple([self._rescaled(coefficient, leaf) for leaf in u])
-
-    def _rescaled(self, coefficient: Array, leaf: Array) -> Array:
-        times: Callable[..., Array] = lambda a: self.factor(coefficient, a) * a
-        if not self._is_large(leaf):
-            return times(leaf)
-        return self.backend.filled(leaf, times, (leaf,), self._entry_axes(leaf))
-
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
         """The vector v + c u, with one coefficient c per sample."""
         pairs = zip(u, v, strict=True)
@@ -297,17 +287,6 @@ class Space:
         """Whether operations on the leaf are better done piece by piece."""
         piece = self.backend.piece(leaf)
         return piece is not None and math.prod(leaf.shape[self.batch_ndim :]) > piece
-
-    def rescale(self, onto: Vec, coefficient: Array) -> Vec:
-        """The vector c `onto`, which is ours, and may be written to."""
-        rescale = self.backend.rescale
-        return tuple([rescale(a, self.factor(coefficient, a)) for a in onto])
-
-    def renew(self, onto: Vec, coefficient: Array, u: Vec) -> Vec:
-        """The vector u + c `onto`; `onto` is ours, and may be written to."""
-        renew = self.backend.renew
-        pairs = zip(onto, u, strict=True)
-        return tuple([renew(b, self.factor(coefficient, a), a) for b, a in pairs])
 
     def copy(self, u: Vec) -> Vec:
         """A copy of u, which is ours."""
@@ -937,11 +916,11 @@ class BareSpace(Space):
         total += v[0]
         return (total,)
 
-    def rescale(self, onto: Vec, coefficient: Array) -> Vec:
-        """The vector c `onto`, which is ours, and is written to."""
-        (leaf,) = onto
-        leaf *= coefficient
-        return (leaf,)
+    def scale(self, coefficient: Array | float, u: Vec) -> Vec:
+        """The product of a number with u."""
+        if type(coefficient) is float:
+            return super().scale(coefficient, u)
+        return (coefficient * u[0],)
 
     def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
         if isinstance(u, Difference) or isinstance(v, Difference):

@@ -194,7 +194,7 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     norm_new, ratio = space.xp.sqrt(square), space.ratio(rz_new, rz)
     if lanczos is not None:
         lanczos = lanczos._replace(ratios=_written(space, lanczos.ratios, steps, ratio))
-    p = space.renew(p, ratio, z)
+    p = space.axpy(ratio, p, z)
     busy = (
         busy & (norm_new > system.target) & (norm_new < space.xp.inf) & (length != 0.0)
     )

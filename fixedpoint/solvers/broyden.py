@@ -287,8 +287,8 @@ class Broyden(Solver):
             return change, space.gram(right, new.increment)
         move = space.subtract(new.value, old.value)
         across, along = space.grams((left, move), (right, new.increment))
-        scaled = space.rescaled(state.scale, move)
-        return state.combined(space, scaled, state.right, across), along
+        move = space.scale(state.scale, move)
+        return state.combined(space, move, state.right, across), along
 
 
 def _wrong(
