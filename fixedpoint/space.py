@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from operator import add, and_, neg, or_, sub
 from typing import Any, ClassVar, NamedTuple
 
@@ -158,13 +158,8 @@ class Space:
 
     def shaped(self, rows: Vec) -> Vec:
         """The inverse of :meth:`rows`."""
-        pairs = zip(rows, self.shapes, strict=True)
-        return tuple(
-            [
-                self.xp.reshape(leaf, (*self.batch_shape, *shape))
-                for leaf, shape in pairs
-            ]
-        )
+        shaped = lambda a, shape: self.xp.reshape(a, (*self.batch_shape, *shape))
+        return tuple(map(shaped, rows, self.shapes))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -269,13 +264,11 @@ class Space:
 
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
         """The vector v + c u, with one coefficient c per sample."""
-        pairs = zip(u, v, strict=True)
-        return tuple([b + self.factor(coefficient, a) * a for a, b in pairs])
+        return tuple(map(lambda a, b: b + self.factor(coefficient, a) * a, u, v))
 
     def accumulate(self, onto: Vec, coefficient: Array, u: Vec) -> Vec:
         """The vector `onto` + c u; `onto` is ours, and may be written to."""
-        pairs = zip(onto, u, strict=True)
-        return tuple([self._accumulated(b, coefficient, a) for b, a in pairs])
+        return tuple(map(lambda b, a: self._accumulated(b, coefficient, a), onto, u))
 
     def _accumulated(self, onto: Array, coefficient: Array, leaf: Array) -> Array:
         if not self._is_large(leaf):
@@ -309,9 +302,9 @@ class Space:
         `function` takes leaves, or large ones piece by piece, with their entries in one
         axis.
         """
-        return tuple([self._entrywise(function, u) for u in zip(*vectors, strict=True)])
+        return tuple(map(partial(self._entrywise, function), *vectors))
 
-    def _entrywise(self, function: Callable[..., Array], leaves: Vec) -> Array:
+    def _entrywise(self, function: Callable[..., Array], *leaves: Array) -> Array:
         first = leaves[0]
         if not self._is_large(first):
             return function(*leaves)
@@ -326,8 +319,8 @@ class Space:
         """Per sample, u where `mask` holds and v elsewhere; without a mask, u."""
         if mask is None:
             return u
-        pairs = zip(u, v, strict=True)
-        return tuple([self.xp.where(self.spread(mask, a), a, b) for a, b in pairs])
+        where, spread = self.xp.where, self.spread
+        return tuple(map(lambda a, b: where(spread(mask, a), a, b), u, v))
 
     def dot(self, u: Vec, v: Vec | Difference) -> Array:
         """The inner product Re⟨u, v⟩ of each sample."""
@@ -335,7 +328,7 @@ class Space:
 
     def dots(self, *pairs: tuple[Vec | Difference, Vec | Difference]) -> list[Array]:
         """The inner products Re⟨u, v⟩ of several pairs, in one message."""
-        return self._summed([self._local_dot(u, v) for u, v in pairs])
+        return self._reduced([self._local_dot(u, v) for u, v in pairs])
 
     def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
         if isinstance(u, Difference):
@@ -343,24 +336,8 @@ class Space:
             norm = self._local_norm(u, "euclidean")
             return norm * norm
         if isinstance(v, Difference):
-            triples = zip(u, *v, strict=True)
-            return self._inner([self._by_difference(*leaves) for leaves in triples])
-        return self._inner([self._vecdot(a, b) for a, b in zip(u, v, strict=True)])
-
-    def _summed(self, arrays: list[Array]) -> list[Array]:
-        """The arrays, each of the batch's shape and maybe one more axis, summed over
-        all parts.
-        """
-        if not self.backend.is_partial:
-            return arrays
-        axis, sums, start = self.batch_ndim, [], 0
-        columns = [a if a.ndim > axis else a[..., None] for a in arrays]
-        whole = self.backend.reduced(self.xp.concat(columns, axis=-1), "sum")
-        for array, rows in zip(arrays, columns, strict=True):
-            part = whole[..., start : start + rows.shape[-1]]
-            start += rows.shape[-1]
-            sums.append(part if array.ndim > axis else part[..., 0])
-        return sums
+            return self._inner(list(map(self._by_difference, u, *v)))
+        return self._inner(list(map(self._vecdot, u, v)))
 
     def _by_difference(self, a: Array, new: Array, old: Array) -> Array:
         pieces = self.backend.pieces((a, new, old), self._entry_axes(a))
@@ -388,33 +365,27 @@ class Space:
         norms = tuple([self._local_norm(u, kind, unit) for u, kind in pairs])
         if not self.backend.is_partial:
             return norms
-        kinds = [kind for _, kind in pairs]
-        powers = [
-            n if kind == "max" else n * n for n, kind in zip(norms, kinds, strict=True)
-        ]
-        whole = self._reduced(
-            powers, ["max" if kind == "max" else "sum" for kind in kinds]
-        )
-        return tuple(
-            [
-                n if kind == "max" else n**0.5
-                for n, kind in zip(whole, kinds, strict=True)
-            ]
-        )
+        flags = [kind == "max" for _, kind in pairs]
+        largest = [n for n, is_max in zip(norms, flags, strict=True) if is_max]
+        squares = [n * n for n, is_max in zip(norms, flags, strict=True) if not is_max]
+        most, sums = iter(self._reduced(largest, "max")), iter(self._reduced(squares))
+        return tuple([next(most) if f else next(sums) ** 0.5 for f in flags])
 
     def _reduced(
-        self, arrays: Sequence[Array], reductions: Sequence[Reduction]
+        self, arrays: list[Array], reduction: Reduction = "sum"
     ) -> list[Array]:
-        """The arrays, each summed or its largest taken over all parts, in a message per
-        kind.
+        """The arrays, each of the batch's shape and maybe one more axis, summed over
+        all parts, or their largest, in one message.
         """
-        whole = list(arrays)
-        for reduction in sorted(set(reductions)):
-            places = [k for k, of in enumerate(reductions) if of == reduction]
-            stacked = self.xp.stack([arrays[k] for k in places], axis=-1)
-            stacked = self.backend.reduced(stacked, reduction)
-            for column, place in enumerate(places):
-                whole[place] = stacked[..., column]
+        if not self.backend.is_partial or not arrays:
+            return arrays
+        axis, whole, start = self.batch_ndim, [], 0
+        columns = [a if a.ndim > axis else a[..., None] for a in arrays]
+        joint = self.backend.reduced(self.xp.concat(columns, axis=-1), reduction)
+        for array, rows in zip(arrays, columns, strict=True):
+            part = joint[..., start : start + rows.shape[-1]]
+            start += rows.shape[-1]
+            whole.append(part if array.ndim > axis else part[..., 0])
         return whole
 
     def _local_norm(
@@ -663,8 +634,8 @@ class Space:
         """
         if active is not None:
             u = self.where(active, u, self.row(history, slot))
-        write, pairs = self.backend.write, zip(history, u, strict=True)
-        return tuple([write(past, self._row(past, slot), leaf) for past, leaf in pairs])
+        write, row = self.backend.write, self._row
+        return tuple(map(lambda past, a: write(past, row(past, slot), a), history, u))
 
     def placed(self, history: Vec, slot: Any, u: Vec) -> tuple[Vec, Vec]:
         """`history` with u in its row `slot`, and u as it is there, if it can be read
@@ -702,12 +673,10 @@ class Space:
         self, history: Vec, slot: Any, coefficient: Array, u: Vec
     ) -> tuple[Vec, Vec]:
         """`history` with c u in place of its row `slot`, and that row."""
-        write, pairs = self.backend.write_scaled, zip(history, u, strict=True)
-        written = [
-            write(past, self._row(past, slot), self.factor(coefficient, leaf), leaf)
-            for past, leaf in pairs
-        ]
-        pasts, rows = zip(*written, strict=True)
+        write = lambda past, leaf: self.backend.write_scaled(
+            past, self._row(past, slot), self.factor(coefficient, leaf), leaf
+        )
+        pasts, rows = zip(*map(write, history, u), strict=True)
         return pasts, rows
 
     def push_secant(
@@ -756,7 +725,7 @@ class Space:
 
     def grams(self, *pairs: tuple[Vec, Vec]) -> list[Array]:
         """The inner products of the rows of histories with vectors, in one message."""
-        return self._summed([self._local_gram(*pair) for pair in pairs])
+        return self._reduced([self._local_gram(*pair) for pair in pairs])
 
     def gram_and_dots(
         self, history: Vec, u: Vec, others: Sequence[Vec]
@@ -765,11 +734,10 @@ class Space:
         `others`: one message where a sample is spread.
         """
         dots = [self._local_dot(v, u) for v in others]
-        return tuple(self._summed([self._local_gram(history, u), *dots]))
+        return tuple(self._reduced([self._local_gram(history, u), *dots]))
 
     def _local_gram(self, history: Vec, vector: Vec) -> Array:
-        pairs = zip(history, vector, strict=True)
-        return self._inner([self._products(past, leaf) for past, leaf in pairs])
+        return self._inner(list(map(self._products, history, vector)))
 
     def _products(self, past: Array, leaf: Array) -> Array:
         axes = self._entry_axes(leaf)
@@ -781,35 +749,24 @@ class Space:
         """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of
         `history`.
         """
-        pairs, minus = zip(u, history, strict=True), self.backend.minus_combination
-        return tuple(
-            [
-                self._minus_weighted(leaf, coefficients, past, minus)
-                for leaf, past in pairs
-            ]
-        )
+        return self._less(self.backend.minus_combination, u, coefficients, history)
 
     def deducted(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
         """What :meth:`minus_combination` gives; u is ours, and may be written to."""
-        pairs, deducted = zip(u, history, strict=True), self.backend.deducted
-        return tuple(
-            [
-                self._minus_weighted(leaf, coefficients, past, deducted)
-                for leaf, past in pairs
-            ]
-        )
+        return self._less(self.backend.deducted, u, coefficients, history)
 
-    def _minus_weighted(
-        self,
-        leaf: Array,
-        coefficients: Array,
-        past: Array,
-        minus: Callable[..., Array],
-    ) -> Array:
-        wide, axes = self._wide(past), self._entry_axes(leaf)
-        weights = self._as(coefficients, wide.dtype)
-        total = minus(self._wide(leaf), weights, wide, axes)
-        return self._as(total, leaf.dtype)
+    def _less(
+        self, less: Callable[..., Array], u: Vec, coefficients: Array, history: Vec
+    ) -> Vec:
+        """The vector u `less` a combination of the rows of a history, leaf by leaf."""
+
+        def of_leaf(leaf: Array, past: Array) -> Array:
+            wide, axes = self._wide(past), self._entry_axes(leaf)
+            weights = self._as(coefficients, wide.dtype)
+            total = less(self._wide(leaf), weights, wide, axes)
+            return self._as(total, leaf.dtype)
+
+        return tuple(map(of_leaf, u, history))
 
     def orthogonalized(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
         """The vector u without its part in the basis, by two passes of Gram and
