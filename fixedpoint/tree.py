@@ -5,12 +5,10 @@ will.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
     """The shape of a container: its type, its keys and its children; ``kind=None`` is a
     leaf.
 
@@ -26,34 +24,9 @@ class Structure:
         return self._build(iter(leaves))
 
     def match(self, tree: Any) -> list[Any] | None:
-        """The leaves of `tree` if it has this structure, else None.
-
-        Of many leaves this is faster than to compare structures.
-        """
-        leaves: list[Any] = []
-        return leaves if self._match(tree, leaves) else None
-
-    def _match(self, tree: Any, leaves: list[Any]) -> bool:
-        if self.kind is None:
-            leaves.append(tree)
-            return not (tree is None or isinstance(tree, _CONTAINERS))
-        if type(tree) is not self.kind:
-            return False
-        if tree is None:
-            return True
-        if len(tree) != len(self.children):
-            return False
-        if isinstance(tree, dict):
-            parts = [tree.get(key) for key in self.keys]
-        else:
-            parts = list(tree)
-        if all(child.kind is None for child in self.children):
-            leaves += parts
-            return not any(
-                part is None or isinstance(part, _CONTAINERS) for part in parts
-            )
-        pairs = zip(self.children, parts, strict=True)
-        return all(child._match(part, leaves) for child, part in pairs)
+        """The leaves of `tree` if it has this structure, else None."""
+        leaves, structure = flatten(tree)
+        return leaves if structure == self else None
 
     def _build(self, leaves: Iterator[Any]) -> Any:
         if self.kind is None:
@@ -70,8 +43,6 @@ class Structure:
 
 
 LEAF = Structure(None)
-
-_CONTAINERS = (dict, list, tuple)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
@@ -90,16 +61,19 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
 
 
 def _descend(tree: Any, leaves: list[Any]) -> Structure:
-    kind = type(tree)
+    keys: tuple[Any, ...] = ()
     if isinstance(tree, dict):
         keys = tuple(sorted(tree, key=str))  # {a, b} and {b, a} are one container
-        return Structure(kind, keys, tuple(_descend(tree[key], leaves) for key in keys))
-    if isinstance(tree, (list, tuple)):
-        return Structure(kind, (), tuple(_descend(part, leaves) for part in tree))
-    if tree is None:
-        return Structure(kind)
-    leaves.append(tree)
-    return LEAF
+        parts = [tree[key] for key in keys]
+    elif isinstance(tree, (list, tuple)):
+        parts = list(tree)
+    elif tree is None:
+        parts = []
+    else:
+        leaves.append(tree)
+        return LEAF
+    children = tuple([_descend(part, leaves) for part in parts])
+    return Structure(type(tree), keys, children)
 
 
 def paths(tree: Any, prefix: str) -> list[str]:

@@ -75,6 +75,12 @@ def test_f_changes_the_structure(jit_case, f):
         jit_case.solve(f, Z0)
 
 
+def test_f_renames_what_holds_nothing():
+    start = {"a": np.zeros(2), "b": None}
+    with pytest.raises(ValueError, match="must return a container like z0"):
+        solve(lambda z: {"a": z["a"], "c": None}, start)
+
+
 def test_f_returns_something_else():
     with pytest.raises(TypeError, match=r"array for z0.*got builtins.str"):
         solve(lambda _: "text")
