@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +115,18 @@ class Functions:
             adjoint_preconditioner=inverse(self.adjoint_preconditioner),
             substituted=None,
         )
+
+
+def of_chosen(
+    function: Callable[[Vec], Any], inputs: Vec, chosen: Sequence[bool]
+) -> Callable[[Vec], Any]:
+    """The function of the `chosen` ones of its inputs, the others constant."""
+
+    def of(part: Vec) -> Any:
+        parts, pairs = iter(part), zip(inputs, chosen, strict=True)
+        return function(tuple([next(parts) if given else x for x, given in pairs]))
+
+    return of
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.backend import Vec
-from fixedpoint.functions import Product
+from fixedpoint.functions import Product, of_chosen
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 
@@ -79,16 +80,8 @@ def _is_forward(jaxpr: Any) -> bool:
 def pushed(f: Callable[[Vec], Vec], args: Vec, moved: Vec) -> Vec:
     """The derivative of f at `args` in the direction `moved`; integers do not move."""
     moving = [jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in args]
-
-    def of_moving(part: Vec) -> Vec:
-        parts = iter(part)
-        return f(
-            tuple(next(parts) if m else a for a, m in zip(args, moving, strict=True))
-        )
-
-    chosen = tuple(a for a, m in zip(args, moving, strict=True) if m)
-    direction = tuple(d for d, m in zip(moved, moving, strict=True) if m)
-    return linearized(of_moving, chosen)(direction)
+    chosen, direction = tuple(compress(args, moving)), tuple(compress(moved, moving))
+    return linearized(of_chosen(f, args, moving), chosen)(direction)
 
 
 def together(vec: Vec) -> Vec:

@@ -17,7 +17,7 @@ from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
 from fixedpoint_torch.checkpoint import Checkpoint
 from fixedpoint_torch.evaluator import TorchEvaluator
 from fixedpoint_torch.functions import pushed
-from fixedpoint_torch.linearization import products, recorded
+from fixedpoint_torch.linearization import gradients, products, recorded
 from fixedpoint_torch.namespace import NAMESPACE
 from fixedpoint_torch.surroundings import Surroundings, exact
 
@@ -230,19 +230,9 @@ class TorchBackend(Backend):
             outputs, out_structure = tree.flatten(f(*structure.rebuild(inputs)))
 
         def pullback(cotangent: Any) -> tuple[Any, ...]:
-            seeds = tree.flatten(cotangent)[0]
-            tracked = [
-                (o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad
-            ]
-            if not tracked:
-                return tuple(
-                    structure.rebuild([torch.zeros_like(leaf) for leaf in inputs])
-                )
-            heads, cotangents = zip(*tracked, strict=True)
-            gradients = torch.autograd.grad(
-                heads, inputs, cotangents, retain_graph=True, materialize_grads=True
-            )
-            return tuple(structure.rebuild(gradients))
+            seeds = tuple(tree.flatten(cotangent)[0])
+            pulled = gradients(tuple(outputs), tuple(inputs), seeds)
+            return tuple(structure.rebuild(pulled))
 
         return out_structure.rebuild([output.detach() for output in outputs]), pullback
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch
 from fixedpoint.adjoints.base import Adjoint, LinearAdjoint
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
-from fixedpoint.functions import Functions
+from fixedpoint.functions import Functions, of_chosen
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
@@ -266,7 +267,7 @@ def _pulled_once(
         )
         outputs = call.image(z, inputs)
     u = call.linear_solve(lambda u: gradients(outputs, z, u), rhs, True, (value, rest))
-    chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
+    chosen = tuple(compress(inputs, needed))
     pulled = iter(gradients(outputs, chosen, u) if chosen else ())
     return [next(pulled) if wanted else None for wanted in needed]
 
@@ -303,17 +304,11 @@ def _pull(
     cotangents: Tensors,
 ) -> list[torch.Tensor | None]:
     """The cotangents of those `inputs` that are `needed`."""
-    chosen = tuple(x for x, wanted in zip(inputs, needed, strict=True) if wanted)
+    chosen = tuple(compress(inputs, needed))
     if not chosen:
         return [None] * len(inputs)
-
-    def of_chosen(part: Tensors) -> Any:
-        parts = iter(part)
-        return function(
-            tuple(next(parts) if w else x for x, w in zip(inputs, needed, strict=True))
-        )
-
-    gradients = iter(torch.func.vjp(of_chosen, chosen)[1](cotangents)[0])
+    pullback = torch.func.vjp(of_chosen(function, inputs, needed), chosen)[1]
+    gradients = iter(pullback(cotangents)[0])
     return [next(gradients) if wanted else None for wanted in needed]
 
 
@@ -327,18 +322,10 @@ def _push(
         t is not None and (x.is_floating_point() or x.is_complex())
         for x, t in zip(inputs, tangents, strict=True)
     ]
-    chosen = tuple(x for x, wanted in zip(inputs, moving, strict=True) if wanted)
-
-    def of_chosen(part: Tensors) -> Any:
-        parts = iter(part)
-        return function(
-            tuple(next(parts) if w else x for x, w in zip(inputs, moving, strict=True))
-        )
-
+    chosen, given = tuple(compress(inputs, moving)), tuple(compress(tangents, moving))
     if not chosen:
         return tuple(map(torch.zeros_like, function(inputs)))
-    given = tuple(t for t, wanted in zip(tangents, moving, strict=True) if wanted)
-    return pushed(of_chosen, chosen, given)
+    return pushed(of_chosen(function, inputs, moving), chosen, given)
 
 
 def pushed(
