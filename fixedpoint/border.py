@@ -166,6 +166,22 @@ def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
             return
 
 
+def first_state(
+    layer: Any, inputs: Sequence[Any], z0: Any, zeros: Callable[[Any], Any]
+) -> Any:
+    """A layer's start: z0, that of its own, or zeros like its first input."""
+    if z0 is not None:
+        return z0
+    if layer.start is not None:
+        return layer.start(*inputs)
+    if not inputs:
+        raise TypeError(
+            "a layer without inputs cannot tell where to start: call it with an "
+            "input or z0=, or make it with start="
+        )
+    return zeros(inputs[0])
+
+
 @contextmanager
 def guessing(start: Any) -> Iterator[None]:
     """Adds to errors that speak of shapes what `start` was guessed from; None was

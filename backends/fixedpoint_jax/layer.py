@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
-from fixedpoint.border import guessing
+from fixedpoint.border import first_state, guessing
 from fixedpoint.checks import changed_settings, check_cell
 from fixedpoint.failure import Policy
 from fixedpoint.question import check_layer, methods_of
@@ -173,16 +174,7 @@ class DEQ:
 
     def _first(self, inputs: tuple[Any, ...], z0: Any) -> Any:
         """Where to start."""
-        if z0 is not None:
-            return z0
-        if self.start is not None:
-            return self.start(*inputs)
-        if not inputs:
-            raise TypeError(
-                "a layer without inputs cannot tell where to start: call it with an "
-                "input or z0=, or make it with start="
-            )
-        return jax.tree.map(jnp.zeros_like, inputs[0])
+        return first_state(self, inputs, z0, partial(jax.tree.map, jnp.zeros_like))
 
     def _method(self) -> Solver:
         """The solver that goes first."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
 from typing import Any, NoReturn
 
 import torch
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.border import guessing
+from fixedpoint.border import first_state, guessing
 from fixedpoint.checks import changed_settings, check_cell
 from fixedpoint.failure import Policy
 from fixedpoint.question import check_layer, methods_of
@@ -105,11 +107,8 @@ class DEQ(torch.nn.Module):
         self.cell = cell
         self.solver, self.adjoint = methods_of(solver, adjoint)
         self.rtol, self.atol, self.norm, self.test = rtol, atol, norm, test
-        self.max_steps, self.batch_ndim, self.on_failure = (
-            max_steps,
-            batch_ndim,
-            on_failure,
-        )
+        self.max_steps, self.batch_ndim = max_steps, batch_ndim
+        self.on_failure = on_failure
         check_layer(self)
         self.start = start
         self.statistics: Statistics | None = None
@@ -236,36 +235,14 @@ class DEQ(torch.nn.Module):
 
     def _first(self, inputs: tuple[Any, ...], z0: Any) -> Any:
         """Where to start."""
-        if z0 is not None:
-            return z0
-        if self.start is not None:
-            return self.start(*inputs)
-        if not inputs:
-            raise TypeError(
-                "a layer without inputs cannot tell where to start: call it with an "
-                "input or z0=, or make it with start="
-            )
-        return _mapped(torch.zeros_like, inputs[0])
+        return first_state(self, inputs, z0, partial(_mapped, torch.zeros_like))
 
     def _solved(
         self, f: Any, args: tuple[Any, ...], z0: Any, callback: Any
     ) -> fp.Solution[Any]:
         """Solve, by the settings."""
-        return fp.fixed_point(
-            f,
-            z0,
-            args,
-            solver=self.solver,
-            adjoint=self.adjoint,
-            rtol=self.rtol,
-            atol=self.atol,
-            norm=self.norm,
-            test=self.test,
-            max_steps=self.max_steps,
-            batch_ndim=self.batch_ndim,
-            on_failure=self.on_failure,
-            callback=callback,
-        )
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return fp.fixed_point(f, z0, args, callback=callback, **settings)
 
     def _noted(self, solution: fp.Solution[Any]) -> fp.Solution[Any]:
         """Keep the statistics of `solution`; samples that were lost are NaN."""
@@ -321,6 +298,11 @@ def _without(lost: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
         return leaf
     mask = lost.reshape(*lost.shape, *(1,) * (leaf.ndim - lost.ndim))
     return leaf.masked_fill(mask, float("nan"))
+
+
+_SETTINGS = tuple(
+    name for name in signature(DEQ).parameters if name not in {"cell", "start"}
+)
 
 
 def _detached(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ that, on the same memory: only the user's functions see tensors.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,12 +37,6 @@ def holds(leaves: Vec) -> bool:
 def _can_hold(leaves: Vec) -> bool:
     """Whether NumPy can do algebra on vectors like `leaves`, in the same memory."""
     return all(leaf.device.type == "cpu" and leaf.dtype in _DTYPES for leaf in leaves)
-
-
-def small(function: Callable[..., Vec], leaves: Vec) -> Vec:
-    """What ``function(backend, *leaves)`` gives, by NumPy."""
-    with NUMPY.backend.quiet():
-        return NUMPY.all_back(function(NUMPY.backend, *NUMPY.all_there(leaves)))
 
 
 def iterate(run: Run, value: Vec) -> Iteration:
