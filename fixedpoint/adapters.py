@@ -107,9 +107,7 @@ def _is_known(leaf: Any) -> bool:
 
 
 def numbers(container: Any) -> Any:
-    """A list of plain numbers, or of such lists, as a NumPy array; all else as it
-    is.
-    """
+    """A list of numbers, or of such lists, as a NumPy array; all else as it is."""
     if not isinstance(container, list):
         return container
     leaves, _ = tree.flatten(container)
@@ -133,9 +131,7 @@ def of_one_backend(a: Any, b: Any) -> bool:
 
 
 def type_name(value: Any) -> str:
-    """The full name of the type of `value`: for JAX's, of which there are many, the
-    public one.
-    """
+    """The full name of the type of `value`; of JAX's many types, the public one."""
     kind = type(value)
     if kind.__module__.partition(".")[0] in ("jax", "jaxlib"):
         return "jax.Array"

@@ -59,9 +59,7 @@ class Backend:
     is_partial = False
 
     def among(self, communicator: Communicator | None) -> Backend:
-        """This backend, for a part of a state that a communicator joins to the
-        others.
-        """
+        """This backend, for parts of a state that a communicator joins."""
         if communicator is None:
             return self
         backend = copy(self)
@@ -106,27 +104,19 @@ class Backend:
         return bool(array_api_compat.is_array_api_obj(leaf))
 
     def device(self, array: Array) -> Any:
-        """Where coefficients that belong to `array` live; none where the library
-        decides.
-        """
+        """Where coefficients that go with `array` live; None: the library decides."""
         return getattr(array, "device", None)
 
     def leaf(self, value: Any) -> Array:
-        """`value` as an array, where it is a number and this library makes one of
-        it.
-        """
+        """`value` as an array, if it is a number that this library makes one of."""
         return value
 
     def flatten(self, container: Any) -> tuple[list[Any], Any]:
-        """The leaves of a container, and its structure, which has a method
-        ``rebuild``.
-        """
+        """The leaves of a container, and its structure, which can ``rebuild`` it."""
         return tree.flatten(container)
 
     def outputs(self, container: Any, structure: Any) -> list[Any] | None:
-        """The leaves of what a function of a state of this `structure` returned, or
-        None if it has another.
-        """
+        """The leaves of what f returned, or None if it is not of this `structure`."""
         leaves: list[Any] | None = structure.match(container)
         return leaves
 
@@ -145,9 +135,7 @@ class Backend:
         return f
 
     def is_traced(self, vec: Vec) -> bool:
-        """Whether the entries of `vec` are symbols, whose values no Python code can
-        read.
-        """
+        """Whether entries of `vec` are symbols of a trace, without values."""
         del vec
         return False
 
@@ -198,9 +186,7 @@ class Backend:
         )
 
     def any(self, mask: Array) -> Any:
-        """Whether any of `mask` is true, waiting for the device if need be; a symbol in
-        a trace.
-        """
+        """Whether any of `mask` is true, even if that waits; a symbol in a trace."""
         some = self.namespace(mask).any(mask) if mask.ndim else mask
         return self.agreed(bool(some))
 
@@ -213,18 +199,14 @@ class Backend:
         return np.asarray(array)
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
-        """`array` with ``array[index] = value``; `array` is ours, and may be written
-        to.
-        """
+        """`array`, which may be written to, with ``array[index] = value``."""
         array[index] = value
         return array
 
     def write_scaled(
         self, array: Array, index: Any, coefficient: Array, value: Array
     ) -> tuple[Array, Array]:
-        """`array`, which may be written to, with c·`value` at `index`, and that
-        product.
-        """
+        """`array`, which may be written to, with c·`value` at `index`; and that."""
         row = coefficient * value
         return self.write(array, index, row), row
 
@@ -239,9 +221,7 @@ class Backend:
         return xp.asarray(value, dtype=dtype, **place)
 
     def solve(self, matrices: Array, rights: Array) -> Array:
-        """The solutions of small linear systems, one right-hand side each; NaN where
-        singular.
-        """
+        """The solutions of small systems, one right-hand side each; NaN if singular."""
         xp = self.namespace(matrices)
         if not hasattr(xp, "linalg"):
             return gauss_jordan(xp, matrices, rights)
@@ -263,9 +243,7 @@ class Backend:
         return self.solve(matrices, rights)
 
     def sparse(self, matrix: Any) -> Any:
-        """`matrix`, or where it is one of this library's sparse ones, that as one of
-        SciPy's.
-        """
+        """`matrix`; if it is one of this library's sparse ones, as one of SciPy's."""
         return matrix
 
     def singular(self, matrices: Array) -> tuple[Array, Array, Array]:
@@ -276,16 +254,12 @@ class Backend:
         return left, values, right
 
     def empty(self, xp: Any) -> Callable[..., Array]:
-        """What makes an array of which only those rows are read that were written
-        before.
-        """
+        """What makes an array whose rows are written before they are read."""
         make: Callable[..., Array] = xp.empty
         return make
 
     def accumulate(self, onto: Array, coefficient: Array, array: Array) -> Array:
-        """`onto` + c·`array`; `onto` is ours, and may be written to where that is
-        done.
-        """
+        """`onto` + c·`array`; where arrays are written to, in place."""
         if not self.writes:
             return onto + coefficient * array
         onto += coefficient * array
@@ -299,9 +273,7 @@ class Backend:
         return self.communicator is None
 
     def concatenated(self, leaves: Sequence[Array], batch_ndim: int) -> Array:
-        """The entries of the leaves in one axis, which comes after those of the
-        batch.
-        """
+        """The entries of the leaves in one axis, after those of the batch."""
         rows = [joined(leaf, leaf.ndim - batch_ndim) for leaf in leaves]
         return self.namespace(rows[0]).concat(rows, axis=-1)
 
@@ -313,9 +285,7 @@ class Backend:
     def segmented(
         self, array: Array, sizes: Sequence[int], reduction: Reduction
     ) -> Array:
-        """The sum or the largest of each segment of the last axis, which have these
-        sizes.
-        """
+        """The sum or the largest of each segment, of these sizes, of the last axis."""
         xp = self.namespace(array)
         reduce = xp.sum if reduction == "sum" else xp.max
         ends = accumulate(sizes, initial=0)
@@ -359,9 +329,7 @@ class Backend:
         return total if axes == 1 else self.namespace(onto).reshape(total, onto.shape)
 
     def deducted(self, onto: Array, weights: Array, rows: Array, axes: int) -> Array:
-        """What :meth:`minus_combination` gives; `onto` is ours, and may be written
-        to.
-        """
+        """What :meth:`minus_combination` gives; `onto` may be written to."""
         size, piece = math.prod(onto.shape[onto.ndim - axes :]), self.piece(onto)
         if piece is None or size <= piece:
             return self.minus_combination(onto, weights, rows, axes)
@@ -380,9 +348,7 @@ class Backend:
         return None
 
     def pieces(self, arrays: Sequence[Array], axes: int) -> Iterator[Sequence[Array]]:
-        """The arrays piece by piece, the entries of each then in one axis; or as they
-        are.
-        """
+        """The arrays piece by piece, entries in one axis; or whole, as they are."""
         first = arrays[0]
         size, piece = math.prod(first.shape[first.ndim - axes :]), self.piece(first)
         if piece is None or size <= piece:
@@ -395,9 +361,7 @@ class Backend:
     def filled(
         self, onto: Array, function: Callable[..., Array], arrays: Vec, axes: int
     ) -> Array:
-        """The array ``function(*arrays)``, entry by entry; `onto` is ours, and is
-        written to.
-        """
+        """The array ``function(*arrays)``, entry by entry, written to `onto`."""
         whole, *rows = [joined(array, axes) for array in (onto, *arrays)]
         for part, *given in self.pieces((whole, *rows), 1):
             part[...] = function(*given)
@@ -433,9 +397,7 @@ class Backend:
         return self.namespace(rows).stack(every, axis=-1)
 
     def small(self, function: Callable[..., Vec], *arrays: Array) -> Vec:
-        """``function(backend, *arrays)``, where operations on a few numbers a sample
-        cost least.
-        """
+        """``function(backend, *arrays)``, by what is fastest with few numbers."""
         return function(self, *arrays)
 
     def evaluator(
@@ -444,9 +406,7 @@ class Backend:
         unpack: Callable[[Vec], Any],
         packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
     ) -> Evaluator:
-        """What evaluates f at states like `value`, see
-        :class:`fixedpoint.evaluator.Evaluator`.
-        """
+        """The :class:`~fixedpoint.evaluator.Evaluator` of f at states like `value`."""
         del value
         return Evaluator(unpack, packed)
 
@@ -455,9 +415,7 @@ class Backend:
         function(*arrays)
 
     def rounding(self, value: Vec) -> float:
-        """The unit roundoff of f's own arithmetic, if that is coarser than the
-        state's.
-        """
+        """The unit roundoff of f's own arithmetic, if coarser than the state's."""
         del value
         return 0.0
 
@@ -475,18 +433,14 @@ class Backend:
         carry: Carry,
         at_most: Any,
     ) -> Carry:
-        """Apply `body` to `carry` while `condition` holds, which is `at_most` so many
-        times.
-        """
+        """Apply `body` to `carry` while `condition` holds, `at_most` so many times."""
         del at_most
         while condition(carry):
             carry = body(carry)
         return carry
 
     def quiet(self) -> AbstractContextManager[Any]:
-        """A context without warnings of overflow: iterations test what is not finite
-        themselves.
-        """
+        """A context without warnings of overflow, for which iterations test."""
         loud = {
             kind: "ignore" for kind, action in np.geterr().items() if action == "warn"
         }
@@ -505,9 +459,7 @@ class Backend:
         raise NotImplementedError
 
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
-        """The value of `f` at `primals`, and the map from a cotangent of it to
-        theirs.
-        """
+        """The value of `f` at `primals`, and its pullback of cotangents."""
         del f
         raise TypeError(
             f"{type(primals[0]).__module__} arrays have no automatic differentiation: "

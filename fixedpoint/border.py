@@ -94,9 +94,7 @@ class Border:
         return len(self.names) == 1 and self.structure.rebuild([mark]) is mark
 
     def pack(self, container: Any, like: Vec, what: str) -> Vec:
-        """The vector of what `what` returned, whose leaves must be alike those of a
-        state.
-        """
+        """The vector of what `what` returned, whose leaves must be like a state's."""
         if self.is_bare and _alike(container, like[0]):
             return (container,)
         if self.is_bare and isinstance(container, list):
@@ -123,9 +121,7 @@ class Border:
         )
 
     def _conforming(self, what: str, new: Any, old: Array, name: str) -> Array:
-        """A leaf that `what` returned, with the type, shape and dtype of the old
-        one.
-        """
+        """A leaf that `what` returned, of the type, shape and dtype of the old one."""
         if type(new) is not type(old) and not of_one_backend(new, old):
             remedy = _remedy(new, f"Give {name}") or _remedy(old, "Return it")
             raise TypeError(
@@ -154,9 +150,7 @@ def _remedy(like: Any, what: str) -> str:
 
 
 def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
-    """Add to an error that f raised that a state `name` and an array among the
-    arguments are of two libraries.
-    """
+    """Note on an error of f that the state and an argument are of two libraries."""
     leaves, paths = tree.flatten(args)[0], tree.paths(args, "args")
     for leaf, path in zip(leaves, paths, strict=True):
         remedy = _remedy(leaf, f"Give {name}") or _remedy(value[0], f"Give {path}")
@@ -184,9 +178,7 @@ def first_state(
 
 @contextmanager
 def guessing(start: Any) -> Iterator[None]:
-    """Adds to errors that speak of shapes what `start` was guessed from; None was
-    given.
-    """
+    """Notes on errors of shapes what a `start` was guessed from, if it was."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as error:
@@ -211,21 +203,11 @@ def _alike(new: Any, old: Array) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """The arguments of a map: the arrays among them are leaves, all else constants.
+    """The arguments of a map: the arrays among them are leaves, all else constants."""
 
-    Parameters
-    ----------
-    structure : structure
-        How to rebuild the tuple of arguments.
-    places : tuple of int
-        Which of its leaves are arrays.
-    constants : tuple
-        All of its leaves, the arrays replaced by None.
-    """
-
-    structure: Any
-    places: tuple[int, ...]
-    constants: tuple[Any, ...]
+    structure: Any  # of the tuple of arguments
+    places: tuple[int, ...]  # of the arrays among the leaves
+    constants: tuple[Any, ...]  # all leaves, None in place of an array
 
     @classmethod
     def of(cls, backend: Backend, args: tuple[Any, ...]) -> tuple[Arguments, Vec]:
@@ -271,20 +253,11 @@ class MapOnLeaves:
     The leaves of the arguments are followed by the arrays that the backend found inside
     f. In the loop f is called as it is, and brings these along; for derivatives it is a
     pure function of them. One evaluator calls f, wherever it is.
-
-    Parameters
-    ----------
-    map : Map
-        The map.
-    border, arguments : Border, Arguments
-        The containers of the state and of the arguments.
-    evaluator : Evaluator
-        What calls f.
     """
 
     map: Map
-    border: Border
-    arguments: Arguments
+    border: Border  # the containers of the state
+    arguments: Arguments  # the containers of the arguments
     evaluator: Evaluator
 
     @classmethod
@@ -304,9 +277,7 @@ class MapOnLeaves:
     def functions(
         self, adjoint_preconditioner: Callable[..., Any] | None = None
     ) -> Functions:
-        """The functions that a solve asks for, its adjoint's preconditioner
-        included.
-        """
+        """The functions that a solve asks for, with its adjoint's preconditioner."""
         given = self.map
         jacobian = as_function(self.border.backend, given.jacobian)
         return Functions(
@@ -353,9 +324,7 @@ class MapOnLeaves:
     def _inverse(
         self, given: Callable[..., Any] | None
     ) -> Callable[[Vec, Vec], Any] | None:
-        """A preconditioner on leaves, if what it returns is a function on
-        containers.
-        """
+        """A preconditioner, on leaves if it returns a function on containers."""
         if given is None:
             return None
         pack, unpack = self.border.pack, self.border.unpack

@@ -23,23 +23,12 @@ class Joined:
     and a step has dozens. So a state of many small leaves is copied into few arrays
     where it comes in, and f is given views of these: nothing large is copied. The order
     of the entries stays.
-
-    Parameters
-    ----------
-    backend : Backend
-        The array library's adapter.
-    batch_ndim : int
-        How many axes index samples.
-    shapes : tuple of tuple of int
-        The shape of each leaf of one sample.
-    runs : tuple of slice
-        Which leaves make up each array.
     """
 
     backend: Backend
     batch_ndim: int
-    shapes: tuple[tuple[int, ...], ...]
-    runs: tuple[slice, ...]
+    shapes: tuple[tuple[int, ...], ...]  # of each leaf of one sample
+    runs: tuple[slice, ...]  # the leaves that make up each array
 
     @classmethod
     def of(cls, backend: Backend, leaves: Vec, batch_ndim: int) -> Joined | None:
@@ -53,9 +42,7 @@ class Joined:
         return cls(backend, batch_ndim, shapes, runs)
 
     def are_alike(self, leaves: Sequence[Any], vector: Vec) -> bool:
-        """Whether the leaves have the types, shapes and dtypes of those of a
-        vector.
-        """
+        """Whether leaves have the types, shapes and dtypes of those of a vector."""
         lead = tuple(vector[0].shape[: self.batch_ndim])
         for array, run in zip(vector, self.runs, strict=True):
             kind, dtype = type(array), array.dtype

@@ -48,9 +48,7 @@ class NumpyBackend(Backend):
         return array, np.multiply(value, coefficient, out=array[index])
 
     def solve(self, matrices: Array, rights: Array) -> Array:
-        """The solutions of small linear systems; of extended precision, which LAPACK
-        does not know, in double.
-        """
+        """The solutions of small systems; those of extended precision in double."""
         if not _is_long(matrices):
             return super().solve(matrices, rights)
         found = super().solve(matrices.astype(float), rights.astype(float))

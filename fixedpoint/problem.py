@@ -34,24 +34,14 @@ ROUNDINGS = 4.0
 
 
 class Sizes(NamedTuple):
-    """How large things are at a point, as the tolerance measures them.
+    """How large things are at a point, as the tolerance measures them."""
 
-    Attributes
-    ----------
-    state, residual, shares : tuple of array
-        The parts of the state, of its residual, and of what is missing from it.
-    length : array
-        All of what is missing, as a correction tells.
-    moved, changed : array
-        ‖Δz‖ and ‖Δg‖ of the last step.
-    """
-
-    state: tuple[Array, ...]
-    residual: tuple[Array, ...]
-    shares: tuple[Array, ...]
-    length: Array
-    moved: Array
-    changed: Array
+    state: tuple[Array, ...]  # of each part of the state
+    residual: tuple[Array, ...]  # of each part of the residual
+    shares: tuple[Array, ...]  # of each part of the error, estimated by the correction
+    length: Array  # of the whole error, estimated in the same way
+    moved: Array  # ‖Δz‖ of the last step
+    changed: Array  # ‖Δg‖ of the last step
 
 
 class Linearization(NamedTuple):
@@ -200,9 +190,7 @@ class Problem:
     def sizes(
         self, old: Point, point: Point, correction: Vec | Difference, moves: Any
     ) -> Sizes:
-        """The sizes that matter at a point, with what a method proposes to add to
-        it.
-        """
+        """The sizes that matter at a point, where a method proposes a `correction`."""
         space, tolerance = self.space, self.tolerance
         lengths: list[Measured] = [(correction, tolerance.kind)]
         if moves is None:
@@ -247,9 +235,7 @@ class Problem:
     def is_rounding(
         self, residual: Sequence[Array], state: Sequence[Array], norm: Array
     ) -> Array:
-        """Whether the residual, of this `norm`, is two units in the last place of z or
-        less, part by part.
-        """
+        """Whether each part of the residual is two units in the last place of z."""
         del norm
         unit, pairs = 2.0 * self.space.rounding, zip(residual, state, strict=True)
         return self.space.every([left <= unit * size for left, size in pairs])
@@ -284,9 +270,7 @@ class Problem:
         return point.residual_norm <= share * point.magnitude
 
     def share_within(self, point: Point, amplification: Array, merit: Array) -> Array:
-        """What share of the residual may be left, so that the error it amounts to is
-        tolerated.
-        """
+        """What share of the residual may be left for the error to be tolerated."""
         space, tolerance = self.space, self.tolerance
         if tolerance.test == "residual":
             return space.ratio(self.residual_bound(point), point.residual_norm)
@@ -307,9 +291,7 @@ class Problem:
         return self.tolerance.bound(point.magnitude)
 
     def is_negligible(self, direction: Vec, point: Point) -> Array:
-        """Whether a step is within the tolerance of errors, so that it may be taken as
-        it is.
-        """
+        """Whether a step is within the tolerance of errors, to be taken as it is."""
         tolerance = self.tolerance
         if tolerance.test == "residual" or tolerance.is_zero:
             return point.residual_norm != point.residual_norm
@@ -384,9 +366,7 @@ class Problem:
         )
 
     def increment_nearby(self, value: Vec) -> Vec:
-        """The increment at a point of a difference quotient; NaN where f cannot be
-        evaluated.
-        """
+        """The increment for a difference quotient; NaN where f cannot be evaluated."""
         try:
             return self.increment(value)
         except ArithmeticError:
@@ -407,9 +387,7 @@ class Problem:
         )
 
     def linearize(self, point: Point) -> Linearization:
-        """The products with the increment's derivative at `point`, exact where they can
-        be.
-        """
+        """The products with the increment's derivative, exact where they can be."""
         given, space, backend = self.functions, self.space, self.space.backend
         if given.product is not None:
             known = given.product(point.value, self.args)
@@ -428,9 +406,7 @@ class Problem:
         return Linearization(product, 1, 0, further, quotient)
 
     def precondition(self, point: Point) -> Product | None:
-        """The product with the user's approximate inverse of the increment's
-        derivative.
-        """
+        """The product with the user's approximate inverse of the derivative, if any."""
         given, space = self.functions.preconditioner, self.space
         if given is None:
             return None
@@ -532,9 +508,7 @@ class RootProblem(Problem):
     def is_rounding(
         self, residual: Sequence[Array], state: Sequence[Array], norm: Array
     ) -> Array:
-        """Whether F(x) = 0: its residual alone does not tell what rounding made of
-        it.
-        """
+        """Whether F(x) = 0: the residual does not tell how much of it is rounding."""
         del residual, state
         return norm == 0.0
 

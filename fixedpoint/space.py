@@ -136,9 +136,7 @@ class Space:
         return of(mask, axis=axes[0] if len(axes) == 1 else axes) if axes else mask
 
     def mean_over_entries(self, u: Sequence[Array]) -> Array:
-        """The mean of each sample's coefficients, one leaf weighing as much as
-        another.
-        """
+        """The mean of each sample's coefficients, every leaf of equal weight."""
         means = [
             self.xp.mean(a, axis=tuple(range(self.batch_ndim, a.ndim)))
             if a.ndim > self.batch_ndim
@@ -179,9 +177,7 @@ class Space:
 
     @cached_property
     def dimension(self) -> int:
-        """Unknowns of a sample, or where only a part of them is here, more than any
-        number.
-        """
+        """Unknowns of a sample; where only a part of them is here, ``sys.maxsize``."""
         return sys.maxsize if self.backend.is_partial else self.real_size
 
     # Dtypes.
@@ -224,9 +220,7 @@ class Space:
         return self._as(array, self.dtype)
 
     def as_leaf(self, row: Array, leaf: Array) -> Array:
-        """A row of coefficients, one for each entry of a leaf, in its dtype and for all
-        samples.
-        """
+        """Coefficients, one for each entry of a leaf, shaped as one of its samples."""
         return self.xp.reshape(self._as(row, leaf.dtype), leaf.shape[self.batch_ndim :])
 
     def factor(self, coefficient: Array, leaf: Array) -> Array:
@@ -359,9 +353,7 @@ class Space:
     def _norms(
         self, pairs: Sequence[Measured], unit: Array | None = None
     ) -> tuple[Array, ...]:
-        """The norms of vectors, each of its kind, in a `unit`; of all parts of those
-        that are spread.
-        """
+        """The norms of whole vectors, each of its kind, calculated in a `unit`."""
         norms = tuple([self._local_norm(u, kind, unit) for u, kind in pairs])
         if not self.backend.is_partial:
             return norms
@@ -374,9 +366,7 @@ class Space:
     def _reduced(
         self, arrays: list[Array], reduction: Reduction = "sum"
     ) -> list[Array]:
-        """The arrays, each of the batch's shape and maybe one more axis, summed over
-        all parts, or their largest, in one message.
-        """
+        """The sums, or largest, over all parts of arrays (batch) or (batch, m)."""
         if not self.backend.is_partial or not arrays:
             return arrays
         axis, whole, start = self.batch_ndim, [], 0
@@ -448,9 +438,7 @@ class Space:
         return unit * self._norms([(u, kind)], unit)[0]
 
     def is_known_zero(self, u: Vec | Difference) -> bool:
-        """Whether all entries are zero, where that can be told: not of a part, whose
-        norm takes the others.
-        """
+        """Whether all entries are known to be zero: of a part alone they are not."""
         if self.backend.is_partial or isinstance(u, Difference):
             return False
         return all(self.backend.known_here(leaf == 0.0) for leaf in u)
@@ -467,9 +455,7 @@ class Space:
         return large, least
 
     def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
-        """The norms of vectors, each of its kind, none of which has lost its
-        squares.
-        """
+        """The norms of vectors, each of its kind, safe from under- and overflow."""
         norms = self._norms(pairs)
         # Squares that under- or overflow must not pass for a size of zero, or none.
         euclidean = [k for k, (_, kind) in enumerate(pairs) if kind != "max"]
@@ -578,9 +564,7 @@ class Space:
         return self._histories(memory, self.xp.zeros)
 
     def empty(self, memory: int) -> Vec:
-        """Room for `memory` vectors, with anything in it where :meth:`filled` leaves
-        that out.
-        """
+        """Room for `memory` vectors, uninitialized where that cannot be read."""
         return self._histories(memory, self.backend.empty(self.xp))
 
     def workspace(self, name: str, memory: int) -> Vec:
@@ -629,18 +613,14 @@ class Space:
         return tuple([past[self._row(past, slice(count))] for past in history])
 
     def push(self, history: Vec, slot: Any, u: Vec, active: Array | None = None) -> Vec:
-        """`history` with u in place of its row `slot`, in the samples that are
-        `active`.
-        """
+        """`history` with u in place of its row `slot`, in the `active` samples."""
         if active is not None:
             u = self.where(active, u, self.row(history, slot))
         write, row = self.backend.write, self._row
         return tuple(map(lambda past, a: write(past, row(past, slot), a), history, u))
 
     def placed(self, history: Vec, slot: Any, u: Vec) -> tuple[Vec, Vec]:
-        """`history` with u in its row `slot`, and u as it is there, if it can be read
-        there.
-        """
+        """`history` with u in its row `slot`, and that row, or u if it has no view."""
         history = self.push(history, slot, u)
         if self.backend.piece(u[0]) is None:
             return history, u
@@ -649,9 +629,7 @@ class Space:
     def placed_entrywise(
         self, history: Vec, slot: Any, function: Callable[..., Array], *vectors: Vec
     ) -> tuple[Vec, Vec]:
-        """`history` with ``function(*vectors)``, see :meth:`entrywise`, in its row
-        `slot`.
-        """
+        """`history` with what :meth:`entrywise` gives in its row `slot`, and that."""
         if self.backend.piece(history[0]) is None:
             return self.placed(history, slot, self.entrywise(function, *vectors))
         rows, filled = self.row(history, slot), self.backend.filled
@@ -662,9 +640,7 @@ class Space:
     def placed_masked(
         self, history: Vec, slot: Any, mask: Array, u: Vec
     ) -> tuple[Vec, Vec]:
-        """`history` with u in its row `slot`, zero in the samples where `mask` does not
-        hold.
-        """
+        """`history` with u in its row `slot`, zero where `mask` does not hold."""
         where, zeros = self.xp.where, self.xp.zeros_like
         masked = lambda a: where(self.spread(mask, a), a, zeros(a))
         return self.placed_entrywise(history, slot, masked, u)
@@ -688,9 +664,7 @@ class Space:
         new: Any,
         active: Array | None,
     ) -> tuple[Vec, Vec, Vec, Vec]:
-        """The histories of Δg and of Δz + Δg with those from one point to another, and
-        these.
-        """
+        """The histories of Δg and Δz + Δg with the newest in row `slot`; and these."""
         if active is not None:
             change = self.subtract(new.increment, old.increment)
             image = self.add(self.subtract(new.value, old.value), change)
@@ -706,9 +680,7 @@ class Space:
         return residuals, images, change, image
 
     def either(self, mask: Array, u: Vec, v: Vec) -> Vec:
-        """As :meth:`where`, but u or v itself where all samples are known to take
-        it.
-        """
+        """As :meth:`where`; u or v itself where all samples are known to take it."""
         if self.backend.known_here(mask):
             return u
         return v if self.backend.known_here(~mask) else self.where(mask, u, v)
@@ -718,9 +690,7 @@ class Space:
         return self.where(mask, u, self.zeros(u))
 
     def gram(self, history: Vec, vector: Vec) -> Array:
-        """The inner products of all rows of `history` with `vector`: (batch,
-        memory).
-        """
+        """The inner products of the rows of `history` with `vector`: (batch, m)."""
         return self.grams((history, vector))[0]
 
     def grams(self, *pairs: tuple[Vec, Vec]) -> list[Array]:
@@ -746,9 +716,7 @@ class Space:
         )
 
     def minus_combination(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
-        """The vector u − Σⱼ cⱼhⱼ, of coefficients (batch, memory) and the rows of
-        `history`.
-        """
+        """The vector u − Σⱼ cⱼhⱼ, with coefficients (batch, memory), hⱼ the rows."""
         return self._less(self.backend.minus_combination, u, coefficients, history)
 
     def deducted(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
@@ -769,9 +737,7 @@ class Space:
         return tuple(map(of_leaf, u, history))
 
     def orthogonalized(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
-        """The vector u without its part in the basis, by two passes of Gram and
-        Schmidt, and it.
-        """
+        """The vector u less its part in a basis, by Gram–Schmidt twice; and that."""
         first = self.gram(basis, u)
         left = self.minus_combination(u, first, basis)
         second = self.gram(basis, left)
@@ -889,9 +855,7 @@ class BareSpace(Space):
         return self._local_norm(u, kind)
 
     def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
-        """The norms of vectors, each of its kind, none of which has lost its
-        squares.
-        """
+        """The norms of vectors, each of its kind, safe from under- and overflow."""
         return tuple([self._sound_norm(u, kind) for u, kind in pairs])
 
     def _sound_norm(self, u: Vec | Difference, kind: Kind) -> Array:

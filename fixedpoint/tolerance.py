@@ -100,9 +100,7 @@ class Tolerance:
 
     @property
     def is_zero(self) -> bool:
-        """Whether only an exact solution would do: then a fixed number of steps is
-        taken.
-        """
+        """Whether only an exact solution would do: steps are then fixed in number."""
         return _is_zero(self.rtol) and _is_zero(self.atol)
 
     def is_whole(self, space: Space) -> bool:
@@ -112,9 +110,7 @@ class Tolerance:
         return self.norm in ("euclidean", "max") and self.blocks == (slice(None),)
 
     def relative_share(self, size: Array) -> Any:
-        """What part of its largest a residual should be, once an error is relatively
-        this small.
-        """
+        """What part of its largest the residual should be for an error of this size."""
         return _SHARE if _is_zero(self.rtol) else 10.0 * _beside(self.rtol, size)
 
     def converted(self, convert: Callable[[Any], Any]) -> Tolerance:
@@ -160,9 +156,7 @@ class Tolerance:
         return [sizes if len(sizes) > 1 else self.kind for sizes in self.segments]
 
     def parts(self, space: Space, u: Vec) -> tuple[Array, ...]:
-        """The sizes of the parts of u: the axes of the batch, and those of entries if
-        they are.
-        """
+        """The sizes of the parts of u: (batch), or if these are entries (batch, …)."""
         if self.norm == "entries":
             return tuple([space.magnitudes(leaf) for leaf in u])
         return space.sound_norms(self.measured(u))
@@ -198,9 +192,7 @@ class Tolerance:
 
 
 def _over_entries(space: Space, mask: Array | None, kind: Any, leaf: Array) -> Array:
-    """The mask of a leaf, or of its segments, over its entries; of none where it is no
-    part.
-    """
+    """The mask of a leaf, or of its segments, over its entries; None is false."""
     xp = space.xp
     if mask is None:
         return xp.zeros_like(leaf, dtype=xp.bool)

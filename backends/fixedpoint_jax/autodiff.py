@@ -25,9 +25,7 @@ class JaxAutodiff(Autodiff):
     """A custom rule, in a trace; else a run by itself."""
 
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
-        """The solution; in a trace, or where f holds tracers, by the rules of the
-        adjoint.
-        """
+        """The solution, by the adjoint's rules in a trace or where f holds tracers."""
         functions, backend = run.problem.functions, run.backend
         if not backend.is_traced((*value, *run.problem.args)):
             try:

@@ -96,9 +96,7 @@ class JaxBackend(Backend):
         return isinstance(leaf, jax.Array)
 
     def device(self, array: Array) -> Any:
-        """The device of an array that lies on one; the compiler places what goes with
-        others.
-        """
+        """The device of an array that lies on one; else the compiler decides."""
         device = getattr(array, "device", None)
         spread = (
             isinstance(device, jax.sharding.Sharding) and len(device.device_set) > 1
@@ -142,9 +140,7 @@ class JaxBackend(Backend):
         function: Callable[[], tuple[Array, ...]],
         evaluates: bool = False,
     ) -> tuple[Array, ...]:
-        """The arrays, with those of `function` where `mask` holds; it runs only where
-        that is.
-        """
+        """The arrays, with those of `function`, if it must run, where `mask` holds."""
         amend = partial(super().replaced_where, evaluates=evaluates)
         if not self.is_traced((mask,)):
             return amend(arrays, mask, function)
@@ -166,9 +162,7 @@ class JaxBackend(Backend):
         return super().counted(number, mask)
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
-        """A new array, by the update of a slice: that of a scatter takes long to
-        compile.
-        """
+        """A new array, by the update of a slice: a scatter takes long to compile."""
         update = jnp.expand_dims(value, _single(array, index)).astype(array.dtype)
         return jax.lax.dynamic_update_slice(array, update, _starts(array, index))
 
@@ -200,17 +194,13 @@ class JaxBackend(Backend):
         return self.solve(matrices, rights)
 
     def mapped(self, function: Callable[[Array], Array], rows: Array) -> Array:
-        """The columns, in a trace by a loop: a program does not grow with their
-        number.
-        """
+        """The columns, in a trace by a loop: a program does not grow with n."""
         if not self.is_traced((rows,)):
             return super().mapped(function, rows)
         return jnp.moveaxis(jax.lax.map(function, jnp.moveaxis(rows, -2, 0)), 0, -1)
 
     def sparse(self, matrix: Any) -> Any:
-        """A ``BCOO`` of ``jax.experimental.sparse`` as a matrix of SciPy's, outside of
-        traces.
-        """
+        """A ``jax.experimental.sparse.BCOO`` as a SciPy matrix, outside of traces."""
         if type(matrix).__name__ != "BCOO":  # the module takes long to import
             return matrix
         if matrix.n_batch or self.is_traced((matrix.data,)):
@@ -279,9 +269,7 @@ class JaxBackend(Backend):
         return onto - jax.lax.dot_general(weights, rows, (memory, (batch, batch)))
 
     def conform(self, leaf: Array, like: Array) -> Array:
-        """`leaf` as it is, but in the dtype of the state if it holds integers by
-        themselves.
-        """
+        """`leaf`; a NumPy array of integers in the dtype of the state."""
         return leaf if isinstance(leaf, jax.Array) else super().conform(leaf, like)
 
     def report(self, function: Callable[..., Any], *arrays: Array) -> None:
@@ -356,9 +344,7 @@ class RecordingBackend(JaxBackend):
         return _RECORDED
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """In a trace of its own: without one, some values would be known and others
-        not.
-        """
+        """In a trace of its own: outside, some values would be known and others not."""
         return jax.jit(function)(*args)
 
     def while_loop(
@@ -393,9 +379,7 @@ def _held(f: Callable[..., Any]) -> list[Any]:
 
 
 def _single(array: Array, index: Any) -> tuple[int, ...]:
-    """The axes of which `index`, an ellipsis and then numbers or slices, takes one
-    entry.
-    """
+    """The axes of which `index`, ``(..., numbers or slices)``, takes one entry."""
     first = array.ndim - len(index)
     return tuple(
         first + k for k, part in enumerate(index) if k and not isinstance(part, slice)
@@ -403,9 +387,7 @@ def _single(array: Array, index: Any) -> tuple[int, ...]:
 
 
 def _contracted(a: Array, b: Array, batch: int, free: int) -> Array:
-    """The products over all axes of b but those of the batch; `free` axes of a are left
-    over.
-    """
+    """The sums over all axes of b but the batch's; `free` axes of a are left over."""
     lead, rest = tuple(range(batch)), tuple(range(batch, b.ndim))
     axes = (tuple(axis + free for axis in rest), rest)
     return jax.lax.dot_general(a, b, (axes, (lead, lead)))

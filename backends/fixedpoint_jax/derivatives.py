@@ -97,9 +97,7 @@ def together(vec: Vec) -> Vec:
 
 
 def complement(is_root: bool, product: Product) -> Product:
-    """The products with I − A, or −A for roots, from those with A; and the other way
-    round.
-    """
+    """The products with I − A, or −A for roots, from those with A; or vice versa."""
 
     def times(u: Vec) -> Vec:
         image = product(u)

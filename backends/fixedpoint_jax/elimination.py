@@ -61,9 +61,7 @@ def _cleared_by_diagonal(index: Array, table: Array) -> Array:
 def _cleared_by_largest(
     index: Array, state: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """The same by the largest pivot, and for each row the column whose pivot is in it,
-    −1 before.
-    """
+    """The same by the largest pivot; and the column of each row's pivot, or −1."""
     table, columns = state
     column = dynamic_index_in_dim(table, index, 1, keepdims=False)
     size = jnp.where(columns < 0, jnp.abs(column), -1.0)

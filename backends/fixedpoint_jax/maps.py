@@ -18,15 +18,11 @@ MapAt = Callable[..., Mapped]
 
 
 class CapturedTracerError(Exception):
-    """The map returned a tracer for arguments that are none: it holds tracers
-    itself.
-    """
+    """The map returned a tracer for arguments that are none: it captures some."""
 
 
 def without_tracers(map_at: MapAt) -> MapAt:
-    """`map_at`, which raises :class:`CapturedTracerError` when values are turned into
-    tracers.
-    """
+    """`map_at`, raising :class:`CapturedTracerError` where values become tracers."""
 
     def checked(mapped: Mapped, value: Vec) -> tuple[Vec, Vec | None]:
         outputs = mapped(value)

@@ -41,9 +41,7 @@ def iterate(run: Run, value: Vec) -> Iteration:
 
 
 def _is_plain(leaf: Any) -> bool:
-    """Whether NumPy has the dtype, and the array lies in this process's memory, on one
-    device.
-    """
+    """Whether the dtype is NumPy's, and the array on one device, in main memory."""
     real = leaf.dtype in (np.float32, np.float64)
     return real and len(devices := leaf.devices()) == 1 and _is_cpu(*devices)
 

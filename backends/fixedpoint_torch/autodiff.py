@@ -76,9 +76,7 @@ def inside_transform() -> bool:
 
 
 def _refuse_nested_duals() -> None:
-    """Raise inside two forward-mode transforms: Torch drops a term of such second
-    derivatives.
-    """
+    """Raise inside two forward-mode transforms: Torch drops a second-order term."""
     stack = retrieve_all_functorch_interpreters()
     if sum(layer.key() == TransformType.Jvp for layer in stack) > 1:
         raise TypeError(

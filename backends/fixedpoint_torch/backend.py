@@ -75,9 +75,7 @@ class TorchBackend(Backend):
         return bool(self.agreed(bool(_unwrapped(mask).any())))
 
     def numpy(self, array: torch.Tensor) -> Any:
-        """A copy of `array` for printing, with an axis for each transform that maps
-        over it.
-        """
+        """A copy for printing, with an axis for each transform that maps over it."""
         # A transform at work would wrap what is detached once more.
         with torch._C._DisableFuncTorch():
             return _unwrapped(array).detach().cpu().numpy()
@@ -101,9 +99,7 @@ class TorchBackend(Backend):
     def minus_product(
         self, onto: torch.Tensor, a: torch.Tensor, b: torch.Tensor
     ) -> torch.Tensor:
-        """`onto` minus the product of a and b, in one pass where they are stacks of
-        matrices.
-        """
+        """`onto` − ab, in one pass where they are stacks of matrices."""
         if onto.ndim != 3:
             return onto - torch.matmul(a, b)
         return torch.baddbmm(onto, a, b, alpha=-1)
@@ -151,9 +147,7 @@ class TorchBackend(Backend):
         return onto.scatter_reduce(-1, index, array, of, include_self=False)
 
     def lift(self, f: Callable[..., Any]) -> Vec:
-        """The parameters of a module, or of the module that a bound method belongs
-        to.
-        """
+        """The parameters of a module, or of a bound method's module."""
         return maps.lift(f)
 
     def pure(self, f: Callable[..., Any], inside: Vec) -> Callable[..., Any]:
@@ -263,9 +257,7 @@ class TorchBackend(Backend):
         unpack: Callable[[Vec], Any],
         packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
     ) -> TorchEvaluator:
-        """What evaluates f in the same surroundings each time, and notices when it
-        writes into the state.
-        """
+        """An evaluator that restores f's surroundings, and notices if f writes to z."""
         around = Surroundings(value[0].device)
         return TorchEvaluator(unpack, packed, around, self.marks_writes)
 
@@ -344,9 +336,7 @@ class RecordingBackend(TorchBackend):
         carry: Carry,
         at_most: Any,
     ) -> Carry:
-        """The loop, of which only some carries are kept where checkpoints are asked
-        for.
-        """
+        """The loop; where checkpoints are asked for, only some carries are kept."""
         is_taped = torch.is_grad_enabled() and not inside_transform()
         if self.checkpoint is None or self.inside or not is_taped:
             return super().while_loop(condition, body, carry, at_most)
@@ -366,9 +356,7 @@ class RecordingBackend(TorchBackend):
 
     @contextmanager
     def _segment(self, carry: Carry) -> Iterator[None]:
-        """Where loops keep no carries of their own, and there is no autocast the second
-        time.
-        """
+        """Where inner loops keep no carries, and recomputation is without autocast."""
         leaves = tree.flatten(carry)[0]
         device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
         self.inside = True
@@ -382,9 +370,7 @@ class RecordingBackend(TorchBackend):
 def _written(
     array: torch.Tensor, parts: tuple[Any, ...], value: torch.Tensor
 ) -> torch.Tensor:
-    """A new tensor with `value` at the `parts` of the last axes: numbers, or slices
-    from zero.
-    """
+    """A new tensor, `value` at `parts` of the last axes: numbers or ``slice(n)``."""
     for axis, part in enumerate(parts, -len(parts)):
         if not isinstance(part, slice):
             others = tuple([p for k, p in enumerate(parts, -len(parts)) if k != axis])

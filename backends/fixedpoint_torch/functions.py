@@ -165,9 +165,7 @@ class LinearSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, transposed: bool, *tensors: torch.Tensor) -> Any:
-        """Iterate on u = Au + v; the tensors are v, then z*, then what the map
-        takes.
-        """
+        """Iterate on u = Au + v; the tensors are v, z*, and what the map takes."""
         rhs, z, rest = _thirds(call, tensors)
         product = products(call.image, z, rest, transposed, call.rhs_axes)
         return call.linear_solve(product, rhs, transposed, (z, rest))
@@ -315,9 +313,7 @@ def _pull(
 def _push(
     function: Callable[[Tensors], Any], inputs: Tensors, tangents: Any
 ) -> Tensors:
-    """The tangent of `function` at `inputs`; a tangent of None is zero, and of integers
-    none.
-    """
+    """The tangent of `function`; those of None, and of integers, are zero."""
     moving = [
         t is not None and (x.is_floating_point() or x.is_complex())
         for x, t in zip(inputs, tangents, strict=True)
@@ -331,9 +327,7 @@ def _push(
 def pushed(
     function: Callable[[Tensors], Any], inputs: Tensors, tangents: Tensors
 ) -> Tensors:
-    """J t as the transpose of the linear map w ↦ Jᵀw: dual numbers do not nest in
-    Torch.
-    """
+    """J t as the transpose of w ↦ Jᵀw: dual numbers do not nest in Torch."""
     outputs, pullback, *_ = torch.func.vjp(function, inputs)
     zeros = tuple(map(torch.zeros_like, outputs))
     product: Tensors = torch.func.vjp(lambda w: pullback(w)[0], zeros)[1](tangents)[0]
@@ -347,9 +341,7 @@ def _front_dims(in_dims: Any, states: int) -> tuple[int | None, ...]:
 
 
 def _to_front(info: Any, in_dims: Any, tensors: Tensors, states: int) -> Tensors:
-    """Move the new axis to the front; states that lack it are repeated, the rest is
-    shared.
-    """
+    """Move the new axis to the front, repeating states that lack it."""
     fronted = []
     for index, (tensor, dim) in enumerate(zip(tensors, in_dims, strict=True)):
         if dim is not None:

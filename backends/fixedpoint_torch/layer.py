@@ -260,9 +260,7 @@ class DEQ(torch.nn.Module):
 
 
 class _Repeated:
-    """Evaluations of a map that draw the random numbers which were next when this was
-    made.
-    """
+    """Evaluations of a map that all draw the same random numbers."""
 
     def __init__(self, device: torch.device) -> None:
         self.devices = [device] if device.type == "cuda" else []

@@ -35,9 +35,7 @@ def products(
 
 
 def recorded(f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
-    """The products with J at `value`, recorded by autograd, from one evaluation of
-    f.
-    """
+    """The products with J, recorded by autograd, from one evaluation of f."""
     z = tuple(
         x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in value
     )

@@ -18,9 +18,7 @@ from fixedpoint_torch.parametrized import WithWeights
 
 
 class HiddenTensorError(ValueError):
-    """The map uses a tensor that derivatives are recorded for, but that it was not
-    passed.
-    """
+    """The map uses a tensor that requires grad, but that it was not passed."""
 
 
 _HIDDEN = (
@@ -76,9 +74,7 @@ def lift(f: Callable[..., Any]) -> Vec:
 
 
 def _distributing() -> tuple[type, ...]:
-    """The modules that gather weights or send gradients, as far as they are
-    imported.
-    """
+    """The modules that gather weights or send gradients, if they are imported."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     names = ("FSDPModule", "FullyShardedDataParallel")
     found = [getattr(fsdp, name) for name in names if hasattr(fsdp, name)]
@@ -165,9 +161,7 @@ def _mapped_levels(leaf: torch.Tensor) -> list[int]:
 
 
 def is_dtensor(leaf: Any) -> bool:
-    """Whether `leaf` is a DTensor, maybe beneath transforms; its module need not have
-    been imported.
-    """
+    """Whether `leaf` is a DTensor, maybe beneath transforms, without an import."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is None or not isinstance(leaf, torch.Tensor):
         return False
@@ -175,9 +169,7 @@ def is_dtensor(leaf: Any) -> bool:
 
 
 def unwrap(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """`tensor` and, one beneath the other, what the transforms of ``torch.func``
-    wrapped.
-    """
+    """`tensor`, and what the transforms of ``torch.func`` wrapped, layer by layer."""
     layers = [tensor]
     while torch._C._functorch.is_functorch_wrapped_tensor(layers[-1]):
         layers.append(torch._C._functorch.get_unwrapped(layers[-1]))
@@ -209,9 +201,7 @@ def _refuse_hidden(image: Vec, seen: list[Any]) -> None:
 
 
 def _captured_by(functions: list[Any]) -> str:
-    """The names of the tensors and modules that functions capture, as far as Python
-    tells.
-    """
+    """The names of tensors and modules that functions capture, as far as is known."""
     names: list[str] = []
     for function in functions:
         try:

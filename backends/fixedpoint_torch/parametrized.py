@@ -69,9 +69,7 @@ class WithWeights(torch.nn.Module):
 def _in_place_of(
     lists: Sequence[parametrize.ParametrizationList], values: Sequence[torch.Tensor]
 ) -> Iterator[None]:
-    """Let each of `lists` return its value, and no cache that the caller keeps answer
-    for it.
-    """
+    """Let each of `lists` return its value, uncached."""
     before = [part.__dict__.get("forward") for part in lists]
     caching, parametrize._cache_enabled = parametrize._cache_enabled, 0
     for part, value in zip(lists, values, strict=True):

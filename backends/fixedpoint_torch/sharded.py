@@ -23,18 +23,10 @@ from fixedpoint_torch.processes import agree, reduce
 
 @dataclass(frozen=True)
 class MeshProcesses(Communicator):
-    """Joins the processes of a device mesh.
-
-    Parameters
-    ----------
-    mesh : torch.distributed.device_mesh.DeviceMesh
-        The mesh.
-    spread : tuple of int
-        Its axes over which the entries of a sample are spread.
-    """
+    """Joins the processes of a device mesh."""
 
     mesh: Any
-    spread: tuple[int, ...]
+    spread: tuple[int, ...]  # the axes of the mesh that split the entries of a sample
 
     @property
     def whole_samples(self) -> bool:  # type: ignore[override]
@@ -55,9 +47,7 @@ class MeshProcesses(Communicator):
 
 
 def refuse_transforms() -> None:
-    """Raise inside ``torch.func``, with which DTensors cannot be made of their
-    parts.
-    """
+    """Raise inside ``torch.func``, where DTensors cannot be made of their parts."""
     if inside_transform():
         raise TypeError(
             "a solve for a DTensor has first derivatives of reverse mode alone: for "
