@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.convergence import Evidence
-from fixedpoint.point import Point
+from fixedpoint.point import Point, choose
 from fixedpoint.solution import Status, Trace, Work
 from fixedpoint.space import Space
 
@@ -41,17 +41,12 @@ class Best(NamedTuple):
         """The best iterates, copied only where some samples are better and others are
         not.
         """
-        where, found = space.xp.where, self.method * 0 + method
         if space.backend.known_here(~better):
             return self
-        if space.backend.known_here(better):
-            return Best(point.value, point.residual_norm, error, found)
-        return Best(
-            value=space.where(better, point.value, self.value),
-            residual_norm=where(better, point.residual_norm, self.residual_norm),
-            error=where(better, error, self.error),
-            method=where(better, found, self.method),
-        )
+        found = self.method * 0 + method
+        new = Best(point.value, point.residual_norm, error, found)
+        every = space.backend.known_here(better)
+        return new if every else choose(space, better, new, self)
 
 
 class Carry(NamedTuple):

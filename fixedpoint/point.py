@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.space import Space
+
+Fields = TypeVar("Fields", bound=NamedTuple)
 
 
 class Point(NamedTuple):
@@ -38,13 +40,13 @@ class Point(NamedTuple):
         return self.increment if self.residual is None else self.residual
 
 
-def choose(space: Space, mask: Array, new: Point, old: Point) -> Point:
-    """The new point in the samples of `mask`, the old one elsewhere."""
-    where, same = space.xp.where, new.residual is None or old.residual is None
-    return Point(
-        space.where(mask, new.value, old.value),
-        space.where(mask, new.increment, old.increment),
-        None if same else space.where(mask, new.tested, old.tested),
-        where(mask, new.residual_norm, old.residual_norm),
-        where(mask, new.magnitude, old.magnitude),
-    )
+def choose(space: Space, mask: Array, new: Fields, old: Fields) -> Fields:
+    """What is `new` in the samples of `mask` and `old` elsewhere, field by field."""
+
+    def of_field(a: Any, b: Any) -> Any:
+        if a is None or b is None:
+            return None
+        where = space.where if isinstance(a, tuple) else space.xp.where
+        return where(mask, a, b)
+
+    return new._make(map(of_field, new, old))

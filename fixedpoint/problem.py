@@ -536,11 +536,9 @@ class RootProblem(Problem):
         """
         if len(first) == 1 and math.prod(first[0].shape[self.space.batch_ndim :]) == 1:
             return sizes.length == sizes.length
-        parts, share = (
-            zip(sizes.residual, first, strict=True),
-            self.tolerance.relative_share,
-        )
-        return self.space.every([part <= share(part) * most for part, most in parts])
+        share = self.tolerance.relative_share
+        pairs = zip(sizes.residual, first, strict=True)
+        return self.space.every([part <= share(part) * most for part, most in pairs])
 
     def residual_bound(self, point: Point) -> Array:
         """The bound atol, to which rtol adds what is not known here."""

@@ -182,10 +182,8 @@ class DEQ(torch.nn.Module):
             if step in steps:
                 seen[step] = _mapped(torch.detach, z)
 
-        (f, args), first = (
-            with_weights_computed(self.cell, inputs),
-            self._first(inputs, z0),
-        )
+        f, args = with_weights_computed(self.cell, inputs)
+        first = self._first(inputs, z0)
         repeated = _Repeated(tree.flatten(first)[0][0].device)
         end = self._noted(self._solved(f, args, first, note)).value
         last = _mapped(torch.detach, end)
@@ -209,10 +207,8 @@ class DEQ(torch.nn.Module):
             Products at most.
         """
         with torch.no_grad():
-            (f, args), first = (
-                with_weights_computed(self.cell, inputs),
-                self._first(inputs, z0),
-            )
+            f, args = with_weights_computed(self.cell, inputs)
+            first = self._first(inputs, z0)
             repeated = _Repeated(tree.flatten(first)[0][0].device)
             z = self._solved(f, args, first, None).value
             _, pullback = TorchBackend().vjp(lambda z: repeated(f, z, *args), z)
