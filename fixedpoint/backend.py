@@ -91,9 +91,7 @@ class Backend:
 
     def agreed_by_all(self, flag: bool) -> bool:
         """Whether the flag is true for all of those who take part."""
-        return (
-            flag if self.communicator is None else not self.communicator.agree(not flag)
-        )
+        return not self.agreed(not flag)
 
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
@@ -177,13 +175,8 @@ class Backend:
         """
         if self.known_none(mask) if evaluates else self.known_here(~mask):
             return arrays
-        where = self.namespace(mask).where
-        return tuple(
-            [
-                where(mask[(..., *(None,) * (a.ndim - mask.ndim))], b, a)
-                for a, b in zip(arrays, function(), strict=True)
-            ]
-        )
+        masks = [mask[(..., *(None,) * (a.ndim - mask.ndim))] for a in arrays]
+        return tuple(map(self.namespace(mask).where, masks, function(), arrays))
 
     def any(self, mask: Array) -> Any:
         """Whether any of `mask` is true, even if that waits; a symbol in a trace."""
@@ -233,9 +226,7 @@ class Backend:
         size = rights.shape[-1]
         systems = xp.reshape(matrices, (-1, size, size)), xp.reshape(rights, (-1, size))
         count = systems[1].shape[0]
-        solutions = [
-            self.solve(systems[0][k, ...], systems[1][k, ...]) for k in range(count)
-        ]
+        solutions = [self.solve(*(a[k, ...] for a in systems)) for k in range(count)]
         return xp.reshape(xp.stack(solutions), rights.shape)
 
     def solve_definite(self, matrices: Array, rights: Array) -> Array:

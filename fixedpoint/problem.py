@@ -248,10 +248,8 @@ class Problem:
 
     def least_noise(self, point: Point) -> Vec:
         """What the residual is rounded by at least: half a unit in the last place."""
-        xp = self.space.xp
-        return tuple(
-            [(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in point.value]
-        )
+        xp, u = self.space.xp, point.value
+        return tuple([(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in u])
 
     def rounding(self, point: Point) -> Array:
         """What the norm of the residual may be by the rounding of f(z) alone."""

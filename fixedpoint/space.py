@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial, reduce
-from operator import add, and_, neg, or_, sub
+from operator import add, and_, mul, neg, or_, sub
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -131,18 +131,13 @@ class Space:
             return whole
         return self.backend.reduced(self.xp.astype(~whole, self.xp.int32), "max") == 0
 
-    def _all_entries(self, mask: Array, of: Callable[..., Array]) -> Array:
-        axes = tuple(range(self.batch_ndim, mask.ndim))
-        return of(mask, axis=axes[0] if len(axes) == 1 else axes) if axes else mask
+    def _all_entries(self, leaf: Array, of: Callable[..., Array]) -> Array:
+        axes = tuple(range(self.batch_ndim, leaf.ndim))
+        return of(leaf, axis=axes[0] if len(axes) == 1 else axes) if axes else leaf
 
     def mean_over_entries(self, u: Sequence[Array]) -> Array:
         """The mean of each sample's coefficients, every leaf of equal weight."""
-        means = [
-            self.xp.mean(a, axis=tuple(range(self.batch_ndim, a.ndim)))
-            if a.ndim > self.batch_ndim
-            else a
-            for a in u
-        ]
+        means = [self._all_entries(a, self.xp.mean) for a in u]
         return self._total(means) / len(means)
 
     def spread(self, array: Array, leaf: Array) -> Array:
@@ -195,9 +190,8 @@ class Space:
     @cached_property
     def complex_leaves(self) -> tuple[bool, ...]:
         """Which leaves are complex."""
-        return tuple(
-            self.xp.isdtype(dtype, "complex floating") for dtype in self.dtypes
-        )
+        isdtype = self.xp.isdtype
+        return tuple(isdtype(dtype, "complex floating") for dtype in self.dtypes)
 
     @cached_property
     def _complex(self) -> bool:
@@ -251,9 +245,7 @@ class Space:
         """The product of a number, or of one number per sample, with u."""
         # NumPy's double is one too, but promotes like an array.
         if type(coefficient) is float:
-            return (
-                u if coefficient == 1.0 else tuple([coefficient * leaf for leaf in u])
-            )
+            return u if coefficient == 1.0 else tuple([coefficient * a for a in u])
         return tuple([self.factor(coefficient, leaf) * leaf for leaf in u])
 
     def axpy(self, coefficient: Array, u: Vec, v: Vec) -> Vec:
@@ -448,10 +440,8 @@ class Space:
         """What a norm whose squares overflowed is calculated in, and a small one."""
         exponent = math.frexp(float(self._coarsest.max))[1]
         powers = 3 * exponent // 4, math.frexp(self.small)[1] - (exponent - 8) // 2
-        large, least = [
-            self.backend.constant(2.0**power, self.xp, self.dtype, self.place)
-            for power in powers
-        ]
+        constant = partial(self.backend.constant, xp=self.xp, dtype=self.dtype)
+        large, least = [constant(2.0**power, place=self.place) for power in powers]
         return large, least
 
     def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
@@ -497,9 +487,7 @@ class Space:
     def _inner(self, terms: Sequence[Array]) -> Array:
         """The weighted sum of the leaves' parts of an inner product, of those here."""
         if self.weights is not None:
-            terms = [
-                weight * term for weight, term in zip(self.weights, terms, strict=True)
-            ]
+            terms = list(map(mul, self.weights, terms))
         return self._total(terms)
 
     # Coefficients.
@@ -599,9 +587,8 @@ class Space:
 
     def row(self, history: Vec, slot: Any) -> Vec:
         """The row `slot` of `history`."""
-        return tuple(
-            [self.backend.read(past, self._row(past, slot)) for past in history]
-        )
+        read = self.backend.read
+        return tuple([read(past, self._row(past, slot)) for past in history])
 
     def filled(self, history: Vec, count: Any) -> Vec:
         """The first `count` rows of `history`, where that is known; in a trace, or
@@ -762,18 +749,15 @@ class Space:
     def unravel(self, entries: Array) -> Vec:
         """The inverse of :meth:`ravel`."""
         leaves, start = [], 0
-        for size, dtype, is_complex in zip(
-            self.sizes, self.dtypes, self.complex_leaves, strict=True
-        ):
-            leaf = entries[..., start : start + size]
+        kinds = zip(self.sizes, self.dtypes, self.complex_leaves, strict=True)
+        for size, dtype, is_complex in kinds:
+            leaf = self._as(entries[..., start : start + size], dtype)
             start += size
             if is_complex:
                 imaginary = self._as(entries[..., start : start + size], dtype)
-                leaf = (
-                    self._as(leaf, dtype) + self.xp.asarray(1j, dtype=dtype) * imaginary
-                )
+                leaf = leaf + self.xp.asarray(1j, dtype=dtype) * imaginary
                 start += size
-            leaves.append(self._as(leaf, dtype))
+            leaves.append(leaf)
         return self.shaped(tuple(leaves))
 
     # Precision.

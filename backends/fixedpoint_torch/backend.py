@@ -156,10 +156,8 @@ class TorchBackend(Backend):
 
     def solve(self, matrices: torch.Tensor, rights: torch.Tensor) -> torch.Tensor:
         """The solutions of small linear systems, not finite or wrong where singular."""
-        solution: torch.Tensor = torch.linalg.solve_ex(matrices, rights[..., None])[0][
-            ..., 0
-        ]
-        return solution
+        solution: torch.Tensor = torch.linalg.solve_ex(matrices, rights[..., None])[0]
+        return solution[..., 0]
 
     def sparse(self, matrix: Any) -> Any:
         """A sparse tensor as a matrix of SciPy's."""
