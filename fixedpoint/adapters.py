@@ -74,8 +74,7 @@ def backend_of(
         if _backend_of_type(kind) is not backend:
             raise TypeError(
                 f"{name} is a {type_name(leaf)}, but {names[0]} is a "
-                f"{type_name(leaves[0])}: "
-                "all leaves must come from one array library"
+                f"{type_name(leaves[0])}: all leaves must come from one array library"
             )
         if not backend.is_array(backend.leaf(leaf)):
             raise TypeError(

@@ -137,8 +137,7 @@ class Border:
         if conforming.dtype != old.dtype:
             raise TypeError(
                 f"{what} must keep the dtype of {name}: expected {old.dtype}, got "
-                f"{new.dtype}. "
-                "Give the start the dtype that f computes in"
+                f"{new.dtype}. Give the start the dtype that f computes in"
             )
         return conforming
 

@@ -429,8 +429,7 @@ class Problem:
         if space.backend.is_partial:
             raise ValueError(
                 "where a communicator joins the entries of a sample there is no matrix "
-                "of them: "
-                "use a solver without one, as NewtonKrylov"
+                "of them: use a solver without one, as NewtonKrylov"
             )
         if not hasattr(getattr(space.xp, "linalg", None), "vector_norm"):
             raise TypeError(

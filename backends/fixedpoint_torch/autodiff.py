@@ -81,6 +81,5 @@ def _refuse_nested_duals() -> None:
     if sum(layer.key() == TransformType.Jvp for layer in stack) > 1:
         raise TypeError(
             "forward mode over forward mode goes wrong in Torch's autograd functions: "
-            "use reverse "
-            "mode (jacrev, vjp, grad) for one of the two derivatives"
+            "use reverse mode (jacrev, vjp, grad) for one of the two derivatives"
         )

@@ -23,10 +23,8 @@ class HiddenTensorError(ValueError):
 
 _HIDDEN = (
     "f uses a tensor that requires a gradient, carries a tangent or is mapped over, "
-    "without being "
-    "passed it, so its derivative would be lost. Pass the tensor through args, f(z, "
-    "*args); or "
-    "give the nn.Module itself as f; or detach the tensor"
+    "without being passed it, so its derivative would be lost. Pass the tensor through "
+    "args, f(z, *args); or give the nn.Module itself as f; or detach the tensor"
 )
 
 
