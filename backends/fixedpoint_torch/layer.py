@@ -23,6 +23,7 @@ from fixedpoint_torch import maps
 from fixedpoint_torch.backend import TorchBackend
 from fixedpoint_torch.compiling import eager, refuse_export
 from fixedpoint_torch.parametrized import with_weights_computed
+from fixedpoint_torch.surroundings import Surroundings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +185,13 @@ class DEQ(torch.nn.Module):
 
         f, args = with_weights_computed(self.cell, inputs)
         first = self._first(inputs, z0)
-        repeated = _Repeated(tree.flatten(first)[0][0].device)
+        around = Surroundings.of_now(tree.flatten(first)[0][0].device)
         end = self._noted(self._solved(f, args, first, note)).value
         last = _mapped(torch.detach, end)
-        return [*(repeated(f, seen.get(step, last), *args) for step in steps), end]
+        return [
+            *(_applied(around, f, seen.get(step, last), *args) for step in steps),
+            end,
+        ]
 
     def spectral_radius(
         self, *inputs: Any, z0: Any = None, steps: int = 30
@@ -209,9 +213,9 @@ class DEQ(torch.nn.Module):
         with torch.no_grad():
             f, args = with_weights_computed(self.cell, inputs)
             first = self._first(inputs, z0)
-            repeated = _Repeated(tree.flatten(first)[0][0].device)
+            around = Surroundings.of_now(tree.flatten(first)[0][0].device)
             z = self._solved(f, args, first, None).value
-            _, pullback = TorchBackend().vjp(lambda z: repeated(f, z, *args), z)
+            _, pullback = TorchBackend().vjp(lambda z: _applied(around, f, z, *args), z)
             radius: torch.Tensor = spectral_radius(
                 # Of the transpose, whose eigenvalues are the same.
                 lambda v: pullback(v)[0],
@@ -255,26 +259,12 @@ class DEQ(torch.nn.Module):
         return solution
 
 
-class _Repeated:
-    """Evaluations of a map that all draw the same random numbers."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.devices = [device] if device.type == "cuda" else []
-        self.states = (
-            torch.get_rng_state(),
-            *map(torch.cuda.get_rng_state, self.devices),
-        )
-
-    def __call__(self, f: Callable[..., Any], z: Any, *args: Any) -> Any:
-        """f(z, *args), in the dtype of z under autocast too."""
-        with torch.random.fork_rng(self.devices):
-            torch.set_rng_state(self.states[0])
-            for state, device in zip(self.states[1:], self.devices, strict=True):
-                torch.cuda.set_rng_state(state, device)
-            leaves, structure = tree.flatten(f(z, *args))
-        return structure.rebuild(
-            list(map(TorchBackend().conform, leaves, tree.flatten(z)[0]))
-        )
+def _applied(around: Surroundings, f: Callable[..., Any], z: Any, *args: Any) -> Any:
+    """f(z, *args) in these surroundings, in the dtype of z under autocast too."""
+    with around.around():
+        leaves, structure = tree.flatten(f(z, *args))
+    conform = TorchBackend().conform
+    return structure.rebuild(list(map(conform, leaves, tree.flatten(z)[0])))
 
 
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], container: Any) -> Any:

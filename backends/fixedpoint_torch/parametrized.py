@@ -32,17 +32,12 @@ def with_weights_computed(
     owner = getattr(cell, "__self__", cell)
     if not isinstance(owner, torch.nn.Module):
         return cell, inputs
-    lists = [
-        part
-        for part in owner.modules()
-        if isinstance(part, parametrize.ParametrizationList)
-    ]
+    kind = parametrize.ParametrizationList
+    lists = [part for part in owner.modules() if isinstance(part, kind)]
     if not lists:
         return cell, inputs
-    return WithWeights(cell, owner, lists), (
-        tuple(weights() for weights in lists),
-        *inputs,
-    )
+    weights = tuple(of_list() for of_list in lists)
+    return WithWeights(cell, owner, lists), (weights, *inputs)
 
 
 class WithWeights(torch.nn.Module):

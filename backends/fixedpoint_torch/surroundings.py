@@ -37,6 +37,13 @@ class Surroundings:
         self.before: States | None = None
         self.evaluated = False
 
+    @classmethod
+    def of_now(cls, device: torch.device) -> Surroundings:
+        """Those with the random numbers that come next now."""
+        surroundings = cls(device)
+        surroundings.before, surroundings.evaluated = surroundings._states(), True
+        return surroundings
+
     def around(self) -> AbstractContextManager[Any]:
         """What to evaluate f in."""
         if self.evaluated and self.before is None and not self.autocast:
