@@ -68,8 +68,8 @@ class Backend:
         return backend
 
     def holding(self, container: Any, batch_ndim: int) -> Backend:
-        """This backend, for a state whose arrays know themselves how they are spread;
-        its first `batch_ndim` axes index samples.
+        """This backend, for a state whose arrays know how they are spread over devices;
+        the first `batch_ndim` axes index samples.
         """
         del container, batch_ndim
         return self
@@ -170,8 +170,10 @@ class Backend:
         function: Callable[[], tuple[Array, ...]],
         evaluates: bool = False,
     ) -> tuple[Array, ...]:
-        """The arrays, with those of `function` where `mask` holds, if it does
-        anywhere; all who take part have to agree on that where it `evaluates` f.
+        """The arrays, with those of `function` where `mask` holds.
+
+        It runs only if the mask holds somewhere, on which all who take part agree where
+        it `evaluates` f.
         """
         if self.known_none(mask) if evaluates else self.known_here(~mask):
             return arrays
@@ -411,9 +413,7 @@ class Backend:
         return 0.0
 
     def conform(self, leaf: Array, like: Array) -> Array:
-        """`leaf`, an output of f, in the dtype that the state has, where that is a
-        matter of form: where the framework chose it, not the user.
-        """
+        """An output of f, in the state's dtype where the framework chose its own."""
         del like
         return leaf
 

@@ -309,9 +309,7 @@ class Problem:
         return self.tolerance.parts(self.space, target)
 
     def initial_scale(self, point: Point) -> tuple[Array, int]:
-        """The multiple of the increment to step by where nothing is known, and
-        evaluations: one, which leads to f(z).
-        """
+        """What to multiply the first increment by, 1, and the evaluations that took."""
         del point
         return self.space.full(1.0), 0
 

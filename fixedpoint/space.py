@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 # The Euclidean or the largest norm; or the Euclidean ones of segments of these sizes.
 Kind = str | tuple[int, ...]
 
-# What a norm is taken of, and which.
+# A vector, and which norm of it.
 Measured = tuple["Vec | Difference", Kind]
 
 
@@ -556,8 +556,8 @@ class Space:
         return self._histories(memory, self.backend.empty(self.xp))
 
     def workspace(self, name: str, memory: int) -> Vec:
-        """As :meth:`empty`, but where arrays are written to the same room each time:
-        for one who is done with it before asking again.
+        """As :meth:`empty`, but the same room each time, where arrays are written to:
+        a caller has to be done with it before the next call.
         """
         if not self.backend.writes:
             return self.empty(memory)
@@ -591,8 +591,8 @@ class Space:
         return tuple([read(past, self._row(past, slot)) for past in history])
 
     def filled(self, history: Vec, count: Any) -> Vec:
-        """The first `count` rows of `history`, where that is known; in a trace, or
-        where a library compiles for each shape, all of them.
+        """The first `count` rows of `history`; all of them if the count is a symbol, or
+        the library compiles for each shape.
         """
         known = isinstance(count, int) and not self.backend.compiles
         if not known or count >= self.rows_of(history):
@@ -687,9 +687,7 @@ class Space:
     def gram_and_dots(
         self, history: Vec, u: Vec, others: Sequence[Vec]
     ) -> tuple[Array, ...]:
-        """The inner products of u with all rows of `history`, and with each of
-        `others`: one message where a sample is spread.
-        """
+        """The inner products of u with the rows of `history`, and with `others`."""
         dots = [self._local_dot(v, u) for v in others]
         return tuple(self._reduced([self._local_gram(history, u), *dots]))
 
