@@ -466,10 +466,6 @@ class Problem:
         return matrix - eye_array(order, format="csr")
 
 
-class FixedPointProblem(Problem):
-    """Find z with z = f(z)."""
-
-
 @dataclass(frozen=True, eq=False)
 class RootProblem(Problem):
     """Find x with F(x) = 0.

@@ -18,7 +18,7 @@ from fixedpoint.control import Budget, Control, Memory
 from fixedpoint.failure import Policy, apply_policy, check_policy, shorten
 from fixedpoint.iterate import Iteration
 from fixedpoint.operators.base import Map
-from fixedpoint.problem import FixedPointProblem, RootProblem
+from fixedpoint.problem import Problem, RootProblem
 from fixedpoint.run import SolverRun
 from fixedpoint.solution import Solution, Work
 from fixedpoint.solvers import Solver, as_solver, default_solver
@@ -80,7 +80,7 @@ class Question:
         self, border: Border, space: Space, value: Vec, blocks: tuple[slice, ...]
     ) -> SolverRun:
         """The problem on leaves, and how to solve it."""
-        name, kind = ("F", RootProblem) if self.is_root else ("f", FixedPointProblem)
+        name, kind = ("F", RootProblem) if self.is_root else ("f", Problem)
         on_leaves, arrays = MapOnLeaves.of(self.map, border, value, self.args, name)
         solver = self._solver(
             space, border.backend.is_compiled(self.map.f, (*value, *arrays))

@@ -15,7 +15,7 @@ from fixedpoint.failure import Policy, check_policy
 from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.linear import GMRES
-from fixedpoint.problem import FixedPointProblem, Problem, RootProblem
+from fixedpoint.problem import Problem, RootProblem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space
@@ -192,4 +192,4 @@ def linear_problem(system: AdjointSystem, tolerance: Tolerance) -> Problem:
         product=lambda *_: product,
         preconditioner=inverse and (lambda *_: lambda v: negative(inverse(v))),
     )
-    return FixedPointProblem(system.space, functions, (), tolerance, is_affine=True)
+    return Problem(system.space, functions, (), tolerance, is_affine=True)
