@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
 from fixedpoint.backend import Array, Vec
-from fixedpoint.carry import shortened
+from fixedpoint.carry import blank, marked, shortened
 from fixedpoint.failure import Policy
 from fixedpoint.functions import Mapped
 from fixedpoint.iterate import Iteration
@@ -264,13 +264,7 @@ class BracketRun(Run):
 
     def evaluate(self, x: Array, mapped: Mapped) -> Array:
         """F(x); NaN where F says that it is not defined."""
-        try:
-            return mapped((x,))[0][0]
-        except ArithmeticError:
-            if self.backend.is_traced((x, *self.problem.args)):
-                raise
-            xp = self.backend.namespace(x)
-            return xp.full_like(x, xp.nan)
+        return self.problem.nearby(lambda value: mapped(value)[0], (x,))[0]
 
 
 def _iteration(space: Space, end: Search) -> Iteration:
@@ -281,8 +275,8 @@ def _iteration(space: Space, end: Search) -> Iteration:
     width = xp.where(end.found, width, xp.full_like(width, xp.inf))
     norm, width = (xp.astype(a, space.dtype) for a in (xp.abs(f), width))
     late = end.status == int(Status.RUNNING)
-    status = mark(xp, end.status, late, Status.MAX_STEPS)
-    status = mark(xp, status, late & ~end.found, Status.NO_BRACKET)
+    status = marked(xp, end.status, late, Status.MAX_STEPS)
+    status = marked(xp, status, late & ~end.found, Status.NO_BRACKET)
     none = xp.zeros_like(status)
     least = xp.minimum(end.bracket.x1, end.bracket.x2)
     return Iteration(
@@ -340,16 +334,15 @@ class _Loop:
             first, opening, found, xp.zeros_like(first.f1)
         )
         movable = (self.ends.free1 | self.ends.free2) & (first.x1 != first.x2)
-        status = mark(xp, status, ~(found | movable), Status.NO_BRACKET)
-        status = mark(
+        status = marked(xp, status, ~(found | movable), Status.NO_BRACKET)
+        status = marked(
             xp, status, xp.isnan(first.f1) | xp.isnan(first.f2), Status.NON_FINITE
         )
         small = xp.abs(first.best_first(xp).f1) <= self.run.problem.tolerance.atol
-        status = mark(xp, status, small, Status.CONVERGED)
+        status = marked(xp, status, small, Status.CONVERGED)
         sound = xp.isfinite(first.x1) & xp.isfinite(first.x2)
-        status = mark(xp, status, ~sound, Status.NON_FINITE)
+        status = marked(xp, status, ~sound, Status.NON_FINITE)
         reach = xp.full_like(first.x1, _REACH)
-        blank = [self.space.full(float("nan"), (stop + 1,)) for _ in range(2)]
         search = Search(
             bracket=first,
             opening=opening,
@@ -360,7 +353,7 @@ class _Loop:
             steps=xp.zeros_like(status),
             step=0,
             running=True,
-            trace=Trace(*blank) if self.run.control.record else None,
+            trace=blank(self.space, stop + 1) if self.run.control.record else None,
             latest=(first.x1, first.f1) if self.run.backend.is_traced(first) else None,
         )
         return self.recorded(self.counted(search))
@@ -399,9 +392,9 @@ class _Loop:
             bracket, opening, search.found | new, search.reference
         )
         spent = sought & ((x == old.x1) | (x == old.x2))
-        status = mark(xp, status, spent, Status.NO_BRACKET)
+        status = marked(xp, status, spent, Status.NO_BRACKET)
         retried = sought & (search.reach > _NEAR)
-        status = mark(xp, status, lost & ~retried, Status.NON_FINITE)
+        status = marked(xp, status, lost & ~retried, Status.NON_FINITE)
         grown = xp.where(search.reach < _REACH, search.reach, _REACH * search.reach)
         reach = xp.where(lost, xp.sqrt(search.reach), grown)
         reach = xp.minimum(reach, xp.full_like(reach, 1.0 / float(self.info.eps)))
@@ -447,7 +440,9 @@ class _Loop:
                 self.deadline, search.step, (x,), xp.abs(f), evaluations
             ):
                 ended = (search.status == int(Status.RUNNING)) & over
-                search = search._replace(status=mark(xp, search.status, ended, reason))
+                search = search._replace(
+                    status=marked(xp, search.status, ended, reason)
+                )
         return self.counted(search)
 
     def moves_first(self, step: Any) -> Array:
@@ -509,13 +504,13 @@ class _Loop:
         little = math.sqrt(float(self.info.eps)) * opening.smaller
         fell = (size < 0.5 * reference) | (residual <= little)
         status = xp.zeros_like(x, dtype=xp.int32)
-        status = mark(xp, status, half <= limit, Status.STALLED)
-        status = mark(
+        status = marked(xp, status, half <= limit, Status.STALLED)
+        status = marked(
             xp, status, (half <= limit) & (residual > reference), Status.DIVERGED
         )
-        status = mark(xp, status, (half <= narrow) & fell, Status.CONVERGED)
-        status = mark(xp, status, ~found, Status.RUNNING)
-        return mark(
+        status = marked(xp, status, (half <= narrow) & fell, Status.CONVERGED)
+        status = marked(xp, status, ~found, Status.RUNNING)
+        return marked(
             xp, status, residual <= self.run.problem.tolerance.atol, Status.CONVERGED
         ), reference
 
@@ -533,11 +528,6 @@ def _stretched(xp: Any, old: Bracket, x: Array, f: Array, first: Array) -> Brack
     one = xp.where(holds, x, one[0]), xp.where(holds, f, one[1])
     two = xp.where(holds, near[0], two[0]), xp.where(holds, near[1], two[1])
     return Bracket(*one, *two, *two)
-
-
-def mark(xp: Any, status: Array, mask: Array, as_: Status) -> Array:
-    """The status, `as_` in the entries of `mask`."""
-    return xp.where(mask, xp.full_like(status, int(as_)), status)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -568,19 +558,12 @@ class ScalarAdjoint(LinearAdjoint):
         (slope,) = system.product((xp.ones_like(v),))
         u = xp.where(v == 0, xp.zeros_like(v), _ratio(xp, -v, slope))
         solved = (v == 0) | ((slope != 0) & xp.isfinite(u))
-        status = xp.full_like(v, int(Status.LINEAR_SOLVE_FAILED), dtype=xp.int32)
-        status = mark(xp, status, solved, Status.CONVERGED)
-        none, norm = (
-            xp.zeros_like(status),
-            xp.astype(xp.abs(slope * u + v), space.dtype),
-        )
-        return Iteration(
-            value=(u,),
+        end, norm = system.unfinished((u,), 1), xp.abs(slope * u + v)
+        norm, none = xp.astype(norm, space.dtype), xp.zeros_like(end.status)
+        status = xp.full_like(none, int(Status.LINEAR_SOLVE_FAILED))
+        return end._replace(
             residual_norm=norm,
             error=norm,
-            method=none,
-            status=status,
-            precise=none > 0,
+            status=marked(xp, status, solved, Status.CONVERGED),
             steps=none,
-            work=Work(vjp=1),
         )

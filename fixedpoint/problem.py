@@ -363,8 +363,12 @@ class Problem:
 
     def increment_nearby(self, value: Vec) -> Vec:
         """The increment for a difference quotient; NaN where f cannot be evaluated."""
+        return self.nearby(self.increment, value)
+
+    def nearby(self, function: Product, value: Vec) -> Vec:
+        """What a function gives near a state; NaN where f cannot be evaluated."""
         try:
-            return self.increment(value)
+            return function(value)
         except ArithmeticError:
             if self.space.backend.is_traced(value):
                 raise
