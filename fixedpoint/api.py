@@ -11,14 +11,7 @@ from fixedpoint.backend import Array
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Control, Memory
 from fixedpoint.failure import Policy
-from fixedpoint.question import (
-    IMPLICIT,
-    Explained,
-    Fields,
-    Question,
-    methods_of,
-    with_fields,
-)
+from fixedpoint.question import Explained, Fields, Question
 from fixedpoint.solution import Solution, T
 from fixedpoint.solvers import Solver
 from fixedpoint.tolerance import Norm, Test, Tolerance
@@ -143,16 +136,15 @@ def fixed_point(
     >>> np.round(sol.value[:, 0], 6), sol.status
     (array([0.739085, 0.450184]), array([1, 1], dtype=int32))
     """
-    map_, control = with_fields(f, control, fields)
-    solver, adjoint = methods_of(solver, adjoint)
-    question = Question(
-        map=map_,
+    question = Question.of(
+        f,
+        control,
+        fields,
+        solver,
+        adjoint,
         args=args,
-        control=control,
-        solver=solver,
         tolerance=Tolerance(rtol, atol, norm, test),
         batch_ndim=batch_ndim,
-        adjoint=adjoint or IMPLICIT,
         on_failure=on_failure,
         state=state,
         communicator=communicator,
@@ -161,7 +153,7 @@ def fixed_point(
     run, value = question.run(z0)
     with Explained(question, run, value):
         end = solving(question.adjoint, run)(value)
-    return question.packed(run, end)
+    return run.packed(end, "fixed_point", on_failure, question.map, args)
 
 
 def root(
@@ -237,16 +229,15 @@ def root(
     >>> np.round(sol.value, 6)
     array([1.414214, 1.414214])
     """
-    map_, control = with_fields(F, control, fields)
-    solver, adjoint = methods_of(solver, adjoint)
-    question = Question(
-        map=map_,
+    question = Question.of(
+        F,
+        control,
+        fields,
+        solver,
+        adjoint,
         args=args,
-        control=control,
-        solver=solver,
         tolerance=Tolerance(rtol, atol, norm, test),
         batch_ndim=batch_ndim,
-        adjoint=adjoint or IMPLICIT,
         on_failure=on_failure,
         state=state,
         communicator=communicator,
@@ -255,7 +246,7 @@ def root(
     run, value = question.run(x0)
     with Explained(question, run, value):
         end = solving(question.adjoint, run)(value)
-    return question.packed(run, end)
+    return run.packed(end, "root", on_failure, question.map, args)
 
 
 def steps(
@@ -315,20 +306,20 @@ def steps(
     3: 0.6543
     4: 0.7935
     """
-    map_, control = with_fields(f, control, fields)
-    if control.batched_args is not None:
-        raise ValueError(
-            "steps shows whole batches, which samples would leave: leave batched_args "
-            "out, or call fixed_point or root"
-        )
-    question = Question(
-        map=map_,
+    question = Question.of(
+        f,
+        control,
+        fields,
+        solver,
         args=args,
-        control=control,
-        solver=methods_of(solver, None)[0],
         tolerance=Tolerance(rtol, atol, norm, test),
         batch_ndim=batch_ndim,
         is_root=is_root,
     )
+    if question.control.batched_args is not None:
+        raise ValueError(
+            "steps shows whole batches, which samples would leave: leave batched_args "
+            "out, or call fixed_point or root"
+        )
     run, value = question.run(z0)
     return run.steps(value)

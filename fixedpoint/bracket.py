@@ -4,7 +4,6 @@ itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +15,12 @@ from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.border import Border, MapOnLeaves
 from fixedpoint.chandrupatla import BracketRun, ScalarAdjoint
-from fixedpoint.checks import check_count
+from fixedpoint.checks import check_bound, check_count, check_function
 from fixedpoint.control import Budget, Control
-from fixedpoint.failure import Policy, apply_policy, check_policy
+from fixedpoint.failure import Policy, check_policy
 from fixedpoint.operators.base import Map, Operator
 from fixedpoint.problem import RootProblem
-from fixedpoint.solution import Solution, Work
+from fixedpoint.solution import Solution
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance
 
@@ -125,17 +124,14 @@ def bracketed_root(
     >>> np.round(sol.value, 12), sol.converged
     (array([1., 2., 3.]), array([ True,  True,  True]))
     """
-    _check_settings(F, args, adjoint, max_steps, on_failure)
-    backend, x, other = _ends(lower, upper)
-    function = (lambda x: F(x, *args)[0]) if has_aux else (lambda x: F(x, *args))
-    x, other = _widened(backend, x, other, args, function)
-    rtol = 4 * _eps(backend, x) if rtol is None else _tolerance("rtol", rtol, x)
-    tolerance = Tolerance(rtol, _tolerance("atol", atol, x), "entries")
+    check_function("F", F, args)
+    _check_settings(F, adjoint, max_steps, on_failure)
+    map_ = Map(F, has_aux=has_aux)
+    x, other = _widened(*_ends(lower, upper), map_, args)
+    border, value = Border.of(x, "lower")
     watched = callback and (lambda step, value, norm: callback(step, value[0], norm))
-    policy = "raise" if adjoint is None else adjoint.on_failure
-    map_, (border, value) = Map(F, has_aux=has_aux), Border.of(x, "lower")
     run = BracketRun(
-        problem=_problem(map_, border, value, args, tolerance, other),
+        problem=_problem(map_, border, value, args, other, rtol, atol),
         control=Control(
             max_steps=max_steps, budget=budget, callback=watched, record=record
         ),
@@ -143,20 +139,9 @@ def bracketed_root(
         xtol=_tolerance("xtol", xtol, x),
         expand=bool(expand),
     )
+    policy = "raise" if adjoint is None else adjoint.on_failure
     end = solving(ScalarAdjoint(on_failure=policy), run)(value)
-    solution, what = run.solution(end), "bracketed_root"
-    (solution.value,) = apply_policy(
-        on_failure, what, run.problem.space, end.value, solution, depth=3
-    )
-    if has_aux:
-        solution.aux = F(solution.value, *args)[1]
-        solution.work = solution.work.plus(Work(f=1))
-    return solution
-
-
-def _eps(backend: Backend, x: Array) -> float:
-    """The distance from 1 to the next number."""
-    return float(backend.namespace(x).finfo(x.dtype).eps)
+    return run.packed(end, "bracketed_root", on_failure, map_, args)
 
 
 def _problem(
@@ -164,30 +149,27 @@ def _problem(
     border: Border,
     value: Vec,
     args: tuple[Any, ...],
-    tolerance: Tolerance,
     other: Array,
+    rtol: Any,
+    atol: Any,
 ) -> RootProblem:
     """Each entry by itself; behind the arguments the other ends."""
+    backend, (x,) = border.backend, value
     on_leaves, arrays = MapOnLeaves.of(map_, border, value, args, "F")
+    if rtol is None:
+        rtol = 4 * float(backend.namespace(x).finfo(x.dtype).eps)
+    rtol, atol = _tolerance("rtol", rtol, x), _tolerance("atol", atol, x)
     return RootProblem(
-        space=Space.of(border.backend, value, value[0].ndim),
+        space=Space.of(backend, value, x.ndim),
         functions=on_leaves.functions().of_part(slice(None, -1)),
         args=(*arrays, other),
-        tolerance=tolerance,
+        tolerance=Tolerance(rtol, atol, "entries"),
     )
 
 
-def _check_settings(
-    F: Any, args: Any, adjoint: Any, max_steps: Any, on_failure: Policy
-) -> None:
+def _check_settings(F: Any, adjoint: Any, max_steps: Any, on_failure: Policy) -> None:
     if isinstance(F, Operator):
         raise TypeError("an operator has fixed points, not roots: use fixed_point")
-    if not callable(F):
-        raise TypeError(f"F must be callable, got {type(F).__name__}")
-    if not isinstance(args, tuple):
-        raise TypeError(
-            f"args must be a tuple, got {type(args).__name__}: write args=(x,)"
-        )
     if adjoint is not None and not isinstance(adjoint, ImplicitAdjoint):
         raise TypeError(
             f"adjoint must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}"
@@ -198,14 +180,10 @@ def _check_settings(
 
 def _tolerance(name: str, value: Any, x: Array) -> Any:
     """A tolerance: a number, or an array that goes with the ends."""
-    if isinstance(value, (int, float)):
-        if not 0 <= value < math.inf:
-            raise ValueError(
-                f"{name} must be a finite number, not negative, got {value!r}"
-            )
+    if isinstance(value, float) or not hasattr(value, "shape"):
+        check_bound(name, value)
         return float(value)
-    shape = tuple(getattr(value, "shape", ()))
-    if not _broadcasts(shape, tuple(x.shape)):
+    if not _broadcasts(tuple(value.shape), tuple(x.shape)):
         raise ValueError(
             f"{name} must broadcast to the shape {tuple(x.shape)}, got {value!r}"
         )
@@ -252,11 +230,7 @@ def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
 
 
 def _widened(
-    backend: Backend,
-    x: Array,
-    other: Array,
-    args: tuple[Any, ...],
-    F: Callable[[Array], Any],
+    backend: Backend, x: Array, other: Array, map_: Map, args: tuple[Any, ...]
 ) -> tuple[Array, Array]:
     """The ends in the shape and dtype of F, where an array of args could make these
     larger.
@@ -268,39 +242,30 @@ def _widened(
     if not any(_is_wider(xp, array, x) for array in arrays):
         return x, other
     try:
-        image = F(x)
+        image = map_.f(x, *args)
     except ArithmeticError:
         return x, other
+    image = image[0] if map_.has_aux else image
     if not backend.is_array(image) or not _is_wider(xp, image, x):
         return x, other
     dtype = image.dtype if _bits(xp, image) > _bits(xp, x) else x.dtype
-    shape = (
-        tuple(image.shape)
-        if _broadcasts(tuple(x.shape), tuple(image.shape))
-        else x.shape
-    )
-    ends = [xp.astype(end, dtype) for end in (x, other)]
-    one, two = (
-        end if end.shape == shape else 1.0 * xp.broadcast_to(end, shape) for end in ends
-    )
+    is_larger = _broadcasts(tuple(x.shape), tuple(image.shape))
+    shape = tuple(image.shape if is_larger else x.shape)
+    one, two = (_spread(xp, xp.astype(end, dtype), shape) for end in (x, other))
     return one, two
 
 
 def _bits(xp: Any, array: Array) -> int:
     """How wide a real number of the array is; 0 if it holds no such numbers."""
-    return (
-        int(xp.finfo(array.dtype).bits)
-        if xp.isdtype(array.dtype, "real floating")
-        else 0
-    )
+    real = xp.isdtype(array.dtype, "real floating")
+    return int(xp.finfo(array.dtype).bits) if real else 0
 
 
 def _is_wider(xp: Any, array: Array, x: Array) -> bool:
     """Whether x has to be made larger to have the shape, or the dtype, of an array."""
     shape, onto = tuple(x.shape), tuple(array.shape)
-    return (shape != onto and _broadcasts(shape, onto)) or _bits(xp, array) > _bits(
-        xp, x
-    )
+    larger = shape != onto and _broadcasts(shape, onto)
+    return larger or _bits(xp, array) > _bits(xp, x)
 
 
 def _broadcast(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
@@ -311,10 +276,9 @@ def _broadcast(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
             "lower and upper must broadcast against each other, "
             f"got the shapes {tuple(a.shape)} and {tuple(b.shape)}"
         ) from None
-    # A view of a broadcast array cannot be written to, and F may expect an array that
-    # can.
-    a, b = (
-        x if tuple(x.shape) == shape else 1.0 * xp.broadcast_to(x, shape)
-        for x in (a, b)
-    )
-    return a, b
+    return _spread(xp, a, shape), _spread(xp, b, shape)
+
+
+def _spread(xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
+    """An array of that shape, which F may write into, as it may not into a view."""
+    return x if tuple(x.shape) == shape else 1.0 * xp.broadcast_to(x, shape)

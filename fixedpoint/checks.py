@@ -24,6 +24,22 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+def check_bound(name: str, value: Any) -> None:
+    """Raise unless `value` is a finite number, and not negative."""
+    check_number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+
+
+def check_function(name: str, f: Any, args: Any) -> None:
+    """Raise TypeError unless `f` can be called, and `args` is a tuple."""
+    if not callable(f):
+        raise TypeError(f"{name} must be callable, got {type(f).__name__}")
+    if not isinstance(args, tuple):
+        kind = type(args).__name__
+        raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
+
+
 def check_callable(name: str, value: Any) -> None:
     """Raise TypeError unless `value` can be called, or is None."""
     if value is not None and not callable(value):

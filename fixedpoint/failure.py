@@ -29,14 +29,12 @@ def apply_policy(
     space: Space,
     value: Vec,
     solution: Solution[Any],
-    depth: int = 4,
 ) -> Vec:
     """Raise or warn if a sample of `solution` failed, the outcome of `what`; return the
     leaves, poisoned if so asked.
 
     Where the values are symbols of a trace nothing can be raised, and "raise" fills the
-    samples that failed with NaN. A warning points to the call that is `depth` frames
-    away.
+    samples that failed with NaN. A warning points to the call three frames farther out.
     """
     log_solution(what, space.backend, solution)
     if policy == "return":
@@ -52,7 +50,7 @@ def apply_policy(
         message = f"{failed}: {solution.message}"
         if policy == "raise":
             raise ConvergenceError(message, solution)
-        warnings.warn(message, ConvergenceWarning, stacklevel=depth)
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
     return value
 
 

@@ -12,15 +12,13 @@ from fixedpoint.adapters import numbers
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
 from fixedpoint.backend import Array, Vec
 from fixedpoint.border import Border, MapOnLeaves, note_mixture
-from fixedpoint.checks import check_count
+from fixedpoint.checks import check_count, check_function
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
-from fixedpoint.failure import Policy, apply_policy, check_policy, shorten
-from fixedpoint.iterate import Iteration
+from fixedpoint.failure import Policy, check_policy, shorten
 from fixedpoint.operators.base import Map
 from fixedpoint.problem import Problem, RootProblem
 from fixedpoint.run import SolverRun
-from fixedpoint.solution import Solution, Work
 from fixedpoint.solvers import Solver, as_solver, default_solver
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance
@@ -58,6 +56,22 @@ class Question:
     on_failure: Policy = "return"
     state: Memory | None = None
     communicator: Communicator | None = None
+
+    @classmethod
+    def of(
+        cls,
+        f: Any,
+        control: Control | None,
+        fields: Fields,
+        solver: Any,
+        adjoint: Any = None,
+        **rest: Any,
+    ) -> Question:
+        """That of a call: its fields are known by name, and its methods may be."""
+        map_, control = with_fields(f, control, fields)
+        solver, adjoint = methods_of(solver, adjoint)
+        adjoint = adjoint or IMPLICIT
+        return cls(map=map_, control=control, solver=solver, adjoint=adjoint, **rest)
 
     def run(self, start: Any) -> tuple[SolverRun, Vec]:
         """The run, and the leaves that it begins with."""
@@ -111,7 +125,6 @@ class Question:
         )
 
     def _check(self) -> None:
-        f, args, name = self.map.f, self.args, "F" if self.is_root else "f"
         if self.is_root and self.map.is_operator:
             raise TypeError("an operator has fixed points, not roots: use fixed_point")
         if self.map.has_aux and self.map.is_operator:
@@ -120,14 +133,10 @@ class Question:
             )
         check_count("batch_ndim", self.batch_ndim, 0)
         check_policy("on_failure", self.on_failure)
-        if not callable(f):
-            raise TypeError(f"{name} must be callable, got {type(f).__name__}")
+        check_function("F" if self.is_root else "f", self.map.f, self.args)
         if self.state is not None and not isinstance(self.state, Memory):
             kind = type(self.state).__name__  # type: ignore[unreachable]
             raise TypeError(f"state must be sol.state of an earlier call, got {kind}")
-        if not isinstance(args, tuple):
-            kind = type(args).__name__  # type: ignore[unreachable]
-            raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
 
     def _batched(
         self, on_leaves: MapOnLeaves, arrays: Vec, space: Space
@@ -182,19 +191,6 @@ class Question:
                 blocks.append(slice(first, stop))
             first = stop
         return tuple(blocks)
-
-    def packed(self, run: SolverRun, end: Iteration) -> Solution[Any]:
-        """The solution in the user's containers, or what `on_failure` says."""
-        solution = run.solution(end)
-        what = "root" if self.is_root else "fixed_point"
-        value = apply_policy(
-            self.on_failure, what, run.problem.space, end.value, solution, depth=4
-        )
-        solution.value = run.border.unpack(value)
-        if self.map.has_aux:
-            solution.aux = self.map.f(solution.value, *self.args)[1]
-            solution.work = solution.work.plus(Work(f=1))
-        return solution
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,12 @@ from typing import Any
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
 from fixedpoint.control import Control
+from fixedpoint.failure import Policy, apply_policy
 from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration, Solve
+from fixedpoint.operators.base import Map
 from fixedpoint.problem import Problem
-from fixedpoint.solution import Solution
+from fixedpoint.solution import Solution, Work
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,6 +65,25 @@ class Run(ABC):
         return Solution(
             value=value, methods=self.methods, linearization=self.linearized, **known
         )
+
+    def packed(
+        self,
+        end: Iteration,
+        what: str,
+        on_failure: Policy,
+        map_: Map,
+        args: tuple[Any, ...],
+    ) -> Solution[Any]:
+        """The solution that `what` returns, with what its map returns beside the image;
+        or what `on_failure` says.
+        """
+        solution, space = self.solution(end), self.problem.space
+        value = apply_policy(on_failure, what, space, end.value, solution)
+        solution.value = self.border.unpack(value)
+        if map_.has_aux:
+            solution.aux = map_.f(solution.value, *args)[1]
+            solution.work = solution.work.plus(Work(f=1))
+        return solution
 
     def linearized(self, container: Any) -> Callable[[Any], Any]:
         """From the solution, in its container, to the products with f′ or F′ there."""

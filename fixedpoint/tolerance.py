@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.checks import check_number
+from fixedpoint.checks import check_bound
 from fixedpoint.space import Difference, Kind, Measured, Space
 
 Norm = Literal["entries", "leaves", "euclidean", "max"]
@@ -55,13 +55,8 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if value is None or hasattr(value, "shape"):
-                continue
-            check_number(name, value)
-            if not 0 <= value < float("inf"):
-                raise ValueError(
-                    f"{name} must be finite and not negative, got {value!r}"
-                )
+            if value is not None and not hasattr(value, "shape"):
+                check_bound(name, value)
         if self.norm is not None and self.norm not in NORMS:
             raise ValueError(
                 f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}"
