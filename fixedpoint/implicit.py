@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fixedpoint.adapters import backend_of_state
 from fixedpoint.adjoints import AdjointSystem, ImplicitAdjoint
 from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.backend import Backend, Vec
+from fixedpoint.border import Border
 from fixedpoint.functions import Product
 from fixedpoint.space import Space
 
@@ -75,19 +75,15 @@ def implicit_vjp(
     >>> np.allclose(gradient, np.cos(z) / (1 + a * np.sin(z)))
     True
     """
-    space, backend, structure = _space(value, batch_ndim)
-    pullback = vjp(value, *args)
+    border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
+    space, pullback = Space.of(border.backend, leaves, batch_ndim), vjp(value, *args)
+    rhs = border.pack(cotangent, leaves, "cotangent")
 
     def product(u: Vec) -> Vec:
-        image = pullback(structure.rebuild(u))[0]
-        return _leaves(space, backend, structure, image, "vjp")
+        return border.pack(pullback(border.unpack(u))[0], leaves, "vjp")
 
-    rhs = _leaves(space, backend, structure, cotangent, "cotangent")
     u = _solved(adjoint, space, product, rhs, is_root, transposed=True)
-    pulled = pullback(structure.rebuild(u))[1:]
-    return (
-        tuple(_negative(backend, part) for part in pulled) if is_root else tuple(pulled)
-    )
+    return tuple(pullback(border.unpack(u))[1:])
 
 
 def implicit_jvp(
@@ -141,45 +137,18 @@ def implicit_jvp(
     >>> np.allclose(tangent, np.cos(z) / (1 + a * np.sin(z)))
     True
     """
-    space, backend, structure = _space(value, batch_ndim)
-    pushed = jvp(value, *args)
-    still = _zeros(backend, tangents)
+    border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
+    space, pushed = Space.of(border.backend, leaves, batch_ndim), jvp(value, *args)
+    still = _zeros(border.backend, tangents)
+    image = pushed(_zeros(border.backend, value), *tangents)
+    rhs = border.pack(image, leaves, "jvp")
 
     def product(u: Vec) -> Vec:
-        image = pushed(structure.rebuild(u), *still)
-        return _leaves(space, backend, structure, image, "jvp")
+        return border.pack(pushed(border.unpack(u), *still), leaves, "jvp")
 
-    rhs = _leaves(
-        space, backend, structure, pushed(_zeros(backend, value), *tangents), "jvp"
+    return border.unpack(
+        _solved(adjoint, space, product, rhs, is_root, transposed=False)
     )
-    u = _solved(adjoint, space, product, rhs, is_root, transposed=False)
-    tangent = structure.rebuild(u)
-    return _negative(backend, tangent) if is_root else tangent
-
-
-def _space(value: Any, batch_ndim: int) -> tuple[Space, Backend, Any]:
-    """The space that the solution lies in, and how its leaves make up the container."""
-    backend = backend_of_state(value, "value")
-    leaves, structure = backend.flatten(value)
-    arrays = tuple(backend.leaf(leaf) for leaf in leaves)
-    return Space.of(backend, arrays, batch_ndim), backend, structure
-
-
-def _leaves(
-    space: Space, backend: Backend, structure: Any, container: Any, name: str
-) -> Vec:
-    """The leaves of a container that must be like the solution."""
-    leaves, found = backend.flatten(container)
-    arrays = tuple(backend.leaf(leaf) for leaf in leaves)
-    expected = [(*space.batch_shape, *shape) for shape in space.shapes]
-    shapes = [tuple(leaf.shape) for leaf in arrays]
-    if found != structure or shapes != expected:
-        raise ValueError(
-            f"{name} must give a container like value, with leaves of the shapes "
-            f"{expected}, "
-            f"got {shapes}"
-        )
-    return arrays
 
 
 def _solved(
@@ -191,26 +160,15 @@ def _solved(
     *,
     transposed: bool,
 ) -> Vec:
-    """The solution of (I − A)u = v, or for roots of Au = v, the product with A
-    given.
-    """
+    """The solution of (I − A)u = v, or for roots of −Au = v, from products with A."""
     if adjoint is not None and not isinstance(adjoint, LinearAdjoint):
         raise TypeError(f"adjoint must solve a linear system, got {adjoint!r}")
     opposite = lambda u: space.negative(product(u))
-    system = AdjointSystem(
-        space,
-        opposite if is_root else product,
-        rhs,
-        space.default_rtol,
-        is_root,
-        transposed,
-    )
-    return (adjoint or _IMPLICIT).solved(system)[0]
-
-
-def _negative(backend: Backend, container: Any) -> Any:
-    leaves, structure = backend.flatten(container)
-    return structure.rebuild([-leaf for leaf in leaves])
+    image = opposite if is_root else product
+    rtol = space.default_rtol
+    system = AdjointSystem(space, image, rhs, rtol, is_root, transposed)
+    u = (adjoint or _IMPLICIT).solved(system)[0]
+    return space.negative(u) if is_root else u
 
 
 def _zeros(backend: Backend, container: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fixedpoint.adapters import backend_of_state
 from fixedpoint.backend import Array, Vec
+from fixedpoint.border import Border
 from fixedpoint.space import Space
 
 
@@ -41,19 +41,16 @@ def jacobian_penalty(
     array of the batch's shape
         One number per sample, differentiable where the framework differentiates.
     """
-    backend = backend_of_state(z, "z")
-    leaves, structure = backend.flatten(z)
-    space = Space.of(backend, tuple(leaves), batch_ndim)
+    border, leaves = Border.of(z, "z", batch_ndim=batch_ndim)
+    space = Space.of(border.backend, leaves, batch_ndim)
 
     def on_leaves(*value: Any) -> Vec:
-        image = backend.flatten(f(structure.rebuild(value), *args))[0]
-        return tuple(map(backend.conform, image, value))
+        return border.pack(f(border.unpack(value), *args), value, "f")
 
-    _, pullback = backend.vjp(on_leaves, *leaves)
-    products = [pullback(tuple(backend.flatten(probe)[0])) for probe in probes]
-    return sum(space.dot(product, product) for product in products) / (
-        len(probes) * space.size
-    )
+    _, pullback = border.backend.vjp(on_leaves, *leaves)
+    products = [pullback(border.leaves(probe)) for probe in probes]
+    squares = sum(space.dot(product, product) for product in products)
+    return squares / (len(probes) * space.size)
 
 
 def correction_loss(

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fixedpoint.adapters import backend_of_state
 from fixedpoint.backend import Array, Backend, Vec
+from fixedpoint.border import Border
 from fixedpoint.checks import check_count
 from fixedpoint.space import Space
 
@@ -72,15 +72,14 @@ def spectral_radius(
     """
     check_count("steps", steps, 1)
     check_count("batch_ndim", batch_ndim, 0)
-    backend = backend_of_state(start, "start")
-    leaves, structure = backend.flatten(start)
-    value = tuple(backend.leaf(leaf) for leaf in leaves)
-    space = Space.of(backend, value, batch_ndim)
-    with backend.quiet():
-        hessenberg = _arnoldi(
-            space, _on_leaves(product, backend, structure), value, steps
-        )
-        return _largest_modulus(backend, hessenberg)
+    border, value = Border.of(start, "start", batch_ndim=batch_ndim)
+    space = Space.of(border.backend, value, batch_ndim)
+
+    def on_leaves(v: Vec) -> Vec:
+        return border.pack(product(border.unpack(v)), value, "product")
+
+    with border.backend.quiet():
+        return _largest_modulus(space.backend, _arnoldi(space, on_leaves, value, steps))
 
 
 def spectral_norm(
@@ -121,20 +120,6 @@ def spectral_norm(
         lambda v: transposed(product(v)), start, steps=steps, batch_ndim=batch_ndim
     )
     return square**0.5
-
-
-def _on_leaves(
-    product: Product, backend: Backend, structure: Any
-) -> Callable[[Vec], Vec]:
-    """`product` on leaves."""
-
-    def on_leaves(v: Vec) -> Vec:
-        leaves, found = backend.flatten(product(structure.rebuild(v)))
-        if found != structure:
-            raise ValueError("product must return a container like start")
-        return tuple(backend.leaf(leaf) for leaf in leaves)
-
-    return on_leaves
 
 
 class _Krylov(NamedTuple):

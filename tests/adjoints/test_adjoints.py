@@ -429,7 +429,7 @@ def test_numpy_failure_is_loud():
 
 
 def test_numpy_products_of_another_shape():
-    with pytest.raises(ValueError, match="vjp must give a container like value"):
+    with pytest.raises(ValueError, match="vjp must keep the shape of value"):
         fp.implicit_vjp(lambda z: lambda w: (w[:1],), np.zeros(2), np.ones(2))
-    with pytest.raises(ValueError, match="cotangent must give a container like value"):
+    with pytest.raises(ValueError, match="cotangent must keep the shape of value"):
         fp.implicit_vjp(lambda z: lambda w: (w,), np.zeros(2), np.ones(3))
