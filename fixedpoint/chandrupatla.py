@@ -546,11 +546,6 @@ class ScalarAdjoint(LinearAdjoint):
 
     on_failure: Policy = "raise"
 
-    @property
-    def policy(self) -> Policy:
-        """What to do where there is no quotient."""
-        return self.on_failure
-
     def solve(self, system: AdjointSystem) -> Iteration:
         """The quotient of v and F′."""
         space, xp = system.space, system.space.xp

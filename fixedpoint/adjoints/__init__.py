@@ -2,10 +2,8 @@
 
 from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
-from fixedpoint.adjoints.jacobian_free import JacobianFree
 from fixedpoint.adjoints.named import as_adjoint
-from fixedpoint.adjoints.neumann import NeumannSeries
-from fixedpoint.adjoints.phantom import PhantomGradient
+from fixedpoint.adjoints.series import JacobianFree, NeumannSeries, PhantomGradient
 from fixedpoint.adjoints.shared_inverse import SharedInverse
 from fixedpoint.adjoints.unrolled import Unrolled
 

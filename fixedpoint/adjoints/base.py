@@ -167,10 +167,8 @@ class LinearAdjoint(Adjoint):
     :meth:`solve` does: second derivatives are formed of first ones of the same quality.
     """
 
-    @property
-    def policy(self) -> Policy:
-        """What to do where :meth:`solve` fails."""
-        return "return"
+    #: What to do where :meth:`solve` fails.
+    on_failure: Policy = "return"
 
     def attach(self, run: Run, value: Vec) -> Iteration:
         """The solution; the adapter's rules call :meth:`solve` for every derivative."""
@@ -223,7 +221,7 @@ class LinearAdjoint(Adjoint):
         """The solution u, or an approximation of it."""
 
     def solved(self, system: AdjointSystem) -> tuple[Vec, Iteration]:
-        """The solution, or what :attr:`policy` says, and what became of it."""
+        """The solution, or what :attr:`on_failure` says, and what became of it."""
         end, space = self.solve(system), system.space
         if self.report is not None:
             space.backend.report(self.report, end.status, end.residual_norm, end.steps)
@@ -239,7 +237,7 @@ class LinearAdjoint(Adjoint):
             method=0 * end.method,
             methods=() if end.state is None else (end.state.solver.name,),
         )
-        return apply_policy(self.policy, what, space, solution.value, solution), end
+        return apply_policy(self.on_failure, what, space, solution.value, solution), end
 
 
 def _relative(rtol: Any, space: Space) -> float:
@@ -278,24 +276,3 @@ def autodiff_of(run: Run) -> Autodiff:
     autodiff = run.backend.autodiff
     assert isinstance(autodiff, Autodiff)
     return autodiff
-
-
-def refuse_roots(adjoint: Adjoint, is_root: bool) -> None:
-    """Raise TypeError for a root, which has no powers of a Jacobian to differentiate
-    by.
-    """
-    if is_root:
-        raise TypeError(
-            f"{type(adjoint).__name__} approximates the derivative of a fixed point by "
-            "a few "
-            "applications of its Jacobian: for a root use ImplicitAdjoint"
-        )
-
-
-class SeriesAdjoint(LinearAdjoint):
-    """An adjoint that is a sum of powers of the Jacobian."""
-
-    def check(self, solver: Solver, is_root: bool) -> None:
-        """Roots have no such series."""
-        del solver
-        refuse_roots(self, is_root)

@@ -96,11 +96,6 @@ class ImplicitAdjoint(LinearAdjoint):
         check_count("max_steps", self.max_steps, 0)
         check_policy("on_failure", self.on_failure)
 
-    @property
-    def policy(self) -> Policy:
-        """What to do where the linear solve fails."""
-        return self.on_failure
-
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution, as accurate as the tolerance asks."""
         if system.units is None:

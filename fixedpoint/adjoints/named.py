@@ -7,9 +7,7 @@ from typing import Any
 
 from fixedpoint.adjoints.base import Adjoint
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
-from fixedpoint.adjoints.jacobian_free import JacobianFree
-from fixedpoint.adjoints.neumann import NeumannSeries
-from fixedpoint.adjoints.phantom import PhantomGradient
+from fixedpoint.adjoints.series import JacobianFree, NeumannSeries, PhantomGradient
 from fixedpoint.adjoints.shared_inverse import SharedInverse
 from fixedpoint.adjoints.unrolled import Unrolled
 from fixedpoint.checks import by_name
