@@ -9,13 +9,20 @@ from fixedpoint.operators.augmented import (
     AdjointMap,
     InputStep,
     Lagrangian,
-    Linearization,
     Local,
+    LocalGradients,
     StateMap,
     augmented,
 )
-from fixedpoint.operators.base import Compose, Damp, Evaluation, Map, Operator, Project
-from fixedpoint.operators.joint import Joint
+from fixedpoint.operators.base import (
+    Compose,
+    Damp,
+    Evaluation,
+    Joint,
+    Map,
+    Operator,
+    Project,
+)
 from fixedpoint.operators.splitting import (
     ForwardBackward,
     PeacemanRachford,
@@ -34,8 +41,8 @@ __all__ = [
     "InputStep",
     "Joint",
     "Lagrangian",
-    "Linearization",
     "Local",
+    "LocalGradients",
     "Map",
     "Operator",
     "PeacemanRachford",

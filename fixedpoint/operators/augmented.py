@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from operator import add, neg, sub
 from typing import Any, NamedTuple
 
 from fixedpoint.adapters import backend_of_state
 from fixedpoint.backend import Pullback
 from fixedpoint.checks import check_positive
-from fixedpoint.operators.base import Evaluation, Map, Operator, leafwise
-from fixedpoint.operators.joint import Joint
+from fixedpoint.operators.base import Evaluation, Joint, Map, Operator, leafwise
 
 
-class Linearization(NamedTuple):
+class LocalGradients(NamedTuple):
     """What one evaluation of f and one vector-Jacobian product tell at (z, μ, x).
 
     Attributes
@@ -119,17 +120,13 @@ class Lagrangian:
         seen = z if self.output is None else self.output(z, params)
         return self.loss(seen, x, y, params)
 
-    def __call__(self, state: Any, params: Any, y: Any) -> Linearization:
+    def __call__(self, state: Any, params: Any, y: Any) -> LocalGradients:
         """One evaluation of f, one of ℓ, and one reverse pass through both."""
         z, mu, x = state["z"], state["mu"], state["x"]
-        if self.vjp is not None and self.loss_gradient is not None:
-            value, pullback = self.vjp(z, x, params)
-            objective, gradients = self.loss_gradient(z, x, y, params)
-            pulled = (
-                leafwise(_add, *pair)
-                for pair in zip(pullback(mu), gradients, strict=True)
-            )
-            return Linearization(value, objective, *pulled)
+        if self.vjp is not None:
+            value, pullback, objective, *gradients = self.at(z, x, params, y)
+            pulled = map(partial(leafwise, add), pullback(mu), gradients)
+            return LocalGradients(value, objective, *pulled)
         backend = backend_of_state(z, "z")
 
         def both(z: Any, x: Any) -> tuple[Any, Any]:
@@ -137,32 +134,26 @@ class Lagrangian:
 
         (value, objective), pullback = backend.vjp(both, z, x)
         ones = backend.namespace(objective).ones_like(objective)
-        return Linearization(value, objective, *pullback((mu, ones)))
+        return LocalGradients(value, objective, *pullback((mu, ones)))
 
 
-def _add(a: Any, b: Any) -> Any:
-    return a + b
+def _value(_: Any, gradients: LocalGradients) -> Any:
+    return gradients.value
 
 
-def _value(z: Any, linearization: Linearization) -> Any:
-    del z
-    return linearization.value
-
-
-def _state_gradient(mu: Any, linearization: Linearization) -> Any:
-    del mu
-    return linearization.state_gradient
+def _state_gradient(_: Any, gradients: LocalGradients) -> Any:
+    return gradients.state_gradient
 
 
 class StateMap(Map):
-    """The block z ← f(z, x), read off a :class:`Linearization`."""
+    """The block z ← f(z, x), read off a :class:`LocalGradients`."""
 
     def __init__(self) -> None:
         super().__init__(_value)
 
 
 class AdjointMap(Map):
-    """The block μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, read off a :class:`Linearization`."""
+    """The block μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, read off a :class:`LocalGradients`."""
 
     def __init__(self) -> None:
         super().__init__(_state_gradient)
@@ -186,14 +177,14 @@ class InputStep(Operator):
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
 
-    def evaluate(self, state: Any, linearization: Linearization) -> Evaluation:
+    def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """No evaluation: the gradient is there already."""
-        gradient = linearization.input_gradient
+        gradient = gradients.input_gradient
         image = self._moved(state, gradient, self.step_size)
         if self.project is None:
-            return Evaluation(image, leafwise(lambda g: -g, gradient))
+            return Evaluation(image, leafwise(neg, gradient))
         full = self._moved(state, gradient, 1.0)
-        return Evaluation(image, leafwise(lambda p, x: p - x, full, state))
+        return Evaluation(image, leafwise(sub, full, state))
 
     def _moved(self, x: Any, gradient: Any, step: float) -> Any:
         moved = leafwise(lambda a, g: a - step * g, x, gradient)

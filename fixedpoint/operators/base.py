@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import add, sub
 from typing import Any, NamedTuple
 
 from fixedpoint.adapters import backend_of_state
@@ -141,50 +142,48 @@ class Map(Operator):
         if isinstance(self.f, Operator):
             return self.f.evaluate(state, *args)
         image = self.f(state, *args)[0] if self.has_aux else self.f(state, *args)
-        return Evaluation(image, leafwise(lambda new, old: new - old, image, state))
+        return Evaluation(image, leafwise(sub, image, state))
 
 
 @dataclass(frozen=True)
-class Damp(Operator):
-    """The damped operator z + τ(T(z) − z), which has the fixed points and the residual
-    of T.
-    """
+class Wrapper(Operator):
+    """An operator that changes the image of another one."""
 
     operator: Operator
-    damping: float
-
-    def __post_init__(self) -> None:
-        check_positive("damping", self.damping, 2.0)
 
     @property
     def blocks(self) -> Any:
         """The blocks of the operator, each of which is tested by itself; or None."""
         return getattr(self.operator, "blocks", None)
+
+
+@dataclass(frozen=True)
+class Damp(Wrapper):
+    """The damped operator z + τ(T(z) − z), which has the fixed points and the residual
+    of T.
+    """
+
+    damping: float
+
+    def __post_init__(self) -> None:
+        check_positive("damping", self.damping, 2.0)
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
         image, residual = self.operator.evaluate(state, *args)
         if self.damping == 1.0:
             return Evaluation(image, residual)
-        image = leafwise(
-            lambda old, new: old + self.damping * (new - old), state, image
-        )
-        return Evaluation(image, residual)
+        damped = lambda old, new: old + self.damping * (new - old)
+        return Evaluation(leafwise(damped, state, image), residual)
 
 
 @dataclass(frozen=True)
-class Project(Operator):
+class Project(Wrapper):
     """The projected operator Π(T(z)), with the residual Π(z + r) − z, r the residual of
     T.
     """
 
-    operator: Operator
     project: Callable[[Any], Any]
-
-    @property
-    def blocks(self) -> Any:
-        """The blocks of the operator, each of which is tested by itself; or None."""
-        return getattr(self.operator, "blocks", None)
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
@@ -193,8 +192,8 @@ class Project(Operator):
 
     def undamped(self, state: Any, residual: Any) -> Any:
         """The residual Π(z + r) − z."""
-        whole = self.project(leafwise(lambda z, r: z + r, state, residual))
-        return leafwise(lambda p, z: p - z, whole, state)
+        whole = self.project(leafwise(add, state, residual))
+        return leafwise(sub, whole, state)
 
 
 @dataclass(frozen=True)
@@ -211,4 +210,55 @@ class Compose(Operator):
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of each."""
         image = self.outer(self.inner(state, *args), *args)
-        return Evaluation(image, leafwise(lambda new, old: new - old, image, state))
+        return Evaluation(image, leafwise(sub, image, state))
+
+
+@dataclass(frozen=True)
+class Joint(Operator):
+    """The joint operator of several blocks, which share one piece of work.
+
+    The state is a dictionary with an entry for each block. ``shared(state, *args)``
+    computes once what all blocks need; block k is then ``blocks[k].evaluate(state[k],
+    shared)``. Every block reads the old state of all (a Jacobi sweep), and has
+    converged by its own residual.
+
+    Parameters
+    ----------
+    shared : callable
+        Takes the state and args, returns what the blocks read.
+    blocks : mapping of str to Operator
+        The operator of each block.
+
+    Examples
+    --------
+    Two coupled unknowns, u = v/2 + 1 and v = u/2:
+
+    >>> import numpy as np, fixedpoint as fp
+    >>> Map = fp.operators.Map
+    >>> joint = fp.operators.Joint(
+    ...     lambda state: state,
+    ...     {"u": Map(lambda u, s: s["v"] / 2 + 1),
+    ...      "v": Map(lambda v, s: s["u"] / 2).damped(0.9)},
+    ... )
+    >>> sol = fp.fixed_point(joint, {"u": np.zeros(1), "v": np.zeros(1)})
+    >>> np.round(sol.value["u"], 5), np.round(sol.value["v"], 5)
+    (array([1.33333]), array([0.66667]))
+    """
+
+    shared: Callable[..., Any]
+    blocks: Mapping[str, Operator]
+
+    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+        """One evaluation of what is shared, and one of each block."""
+        if set(state) != set(self.blocks):
+            raise ValueError(
+                f"the state must have the blocks {set(self.blocks)}, got {set(state)}"
+            )
+        shared = self.shared(state, *args)
+        parts = {
+            name: block.evaluate(state[name], shared)
+            for name, block in self.blocks.items()
+        }
+        images = {name: part.image for name, part in parts.items()}
+        residuals = {name: part.residual for name, part in parts.items()}
+        return Evaluation(images, residuals)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import sub
 from typing import Any
 
 import array_api_compat
@@ -126,7 +127,7 @@ class ForwardBackward(Operator):
         target, alpha = self.affine(state, *args), float(self.step_size)
         moved = leafwise(lambda z, t: z + alpha * (t - z), state, target)
         image, undamped = self.prox(moved, alpha), self.prox(target, 1.0)
-        return Evaluation(image, leafwise(_difference, undamped, state))
+        return Evaluation(image, leafwise(sub, undamped, state))
 
 
 @dataclass(frozen=True)
@@ -185,18 +186,12 @@ class PeacemanRachford(Operator):
         check_positive("step_size", self.step_size)
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
-        """One evaluation of the affine map, two of the proximal operator, one of the
-        resolvent.
-        """
+        """What forward-backward splitting evaluates, and the resolvent once."""
         forward_backward = ForwardBackward(self.affine, self.prox, self.step_size)
         image, residual = forward_backward.evaluate(state, *args)
-        change = leafwise(_difference, image, state)
+        change = leafwise(sub, image, state)
         solved = self.resolvent(change, float(self.step_size), *args)
         return Evaluation(leafwise(lambda z, r: z + 2.0 * r, state, solved), residual)
-
-
-def _difference(a: Array, b: Array) -> Array:
-    return a - b
 
 
 def resolvent_matrix(W: Array, step_size: float) -> Array:

@@ -328,7 +328,7 @@ def test_the_residual_of_an_input_step_is_free_of_the_step(xp_case):
             step_size, lambda x: xp_case.xp.clip(x, -1.0, 1.0)
         )
         gradient = xp_case.asarray(np.array([0.3, -5.0, 2.0]))
-        linear = fp.operators.Linearization(None, None, None, gradient)
+        linear = fp.operators.LocalGradients(None, None, None, gradient)
         state = xp_case.asarray(np.array([0.5, 0.5, -1.0]))
         return xp_case.to_numpy(block.evaluate(state, linear).residual)
 
