@@ -1,9 +1,12 @@
-"""What one turn of the loop hands to the next."""
+"""What one turn of the loop hands to the next, and the samples that leave it."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
 from fixedpoint.convergence import Evidence
 from fixedpoint.point import Point, choose
@@ -17,23 +20,13 @@ COLUMNS = 32
 
 
 class Best(NamedTuple):
-    """What would be returned now, and which solver found it.
+    """What would be returned now, and which solver found it."""
 
-    Attributes
-    ----------
-    value : Vec
-        The iterate that satisfied the test, or the one of the smallest residual, or the
-        last.
-    residual_norm, error : array
-        Its residual norm, and the estimate of its error.
-    method : array of int
-        The solver that found it.
-    """
-
+    # What satisfied the test, or has the smallest residual, or came last.
     value: Vec
     residual_norm: Array
-    error: Array
-    method: Array
+    error: Array  # as estimated
+    method: Array  # the place of the solver that found it
 
     def renewed(
         self, space: Space, better: Array, point: Point, error: Array, method: int
@@ -50,54 +43,28 @@ class Best(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What one turn of the loop hands to the next.
+    """What one turn of the loop hands to the next."""
 
-    Attributes
-    ----------
-    point : Point
-        Where the iteration stands.
-    best : Best
-        What would be returned now.
-    status, steps, improved : array of int of the batch's shape
-        How each sample stands, when it stopped, and when its residual last fell.
-    lowest, reference : array of the batch's shape
-        The smallest residual norms of the steps that are watched now, and of those
-        before.
-    precise : array of bool of the batch's shape
-        Whether the sample ended because its arithmetic cannot do better.
-    evidence : Evidence
-        What the steps told of the error.
-    work : Work
-        Evaluations so far.
-    state
-        What the solver remembers.
-    active : array of bool or None
-        The samples that still run; None if all are known to.
-    running : bool
-        Whether any does.
-    step, all_improved : int
-        Turns so far, and the last one after which every sample stood at its best
-        iterate.
-    trace : Trace or None
-        What is recorded.
-    """
-
-    point: Point
+    point: Point  # where the iteration stands
     best: Best
     status: Array
-    steps: Array
-    improved: Array
-    lowest: Array
-    reference: Array
-    precise: Array
-    evidence: Evidence
+    steps: Array  # when each sample ended
+    improved: Array  # the step at which its residual was last smaller than before
+    lowest: Array  # the smallest residual norm of the window of steps that runs now
+    reference: Array  # the last residual norm of the window before
+    precise: Array  # whether the sample ended at the limit of its arithmetic
+    evidence: Evidence  # what the steps told of the error
     work: Work
-    state: Any = ()
-    active: Array | None = None
-    running: Any = True
-    step: Any = 0
-    all_improved: Any = 0
+    state: Any = ()  # what the solver remembers
+    active: Array | None = None  # who still runs; None where all are known to
+    running: Any = True  # whether any does
+    step: Any = 0  # turns so far
+    all_improved: Any = 0  # the last turn after which every sample stood at its best
     trace: Trace | None = None
+
+    def live(self, mask: Array) -> Array:
+        """The samples of `mask` that still run."""
+        return mask if self.active is None else mask & self.active
 
 
 def marked(xp: Any, status: Array, mask: Array, as_: Status) -> Array:
@@ -105,13 +72,10 @@ def marked(xp: Any, status: Array, mask: Array, as_: Status) -> Array:
     return xp.where(mask, xp.full_like(status, int(as_)), status)
 
 
-def live(mask: Array, active: Array | None) -> Array:
-    """The samples of `mask` that still run."""
-    return mask if active is None else mask & active
-
-
 def ends_alone(space: Space, status: Array) -> bool:
-    """Whether this is one sample in a trace: there is no turn in which it has ended."""
+    """Whether this is one sample in a trace, where the loop makes no turn after its
+    end.
+    """
     backend, is_one = space.backend, not space.batch_shape
     return is_one and backend.communicator is None and backend.is_traced((status,))
 
@@ -157,3 +121,41 @@ def shortened(trace: Trace | None, steps: Any) -> Trace | None:
     if trace is None or not isinstance(steps, int):
         return trace
     return Trace(*(column[..., : steps + 1] for column in trace))
+
+
+def taken_rows(space: Space, carry: Any, rows: Array) -> Any:
+    """The `rows` of all arrays of `carry`, whose first axis is that of the batch."""
+    leaves, structure = tree.flatten(carry)
+    xp, is_batched = space.xp, [_is_batched(space, leaf) for leaf in leaves]
+    pairs = zip(leaves, is_batched, strict=True)
+    return structure.rebuild([xp.take(a, rows, axis=0) if b else a for a, b in pairs])
+
+
+def put_rows(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
+    """`few` in the `rows` of `carry`."""
+    if carry.trace is not None and few.trace is not None:
+        columns = few.trace.residual_norm.shape[-1]
+        carry = carry._replace(trace=widened(space, carry.trace, columns))
+    xp, length = space.xp, carry.status.shape[0]
+    places = np.arange(length)
+    places[space.backend.numpy(rows)] = length + np.arange(rows.shape[0])
+    source = xp.asarray(places, **space.place)
+
+    def merged(full: Any, part: Any) -> Any:
+        if isinstance(part, tuple):
+            parts = [merged(a, b) for a, b in zip(full, part, strict=True)]
+            return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)
+        if part is None:  # known to be nothing of interest in the rows, or in all
+            return full
+        if not _is_batched(space, part):
+            return part
+        if full is None:
+            full = xp.zeros((length, *part.shape[1:]), dtype=part.dtype)
+        return xp.take(xp.concat([full, part]), source, axis=0)
+
+    whole: Carry = merged(carry._replace(active=None), few._replace(active=None))
+    return whole
+
+
+def _is_batched(space: Space, leaf: Any) -> bool:
+    return space.backend.is_array(leaf) and leaf.ndim > 0

@@ -1,19 +1,26 @@
-"""What happens when a solve fails."""
+"""What happens when a solve fails, and what a logger of the standard library is told.
+
+The one called "fixedpoint" hears at the level INFO of solves that fail and of methods
+that leave samples to the next one, at DEBUG of every solve. Steps are not logged, and
+where nobody listens, or inside a trace, nothing is worked out.
+"""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from fixedpoint.backend import Array, Vec
-from fixedpoint.log import log_solution
-from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution
+from fixedpoint.backend import Array, Backend, Vec
+from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution, Status
 from fixedpoint.space import Space
 
 Policy = Literal["raise", "warn", "return", "nan"]
+_LOGGER = logging.getLogger("fixedpoint")
+
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
@@ -40,18 +47,21 @@ def apply_policy(
     if policy == "return":
         return value
     converged, backend = solution.converged, space.backend
-    traced = backend.is_traced((converged,))
-    if policy == "nan" or traced:
+    if policy == "nan" or backend.is_traced((converged,)):
         return _poison(space, converged, value)
     if backend.any(~converged):
-        failed = f"{what} failed"
-        if backend.numpy(converged).all():
-            failed = f"{failed} in another process; here it"
-        message = f"{failed}: {solution.message}"
+        message = _sentence(what, backend, solution)
         if policy == "raise":
             raise ConvergenceError(message, solution)
         warnings.warn(message, ConvergenceWarning, stacklevel=4)
     return value
+
+
+def _sentence(what: str, backend: Backend, solution: Solution[Any]) -> str:
+    """What to say of a failure, which may be that of another process alone."""
+    elsewhere = backend.numpy(solution.converged).all()
+    where = " in another process; here it" if elsewhere else ""
+    return f"{what} failed{where}: {solution.message}"
 
 
 def shorten(error: BaseException) -> None:
@@ -62,14 +72,12 @@ def shorten(error: BaseException) -> None:
     """
     frames = list(_frames(error.__traceback__))
     names = [frame.tb_frame.f_globals.get("__name__", "") for frame in frames]
-    inside = [
-        place for place, name in enumerate(names) if name.startswith("fixedpoint")
-    ]
-    of_f = any(names[place].endswith(".evaluator") for place in inside)
+    inside = [i for i, name in enumerate(names) if name.startswith("fixedpoint")]
+    of_f = any(names[i].endswith(".evaluator") for i in inside)
     if not of_f or inside[-1] == len(frames) - 1:
         return
     left_out = set(inside[1:-1])
-    kept = [frame for place, frame in enumerate(frames) if place not in left_out]
+    kept = [frame for i, frame in enumerate(frames) if i not in left_out]
     for above, below in pairwise(kept):
         above.tb_next = below
 
@@ -85,3 +93,26 @@ def _poison(space: Space, converged: Array, value: Vec) -> Vec:
     one = space.full(1.0)
     factor = space.xp.where(converged, one, space.xp.full_like(one, space.xp.nan))
     return space.scale(factor, value)
+
+
+def log_solution(what: str, backend: Backend, solution: Solution[Any]) -> None:
+    """Tell how a solve ended: at INFO if a sample failed."""
+    if not _LOGGER.isEnabledFor(logging.INFO):
+        return
+    status = solution.status
+    if backend.is_traced((status, solution.residual_norm, solution.error)):
+        return
+    failed = bool((backend.numpy(status) != int(Status.CONVERGED)).any())
+    level = logging.INFO if failed else logging.DEBUG
+    told = what, ", ".join(solution.methods), solution.message, solution.work
+    _LOGGER.log(level, "%s by %s: %s; %s", *told)
+
+
+def log_next(before: str, after: str, backend: Backend, status: Array) -> None:
+    """Tell at INFO what a method leaves to the next one, by how its samples ended."""
+    if not _LOGGER.isEnabledFor(logging.INFO) or backend.is_traced((status,)):
+        return
+    found = backend.numpy(status).reshape(-1).tolist()
+    failed = [Status(code).name for code in found if code != int(Status.CONVERGED)]
+    told = before, len(failed), len(found), ", ".join(sorted(set(failed))), after
+    _LOGGER.info("%s left %d of %d samples unsolved (%s): trying %s", *told)

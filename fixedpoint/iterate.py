@@ -20,7 +20,7 @@ from fixedpoint.carry import (
 )
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import judge_start, opened
-from fixedpoint.log import log_next
+from fixedpoint.failure import log_next
 from fixedpoint.loop import Loop
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem

@@ -16,10 +16,11 @@ from fixedpoint.carry import (
     Best,
     Carry,
     ends_alone,
-    live,
     marked,
+    put_rows,
     recorded,
     sifted,
+    taken_rows,
 )
 from fixedpoint.claims import (
     FLAT,
@@ -30,7 +31,6 @@ from fixedpoint.claims import (
     refused,
     tiny_parts,
 )
-from fixedpoint.compaction import put_rows, taken_rows
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import (
     Verdict,
@@ -194,14 +194,14 @@ class Loop:
             Status.NON_FINITE: ~(norm < space.xp.inf),
             Status.CONVERGED: verdict.satisfied | precise,
         }
-        ending = live(reduce(or_, ends.values()), carry.active)
+        ending = carry.live(reduce(or_, ends.values()))
         if step.failure is None and space.backend.known_none(ending):
             return carry
         carry, wrong, collapsed = self._reviewed(carry, old, verdict)
         ends[Status.CONVERGED] = verdict.satisfied & ~wrong | precise
         ends[Status.COLLAPSED] = collapsed
-        converged = live(verdict.satisfied, carry.active)
-        carry = self._limited(carry, live(precise & ~converged, carry.active))
+        converged = carry.live(verdict.satisfied)
+        carry = self._limited(carry, carry.live(precise & ~converged))
         return self._decided(carry, old, step.failure, ends)
 
     def _is_better(self, carry: Carry, verdict: Verdict) -> Array:
@@ -210,7 +210,7 @@ class Loop:
         if self.solver.latest:
             limit = self.problem.space.xp.inf
         wanted = carry.point.residual_norm < limit
-        return live(verdict.satisfied | (wanted & ~verdict.hidden), carry.active)
+        return carry.live(verdict.satisfied | (wanted & ~verdict.hidden))
 
     def _limited(self, carry: Carry, precise: Array) -> Carry:
         """The carry, where the arithmetic of the `precise` samples cannot do better."""
@@ -291,7 +291,7 @@ class Loop:
             stuck = stuck | (carry.step - carry.improved == count)
         if backend.communicator is None and backend.known_none(stuck):
             return carry, stuck
-        stuck = live(stuck & self._is_near(carry, verdict), carry.active)
+        stuck = carry.live(stuck & self._is_near(carry, verdict))
         noise = partial(at_rounding, self.problem, carry.point, self.first, stuck)
         return self._asked(carry, stuck, noise)
 
@@ -320,7 +320,7 @@ class Loop:
         problem, space, new = self.problem, self.problem.space, carry.point
         sizes = verdict.state or problem.tolerance.parts(space, new.value)
         tiny = tiny_parts(sizes, carry.evidence)
-        converged = live(verdict.satisfied, carry.active)
+        converged = carry.live(verdict.satisfied)
         claim = self._claim(converged, verdict, new, tiny)
         review = Review(problem, self.first, old, new, carry.evidence)
         question = partial(review.findings, claim)
