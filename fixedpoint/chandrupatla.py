@@ -29,23 +29,13 @@ _REACH, _NEAR = 4.0, 1.001
 
 
 class Bracket(NamedTuple):
-    """Three points, and F there.
+    """Three points, and F there."""
 
-    Attributes
-    ----------
-    x1, f1 : array
-        The latest point, an end of the bracket.
-    x2, f2 : array
-        The other end.
-    x3, f3 : array
-        The point that was an end before; at first the other end.
-    """
-
-    x1: Array
+    x1: Array  # the latest point, an end of the bracket
     f1: Array
-    x2: Array
+    x2: Array  # the other end
     f2: Array
-    x3: Array
+    x3: Array  # the point that was an end before; at first the other end
     f3: Array
 
     def moved(self, xp: Any, x: Array, f: Array) -> Bracket:
@@ -53,17 +43,17 @@ class Bracket(NamedTuple):
         ends.
         """
         same = (f > 0) == (self.f1 > 0)
-        leaving = xp.where(same, self.x1, self.x2), xp.where(same, self.f1, self.f2)
-        staying = xp.where(same, self.x2, self.x1), xp.where(same, self.f2, self.f1)
+        staying = _chosen(xp, same, self[2:4], self[:2])
+        leaving = _chosen(xp, same, self[:2], self[2:4])
         return Bracket(x, f, *staying, *leaving)
 
     def best_first(self, xp: Any) -> Bracket:
         """The same points, the end with the smaller |F| in front."""
         size1, size2 = xp.abs(self.f1), xp.abs(self.f2)
         first = (size1 <= size2) | xp.isnan(size2)
-        front = xp.where(first, self.x1, self.x2), xp.where(first, self.f1, self.f2)
-        back = xp.where(first, self.x2, self.x1), xp.where(first, self.f2, self.f1)
-        return Bracket(*front, *back, self.x3, self.f3)
+        x1, f1 = _chosen(xp, first, self[:2], self[2:4])
+        x2, f2 = _chosen(xp, first, self[2:4], self[:2])
+        return Bracket(x1, f1, x2, f2, self.x3, self.f3)
 
     @property
     def half_width(self) -> Array:
@@ -84,9 +74,7 @@ class Bracket(NamedTuple):
         return inside & (1.0 - xp.sqrt(1.0 - xi) < phi) & (phi < xp.sqrt(xi))
 
     def fraction(self, xp: Any) -> Array:
-        """How far from x1 to x2 the parabola through the points, x of F, has its
-        root.
-        """
+        """The share of the way from x1 to x2 at the root of the inverse parabola."""
         x1, f1, x2, f2, x3, f3 = self
         alpha = _ratio(xp, x3 - x1, x2 - x1)
         linear = _ratio(xp, f1, f1 - f2) * _ratio(xp, f3, f3 - f2)
@@ -123,89 +111,56 @@ def _ratio(xp: Any, a: Array, b: Array) -> Array:
     return a / xp.where(b == 0, xp.ones_like(b), b)
 
 
-class Opening(NamedTuple):
-    """The brackets when the signs at their ends first differed.
+def _chosen(xp: Any, mask: Array, these: Vec, those: Vec) -> Vec:
+    """These arrays where the mask holds, and those elsewhere."""
+    pairs = zip(these, those, strict=True)
+    return tuple([xp.where(mask, this, that) for this, that in pairs])
 
-    Attributes
-    ----------
-    half_width : array
-        Half their width.
-    smaller : array
-        The smaller |F| at their ends, zero where both are infinite.
-    """
+
+class Opening(NamedTuple):
+    """The brackets when the signs at their ends first differed."""
 
     half_width: Array
-    smaller: Array
+    smaller: Array  # the smaller |F| at the ends, zero where both are infinite
 
     @classmethod
     def of(cls, xp: Any, bracket: Bracket) -> Opening:
         """That of `bracket`."""
         smaller = xp.abs(bracket.best_first(xp).f1)
         finite = xp.isfinite(smaller)
-        return cls(
-            bracket.half_width, xp.where(finite, smaller, xp.zeros_like(smaller))
-        )
+        smaller = xp.where(finite, smaller, xp.zeros_like(smaller))
+        return cls(bracket.half_width, smaller)
 
 
 class Search(NamedTuple):
-    """What one step hands to the next.
-
-    Attributes
-    ----------
-    bracket : Bracket
-        Where each entry stands.
-    opening : Opening
-        Where its bracket began.
-    found : array of bool
-        Whether there is a bracket: remembered, since what a compiler computes twice may
-        be zero once and not the other time.
-    reference : array
-        The mean of |F| at the ends of the last bracket that was wide.
-    reach : array
-        How many times farther than the last one the next end is tried, where a bracket
-        is sought.
-    status, steps : array of int
-        How each entry stands, and how many steps it took.
-    step : int
-        Steps so far.
-    running : bool
-        Whether any entry is unfinished.
-    trace : Trace or None
-        What is recorded.
-    latest : pair of array, or None
-        In a trace the latest point and F there, which the rest does not account for
-        yet. What is decided by the sign of F, and kept, has to be decided by the number
-        in memory: a compiler that computes F twice, once to keep it and once for its
-        sign, may round it in two ways.
-    """
+    """What one step hands to the next."""
 
     bracket: Bracket
     opening: Opening
+    # Whether there is a bracket. A compiler that evaluates F twice may find it zero
+    # only once: what was found is kept.
     found: Array
-    reference: Array
+    reference: Array  # the mean of |F| at the ends of the last bracket that was wide
+    # Where a bracket is sought: how many times farther than the last one the next end
+    # is tried.
     reach: Array
     status: Array
     steps: Array
     step: Any
-    running: Any
+    running: Any  # whether any entry does
     trace: Trace | None
+    # In a trace, the point tried last and F there, of which the rest takes account one
+    # turn later. A compiler may evaluate F twice, for its value and for its sign, and
+    # round differently: decisions have to be made on the value that is stored.
     latest: tuple[Array, Array] | None
 
 
 class Ends(NamedTuple):
-    """The ends that were given.
+    """The ends that were given."""
 
-    Attributes
-    ----------
-    x1, x2 : array
-        Where to begin: finite points, where the end is infinite in its place.
-    free1, free2 : array of bool
-        Whether the end may be moved outwards until the signs differ.
-    """
-
-    x1: Array
+    x1: Array  # finite points, where the end itself is infinite in its place
     x2: Array
-    free1: Array
+    free1: Array  # whether the end may be moved outwards until the signs differ
     free2: Array
 
     @classmethod
@@ -295,9 +250,7 @@ def _iteration(space: Space, end: Search) -> Iteration:
 
 @dataclass(frozen=True, eq=False)
 class _Loop:
-    """The steps of a solve from the `ends` on, with what NumPy calls the `info` of
-    their dtype.
-    """
+    """The steps of a search from the `ends` on, whose dtype has the limits `info`."""
 
     run: BracketRun
     space: Space
@@ -312,51 +265,45 @@ class _Loop:
 
     def search(self, first: Bracket) -> Search:
         """All steps."""
-        loop, stop = self.run.backend.while_loop, self.run.control.steps(1)
-        start = self.opened(first, stop)
-        end: Search = loop(
-            lambda s: s.running & (s.step < stop), self.turn, start, stop
-        )
-        return (
-            end
-            if end.latest is None
-            else self.observed(self.advanced(end, *end.latest))
-        )
+        stop, loop = self.run.control.steps(1), self.run.backend.while_loop
+        going = lambda search: search.running & (search.step < stop)
+        end: Search = loop(going, self.turn, self.opened(first, stop), stop)
+        if end.latest is None:
+            return end
+        return self.observed(self.advanced(end, *end.latest))
 
     def opened(self, first: Bracket, stop: int) -> Search:
-        """The brackets before the first step: roots among the ends, and ends that do
-        not do.
-        """
-        xp = self.xp
-        opening = Opening.of(xp, first)
-        found = first.holds
-        status, reference = self.assessed(
-            first, opening, found, xp.zeros_like(first.f1)
-        )
-        movable = (self.ends.free1 | self.ends.free2) & (first.x1 != first.x2)
-        status = marked(xp, status, ~(found | movable), Status.NO_BRACKET)
-        status = marked(
-            xp, status, xp.isnan(first.f1) | xp.isnan(first.f2), Status.NON_FINITE
-        )
-        small = xp.abs(first.best_first(xp).f1) <= self.run.problem.tolerance.atol
-        status = marked(xp, status, small, Status.CONVERGED)
-        sound = xp.isfinite(first.x1) & xp.isfinite(first.x2)
-        status = marked(xp, status, ~sound, Status.NON_FINITE)
-        reach = xp.full_like(first.x1, _REACH)
+        """The brackets before the first step."""
+        xp, found, control = self.xp, first.holds, self.run.control
+        opening, none = Opening.of(xp, first), xp.zeros_like(first.f1)
+        status, reference = self.assessed(first, opening, found, none)
+        status = self._begun(first, found, status)
         search = Search(
             bracket=first,
             opening=opening,
             found=found,
             reference=reference,
-            reach=reach,
+            reach=xp.full_like(first.x1, _REACH),
             status=status,
             steps=xp.zeros_like(status),
             step=0,
             running=True,
-            trace=blank(self.space, stop + 1) if self.run.control.record else None,
-            latest=(first.x1, first.f1) if self.run.backend.is_traced(first) else None,
+            trace=blank(self.space, stop + 1) if control.record else None,
+            latest=first[:2] if self.run.backend.is_traced(first) else None,
         )
         return self.recorded(self.counted(search))
+
+    def _begun(self, first: Bracket, found: Array, status: Array) -> Array:
+        """The status where an end is a root, or no search can begin."""
+        xp = self.xp
+        movable = (self.ends.free1 | self.ends.free2) & (first.x1 != first.x2)
+        small = xp.abs(first.best_first(xp).f1) <= self.run.problem.tolerance.atol
+        undefined = xp.isnan(first.f1) | xp.isnan(first.f2)
+        sound = xp.isfinite(first.x1) & xp.isfinite(first.x2)
+        status = marked(xp, status, ~(found | movable), Status.NO_BRACKET)
+        status = marked(xp, status, undefined, Status.NON_FINITE)
+        status = marked(xp, status, small, Status.CONVERGED)
+        return marked(xp, status, ~sound, Status.NON_FINITE)
 
     def counted(self, search: Search) -> Search:
         """The search, and whether any entry still runs."""
@@ -381,49 +328,56 @@ class _Loop:
 
     def advanced(self, search: Search, x: Array, f: Array) -> Search:
         """The search once it knows F at x, the point that its last step led to."""
-        xp, old = self.xp, search.bracket
+        xp, lost = self.xp, self.xp.isnan(f)
         active = (search.status == int(Status.RUNNING)) & (search.step > 0)
-        sought, lost = ~search.found, xp.isnan(f)
         bracket = self.narrowed(search, x, f, active & ~lost)
-        new = active & sought & bracket.holds
-        pairs = zip(Opening.of(xp, bracket), search.opening, strict=True)
-        opening = Opening(*(xp.where(new, a, b) for a, b in pairs))
-        status, reference = self.assessed(
-            bracket, opening, search.found | new, search.reference
-        )
-        spent = sought & ((x == old.x1) | (x == old.x2))
-        status = marked(xp, status, spent, Status.NO_BRACKET)
-        retried = sought & (search.reach > _NEAR)
-        status = marked(xp, status, lost & ~retried, Status.NON_FINITE)
-        grown = xp.where(search.reach < _REACH, search.reach, _REACH * search.reach)
-        reach = xp.where(lost, xp.sqrt(search.reach), grown)
-        reach = xp.minimum(reach, xp.full_like(reach, 1.0 / float(self.info.eps)))
+        new = active & ~search.found & bracket.holds
+        opened, found = Opening.of(xp, bracket), search.found | new
+        opening = Opening(*_chosen(xp, new, opened, search.opening))
+        status, reference = self.assessed(bracket, opening, found, search.reference)
+        status = self._sought(search, x, lost, status)
+        changed = reference, self._reached(search, lost), status, search.steps + 1
+        kept = search.reference, search.reach, search.status, search.steps
+        reference, reach, status, steps = _chosen(xp, active, changed, kept)
         return search._replace(
             bracket=bracket,
             opening=opening,
-            found=search.found | new,
-            reference=xp.where(active, reference, search.reference),
-            reach=xp.where(active, reach, search.reach),
-            status=xp.where(active, status, search.status),
-            steps=xp.where(active, search.steps + 1, search.steps),
+            found=found,
+            reference=reference,
+            reach=reach,
+            status=status,
+            steps=steps,
         )
+
+    def _sought(self, search: Search, x: Array, lost: Array, status: Array) -> Array:
+        """The status where no point farther out is left, or F was `lost` for good."""
+        xp, old, sought = self.xp, search.bracket, ~search.found
+        spent = sought & ((x == old.x1) | (x == old.x2))
+        status = marked(xp, status, spent, Status.NO_BRACKET)
+        retried = sought & (search.reach > _NEAR)
+        return marked(xp, status, lost & ~retried, Status.NON_FINITE)
+
+    def _reached(self, search: Search, lost: Array) -> Array:
+        """How many times farther the next end is tried: less far where F was lost."""
+        xp, reach = self.xp, search.reach
+        grown = xp.where(reach < _REACH, reach, _REACH * reach)
+        reach = xp.where(lost, xp.sqrt(reach), grown)
+        return xp.minimum(reach, xp.full_like(reach, 1.0 / float(self.info.eps)))
 
     def narrowed(self, search: Search, x: Array, f: Array, where: Array) -> Bracket:
         """The brackets with the new point, or the ends moved outwards to it."""
         xp, old = self.xp, search.bracket
-        first = self.moves_first(search.step - 1)
-        pairs = zip(old.moved(xp, x, f), _stretched(xp, old, x, f, first), strict=True)
-        ends = [xp.where(search.found, inner, outer) for inner, outer in pairs]
-        return Bracket(*(xp.where(where, a, b) for a, b in zip(ends, old, strict=True)))
+        outer = _stretched(xp, old, x, f, self.moves_first(search.step - 1))
+        ends = _chosen(xp, search.found, old.moved(xp, x, f), outer)
+        return Bracket(*_chosen(xp, where, ends, old))
 
     def recorded(self, search: Search) -> Search:
         """Write down where the search stands."""
         if search.trace is None:
             return search
         write, index = self.run.backend.write, (..., search.step)
-        size = self.space.as_coefficient(
-            self.xp.abs(search.bracket.best_first(self.xp).f1)
-        )
+        _, f, *_ = search.bracket.best_first(self.xp)
+        size = self.space.as_coefficient(self.xp.abs(f))
         norms = write(search.trace.residual_norm, index, size)
         work = self.space.full(0.0) + (2.0 + search.step)
         return search._replace(
@@ -447,10 +401,8 @@ class _Loop:
 
     def moves_first(self, step: Any) -> Array:
         """Whether it is the first end's turn to be moved outwards."""
-        even = (
-            step + self.xp.zeros_like(self.ends.free1, dtype=self.xp.int32)
-        ) % 2 == 0
-        return self.ends.free1 & (even | ~self.ends.free2)
+        none = self.xp.zeros_like(self.ends.free1, dtype=self.xp.int32)
+        return self.ends.free1 & (((step + none) % 2 == 0) | ~self.ends.free2)
 
     def beyond(self, search: Search) -> Array:
         """A point outside the ends, as many times their width from the other one as is
@@ -460,9 +412,8 @@ class _Loop:
         first = self.moves_first(search.step)
         far = old.x2 + (old.x1 - old.x2) * search.reach
         far = xp.where(first, far, old.x1 + (old.x2 - old.x1) * search.reach)
-        return xp.maximum(
-            xp.minimum(far, xp.full_like(far, most)), xp.full_like(far, -most)
-        )
+        largest = xp.full_like(far, most)
+        return xp.maximum(xp.minimum(far, largest), -largest)
 
     def trial(self, bracket: Bracket, late: Any) -> Array:
         """The point to try next, no closer to an end than half of what counts as
@@ -503,16 +454,14 @@ class _Loop:
         reference = xp.where(wide, size, reference)
         little = math.sqrt(float(self.info.eps)) * opening.smaller
         fell = (size < 0.5 * reference) | (residual <= little)
+        grew = (half <= limit) & (residual > reference)
+        small = residual <= self.run.problem.tolerance.atol
         status = xp.zeros_like(x, dtype=xp.int32)
         status = marked(xp, status, half <= limit, Status.STALLED)
-        status = marked(
-            xp, status, (half <= limit) & (residual > reference), Status.DIVERGED
-        )
+        status = marked(xp, status, grew, Status.DIVERGED)
         status = marked(xp, status, (half <= narrow) & fell, Status.CONVERGED)
         status = marked(xp, status, ~found, Status.RUNNING)
-        return marked(
-            xp, status, residual <= self.run.problem.tolerance.atol, Status.CONVERGED
-        ), reference
+        return marked(xp, status, small, Status.CONVERGED), reference
 
 
 def _stretched(xp: Any, old: Bracket, x: Array, f: Array, first: Array) -> Bracket:
@@ -521,12 +470,11 @@ def _stretched(xp: Any, old: Bracket, x: Array, f: Array, first: Array) -> Brack
 
     The third point of a new bracket is one of its ends, as at the beginning.
     """
-    near = xp.where(first, old.x1, old.x2), xp.where(first, old.f1, old.f2)
+    one, two, new = old[:2], old[2:4], (x, f)
+    near = _chosen(xp, first, one, two)
     holds = _opposed(f, near[1]) | (f == 0)
-    one = xp.where(first, x, old.x1), xp.where(first, f, old.f1)
-    two = xp.where(first, old.x2, x), xp.where(first, old.f2, f)
-    one = xp.where(holds, x, one[0]), xp.where(holds, f, one[1])
-    two = xp.where(holds, near[0], two[0]), xp.where(holds, near[1], two[1])
+    one = _chosen(xp, holds, new, _chosen(xp, first, new, one))
+    two = _chosen(xp, holds, near, _chosen(xp, first, two, new))
     return Bracket(*one, *two, *two)
 
 
