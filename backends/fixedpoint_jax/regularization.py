@@ -24,39 +24,23 @@ def jacobian_penalty(
     probes: int = 1,
     batch_ndim: int = 1,
 ) -> jax.Array:
-    """Hutchinson's estimate of ‖J‖²/d per sample, J = ∂f/∂z at (z, \\*args) with d
-    rows.
+    """The penalty :func:`fixedpoint.regularization.jacobian_penalty` for normal probes.
 
-    The norm is Frobenius's, which bounds the spectral radius. The estimate is unbiased,
-    and differentiable with respect to z, args and what f holds. Added to a loss, with z
-    an equilibrium, it keeps f easy to solve for; with ``jax.lax.stop_gradient(z)`` the
-    equilibrium is left out of its derivative, as in the reference.
+    To leave the equilibrium out of its derivative, give ``jax.lax.stop_gradient(z)``.
 
     Parameters
     ----------
-    f : callable
-        The map ``f(z, *args)``.
-    z : array or pytree of arrays
-        Where to take J.
-    args : tuple, optional
-        What else f takes.
+    f, z, args, batch_ndim
+        As there.
     key : array
         The random key of the vectors.
     probes : int, optional
-        Random vectors ε, of each of which the estimate is ‖εᵀJ‖²/d, for one product.
-        They share an evaluation of f.
-    batch_ndim : int, optional
-        The first `batch_ndim` axes of every leaf of z index samples.
+        How many are drawn.
 
     Returns
     -------
     array of the batch's shape
         The mean over the probes.
-
-    References
-    ----------
-    Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization",
-    ICML 2021, arXiv:2106.14342.
 
     Examples
     --------

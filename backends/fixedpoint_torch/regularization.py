@@ -23,39 +23,23 @@ def jacobian_penalty(
     batch_ndim: int = 1,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Hutchinson's estimate of ‖J‖²/d per sample, J = ∂f/∂z at (z, \\*args) with d
-    rows.
+    """The penalty :func:`fixedpoint.regularization.jacobian_penalty` for normal probes.
 
-    The norm is Frobenius's, which bounds the spectral radius. The estimate is unbiased,
-    and differentiable with respect to z, args and the parameters of f. Added to a loss,
-    with z an equilibrium, it keeps f easy to solve for; detach z to leave the
-    equilibrium out of its derivative, as the reference does.
+    To leave the equilibrium out of its derivative, detach z.
 
     Parameters
     ----------
-    f : nn.Module or callable
-        The map ``f(z, *args)``.
-    z : tensor or container of tensors
-        Where to take J.
-    args : tuple, optional
-        What else f takes.
+    f, z, args, batch_ndim
+        As there; f may be an ``nn.Module``.
     probes : int, optional
-        Random vectors ε, of each of which the estimate is ‖εᵀJ‖²/d, for one product.
-        They share an evaluation of f.
-    batch_ndim : int, optional
-        The first `batch_ndim` axes of every leaf of z index samples.
+        How many vectors are drawn.
     generator : torch.Generator, optional
-        What draws the vectors.
+        What draws them.
 
     Returns
     -------
     tensor of the batch's shape
         The mean over the probes.
-
-    References
-    ----------
-    Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization",
-    ICML 2021, arXiv:2106.14342.
 
     Examples
     --------
