@@ -1,6 +1,4 @@
-"""Scalar roots between two ends where the signs differ, each entry of an array by
-itself.
-"""
+"""Scalar roots in brackets, each entry of an array by itself."""
 
 from __future__ import annotations
 
@@ -204,11 +202,9 @@ def _ends(lower: Any, upper: Any) -> tuple[Backend, Array, Array]:
     arrays = {name: backend.leaf(end) for name, end in given.items()}
     xp = backend.namespace(next(iter(arrays.values())))
     like = _common(xp, arrays)
-    filled = (
-        xp.astype(arrays[n], like.dtype) if n in arrays else xp.full_like(like, end)
-        for n, end in ends.items()
-    )
-    return backend, *_broadcast(xp, *filled)
+    cast = {name: xp.astype(end, like.dtype) for name, end in arrays.items()}
+    full = [cast[n] if n in cast else xp.full_like(like, ends[n]) for n in ends]
+    return backend, *_broadcast(xp, *full)
 
 
 def _common(xp: Any, ends: dict[str, Array]) -> Array:

@@ -31,9 +31,7 @@ class Best(NamedTuple):
     def renewed(
         self, space: Space, better: Array, point: Point, error: Array, method: int
     ) -> Best:
-        """The best iterates, copied only where some samples are better and others are
-        not.
-        """
+        """The best iterates: copied only where some samples, not all, are better."""
         if space.backend.known_here(~better):
             return self
         found = self.method * 0 + method
@@ -73,9 +71,7 @@ def marked(xp: Any, status: Array, mask: Array, as_: Status) -> Array:
 
 
 def ends_alone(space: Space, status: Array) -> bool:
-    """Whether this is one sample in a trace, where the loop makes no turn after its
-    end.
-    """
+    """Whether this is one sample in a trace: a turn never finds that it has ended."""
     backend, is_one = space.backend, not space.batch_shape
     return is_one and backend.communicator is None and backend.is_traced((status,))
 

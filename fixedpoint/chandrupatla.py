@@ -39,9 +39,7 @@ class Bracket(NamedTuple):
     f3: Array
 
     def moved(self, xp: Any, x: Array, f: Array) -> Bracket:
-        """The bracket that is left after F was found to be `f` at `x`, between the
-        ends.
-        """
+        """The bracket that is left once F is `f` at `x`, between the ends."""
         same = (f > 0) == (self.f1 > 0)
         staying = _chosen(xp, same, self[2:4], self[:2])
         leaving = _chosen(xp, same, self[:2], self[2:4])
@@ -172,9 +170,7 @@ class Ends(NamedTuple):
 
 
 def _finite(xp: Any, x: Array, other: Array) -> Array:
-    """The end x, or where it is infinite a point on that side of the other one, or of
-    zero.
-    """
+    """The end x, or if it is infinite a point on that side of the other, or of 0."""
     base = xp.where(xp.isfinite(other), other, xp.zeros_like(other))
     away = base + xp.sign(x) * xp.maximum(xp.abs(base), xp.ones_like(base))
     return xp.where(xp.isinf(x), away, x)
@@ -405,9 +401,7 @@ class _Loop:
         return self.ends.free1 & (((step + none) % 2 == 0) | ~self.ends.free2)
 
     def beyond(self, search: Search) -> Array:
-        """A point outside the ends, as many times their width from the other one as is
-        due.
-        """
+        """A point outside the ends, at the due multiple of their width."""
         xp, old, most = self.xp, search.bracket, float(self.info.max)
         first = self.moves_first(search.step)
         far = old.x2 + (old.x1 - old.x2) * search.reach

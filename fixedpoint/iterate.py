@@ -36,9 +36,7 @@ _ENDS = (Status.STOPPED, Status.OUT_OF_BUDGET)
 
 
 class Iteration(NamedTuple):
-    """Where an iteration ended, in leaves: the attributes of a
-    :class:`fixedpoint.Solution`.
-    """
+    """Where an iteration ended: the attributes of a solution, in leaves."""
 
     value: Vec
     residual_norm: Array
@@ -218,17 +216,13 @@ def _sequence(solver: Solver, memory: Memory | None) -> tuple[Solver, ...]:
 
 
 def _owned(value: Vec, start: Vec) -> Vec:
-    """A copy of `value` where it is the caller's own array: the iteration ended where
-    it began.
-    """
+    """A copy of `value` where it is the array that the caller gave as the start."""
     leaves = zip(value, start, strict=True)
     return tuple(1.0 * leaf if leaf is first else leaf for leaf, first in leaves)
 
 
 def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
-    """The loop before its first turn: samples that need none, or cannot begin, have a
-    status. So many `steps` may be recorded.
-    """
+    """The loop before its first turn, with room to record so many `steps`."""
     space, norm = problem.space, first.residual_norm
     evidence = opened(problem, first)
     done = judge_start(problem, first, evidence)

@@ -48,11 +48,11 @@ from fixedpoint.solvers.base import Solver, Step
 # A residual this many times the first one, and tolerance, has diverged.
 _DIVERGENCE = 1e10
 
-# A method that follows the map may be so many times as long without a smallest
-# residual, before one that ends a window and is not below that of the one before tells.
+# After so many windows without a smallest residual, a method that follows the map has
+# stalled if the residual at the end of a window is not below that of the window before.
 _PATIENCE = 5
 
-# After so many steps without a smaller residual it is asked whether that is but noise.
+# After so many steps without a smaller residual, whether it is rounding is looked into.
 _SUSPICIOUS = (3, 12, 48)
 
 # The rounding errors of a residual are not looked for above this share of the largest
@@ -141,9 +141,7 @@ class Loop:
         return kernel_of(self.solver, self.problem)
 
     def all_improved(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
-        """Whether it is known that every sample has a new best iterate, and none is
-        done.
-        """
+        """Whether all samples are known to have a new best iterate, and to go on."""
         backend, new = self.problem.space.backend, step.point
         if backend.is_traced((new.residual_norm,)):
             return False
@@ -160,10 +158,9 @@ class Loop:
         self, carry: Carry, step: Step, verdict: Verdict, number: int = 1
     ) -> Carry:
         """Every sample has a new best iterate, by so many steps."""
-        point, now = step.point, carry.step + number
-        method = (
-            carry.best.method if self.index == 0 else carry.best.method * 0 + self.index
-        )
+        point, now, method = step.point, carry.step + number, carry.best.method
+        if self.index > 0:
+            method = method * 0 + self.index
         return carry._replace(
             point=point,
             state=step.state,
@@ -177,25 +174,12 @@ class Loop:
 
     def assessed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
         """Renew each active sample's best iterate and status."""
-        space, old, norm = self.problem.space, carry.point, step.point.residual_norm
-        carry = carry._replace(
-            point=step.point,
-            state=step.state,
-            evidence=verdict.evidence,
-            step=carry.step + 1,
-            work=carry.work.plus(step.work),
-        )
-        carry = self._improved_in(carry, self._is_better(carry, verdict), verdict.error)
+        old, carry = carry.point, self._renewed(carry, step, verdict)
         carry, stalled = self._checked_for_stalls(carry)
         carry, precise = self._precise(carry, verdict, stalled, step.failure)
-        ends = {
-            Status.DIVERGED: norm > _DIVERGENCE * carry.evidence.first,
-            Status.STALLED: stalled,
-            Status.NON_FINITE: ~(norm < space.xp.inf),
-            Status.CONVERGED: verdict.satisfied | precise,
-        }
+        ends = self._ends(carry, verdict, stalled, precise)
         ending = carry.live(reduce(or_, ends.values()))
-        if step.failure is None and space.backend.known_none(ending):
+        if step.failure is None and self.problem.space.backend.known_none(ending):
             return carry
         carry, wrong, collapsed = self._reviewed(carry, old, verdict)
         ends[Status.CONVERGED] = verdict.satisfied & ~wrong | precise
@@ -203,6 +187,29 @@ class Loop:
         converged = carry.live(verdict.satisfied)
         carry = self._limited(carry, carry.live(precise & ~converged))
         return self._decided(carry, old, step.failure, ends)
+
+    def _renewed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
+        """The carry after a step, with the best iterates that there are then."""
+        carry = carry._replace(
+            point=step.point,
+            state=step.state,
+            evidence=verdict.evidence,
+            step=carry.step + 1,
+            work=carry.work.plus(step.work),
+        )
+        return self._improved_in(carry, self._is_better(carry, verdict), verdict.error)
+
+    def _ends(
+        self, carry: Carry, verdict: Verdict, stalled: Array, precise: Array
+    ) -> dict[Status, Array]:
+        """Which samples end, for each reason, before any is looked at again."""
+        norm = carry.point.residual_norm
+        return {
+            Status.DIVERGED: norm > _DIVERGENCE * carry.evidence.first,
+            Status.STALLED: stalled,
+            Status.NON_FINITE: ~(norm < self.problem.space.xp.inf),
+            Status.CONVERGED: verdict.satisfied | precise,
+        }
 
     def _is_better(self, carry: Carry, verdict: Verdict) -> Array:
         """The samples whose new iterate is to be returned, if none better comes."""
@@ -240,17 +247,15 @@ class Loop:
 
     def _improved_in(self, carry: Carry, better: Array, error: Array) -> Carry:
         """The carry with new best iterates in the samples that are `better`."""
-        xp, point = self.problem.space.xp, carry.point
-        space = self.problem.space
+        space, xp, point = self.problem.space, self.problem.space.xp, carry.point
         best = carry.best.renewed(space, better, point, error, self.index)
-        since = xp.maximum(
-            carry.improved, xp.zeros_like(carry.improved) + carry.all_improved
-        )
+        every = xp.zeros_like(carry.improved) + carry.all_improved
+        since = xp.maximum(carry.improved, every)
         renewed, fell = best is not carry.best and best.value is point.value, better
         if self.solver.latest:  # the last iterate is none the better for being the last
             least = xp.minimum(carry.lowest, carry.reference)
             fell = better & (point.residual_norm < least)
-            renewed = renewed and self.problem.space.backend.known_here(fell)
+            renewed = renewed and space.backend.known_here(fell)
         improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
         all_improved = carry.step if renewed else carry.all_improved
         return carry._replace(best=best, improved=improved, all_improved=all_improved)
@@ -280,9 +285,7 @@ class Loop:
     def _precise(
         self, carry: Carry, verdict: Verdict, stalled: Array, failure: Array | None
     ) -> tuple[Carry, Array]:
-        """The samples whose residual is nothing but rounding, among those that do not
-        improve.
-        """
+        """The samples whose residual is rounding, among those that do not improve."""
         backend = self.problem.space.backend
         if self.problem.tolerance.is_zero:
             return carry, self.problem.space.xp.zeros_like(verdict.satisfied)
@@ -399,9 +402,7 @@ class Loop:
         return sifted(self.problem.space, carry._replace(status=status, steps=steps))
 
     def observed(self, carry: Carry) -> Carry:
-        """Heed the callback and the budget, and let finished samples leave the
-        batch.
-        """
+        """Heed the callback and the budget; let finished samples leave the batch."""
         control, point = self.control, carry.point
         evaluations = sum(carry.work)
         for over, reason in control.ends(
@@ -411,24 +412,17 @@ class Loop:
             over = self.problem.space.backend.agreed(over)  # noqa: PLW2901
             if over is not False:
                 carry = self._ended(carry, over, reason)
-        traced = self.problem.space.backend.is_traced((carry.status,))
-        if (
-            self.problem.batched
-            and not traced
-            and carry.active is not None
-            and carry.running
-        ):
-            return self._compacted(carry)
-        return carry
+        leaving = self.problem.batched and carry.active is not None
+        if self.problem.space.backend.is_traced((carry.status,)):
+            return carry
+        return self._compacted(carry) if leaving and carry.running else carry
 
     def _ended(self, carry: Carry, over: Any, status: Status) -> Carry:
         xp, running = self.problem.space.xp, carry.status == RUNNING
         return self.settle(carry, marked(xp, carry.status, running & over, status))
 
     def _compacted(self, carry: Carry) -> Carry:
-        """Run the samples that are left by themselves, once half of the batch has
-        stopped.
-        """
+        """Run the samples left by themselves, once half of the batch has stopped."""
         space, xp = self.problem.space, self.problem.space.xp
         remaining = xp.reshape(carry.status == RUNNING, (carry.status.shape[0], -1))
         rows = xp.nonzero(xp.any(remaining, axis=-1))[0]
@@ -446,19 +440,15 @@ class Loop:
 
 
 def check_same(kept: Any, fresh: Any) -> None:
-    """Raise unless an earlier call's memory has the shapes that this one's would
-    have.
-    """
-    shapes = [
-        [
-            tuple(leaf.shape)
-            for leaf in tree.flatten(memory)[0]
-            if getattr(leaf, "ndim", 0)
-        ]
-        for memory in (kept, fresh)
-    ]
-    if type(kept) is not type(fresh) or shapes[0][: len(shapes[1])] != shapes[1]:
+    """Raise unless an earlier call's memory has the shapes that a fresh one has."""
+    found, expected = _shapes(kept), _shapes(fresh)
+    if type(kept) is not type(fresh) or found[: len(expected)] != expected:
         raise ValueError(
-            f"state must come from a call with the same shapes: expected {shapes[1]}, "
-            f"got {shapes[0]}"
+            f"state must come from a call with the same shapes: expected {expected}, "
+            f"got {found}"
         )
+
+
+def _shapes(memory: Any) -> list[tuple[int, ...]]:
+    leaves = tree.flatten(memory)[0]
+    return [tuple(leaf.shape) for leaf in leaves if getattr(leaf, "ndim", 0)]

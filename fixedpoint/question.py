@@ -245,9 +245,7 @@ _CONTROL = {field.name for field in fields_of(Control)}
 
 
 def _check_state(border: Border, leaves: Vec, batch_ndim: int) -> None:
-    """Each leaf is a floating-point array with entries, and all share their first
-    axes.
-    """
+    """Each leaf holds floating-point entries, and all share their first axes."""
     backend, batch = border.backend, tuple(leaves[0].shape[:batch_ndim])
     xp = backend.namespace(leaves[0])
     for leaf, name in zip(leaves, border.names, strict=True):

@@ -9,8 +9,6 @@ from enum import IntEnum
 from importlib.util import find_spec
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
-
 from fixedpoint.adapters import backend_of, backend_of_state, type_name
 from fixedpoint.backend import Array
 
@@ -135,11 +133,8 @@ class BackwardReport:
 
     def note(self, value: Any, end: Any) -> None:
         """Fill in how a linear solve ended."""
-        self.value, self.status, self.residual_norm = (
-            value,
-            end.status,
-            end.residual_norm,
-        )
+        self.value, self.status = value, end.status
+        self.residual_norm = end.residual_norm
         self.steps, self.products = end.steps, sum(end.work)
 
 
@@ -261,9 +256,7 @@ class Solution(Generic[T]):
 
     def _outcomes(self) -> Iterator[tuple[str, int]]:
         statuses, methods = _numpy(self.status), _numpy(self.method)
-        precise = (
-            np.zeros_like(statuses) if self.precise is None else _numpy(self.precise)
-        )
+        precise = 0 * statuses if self.precise is None else _numpy(self.precise)
         for status, meaning in _MEANING.items():
             for limited, addition in ((0, ""), (1, ", to the limit of the arithmetic")):
                 chosen = (statuses == status) & (precise == limited)
@@ -274,9 +267,8 @@ class Solution(Generic[T]):
     def _by(self, methods: Any) -> str:
         if not self.methods:
             return ""
-        names = dict.fromkeys(
-            self.methods[index] for index in sorted(set(methods.tolist()))
-        )
+        found = sorted(set(methods.tolist()))
+        names = dict.fromkeys(self.methods[index] for index in found)
         return f" ({', '.join(names)})" if names else ""
 
     def linearize(self) -> Callable[[Any], Any]:
@@ -369,9 +361,7 @@ class ConvergenceWarning(UserWarning):
 
 
 class DomainError(ArithmeticError):
-    """Raised by a map at a point where it is not defined: a trial point counts as not
-    finite.
-    """
+    """Raised by a map where it is not defined: a trial point is then not finite."""
 
 
 def _shown(value: Any) -> str:

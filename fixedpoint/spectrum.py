@@ -123,9 +123,7 @@ def spectral_norm(
 
 
 class _Krylov(NamedTuple):
-    """An orthonormal basis Q of the first Krylov vectors, the next one, and the columns
-    of QᵀJQ.
-    """
+    """An orthonormal basis Q, the vector to join it next, and the columns of QᵀJQ."""
 
     basis: Vec
     next: Vec
@@ -151,9 +149,7 @@ def _arnoldi(
 
 
 def _extended(space: Space, product: Callable[[Vec], Vec], krylov: _Krylov) -> _Krylov:
-    """One more basis vector. A sample whose subspace is invariant gets zeros from then
-    on.
-    """
+    """One more basis vector: zero for a sample whose subspace is invariant."""
     slot, write = krylov.size, space.backend.write
     basis = space.push(krylov.basis, slot, krylov.next)
     image = product(krylov.next)
@@ -181,9 +177,7 @@ def _largest_modulus(backend: Backend, matrices: Array) -> Array:
 
 
 def _eigenvalues(backend: Backend, matrices: Array) -> Array:
-    """By the library, or by NumPy: the array API has none for matrices that are not
-    symmetric.
-    """
+    """By the library, or by NumPy: the array API knows symmetric matrices alone."""
     xp = backend.namespace(matrices)
     eigenvalues = getattr(xp.linalg, "eigvals", None)
     if eigenvalues is not None:

@@ -149,14 +149,10 @@ class Adjoint(ABC):
 
     @abstractmethod
     def attach(self, run: Run, value: Vec) -> Iteration:
-        """The solution of `run` from `value`, differentiable with respect to its
-        arguments.
-        """
+        """The solution of `run`, differentiable with respect to its arguments."""
 
     def check(self, solver: Solver, is_root: bool) -> None:
-        """Raise if solutions of `solver`, or roots, cannot be differentiated in this
-        way.
-        """
+        """Raise if this cannot differentiate solutions of `solver`, or roots."""
         del solver, is_root
 
 
@@ -241,9 +237,7 @@ class LinearAdjoint(Adjoint):
 
 
 def _relative(rtol: Any, space: Space) -> float:
-    """The forward solve's relative tolerance, if it is one number the adjoint can
-    use.
-    """
+    """The relative tolerance of the forward solve, if it is one number."""
     known = isinstance(rtol, (int, float)) and rtol > 0
     return float(rtol) if known else space.default_rtol
 
@@ -253,9 +247,7 @@ class Autodiff(ABC):
 
     @abstractmethod
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
-        """The solution of `run` from `value`, by the rules of its adjoint where
-        derivatives are recorded.
-        """
+        """The solution, by the rules of its adjoint where derivatives are recorded."""
 
     @abstractmethod
     def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
@@ -263,9 +255,7 @@ class Autodiff(ABC):
 
 
 def solving(adjoint: Adjoint, run: Run) -> Callable[[Vec], Iteration]:
-    """What takes a start to the solution of `run`, with its derivatives where a
-    framework records them.
-    """
+    """What takes a start to the solution, recorded where a framework does so."""
     if run.backend.autodiff is None:
         return run.iterate
     return partial(autodiff_of(run).attach, adjoint, run)

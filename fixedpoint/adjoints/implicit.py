@@ -145,13 +145,11 @@ class ImplicitAdjoint(LinearAdjoint):
 
 
 class _Tried(NamedTuple):
-    """How often a system was solved, the units to solve it in next, where an equation
-    does not hold, and the solution.
-    """
+    """A system that may be solved again."""
 
-    times: Any
-    units: Vec
-    uneven: Array
+    times: Any  # how often it was
+    units: Vec  # those to solve it in next
+    uneven: Array  # whether an equation does not hold
     end: Iteration
 
 
@@ -169,11 +167,8 @@ def _renewed(space: Space, mask: Array, old: Iteration, new: Iteration) -> Itera
 
 def linear_problem(system: AdjointSystem, tolerance: Tolerance) -> Problem:
     """The system as a problem of the engine's."""
-    negative, product, inverse = (
-        system.space.negative,
-        system.product,
-        system.precondition,
-    )
+    negative, product = system.space.negative, system.product
+    inverse = system.precondition
     tolerance = tolerance.settled(system.space, 0.0, (slice(None),), ())
     if system.is_root:
         functions = Functions.of_image(

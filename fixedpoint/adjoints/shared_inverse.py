@@ -119,9 +119,7 @@ def _aware(
 def _refined(
     system: AdjointSystem, inverse: BroydenState, end: Iteration, products: int
 ) -> Iteration:
-    """GMRES from where the iteration stands, or from zero if that is closer,
-    preconditioned.
-    """
+    """Preconditioned GMRES from the end of an iteration, or from zero if closer."""
     space, v = system.space, system.rhs
     left = system.residual(end.value)
     closer = space.norm(left) < space.norm(v)

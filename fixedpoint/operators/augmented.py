@@ -1,6 +1,4 @@
-"""The augmented system: an equilibrium, its adjoint and its input, as one fixed
-point.
-"""
+"""The augmented system: equilibrium, adjoint and input as one fixed point."""
 
 from __future__ import annotations
 

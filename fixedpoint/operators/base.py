@@ -29,9 +29,7 @@ class Evaluation(NamedTuple):
 
 
 def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
-    """Apply `function` to the leaves of `state` and those of `others`, which have its
-    structure.
-    """
+    """Apply `function` to the leaves of containers of one structure."""
     backend = backend_of_state(state, "state")
     leaves, structure = backend.flatten(state)
     columns = [backend.flatten(other)[0] for other in others]
@@ -159,9 +157,7 @@ class Wrapper(Operator):
 
 @dataclass(frozen=True)
 class Damp(Wrapper):
-    """The damped operator z + τ(T(z) − z), which has the fixed points and the residual
-    of T.
-    """
+    """The damped operator z + τ(T(z) − z), with the residual of T."""
 
     damping: float
 
@@ -179,9 +175,7 @@ class Damp(Wrapper):
 
 @dataclass(frozen=True)
 class Project(Wrapper):
-    """The projected operator Π(T(z)), with the residual Π(z + r) − z, r the residual of
-    T.
-    """
+    """The operator Π(T(z)), with the residual Π(z + r) − z, r that of T."""
 
     project: Callable[[Any], Any]
 

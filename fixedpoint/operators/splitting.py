@@ -1,6 +1,4 @@
-"""Operator splitting for equilibria that are unique: z = prox(Wz + c) with I − W
-monotone.
-"""
+"""Operator splitting for unique equilibria: z = prox(Wz + c), I − W monotone."""
 
 from __future__ import annotations
 
