@@ -183,16 +183,9 @@ class BracketRun(Run):
     The state is one end of every bracket, and the last of the arguments the other. What
     the adjoint, :class:`ScalarAdjoint`, inverts is the derivative of −F: that of x −
     F(x) would be one, but for rounding, where F is small.
-
-    Parameters
-    ----------
-    xtol : float or array
-        As in :func:`fixedpoint.bracketed_root`.
-    expand : bool
-        Likewise.
     """
 
-    xtol: Any = 0.0
+    xtol: Any = 0.0  # these two as in bracketed_root
     expand: bool = False
 
     @property
@@ -413,7 +406,7 @@ class _Loop:
         """The point to try next, no closer to an end than half of what counts as
         narrow.
 
-        It is reckoned from the end with the smaller |F|: from the other one, which may
+        It is computed from the end with the smaller |F|: from the other one, which may
         be far larger, it would be rounded.
         """
         xp, near = self.xp, bracket.best_first(self.xp)
@@ -478,12 +471,8 @@ class ScalarAdjoint(LinearAdjoint):
 
     Where F(x*, θ) = 0, the cotangent v of x* gives that of θ as −(∂F/∂θ)ᵀu with F′(x*)
     u = v. F′ is diagonal, since each entry is a problem by itself: one product with a
-    vector of ones gives it, and no F′ ≠ 0 is too small or too large.
-
-    Parameters
-    ----------
-    on_failure : {"raise", "warn", "return", "nan"}, optional
-        What to do where F′(x*) is zero or not finite, and v is not zero.
+    vector of ones gives it, and no F′ ≠ 0 is too small or too large. It fails where
+    F′(x*) is zero or not finite, and v is not zero.
     """
 
     on_failure: Policy = "raise"

@@ -131,8 +131,8 @@ class Solve:
     ) -> Iterator[tuple[Loop, Memory | None]]:
         """The loops of the solvers that are needed, each with what it may remember.
 
-        The carry that each begins with is put into the list, where the one that it ends
-        with is expected.
+        Each takes the carry that it begins with out of the list, and the one that it
+        ends with is expected there.
         """
         problem, sequence = self.problem, _sequence(self.solver, self.memory)
         most = self.control.steps(len(sequence))
@@ -143,7 +143,8 @@ class Solve:
         for index, method in enumerate(sequence):
             is_last = index == len(sequence) - 1
             if index:
-                if _final(problem.space, carries[0], first):
+                failed = _failed(problem.space, carries[0], first)
+                if problem.space.backend.known_none(failed):
                     return
                 self._hand_over(sequence[index - 1 : index + 1], carries, first)
             if is_last:
@@ -209,10 +210,8 @@ def _sequence(solver: Solver, memory: Memory | None) -> tuple[Solver, ...]:
         raise ValueError(
             f"state was left by {memory.solver}, which is not the solver now: {solver}"
         )
-    return (
-        memory.solver,
-        *(other for other in solver.sequence if other != memory.solver),
-    )
+    others = [other for other in solver.sequence if other != memory.solver]
+    return (memory.solver, *others)
 
 
 def _owned(value: Vec, start: Vec) -> Vec:
@@ -261,17 +260,11 @@ def _empty_trace(space: Space, norm: Array, steps: int) -> Trace:
 
 def _failed(space: Space, carry: Carry, first: Point) -> Array:
     """The samples that another solver may yet solve."""
-    failed = (carry.status != int(Status.CONVERGED)) & (
-        first.residual_norm < space.xp.inf
-    )
+    finite = first.residual_norm < space.xp.inf
+    failed = (carry.status != int(Status.CONVERGED)) & finite
     for end in _ENDS:
         failed = failed & (carry.status != int(end))
     return failed
-
-
-def _final(space: Space, carry: Carry, first: Point) -> bool:
-    """Whether no other solver is needed, where that is known."""
-    return space.backend.known_none(_failed(space, carry, first))
 
 
 def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:

@@ -263,10 +263,11 @@ class Loop:
     def _checked_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
         """The samples whose residual has long stopped falling.
 
-        That of a contraction may rise, in another norm than its own, at first and when
-        a part of it changes its sign. So a method that follows the map has stalled only
-        when it is long ago that it was smallest, and no residual of a window is below
-        the last of the one before; or very long ago, and the last one is not.
+        In another norm than that in which the map contracts, its residual may rise, at
+        first and when a part changes its sign. So a method that follows the map has
+        stalled only if the smallest residual is two windows old, and none of the last
+        window is below that which ended the one before; or if it is much older, and the
+        last one is not.
         """
         xp, patience = self.problem.space.xp, self.solver.patience(self.problem.space)
         age = carry.step - carry.improved
@@ -299,10 +300,10 @@ class Loop:
         return self._asked(carry, stuck, noise)
 
     def _is_near(self, carry: Carry, verdict: Verdict) -> Array:
-        """The samples that are so near a solution that their residual may be but noise.
+        """The samples so near a solution that their residual may be rounding alone.
 
-        Where what is known of the error is as large as the state, a runaway has made
-        its rounding cover the residual.
+        Where the error may be as large as the state, the iteration has run away, and
+        only so has rounding come to cover the residual.
         """
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
         evidence, size = carry.evidence, carry.evidence.sizes[..., 0]
@@ -355,8 +356,9 @@ class Loop:
         return Claim(zero, vanished, converged if asks else None, tiny)
 
     def _asks_farther_on(self, is_traced: bool) -> bool:
-        """Whether a long last step is looked at: in a trace that of a small state, as
-        it would keep two large ones more.
+        """Whether a long last step is looked at.
+
+        In a trace only that of a small state, since two more of them are kept.
         """
         tolerance = self.problem.tolerance
         small = tolerance.norm == "entries" or not is_traced

@@ -50,12 +50,10 @@ def jacobian_penalty(
     """
     check_count("probes", probes, 1)
     leaves, structure = tree.flatten(z)
-
-    def draw() -> Any:
-        return structure.rebuild([_normal(leaf, generator) for leaf in leaves])
-
+    normal = [[_normal(leaf, generator) for leaf in leaves] for _ in range(probes)]
+    drawn = list(map(structure.rebuild, normal))
     penalty: torch.Tensor = regularization.jacobian_penalty(
-        f, z, args, [draw() for _ in range(probes)], batch_ndim
+        f, z, args, drawn, batch_ndim
     )
     return penalty
 

@@ -105,7 +105,7 @@ class ImplicitAdjoint(LinearAdjoint):
 
     def _solved_in_units(self, system: AdjointSystem, units: Vec) -> Iteration:
         """The solution, sought once more in comparable `units` where an equation does
-        not hold: a norm may have seen those in large units alone.
+        not hold: the norm of all of them may see only those in large units.
         """
         space, backend = system.space, system.space.backend
 
