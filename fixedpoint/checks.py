@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, TypeVar
 
-Kind = TypeVar("Kind", bound=type)
+Choice = TypeVar("Choice")
 
 
 def check_positive(name: str, value: float, upper: float = float("inf")) -> None:
@@ -61,16 +61,37 @@ def check_cell(cell: Any) -> None:
         )
 
 
-def by_name(argument: str, name: str, known: Mapping[str, Kind]) -> Kind:
-    """The class of that name, or ValueError with the names there are.
+def chosen(
+    argument: str,
+    given: Any,
+    base: type[Any],
+    known: Mapping[str, type[Choice]],
+    example: str,
+) -> Choice:
+    """What is `given`, or if that is a name what `known` has under it, by its defaults.
 
-    Case, hyphens and underscores do not matter, and the class's own name is one.
+    Case, hyphens and underscores do not matter, and the name of a class is one, too.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name.
+    TypeError
+        If it is neither a name nor a `base`, of which `example` says what it may be.
     """
-    named = {_letters(kind.__name__): kind for kind in known.values()}
-    named |= {_letters(key): kind for key, kind in known.items()}
-    if _letters(name) not in named:
-        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
-    return named[_letters(name)]
+    if isinstance(given, str):
+        named = {_letters(kind.__name__): kind for kind in known.values()}
+        named |= {_letters(key): kind for key, kind in known.items()}
+        if _letters(given) not in named:
+            names = ", ".join(known)
+            raise ValueError(f"{argument} must be one of {names}, got {given!r}")
+        return named[_letters(given)]()
+    if not isinstance(given, base):
+        raise TypeError(
+            f"{argument} must be {example}, or the name of one, got {given!r}"
+        )
+    found: Choice = given
+    return found
 
 
 def _letters(name: str) -> str:

@@ -3,10 +3,8 @@
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.base import Solver
 from fixedpoint.solvers.broyden import Broyden
-from fixedpoint.solvers.default import default_solver
-from fixedpoint.solvers.fallback import Fallback
+from fixedpoint.solvers.choosing import Fallback, as_solver, default_solver
 from fixedpoint.solvers.levenberg_marquardt import LevenbergMarquardt
-from fixedpoint.solvers.named import as_solver
 from fixedpoint.solvers.newton import Newton
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.picard import Picard

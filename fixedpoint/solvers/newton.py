@@ -13,10 +13,9 @@ from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.escape import ESCAPES, escaped
 from fixedpoint.solvers.linear_model import LinearModel, matching
 from fixedpoint.solvers.remaining import after_elimination
-from fixedpoint.solvers.search import Descent, backtrack, bounded
+from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
 
 

@@ -13,9 +13,8 @@ from fixedpoint.point import Point
 from fixedpoint.problem import Linearization, Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.escape import ESCAPES, escaped
 from fixedpoint.solvers.remaining import after_inexact_solve
-from fixedpoint.solvers.search import Descent, backtrack, bounded
+from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
 
 # A linear solve that leaves more than this of the residual has failed; one that would

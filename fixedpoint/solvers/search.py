@@ -1,4 +1,6 @@
-"""Backtracking along a path, each sample for itself."""
+"""Steps along a direction, each sample for itself: bounds on them, backtracking, and
+leaving a point where the derivative is singular.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,11 @@ from fixedpoint.space import Space
 _LEAST, _MOST = 0.1, 0.5
 _SUFFICIENT = 1e-4
 
-
+# Lengths that are tried.
 BACKTRACKS = 12
+
+# Points at which the derivative is singular that are left before a method gives up.
+ESCAPES = 3
 
 
 def bounded(space: Space, direction: Vec, point: Point, bound: float | None) -> Vec:
@@ -55,6 +60,33 @@ class Descent(NamedTuple):
         if self.rows is None:
             return space.norm(increment)
         return space.xp.linalg.vector_norm(space.ravel(increment) * self.rows, axis=-1)
+
+
+def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Descent:
+    """The descent, but a move away in the samples that are `escaping`, whatever it
+    leads to.
+    """
+    if space.backend.known_none(escaping):
+        return descent
+    where = space.xp.where
+    return Descent(
+        space.where(escaping, _away(space, value), descent.direction),
+        where(escaping, space.infinity, descent.merit),
+        where(escaping, space.zero, descent.slope),
+        descent.rows,
+    )
+
+
+def _away(space: Space, value: Vec) -> Vec:
+    """A move by about a sixteenth of each entry, or of one where it is zero, to leave a
+    point.
+    """
+    moves, xp = [], space.xp
+    for leaf, count in zip(value, space.sizes, strict=True):
+        index = xp.astype(xp.arange(count, **space.place), space.dtype)
+        graded = space.as_leaf((1.0 + index / (2.0 * count)) / 16.0, leaf)
+        moves.append(graded * xp.where(leaf == 0, xp.ones_like(leaf), leaf))
+    return tuple(moves)
 
 
 class Search(NamedTuple):
