@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.functions import Bridge
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
-from fixedpoint.solution import Work
+from fixedpoint.solution import Status, Work
 from fixedpoint.space import Difference, Space
 
 
@@ -127,3 +129,16 @@ class Solver(ABC):
     def name(self) -> str:
         """What messages call the method."""
         return type(self).__name__
+
+
+def statuses(space: Space, *failures: tuple[Array, Status]) -> Array | None:
+    """The status of each sample, of several that hold the last, and 0 where none does;
+    None if there are known to be none.
+    """
+    xp, masks = space.xp, [mask for mask, _ in failures]
+    if space.backend.known_none(reduce(or_, masks)):
+        return None
+    status = xp.zeros_like(masks[0], dtype=xp.int32)
+    for mask, reason in failures:
+        status = xp.where(mask, xp.full_like(status, int(reason)), status)
+    return status

@@ -10,7 +10,7 @@ from fixedpoint.checks import check_count
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
-from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.base import Solver, Step, statuses
 from fixedpoint.solvers.search import Descent, backtrack
 from fixedpoint.space import Difference, Space
 
@@ -216,10 +216,7 @@ class Broyden(Solver):
             problem, point, Descent(state.direction, merit, merit), pending, True
         )
         state = self._updated(space, state, point, search.point)
-        failure = None
-        if not space.backend.known_none(search.pending):
-            failed = space.xp.astype(search.pending, space.xp.int32)
-            failure = failed * int(Status.LINE_SEARCH_FAILED)
+        failure = statuses(space, (search.pending, Status.LINE_SEARCH_FAILED))
         work = Work(f=search.trials)
         return Step(search.point, state, work, failure, correction=state.direction)
 

@@ -11,6 +11,7 @@ from fixedpoint.matrix import Matrix, Sparsity
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Status
+from fixedpoint.solvers.base import statuses
 from fixedpoint.space import Space
 
 
@@ -55,17 +56,12 @@ class LinearModel(NamedTuple):
         """The statuses of samples that the model does not serve, or whose search is
         `pending`; None if there are none.
         """
-        xp, unsolved = space.xp, ~self.system.finite
-        if space.backend.known_none(unsolved | pending):
-            return None
-        status = xp.astype(unsolved, xp.int32) * int(Status.LINEAR_SOLVE_FAILED)
-        reasons = (
+        return statuses(
+            space,
+            (~self.system.finite, Status.LINEAR_SOLVE_FAILED),
             (pending, Status.LINE_SEARCH_FAILED),
             (pending & ~self.system.explained, Status.SINGULAR),
         )
-        for mask, reason in reasons:
-            status = xp.where(mask, xp.full_like(status, int(reason)), status)
-        return status
 
 
 def matching(space: Space, sparsity: Sparsity | None) -> Sparsity | None:

@@ -12,7 +12,7 @@ from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.point import Point
 from fixedpoint.problem import Linearization, Problem
 from fixedpoint.solution import Status, Work
-from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.base import Solver, Step, statuses
 from fixedpoint.solvers.remaining import after_inexact_solve
 from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
@@ -166,7 +166,11 @@ class NewtonKrylov(Solver):
             search.point,
             Forcing(eta, memory, amplification, left.length, escapes),
             linearization.work(solution.products).plus(Work(f=search.trials)),
-            _failure(space, going, search.pending),
+            statuses(
+                space,
+                (~going, Status.LINEAR_SOLVE_FAILED),
+                (search.pending, Status.LINE_SEARCH_FAILED),
+            ),
             correction=left.correction,
             inflation=left.inflation,
         )
@@ -259,14 +263,3 @@ class NewtonKrylov(Solver):
         chosen = xp.where(before > 0.1, xp.maximum(chosen, before), chosen)
         bounds = space.full(1e-4), space.full(self.forcing_max)
         return xp.minimum(xp.maximum(chosen, bounds[0]), bounds[1])
-
-
-def _failure(space: Space, useful: Array, pending: Array) -> Array | None:
-    """What became of the samples that could not take a step."""
-    xp = space.xp
-    if space.backend.known_none(~useful | pending):
-        return None
-    failure = xp.astype(~useful, xp.int32) * int(Status.LINEAR_SOLVE_FAILED)
-    return xp.where(
-        pending, xp.full_like(failure, int(Status.LINE_SEARCH_FAILED)), failure
-    )

@@ -13,7 +13,7 @@ from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
-from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.base import Solver, Step, statuses
 from fixedpoint.solvers.remaining import after_inexact_solve
 from fixedpoint.space import Space
 
@@ -130,11 +130,12 @@ class PseudoTransient(Solver):
         again = state.length < space.xp.inf
         inflation = space.xp.where(again, left.inflation, space.infinity)
         size = _next(space, state, space.ratio(merit, end), finite)
+        hopeless = (state.size < _LEAST * state.first) & ~finite
         return Step(
             choose(space, finite, new, point),
             TimeStep(size, state.first, largest, left.length, memory),
             linearization.work(solution.products).plus(Work(f=1)),
-            _failure(space, state, finite),
+            statuses(space, (hopeless, Status.NON_FINITE)),
             correction=left.correction,
             inflation=inflation,
         )
@@ -164,11 +165,3 @@ def _next(space: Space, state: TimeStep, fall: Array, finite: Array) -> Array:
     least, most = (xp.full_like(fall, part) for part in (1.0 / _CHANGE, _CHANGE))
     change = xp.minimum(xp.maximum(fall, least), most)
     return state.size * xp.where(finite, change, xp.full_like(change, 0.25))
-
-
-def _failure(space: Space, state: TimeStep, finite: Array) -> Array | None:
-    """The samples whose time step has become hopelessly short."""
-    if space.backend.known_all(finite):
-        return None
-    hopeless = (state.size < _LEAST * state.first) & ~finite
-    return space.xp.astype(hopeless, space.xp.int32) * int(Status.NON_FINITE)
