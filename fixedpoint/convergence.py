@@ -134,7 +134,7 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     if step.correction is None:
         error = space.xp.where(exact, space.zero, space.full(math.inf))
         return Verdict(exact, error, evidence, hidden)
-    sizes = problem.sizes(old, point, step.correction, step.moves)
+    sizes = problem.sizes(old, point, step.correction)
     evidence = _noted(problem, evidence, point, sizes)
     error, guarded = _error(problem, evidence, step, sizes.length)
     within, passes = _passes(problem, evidence, step, sizes, guarded)
@@ -182,7 +182,7 @@ def _plain(problem: Problem, old: Point, step: Step) -> Array:
     """The correction, as the error."""
     if step.correction is None:
         return problem.space.full(math.inf)
-    length = problem.sizes(old, step.point, step.correction, step.moves).length
+    length = problem.sizes(old, step.point, step.correction).length
     if step.inflation is None:
         return length
     known = ~problem.space.xp.isnan(step.inflation)

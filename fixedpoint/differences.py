@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -38,22 +38,8 @@ _COARSE_DTYPE = 1e-5
 _COARSE = 2.0**10
 
 
-class Differenced(Protocol):
-    """What has a difference quotient: a problem."""
-
-    @property
-    def space(self) -> Space:
-        """Where states lie."""
-
-    def length_of_state(self, point: Point) -> Array:
-        """What a change of the whole state is relative to."""
-
-    def increment_nearby(self, value: Vec) -> Vec:
-        """The increment at a point of a difference quotient."""
-
-
 def difference_product(
-    problem: Differenced, point: Point, further: list[int]
+    problem: Any, point: Point, further: list[int]
 ) -> Callable[[Vec, Array], Vec]:
     """The products v, ‖v‖ ↦ (g(z + hv) − g(z))/h, one evaluation each.
 
@@ -64,8 +50,8 @@ def difference_product(
     Where g does not feel it, it grows, at the cost of evaluations that are added to
     `further`. It takes no more than the leading digits of ‖v‖.
     """
-    space, xp = problem.space, problem.space.xp
-    size = problem.length_of_state(point)
+    space: Space = problem.space
+    xp, size = space.xp, problem.length_of_state(point)
     reach = space.rounding**0.5 * xp.where(size > 0.0, size, space.one)
     noise = (_FELT * space.rounding) * space.norm(point.increment)
     nearby, factors = problem.increment_nearby, growths(space)
@@ -98,7 +84,7 @@ def growths(space: Space) -> tuple[float, ...]:
 
 
 def difference_jacobian(
-    problem: Differenced, point: Point, sparsity: Sparsity | None, sizes: Array
+    problem: Any, point: Point, sparsity: Sparsity | None, sizes: Array
 ) -> Matrix:
     """The Jacobian of the increment by forward differences.
 
@@ -185,18 +171,14 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
 class _Quotients:
     """Difference quotients at a point."""
 
-    def __init__(self, problem: Differenced, point: Point, sizes: Array) -> None:
-        self.problem, self.space = problem, problem.space
+    def __init__(self, problem: Any, point: Point, sizes: Array) -> None:
+        self.problem = problem
+        self.space: Space = problem.space
         space, xp = self.space, self.space.xp
-        self.entries, self.origin = (
-            space.ravel(point.value),
-            space.ravel(point.increment),
-        )
-        self.unknown, unit, size = (
-            sizes == 0.0,
-            units_of(space, sizes),
-            xp.abs(self.entries),
-        )
+        self.entries = space.ravel(point.value)
+        self.origin = space.ravel(point.increment)
+        self.unknown, size = sizes == 0.0, xp.abs(self.entries)
+        unit = units_of(space, sizes)
         largest = xp.max(size / unit, axis=-1, keepdims=True)
         typical = unit * xp.where(largest > 0.0, largest, space.one)
         self.known = xp.where(self.unknown, typical, sizes)

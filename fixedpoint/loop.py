@@ -146,8 +146,7 @@ class Loop:
         if backend.is_traced((new.residual_norm,)):
             return False
         open_ = ~(verdict.satisfied | verdict.hidden)
-        if not step.fell:
-            open_ = open_ & (new.residual_norm < carry.point.residual_norm)
+        open_ = open_ & (new.residual_norm < carry.point.residual_norm)
         # Else what is best so far is not where the step came from.
         at_best = carry.active is None and carry.all_improved == carry.step
         if not at_best or step.failure is not None:

@@ -187,15 +187,14 @@ class Problem:
 
     # What the test of convergence asks.
 
-    def sizes(
-        self, old: Point, point: Point, correction: Vec | Difference, moves: Any
-    ) -> Sizes:
+    def sizes(self, old: Point, point: Point, correction: Vec | Difference) -> Sizes:
         """The sizes that matter at a point, where a method proposes a `correction`."""
         space, tolerance = self.space, self.tolerance
-        lengths: list[Measured] = [(correction, tolerance.kind)]
-        if moves is None:
-            lengths.append((Difference(point.value, old.value), "euclidean"))
-            lengths.append((Difference(point.increment, old.increment), "euclidean"))
+        lengths: list[Measured] = [
+            (correction, tolerance.kind),
+            (Difference(point.value, old.value), "euclidean"),
+            (Difference(point.increment, old.increment), "euclidean"),
+        ]
         if tolerance.is_whole(space):
             lengths = [(point.value, tolerance.kind), *lengths]
             size, *norms = space.sound_norms(lengths)
@@ -203,10 +202,7 @@ class Problem:
         else:
             vectors = point.value, point.tested, correction
             (state, residual, shares), norms = self._parts(vectors, lengths)
-        moved, changed = moves or norms[1:]
-        return self.shared(
-            point, Sizes(state, residual, shares, norms[0], moved, changed)
-        )
+        return self.shared(point, Sizes(state, residual, shares, *norms))
 
     def _parts(
         self, vectors: Sequence[Vec | Difference], lengths: list[Measured]

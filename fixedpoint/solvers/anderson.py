@@ -200,7 +200,7 @@ class Anderson(Solver):
             new, state = self._rejected(space, point, state, new, accepted)
             products = None
         state, correction = self._proposed(space, new, state, products)
-        return Step(new, state, ONE, None, smooth, correction)
+        return Step(new, state, ONE, correction=correction)
 
     def _rejected(
         self,

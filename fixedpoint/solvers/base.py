@@ -30,9 +30,6 @@ class Step(NamedTuple):
     failure : array of int or None
         Per sample the :class:`fixedpoint.Status` of a method that gives up, 0 where it
         goes on; None where it does everywhere.
-    fell : bool
-        Whether the residual of every sample is known to be no larger than at the old
-        point.
     correction : Vec or None
         What the method would add to the new point next, undamped and without any
         safeguard: its estimate of z* − z there. None where it has none.
@@ -40,9 +37,6 @@ class Step(NamedTuple):
         How many times the size of the correction the error may be, where the method can
         tell better than :func:`fixedpoint.convergence.judge`; not a number where it can
         not.
-    moves : pair of array, or None
-        The norms of Δz and Δg from the old point to the new one, if the method knows
-        them.
     is_direct : bool
         Whether the correction accounts for every equation, however small beside the
         others.
@@ -52,10 +46,8 @@ class Step(NamedTuple):
     state: Any
     work: Work = Work(f=1)
     failure: Array | None = None
-    fell: bool = False
     correction: Vec | Difference | None = None
     inflation: Array | None = None
-    moves: tuple[Array, Array] | None = None
     is_direct: bool = False
 
 

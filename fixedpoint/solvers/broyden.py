@@ -54,20 +54,13 @@ class BroydenState(NamedTuple):
 
     def times(self, space: Space, v: Vec) -> Vec:
         """The product H v."""
-        return self._product(space, self.left, self.right, v)
-
-    def transposed_times(self, space: Space, v: Vec) -> Vec:
-        """The product Hᵀ v."""
-        return self._product(space, self.right, self.left, v)
-
-    def _product(self, space: Space, left: Vec, right: Vec, v: Vec) -> Vec:
-        products = space.gram(space.filled(right, self.count), v)
-        return self.combined(space, space.scale(self.scale, v), left, products)
+        products = space.gram(space.filled(self.right, self.pushed), v)
+        return self.combined(space, space.scale(self.scale, v), self.left, products)
 
     def combined(self, space: Space, scaled: Vec, left: Vec, products: Array) -> Vec:
         """The sum of σv, which may be written to, and of columns times `products`."""
         coefficients = -self.used[..., : products.shape[-1]] * products
-        return space.deducted(scaled, coefficients, space.filled(left, self.count))
+        return space.deducted(scaled, coefficients, space.filled(left, self.pushed))
 
     def transposed(self) -> BroydenState:
         """The estimate Hᵀ."""
@@ -84,15 +77,10 @@ class BroydenState(NamedTuple):
             )
 
         used = xp.concat([self.used, space.full(0.0, (columns,))], axis=-1)
-        memory, count = self.used.shape[-1], self.count
+        memory, count = self.used.shape[-1], self.pushed
         filled = count if isinstance(count, int) else (count - 1) % memory + 1
         left, right = wider(self.left), wider(self.right)
         return self._replace(left=left, right=right, used=used, pushed=filled)
-
-    @property
-    def count(self) -> Any:
-        """Slots that hold a column."""
-        return self.pushed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +265,7 @@ class Broyden(Solver):
     ) -> tuple[Vec, Array]:
         """The vector v that the update tests Δg with, and the products vⱼᵀg_new."""
         left, right = (
-            space.filled(history, state.count) for history in (state.left, state.right)
+            space.filled(history, state.pushed) for history in (state.left, state.right)
         )
         if self.update == "bad":
             change = space.subtract(new.increment, old.increment)

@@ -245,11 +245,11 @@ def test_the_products_are_those_of_a_matrix_and_its_transpose():
     H = matrix(estimate)
     np.testing.assert_allclose(estimate.times(space, (u,))[0], H @ u, rtol=1e-12)
     np.testing.assert_allclose(
-        estimate.transposed_times(space, (u,))[0], H.T @ u, rtol=1e-12
+        estimate.transposed().times(space, (u,))[0], H.T @ u, rtol=1e-12
     )
     forth, back = (
         estimate.times(space, (u,))[0],
-        estimate.transposed_times(space, (v,))[0],
+        estimate.transposed().times(space, (v,))[0],
     )
     np.testing.assert_allclose(v @ forth, back @ u, rtol=1e-12)
 

@@ -55,9 +55,9 @@ class AndersonSteps(CompiledSteps):
             written=(gram[..., slot, :], gram[..., :, slot]),
         )
 
-    def ended(self, method: Method, made: Made, value: Vec, fell: bool) -> Step:
+    def ended(self, method: Method, made: Made, value: Vec) -> Step:
         """The step, what follows being the next proposal."""
         state = method.state._replace(
             pushed=method.pushed + 1, rejected=None, proposal=(made.following,)
         )
-        return Step(made.point(value), state, fell=fell)
+        return Step(made.point(value), state)

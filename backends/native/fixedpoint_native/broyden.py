@@ -56,11 +56,11 @@ class BroydenSteps(CompiledSteps):
             written=(left[at], right[at]),
         )
 
-    def ended(self, method: Method, made: Made, value: Vec, fell: bool) -> Step:
+    def ended(self, method: Method, made: Made, value: Vec) -> Step:
         """The step, what follows being the next direction."""
         state, direction = method.state, (made.following,)
         state.used[..., method.slot] = 1.0
         state = state._replace(
             direction=direction, shortened=None, pushed=method.pushed + 1
         )
-        return Step(made.point(value), state, fell=fell, correction=direction)
+        return Step(made.point(value), state, correction=direction)

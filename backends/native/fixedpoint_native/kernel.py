@@ -215,7 +215,7 @@ class CompiledSteps(Kernel):
         """What the kernel is told of what the solver remembers."""
 
     @abstractmethod
-    def ended(self, method: Method, made: Made, value: Vec, fell: bool) -> Step:
+    def ended(self, method: Method, made: Made, value: Vec) -> Step:
         """The plain step to a value; the kernel has made the rest."""
 
     def advance(
@@ -277,8 +277,7 @@ class CompiledSteps(Kernel):
         if some & _OTHERS:
             del value, image, method, made
             return *self._mixed(problem, stage, begun, trials), False
-        fell = not some & _kernels.RISEN
-        return self.ended(method, made, value, fell), made, not some
+        return self.ended(method, made, value), made, not some
 
     def _ran(
         self, problem: Problem, stage: _Stage, begun: Evidence, trial: _Trial
@@ -319,7 +318,7 @@ class CompiledSteps(Kernel):
         value, image, method, made = trials.pop()
         others, plain = made.remarks & _OTHERS, []
         if not others.all():
-            step = self.ended(method, made, value, fell=False)
+            step = self.ended(method, made, value)
             plain.append((step, self._verdict(made, begun, stage.steps + 1)))
             del step
         written = (*method.written, _newest(begun, stage.steps * self.counts))

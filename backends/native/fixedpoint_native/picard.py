@@ -50,7 +50,7 @@ class PicardSteps(CompiledSteps):
             written=(),
         )
 
-    def ended(self, method: Method, made: Made, value: Vec, fell: bool) -> Step:
+    def ended(self, method: Method, made: Made, value: Vec) -> Step:
         """The step, what follows being the correction."""
         point, correction = made.point(value), (made.following,)
-        return Step(point, method.state, fell=fell, correction=correction)
+        return Step(point, method.state, correction=correction)
