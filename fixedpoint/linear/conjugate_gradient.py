@@ -118,9 +118,7 @@ class ConjugateGradient(LinearSolver):
             space, _trimmed(space, lanczos, solution.products, size + 1), size
         )
         factors = space.xp.where(unknown[..., None], found.factors, memory.factors)
-        rows = unknown[..., None, None]
-        pairs = zip(found.vectors, memory.vectors, strict=True)
-        vectors = tuple(space.xp.where(rows, new, old) for new, old in pairs)
+        vectors = space.where(unknown, found.vectors, memory.vectors)
         return solution, Spectrum(vectors, factors)
 
     def _run(

@@ -606,6 +606,16 @@ def test_what_is_remembered_of_another_matrix_does_no_harm_to_the_truth():
     assert end.residual_norm <= 1e-8
 
 
+def test_a_spectrum_is_recycled_for_leaves_of_one_number_per_sample():
+    method = fp.NewtonKrylov(linear=fp.ConjugateGradient(recycle=2))
+    b = {"u": np.linspace(1.0, 2.0, 12).reshape(4, 3), "v": np.linspace(3.0, 4.0, 4)}
+    cubic = lambda x: {name: x[name] ** 3 + x[name] - b[name] for name in b}
+    zero = {name: np.zeros_like(leaf) for name, leaf in b.items()}
+    sol = fp.root(cubic, zero, solver=method, batch_ndim=1)
+    for name, leaf in cubic(sol.value).items():
+        np.testing.assert_allclose(leaf, 0.0, atol=1e-5, err_msg=name)
+
+
 # Singular systems: whatever is reached, what is reported is true.
 
 
