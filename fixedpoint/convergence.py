@@ -223,9 +223,7 @@ def _amplification(
     space, xp = problem.space, problem.space.xp
     moved, changed = sizes.moved, sizes.changed
     none = xp.where(moved > 0.0, space.infinity, space.zero)
-    ratio = xp.where(
-        changed > 0.0, moved / xp.where(changed > 0.0, changed, space.one), none
-    )
+    ratio = xp.where(changed > 0.0, space.ratio(moved, changed), none)
     ratio = xp.where(xp.isnan(ratio), space.zero, ratio)
     tells = problem.exceeds_rounding(point, changed)
     if space.backend.known_here(tells):

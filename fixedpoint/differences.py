@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.matrix import Matrix, Sparsity
+from fixedpoint.matrix import Matrix, Sparsity, times
 from fixedpoint.point import Point
 from fixedpoint.solution import Work
 from fixedpoint.space import Space
@@ -128,10 +128,8 @@ def units_of(space: Space, sizes: Array) -> Array:
         xp.where(sizes < xp.inf, sizes, space.zero), axis=-1, keepdims=True
     )
     known = (sizes > 0.0) & (sizes < xp.inf)
-    ratio = xp.where(
-        known, sizes / xp.where(largest > 0.0, largest, space.one), space.one
-    )
-    return _power_of_two(xp, ratio)
+    ratio = space.ratio(sizes, largest)
+    return _power_of_two(xp, xp.where(known, ratio, space.one))
 
 
 def _power_of_two(xp: Any, ratio: Array) -> Array:
@@ -250,9 +248,7 @@ class _Quotients:
         known = (size > 0.0) & (size < xp.inf) & (origin > 0.0)
         # How many of its steps would account for the residual, by the equation that
         # says least.
-        account = xp.where(
-            known, origin / xp.where(known, size, space.one), space.infinity
-        )
+        account = xp.where(known, space.ratio(origin, size), space.infinity)
         fewest = xp.min(account, axis=-2)
         # An equation that is satisfied tells of no unit, but may feel the step.
         silent = ~xp.any((size > 0.0) & (origin == 0.0), axis=-2)
@@ -285,10 +281,9 @@ class _Quotients:
         space, xp = self.space, self.space.xp
         signs = np.random.default_rng(0).choice([-1.0, 1.0], space.real_size)
         direction = xp.asarray(signs, dtype=space.dtype) + 0.0 * self.entries
-        moves = (self.steps * direction)[..., None]
-        change = self.change(direction)
-        wrong = xp.abs(change - xp.matmul(matrix, moves)[..., 0])
+        moves, change = self.steps * direction, self.change(direction)
+        wrong = xp.abs(change - times(space, matrix, moves))
         # Row by row: the equations may differ in scale. What is not finite tells
         # nothing.
-        size = xp.abs(change) + xp.matmul(xp.abs(matrix), xp.abs(moves))[..., 0]
+        size = xp.abs(change) + times(space, xp.abs(matrix), xp.abs(moves))
         return bool(xp.all((wrong <= _AGREEMENT * size) | ~xp.isfinite(wrong)))

@@ -136,8 +136,13 @@ def is_operator(given: Any) -> bool:
 def product_with(space: Space, matrix: Any, entries: Array) -> Array:
     """The product of what :func:`matrix_of` returns with the entries of each sample."""
     if space.backend.is_array(matrix):
-        return space.xp.matmul(matrix, entries[..., None])[..., 0]
+        return times(space, matrix, entries)
     return as_coefficients(space, matrix @ space.backend.numpy(entries))
+
+
+def times(space: Space, matrix: Array, entries: Array) -> Array:
+    """The product of each sample's matrix with its vector."""
+    return space.xp.matmul(matrix, entries[..., None])[..., 0]
 
 
 def as_coefficients(space: Space, array: Any) -> Array:

@@ -82,6 +82,16 @@ class LinearSystem:
             busy = busy & self.active
         return space.zeros(self.rhs), norm, busy
 
+    def run(self, step: Callable[[Any], Any], first: Any, most: int) -> Any:
+        """What up to `most` steps lead to, as long as there are samples to solve for.
+
+        ``busy`` and ``steps`` of what a step takes and gives say how far it is.
+        """
+        backend = self.space.backend
+        return backend.while_loop(
+            lambda now: backend.any(now.busy) & (now.steps < most), step, first, most
+        )
+
     def solution(self, x: Vec, norm: Array, products: Any) -> LinearSolution:
         """What was reached: zero in the samples that had nothing to do."""
         zero, first, busy = self.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -84,13 +85,7 @@ class BiCGStab(LinearSolver):
             steps=0,
             products=0,
         )
-
-        def unfinished(carry: _Carry) -> Any:
-            return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
-
-        end = space.backend.while_loop(
-            unfinished, lambda c: _step(system, c), first, self.max_steps
-        )
+        end = system.run(partial(_step, system), first, self.max_steps)
         return system.solution(end.x, end.norm, end.products), memory
 
 

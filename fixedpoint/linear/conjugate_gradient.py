@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec, joined
@@ -142,13 +143,7 @@ class ConjugateGradient(LinearSolver):
         z, rz, square = _measured(system, r)
         norm = space.xp.sqrt(square)
         first = _Carry(x, r, space.copy(z), rz, norm, square, busy, 0, lanczos)
-
-        def unfinished(carry: _Carry) -> Any:
-            return space.backend.any(carry.busy) & (carry.steps < self.max_steps)
-
-        end = space.backend.while_loop(
-            unfinished, lambda c: _step(system, c), first, self.max_steps
-        )
+        end = system.run(partial(_step, system), first, self.max_steps)
         return system.solution(end.x, end.norm, end.steps), end.lanczos
 
     def _bare(

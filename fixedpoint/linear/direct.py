@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fixedpoint.backend import Array
-from fixedpoint.matrix import as_coefficients, is_sparse, product_with
+from fixedpoint.matrix import as_coefficients, is_sparse, product_with, times
 from fixedpoint.space import Space
 
 # What elimination may leave of the right-hand side, for its solution to be used.
@@ -68,7 +68,7 @@ def solved(space: Space, factors: Factors, rhs: Array) -> Array:
 
 def rotated(space: Space, factors: Factors, rhs: Array) -> Array:
     """The product Uᵀb."""
-    return _times(space, space.xp.matrix_transpose(factors.left), rhs)
+    return times(space, space.xp.matrix_transpose(factors.left), rhs)
 
 
 def damped(space: Space, factors: Factors, rhs: Array, lam: Array) -> Array:
@@ -99,8 +99,8 @@ def _recorded(
     scale = space.ratio(inverse, xp.sqrt(1.0 + shift * inverse * inverse))
     core, unit = _core(space, factors), space.identity(values.shape[-1])
     across = xp.matrix_transpose(core)
-    start = _times(space, across, inverse * known)
-    left = _times(space, across, rhs - _times(space, core, start)) - lam * start
+    start = times(space, across, inverse * known)
+    left = times(space, across, rhs - times(space, core, start)) - lam * start
     normal = xp.matmul(across, core) + lam[..., None] * unit
     normal = xp.where(
         kept[..., None], scale[..., None] * normal * scale[..., None, :], unit
@@ -118,25 +118,11 @@ def _core(space: Space, factors: Factors) -> Array:
     return factors.values[..., None] * space.identity(factors.values.shape[-1]) + change
 
 
-def direct(space: Space, matrix: Array, rhs: Array) -> tuple[Array, Array]:
-    """The solution by elimination, and whether it can be trusted."""
-    xp = space.xp
-    entries = space.backend.solve(matrix, rhs)
-    left = xp.max(xp.abs(xp.matmul(matrix, entries[..., None])[..., 0] - rhs), axis=-1)
-    return entries, left <= _TRUST * xp.max(xp.abs(rhs), axis=-1)
-
-
 def rotated_back(space: Space, factors: Factors, entries: Array) -> Array:
     """The product D⁻¹V with `entries`."""
     return (
-        _times(space, space.xp.matrix_transpose(factors.right), entries)
-        / factors.scales
+        times(space, space.xp.matrix_transpose(factors.right), entries) / factors.scales
     )
-
-
-def _times(space: Space, matrix: Array, vector: Array) -> Array:
-    """The product of each matrix with a vector."""
-    return space.xp.matmul(matrix, vector[..., None])[..., 0]
 
 
 class System(ABC):
@@ -259,8 +245,10 @@ class Dense(System):
 
         Where that cannot be trusted, the least-squares solution.
         """
-        space, xp = self.space, self.space.xp
-        entries, trusted = direct(space, self.scaled, rhs / self.rows)
+        space, xp, b = self.space, self.space.xp, rhs / self.rows
+        entries = space.backend.solve(self.scaled, b)
+        left = xp.max(xp.abs(times(space, self.scaled, entries) - b), axis=-1)
+        trusted = left <= _TRUST * xp.max(xp.abs(b), axis=-1)
         entries = entries / self.scales
         if space.backend.known_all(trusted):
             return entries
@@ -270,13 +258,13 @@ class Dense(System):
             sound = xp.where(
                 trusted[..., None, None], self.scaled, space.identity(rhs.shape[-1])
             )
-            entries = space.backend.solve(sound, rhs / self.rows) / self.scales
+            entries = space.backend.solve(sound, b) / self.scales
         least = solved(space, factorized(space, self.matrix, self.scales), rhs)
         return xp.where(trusted[..., None], entries, least)
 
     def times(self, entries: Array) -> Array:
         """The product with A."""
-        return self.space.xp.matmul(self.matrix, entries[..., None])[..., 0]
+        return times(self.space, self.matrix, entries)
 
     def row_maxima(self, sizes: Array) -> Array:
         """The largest |aᵢⱼ| sizeⱼ of each row."""

@@ -10,6 +10,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
 from fixedpoint.linear.bare_cycle import DEEP, FALL, FALLEN, KEPT, TIGHT, BareCycle
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
+from fixedpoint.matrix import times
 from fixedpoint.space import Space
 
 # A second orthogonalization that leaves less than this share of the square was of
@@ -81,7 +82,7 @@ class _Carry(NamedTuple):
     norm: Array
     busy: Array
     taken: Array
-    products: Any
+    steps: Any  # directions so far, a product each
     leads: _Leads | None
 
 
@@ -163,21 +164,16 @@ class GMRES(LinearSolver):
         taken = space.xp.zeros_like(busy, dtype=space.xp.int32)
         leads = None if memory is None else _leading(space, memory)
         start = _Carry(x, space.copy(system.rhs), norm, busy, taken, 0, leads)
-        end = space.backend.while_loop(
-            lambda carry: space.backend.any(carry.busy) & (carry.products < most),
-            partial(_cycled, system, size, most),
-            start,
-            most,
-        )
+        end = system.run(partial(_cycled, system, size, most), start, most)
         if memory is not None:
             memory = memory._replace(vectors=end.leads.vectors, wanted=end.taken > rows)
             memory = _remembered(space, memory, end.x)
-        return LinearSolution(end.x, end.norm, end.products), memory
+        return LinearSolution(end.x, end.norm, end.steps), memory
 
 
 def _cycled(system: LinearSystem, size: int, most: int, carry: _Carry) -> _Carry:
     """The solution after a cycle of `size` directions, and `most` products in all."""
-    space, limit = system.space, most - carry.products
+    space, limit = system.space, most - carry.steps
     if space.is_bare and system.precondition is None:
         return _closed(system, carry, _bare(system, carry, size, limit))
     end = space.backend.while_loop(
@@ -441,8 +437,8 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
         unit = space.ratio(space.one, space.norm(step))
         vectors, _ = space.push_scaled(leads.vectors, 0, unit, step)
         leads = _Leads(vectors, 0, 1, busy)
-    products = carry.products + cycle.size
-    return _Carry(x, cycle.r, norm, busy, cycle.taken, products, leads)
+    steps = carry.steps + cycle.size
+    return _Carry(x, cycle.r, norm, busy, cycle.taken, steps, leads)
 
 
 def _combined(space: Space, carry: _Carry, cycle: _Cycle, y: Array) -> Vec:
@@ -457,9 +453,9 @@ def _combined(space: Space, carry: _Carry, cycle: _Cycle, y: Array) -> Vec:
     after = xp.where(kinds < 0.0, y, space.zero)
     until = space.as_coefficient(slots[:, None] >= slots)
     following = space.as_coefficient(slots[:, None] + 1 == slots)
-    sums = xp.matmul(until, shares[..., None])[..., 0]
+    sums = times(space, until, shares)
     weights = cycle.coefficients[..., :size] * sums
-    weights = weights + xp.matmul(following, after[..., None])[..., 0]
+    weights = weights + times(space, following, after)
     x = space.axpy(xp.sum(shares, axis=-1), cycle.r, carry.x)
     x = space.minus_combination(x, -weights, space.filled(cycle.basis, size))
     return x if leads is None else _led_by(space, x, leads, y)
@@ -471,5 +467,5 @@ def _led_by(space: Space, x: Vec, leads: _Leads, y: Array) -> Vec:
     slots = space.xp.arange(y.shape[-1], **space.place)
     which = (rows[:, None] == leads.first + slots) & (slots < leads.count)
     y = space.select(leads.wanted[..., None], y, space.zero)
-    weights = space.xp.matmul(space.as_coefficient(which), y[..., None])[..., 0]
+    weights = times(space, space.as_coefficient(which), y)
     return space.minus_combination(x, -weights, leads.vectors)

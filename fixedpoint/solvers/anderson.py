@@ -305,7 +305,8 @@ class Anderson(Solver):
             if space.backend.known_here(informative):
                 gram = _bordered(space, state.gram, slot, row, column)
                 return state._replace(gram=gram), products
-            state, products = _left_out(space, state, slot, informative, secant), None
+            change, image = (space.mask(informative, u) for u in secant)
+            state, products = _placed(space, state, slot, (change, image)), None
         row, column = (_isolated(space, u, slot, informative) for u in (row, column))
         gram = _bordered(space, state.gram, slot, row, column)
         return state._replace(gram=gram), products
@@ -366,18 +367,6 @@ def _replaced(
     secant = space.mask(informative, change), space.mask(informative, image)
     state = state._replace(pushed=state.pushed + 1)
     return _placed(space, state, slot, secant), secant, informative
-
-
-def _left_out(
-    space: Space,
-    state: AndersonState,
-    slot: Any,
-    informative: Array,
-    secant: tuple[Vec, Vec],
-) -> AndersonState:
-    """The state without the newest differences in the samples that learn nothing."""
-    change, image = (space.mask(informative, u) for u in secant)
-    return _placed(space, state, slot, (change, image))
 
 
 def _placed(

@@ -16,7 +16,7 @@ from fixedpoint.linear.direct import (
     rotated,
     rotated_back,
 )
-from fixedpoint.matrix import Sparsity
+from fixedpoint.matrix import Sparsity, times
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -262,9 +262,7 @@ class _Trials:
             )
 
         bound = radius[..., None]
-        slope = xp.matmul(xp.matrix_transpose(self.factors.matrix), rhs[..., None])[
-            ..., 0
-        ]
+        slope = times(space, xp.matrix_transpose(self.factors.matrix), rhs)
         highest = space.ratio(
             xp.linalg.vector_norm(slope, axis=-1, keepdims=True), bound
         )
