@@ -183,10 +183,10 @@ def _plain(problem: Problem, old: Point, step: Step) -> Array:
     if step.correction is None:
         return problem.space.full(math.inf)
     length = problem.sizes(old, step.point, step.correction).length
-    if step.inflation is None:
+    if step.error_factor is None:
         return length
-    known = ~problem.space.xp.isnan(step.inflation)
-    return problem.space.xp.where(known, step.inflation * length, length)
+    known = ~problem.space.xp.isnan(step.error_factor)
+    return problem.space.xp.where(known, step.error_factor * length, length)
 
 
 def _noted(
@@ -251,18 +251,18 @@ def _error(
     # A correction of nothing has underflowed, or is lost beside the state.
     some = m > 0.0
     if step.is_direct:
-        error = xp.maximum(step.inflation * m, xp.where(some, space.zero, amplified))
+        error = xp.maximum(step.error_factor * m, xp.where(some, space.zero, amplified))
         return error, error
     before, earlier = evidence.sizes[..., 0], evidence.sizes[..., 1]
     rate = xp.maximum(m / before, xp.sqrt(m / earlier))
     following = m / xp.where(rate < 1.0, 1.0 - rate, space.zero)
     error = xp.maximum(following, amplified)
     guarded = xp.maximum(error, xp.sqrt(m) * xp.sqrt(xp.maximum(m, before)))
-    if step.inflation is None:
+    if step.error_factor is None:
         return error, guarded
-    vague = step.inflation == xp.inf  # whatever the correction is, if it is none too
-    known = (some | vague) & ~xp.isnan(step.inflation)
-    given = xp.where(vague, space.one, step.inflation) * m
+    vague = step.error_factor == xp.inf  # whatever the correction is, if it is none too
+    known = (some | vague) & ~xp.isnan(step.error_factor)
+    given = xp.where(vague, space.one, step.error_factor) * m
     given = xp.where(vague, space.infinity, given)
     return xp.where(known, given, error), xp.where(known, given, guarded)
 

@@ -33,7 +33,7 @@ class Step(NamedTuple):
     correction : Vec or None
         What the method would add to the new point next, undamped and without any
         safeguard: its estimate of z* − z there. None where it has none.
-    inflation : array or None
+    error_factor : array or None
         How many times the size of the correction the error may be, where the method can
         tell better than :func:`fixedpoint.convergence.judge`; not a number where it can
         not.
@@ -47,7 +47,7 @@ class Step(NamedTuple):
     work: Work = Work(f=1)
     failure: Array | None = None
     correction: Vec | Difference | None = None
-    inflation: Array | None = None
+    error_factor: Array | None = None
     is_direct: bool = False
 
 

@@ -39,7 +39,7 @@ _DECADES, _BISECTIONS = 40.0, 12
 _SUFFICIENT, _FAIR, _GOOD = 1e-4, 0.25, 0.75
 
 
-class Region(NamedTuple):
+class LevenbergMarquardtState(NamedTuple):
     """What the Levenberg-Marquardt method remembers.
 
     Attributes
@@ -50,7 +50,7 @@ class Region(NamedTuple):
         D, the largest norm that each column of the Jacobian has had.
     sparsity : Sparsity or None
         What difference quotients found of the Jacobian's zeros.
-    length, rows, sizes : array
+    length, weights, sizes : array
         As for :class:`Newton`.
     """
 
@@ -58,7 +58,7 @@ class Region(NamedTuple):
     scales: Array
     sparsity: Sparsity | None
     length: Array
-    rows: Array
+    weights: Array
     sizes: Array
 
 
@@ -96,30 +96,40 @@ class LevenbergMarquardt(Solver):
     def __post_init__(self) -> None:
         check_positive("radius", self.radius)
 
-    def init(self, problem: Problem, point: Point) -> Region:
+    def init(self, problem: Problem, point: Point) -> LevenbergMarquardtState:
         """No radius, and no scales."""
         space = problem.space
         none = space.full(0.0, (space.real_size,))
         sizes = space.xp.abs(space.ravel(point.value))
-        return Region(space.full(0.0), none, None, space.full(math.inf), none, sizes)
+        return LevenbergMarquardtState(
+            space.full(0.0), none, None, space.full(math.inf), none, sizes
+        )
 
     def resume(
-        self, space: Space, state: Region, point: Point, fresh: Region
-    ) -> Region:
+        self,
+        space: Space,
+        state: LevenbergMarquardtState,
+        point: Point,
+        fresh: LevenbergMarquardtState,
+    ) -> LevenbergMarquardtState:
         """The radius, scales and zeros of an earlier call."""
         del point
         return state._replace(
             sparsity=matching(space, state.sparsity), length=fresh.length
         )
 
-    def step(self, problem: Problem, point: Point, state: Region) -> Step:
+    def step(
+        self, problem: Problem, point: Point, state: LevenbergMarquardtState
+    ) -> Step:
         """One Jacobian, and trials at shrinking radii until one is accepted."""
         space, model = problem.space, LinearModel.at(problem, point, state)
         system, matrix = model.system, model.matrix
         value = space.ravel(point.value)
-        scaled = model.rows[..., :, None] * system.dense()
+        scaled = model.weights[..., :, None] * system.dense()
         scales = space.xp.maximum(state.scales, column_norms(space, scaled))
-        trials = _Trials(problem, point, model.rows, factorized(space, scaled, scales))
+        trials = _Trials(
+            problem, point, model.weights, factorized(space, scaled, scales)
+        )
         radius = self._radius(space, state.radius, scales * value)
         end = trials.run(radius, problem.live(system.finite))
         moved = space.ravel(end.point.value) - value
@@ -127,18 +137,18 @@ class LevenbergMarquardt(Solver):
         left = after_elimination(space, system, end.point, full, full, state.length)
         return Step(
             end.point,
-            Region(
+            LevenbergMarquardtState(
                 end.radius,
                 scales,
                 matrix.sparsity,
                 left.length,
-                model.rows,
+                model.weights,
                 model.sizes,
             ),
             matrix.work.plus(Work(f=end.trials)),
             model.failure(space, end.pending),
             correction=left.correction,
-            inflation=left.inflation,
+            error_factor=left.error_factor,
             is_direct=True,
         )
 
@@ -172,7 +182,7 @@ class _Trials:
 
     problem: Problem
     old: Point
-    rows: Array
+    weights: Array
     factors: Factors
 
     def run(self, radius: Array, pending: Array) -> _Trial:
@@ -211,7 +221,7 @@ class _Trials:
         """The relative decrease of ‖g‖², free of overflow; −∞ where g is not finite."""
         space, xp = self.problem.space, self.problem.space.xp
         merit, norm = (
-            xp.linalg.vector_norm(self.rows * space.ravel(at.increment), axis=-1)
+            xp.linalg.vector_norm(self.weights * space.ravel(at.increment), axis=-1)
             for at in (self.old, new)
         )
         relative = space.ratio(norm, merit)
@@ -235,7 +245,7 @@ class _Trials:
         promises.
         """
         space, xp, factors = self.problem.space, self.problem.space.xp, self.factors
-        rhs = -self.rows * space.ravel(self.old.increment)
+        rhs = -self.weights * space.ravel(self.old.increment)
         coordinates = rotated(space, factors, rhs)
         lam = self.multiplier(rhs, factors.values * coordinates, radius)
         entries = damped(space, factors, coordinates, lam)

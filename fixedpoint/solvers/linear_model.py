@@ -24,7 +24,7 @@ class LinearModel(NamedTuple):
         The Jacobian g′.
     system : System
         g′d = −g, in whose solution the model vanishes.
-    rows : array of shape (batch, n)
+    weights : array of shape (batch, n)
         What the equations are multiplied by where their norm is taken.
     sizes : array of shape (batch, n)
         The largest that each entry of the state has been.
@@ -32,7 +32,7 @@ class LinearModel(NamedTuple):
 
     matrix: Matrix
     system: System
-    rows: Array
+    weights: Array
     sizes: Array
 
     @classmethod
@@ -43,9 +43,9 @@ class LinearModel(NamedTuple):
         matrix = problem.matrix(point, state.sparsity, sizes)
         rhs = -space.ravel(point.increment)
         system = System.of(space, matrix.entries, rhs, problem.factors)
-        rows = units(space, system, value, state.rows)
+        weights = units(space, system, value, state.weights)
         found = sizes if matrix.sizes is None else matrix.sizes
-        return cls(matrix, system, rows, found)
+        return cls(matrix, system, weights, found)
 
     @property
     def is_derivative(self) -> Array:
@@ -75,21 +75,23 @@ def matching(space: Space, sparsity: Sparsity | None) -> Sparsity | None:
     return sparsity
 
 
-def units(space: Space, system: System, value: Array, rows: Array) -> Array:
-    """`rows`, or what brings equations together whose units are more than a million
+def units(space: Space, system: System, value: Array, weights: Array) -> Array:
+    """`weights`, or what brings equations together whose units are more than a million
     apart.
 
     An equation is as large as its change when the unknowns change by their own size, or
     where they are zero by the first correction.
     """
     xp = space.xp
-    if space.backend.known_here(rows > 0.0):
-        return rows
+    if space.backend.known_here(weights > 0.0):
+        return weights
     size = xp.where(value == 0.0, xp.abs(system.entries), xp.abs(value))
     terms = system.row_maxima(xp.where(xp.isfinite(size), size, space.zero))
     terms = xp.where(terms < xp.inf, terms, space.zero)
     largest = xp.max(terms, axis=-1, keepdims=True)
     largest = xp.where(largest > 0.0, largest, space.one)
     return xp.where(
-        rows > 0.0, rows, 2.0 ** -xp.round(xp.log2(largest)) / units_of(space, terms)
+        weights > 0.0,
+        weights,
+        2.0 ** -xp.round(xp.log2(largest)) / units_of(space, terms),
     )

@@ -19,7 +19,7 @@ from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, esca
 from fixedpoint.space import Space
 
 
-class Approach(NamedTuple):
+class NewtonState(NamedTuple):
     """What Newton's method remembers.
 
     Attributes
@@ -31,7 +31,7 @@ class Approach(NamedTuple):
         where the last step was not a full one.
     escapes : array of int
         How often a point with a singular derivative was left.
-    rows : array of shape (batch, n)
+    weights : array of shape (batch, n)
         What the equations are multiplied by in the line search, zero before the first
         step.
     sizes : array of shape (batch, n)
@@ -41,7 +41,7 @@ class Approach(NamedTuple):
     sparsity: Sparsity | None
     length: Array
     escapes: Array
-    rows: Array
+    weights: Array
     sizes: Array
 
 
@@ -97,8 +97,8 @@ class Newton(Solver):
             check_positive("step_bound", self.step_bound)
 
     def resume(
-        self, space: Space, state: Approach, point: Point, fresh: Approach
-    ) -> Approach:
+        self, space: Space, state: NewtonState, point: Point, fresh: NewtonState
+    ) -> NewtonState:
         """The zeros that an earlier call found."""
         del point
         return fresh._replace(sparsity=matching(space, state.sparsity))
@@ -108,15 +108,15 @@ class Newton(Solver):
         chain = 0 if self.step_bound is None else space.real_size
         return super().patience(space) + chain
 
-    def init(self, problem: Problem, point: Point) -> Approach:
+    def init(self, problem: Problem, point: Point) -> NewtonState:
         """Nothing is known of the Jacobian."""
         space = problem.space
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
         none = space.full(0.0, (space.real_size,))
         sizes = space.xp.abs(space.ravel(point.value))
-        return Approach(None, space.full(math.inf), count, none, sizes)
+        return NewtonState(None, space.full(math.inf), count, none, sizes)
 
-    def step(self, problem: Problem, point: Point, state: Approach) -> Step:
+    def step(self, problem: Problem, point: Point, state: NewtonState) -> Step:
         """One Jacobian and one line search."""
         space, model = problem.space, LinearModel.at(problem, point, state)
         system, matrix = model.system, model.matrix
@@ -134,11 +134,13 @@ class Newton(Solver):
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         return Step(
             search.point,
-            Approach(matrix.sparsity, left.length, escapes, model.rows, model.sizes),
+            NewtonState(
+                matrix.sparsity, left.length, escapes, model.weights, model.sizes
+            ),
             matrix.work.plus(Work(f=search.trials)),
             model.failure(space, search.pending | idle),
             correction=left.correction,
-            inflation=left.inflation,
+            error_factor=left.error_factor,
             is_direct=True,
         )
 
@@ -154,11 +156,11 @@ class Newton(Solver):
         self, space: Space, model: LinearModel, point: Point, escaping: Array
     ) -> tuple[Descent, Array]:
         """What to search along, and whether it is all of Newton's direction."""
-        xp, system, rows = space.xp, model.system, model.rows
+        xp, system, weights = space.xp, model.system, model.weights
         along = bounded(space, space.unravel(system.entries), point, self.step_bound)
-        merit = xp.linalg.vector_norm(rows * system.rhs, axis=-1)
-        slope = system.slope(space.ravel(along), merit, rows)
-        descent = Descent(along, merit, slope, rows)
+        merit = xp.linalg.vector_norm(weights * system.rhs, axis=-1)
+        slope = system.slope(space.ravel(along), merit, weights)
+        descent = Descent(along, merit, slope, weights)
         descent = escaped(space, point.value, escaping, descent)
         same = space.ravel(descent.direction) == system.entries
         return descent, xp.all(same, axis=-1)

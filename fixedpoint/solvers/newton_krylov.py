@@ -23,7 +23,7 @@ from fixedpoint.space import Space
 _USELESS, _ENOUGH = 0.95, 0.8
 
 
-class Forcing(NamedTuple):
+class NewtonKrylovState(NamedTuple):
     """What Newton-Krylov remembers.
 
     Attributes
@@ -119,12 +119,12 @@ class NewtonKrylov(Solver):
                 f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
             )
 
-    def init(self, problem: Problem, point: Point) -> Forcing:
+    def init(self, problem: Problem, point: Point) -> NewtonKrylovState:
         """The first forcing term."""
         space = problem.space
         zero = space.full(0.0)
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
-        return Forcing(
+        return NewtonKrylovState(
             space.full(self.forcing),
             self.linear.init(space),
             zero,
@@ -133,13 +133,17 @@ class NewtonKrylov(Solver):
         )
 
     def resume(
-        self, space: Space, state: Forcing, point: Point, fresh: Forcing
-    ) -> Forcing:
+        self,
+        space: Space,
+        state: NewtonKrylovState,
+        point: Point,
+        fresh: NewtonKrylovState,
+    ) -> NewtonKrylovState:
         """Begin anew: a forcing term belongs to the residual before."""
         del space, state, point
         return fresh
 
-    def step(self, problem: Problem, point: Point, state: Forcing) -> Step:
+    def step(self, problem: Problem, point: Point, state: NewtonKrylovState) -> Step:
         """One linear solve and one line search."""
         space, merit = problem.space, problem.space.norm(point.increment)
         linearization = problem.linearize(point)
@@ -164,7 +168,7 @@ class NewtonKrylov(Solver):
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         return Step(
             search.point,
-            Forcing(eta, memory, amplification, left.length, escapes),
+            NewtonKrylovState(eta, memory, amplification, left.length, escapes),
             linearization.work(solution.products).plus(Work(f=search.trials)),
             statuses(
                 space,
@@ -172,14 +176,14 @@ class NewtonKrylov(Solver):
                 (search.pending, Status.LINE_SEARCH_FAILED),
             ),
             correction=left.correction,
-            inflation=left.inflation,
+            error_factor=left.error_factor,
         )
 
     def _system(
         self,
         problem: Problem,
         point: Point,
-        state: Forcing,
+        state: NewtonKrylovState,
         merit: Array,
         linearization: Linearization,
     ) -> LinearSystem:
@@ -212,7 +216,12 @@ class NewtonKrylov(Solver):
         return useful & (fast | (left <= system.target))
 
     def _eta(
-        self, space: Space, problem: Problem, point: Point, state: Forcing, merit: Array
+        self,
+        space: Space,
+        problem: Problem,
+        point: Point,
+        state: NewtonKrylovState,
+        merit: Array,
     ) -> Array:
         """The forcing term, no smaller than what the tolerance needs."""
         xp = space.xp
@@ -224,7 +233,7 @@ class NewtonKrylov(Solver):
         self,
         space: Space,
         point: Point,
-        state: Forcing,
+        state: NewtonKrylovState,
         solution: LinearSolution,
         merit: Array,
         useful: Array,
@@ -245,7 +254,7 @@ class NewtonKrylov(Solver):
         return descent, whole, escaping
 
     def _amplification(
-        self, space: Space, state: Forcing, d: Vec, merit: Array, whole: Array
+        self, space: Space, state: NewtonKrylovState, d: Vec, merit: Array, whole: Array
     ) -> Array:
         """The largest ‖d‖/‖g‖, which grows as residuals come to lie where g′ is
         small.

@@ -68,7 +68,7 @@ class Picard(Solver):
             new,
             point.increment,
             correction=space.scale(self.damping, left),
-            inflation=known,
+            error_factor=known,
         )
 
 

@@ -21,7 +21,7 @@ from fixedpoint.space import Space
 _CHANGE, _LEAST = 10.0, 1e-12
 
 
-class TimeStep(NamedTuple):
+class PseudoTransientState(NamedTuple):
     """What pseudo-transient continuation remembers.
 
     Attributes
@@ -91,7 +91,7 @@ class PseudoTransient(Solver):
                 f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
             )
 
-    def init(self, problem: Problem, point: Point) -> TimeStep:
+    def init(self, problem: Problem, point: Point) -> PseudoTransientState:
         """The first time step."""
         space = problem.space
         size = space.norm(point.value)
@@ -99,18 +99,22 @@ class PseudoTransient(Solver):
         one = space.xp.ones_like(size)
         first = self.time_step * space.xp.where(natural > 0.0, natural, one)
         infinite = space.full(math.inf)
-        return TimeStep(
+        return PseudoTransientState(
             first, first, space.full(0.0), infinite, self.linear.init(space)
         )
 
     def resume(
-        self, space: Space, state: TimeStep, point: Point, fresh: TimeStep
-    ) -> TimeStep:
+        self,
+        space: Space,
+        state: PseudoTransientState,
+        point: Point,
+        fresh: PseudoTransientState,
+    ) -> PseudoTransientState:
         """Begin anew: a time step belongs to the residual before."""
         del space, state, point
         return fresh
 
-    def step(self, problem: Problem, point: Point, state: TimeStep) -> Step:
+    def step(self, problem: Problem, point: Point, state: PseudoTransientState) -> Step:
         """One linear solve, one trial."""
         space, merit = problem.space, problem.space.norm(point.increment)
         linearization, inverse = problem.linearize(point), 1.0 / state.size
@@ -128,16 +132,16 @@ class PseudoTransient(Solver):
         )
         # A first step says nothing of what is slower than it is long.
         again = state.length < space.xp.inf
-        inflation = space.xp.where(again, left.inflation, space.infinity)
+        error_factor = space.xp.where(again, left.error_factor, space.infinity)
         size = _next(space, state, space.ratio(merit, end), finite)
         hopeless = (state.size < _LEAST * state.first) & ~finite
         return Step(
             choose(space, finite, new, point),
-            TimeStep(size, state.first, largest, left.length, memory),
+            PseudoTransientState(size, state.first, largest, left.length, memory),
             linearization.work(solution.products).plus(Work(f=1)),
             statuses(space, (hopeless, Status.NON_FINITE)),
             correction=left.correction,
-            inflation=inflation,
+            error_factor=error_factor,
         )
 
     def _system(
@@ -159,7 +163,9 @@ class PseudoTransient(Solver):
         )
 
 
-def _next(space: Space, state: TimeStep, fall: Array, finite: Array) -> Array:
+def _next(
+    space: Space, state: PseudoTransientState, fall: Array, finite: Array
+) -> Array:
     """The next time step, which grows as the residual falls."""
     xp = space.xp
     least, most = (xp.full_like(fall, part) for part in (1.0 / _CHANGE, _CHANGE))

@@ -26,13 +26,13 @@ class Remaining(NamedTuple):
         full.
     correction : Vec
         The next correction.
-    inflation : array
+    error_factor : array
         How many times that the error may be.
     """
 
     length: Array
     correction: Vec
-    inflation: Array
+    error_factor: Array
 
 
 def after_elimination(

@@ -46,20 +46,22 @@ class Descent(NamedTuple):
         The norm of the residual at the old point.
     slope : array
         The rate at which ½‖g‖² is expected to fall along d, divided by ‖g‖.
-    rows : array of shape (batch, n), or None
+    weights : array of shape (batch, n), or None
         What the equations are multiplied by before their norm is taken.
     """
 
     direction: Vec
     merit: Array
     slope: Array
-    rows: Array | None = None
+    weights: Array | None = None
 
     def measured(self, space: Space, increment: Vec) -> Array:
         """The norm of a residual."""
-        if self.rows is None:
+        if self.weights is None:
             return space.norm(increment)
-        return space.xp.linalg.vector_norm(space.ravel(increment) * self.rows, axis=-1)
+        return space.xp.linalg.vector_norm(
+            space.ravel(increment) * self.weights, axis=-1
+        )
 
 
 def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Descent:
@@ -73,7 +75,7 @@ def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Desc
         space.where(escaping, _away(space, value), descent.direction),
         where(escaping, space.infinity, descent.merit),
         where(escaping, space.zero, descent.slope),
-        descent.rows,
+        descent.weights,
     )
 
 

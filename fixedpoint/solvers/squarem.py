@@ -23,7 +23,7 @@ _CONSISTENT = 0.9
 _PLAIN_CYCLES = 4
 
 
-class StepBound(NamedTuple):
+class SquaremState(NamedTuple):
     """What SQUAREM remembers.
 
     Attributes
@@ -97,20 +97,20 @@ class SQUAREM(Solver):
         """Every step passes through the map twice."""
         return True
 
-    def init(self, problem: Problem, point: Point) -> StepBound:
+    def init(self, problem: Problem, point: Point) -> SquaremState:
         """No extrapolation beyond Picard's."""
         space, norm = problem.space, point.residual_norm
         none = space.xp.zeros_like(norm, dtype=space.xp.int32)
-        return StepBound(space.full(1.0), point, space.full(0.0), none)
+        return SquaremState(space.full(1.0), point, space.full(0.0), none)
 
     def resume(
-        self, space: Space, state: StepBound, point: Point, fresh: StepBound
-    ) -> StepBound:
+        self, space: Space, state: SquaremState, point: Point, fresh: SquaremState
+    ) -> SquaremState:
         """The bound of an earlier call."""
         del space, point
         return fresh._replace(bound=state.bound)
 
-    def step(self, problem: Problem, point: Point, state: StepBound) -> Step:
+    def step(self, problem: Problem, point: Point, state: SquaremState) -> Step:
         """One evaluation at f(z), and one at the extrapolated point."""
         space, xp = problem.space, problem.space.xp
         middle = problem.trial(space.add(point.value, point.increment), point)
@@ -128,10 +128,12 @@ class SQUAREM(Solver):
         # The extrapolation from the new point, if it were as long as this or the last
         # long one, or if the best points told of it.
         longest = xp.maximum(xp.maximum(wanted, less), state.amplification)
-        state, correction, inflation = _after_plain_steps(
+        state, correction, error_factor = _after_plain_steps(
             problem, state, new, (middle, point), accepted & (length == 1.0), longest
         )
-        return Step(new, state, Work(f=2), correction=correction, inflation=inflation)
+        return Step(
+            new, state, Work(f=2), correction=correction, error_factor=error_factor
+        )
 
 
 def _extrapolated(
@@ -157,13 +159,13 @@ def _extrapolated(
 
 def _after_plain_steps(
     problem: Problem,
-    state: StepBound,
+    state: SquaremState,
     new: Point,
     before: tuple[Point, Point],
     plain: Array,
     longest: Array,
-) -> tuple[StepBound, Vec, Array]:
-    """The state, the correction and its inflation: where two plain steps were taken,
+) -> tuple[SquaremState, Vec, Array]:
+    """The state, the correction and its error_factor: where two plain steps were taken,
     what follows them is told by their residuals, the two `before` and the new one.
     """
     space, xp = problem.space, problem.space.xp
@@ -179,11 +181,13 @@ def _after_plain_steps(
     felt = problem.exceeds_rounding(new, new.residual_norm / longest)
     unsure = near & felt & xp.isnan(known) & (state.doubts < _PLAIN_CYCLES)
     doubts = xp.where(unsure, state.doubts + 1, xp.zeros_like(state.doubts))
-    inflation = xp.where(unsure, space.infinity, known)
-    return state._replace(doubts=doubts), correction, inflation
+    error_factor = xp.where(unsure, space.infinity, known)
+    return state._replace(doubts=doubts), correction, error_factor
 
 
-def _noted(problem: Problem, state: StepBound, new: Point, bound: Array) -> StepBound:
+def _noted(
+    problem: Problem, state: SquaremState, new: Point, bound: Array
+) -> SquaremState:
     """The state with the best point renewed.
 
     An extrapolation stirs up directions in which the map contracts fast, and they hide
