@@ -166,7 +166,7 @@ class Review:
         """One more evaluation, and what it tells."""
         space, number, found = self.problem.space, looks.number, looks.found
         pick = partial(_pick, space.xp)
-        g = self.problem.increment_nearby(self._state(claim, number))
+        g = self.problem.nearby(self.problem.increment, self._state(claim, number))
         added = pick(number == 2, space.subtract(found, g), space.add(found, g))
         found = pick(number < 3, added, pick(number == 3, g, found))
         not_zero, irregular = (~self._is_zero(found, g),), (self._is_irregular(found),)

@@ -1,6 +1,4 @@
-"""When an iteration has converged: the error that is left, estimated, and the test of
-it.
-"""
+"""When an iteration has converged: an estimate of the error, and the test of it."""
 
 from __future__ import annotations
 
@@ -166,9 +164,7 @@ def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
 
 
 def vanished_states(problem: Problem, verdict: Verdict, point: Point) -> Array:
-    """Whether nothing is left of any part of the state, in samples of which there was
-    something.
-    """
+    """Whether no part of the state is left, in samples of which there was something."""
     if verdict.vanished is not None:
         return verdict.vanished
     space, largest = problem.space, verdict.evidence.largest
@@ -288,9 +284,7 @@ def _passes(
 
 
 def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Array:
-    """Whether the residual is within tolerance, and fell or is below the absolute
-    one.
-    """
+    """Whether the residual is within tolerance, and fell or is within the absolute."""
     space, tolerance, norm = problem.space, problem.tolerance, point.residual_norm
     bounds = tolerance.bounds(problem.residual_scale(point, evidence.scale))
     sizes = tolerance.parts(space, point.tested)

@@ -54,7 +54,7 @@ def difference_product(
     xp, size = space.xp, problem.length_of_state(point)
     reach = space.rounding**0.5 * xp.where(size > 0.0, size, space.one)
     noise = (_FELT * space.rounding) * space.norm(point.increment)
-    nearby, factors = problem.increment_nearby, growths(space)
+    nearby, increment, factors = problem.nearby, problem.increment, growths(space)
     if space.backend.is_traced((noise,)):
         factors = ()
 
@@ -62,7 +62,7 @@ def difference_product(
         nonlocal reach
         unit = space.select(length > 0.0, length, space.one)
         step = reach / unit
-        moved = nearby(space.axpy(step, v, point.value))
+        moved = nearby(increment, space.axpy(step, v, point.value))
         moved = space.subtract(moved, point.increment)
         for factor in factors:
             deaf = (space.norm(moved) < noise) & (length > 0.0)
@@ -71,7 +71,7 @@ def difference_product(
             further[0] += 1
             reach = xp.where(deaf, factor * reach, reach)
             step = reach / unit
-            moved = nearby(space.axpy(step, v, point.value))
+            moved = nearby(increment, space.axpy(step, v, point.value))
             moved = space.subtract(moved, point.increment)
         return space.scale(1.0 / step, moved)
 
@@ -193,14 +193,26 @@ class _Quotients:
     def change(self, direction: Array) -> Array:
         """The change of g over the steps times `direction`."""
         moved = self.space.unravel(self.entries + self.steps * direction)
-        return self.space.ravel(self.problem.increment_nearby(moved)) - self.origin
+        found = self.problem.nearby(self.problem.increment, moved)
+        return self.space.ravel(found) - self.origin
 
     def full(self) -> tuple[Array, int]:
         """All columns, one by one; take note of where they are zero."""
         space, xp, size = self.space, self.space.xp, self.space.real_size
         unit = space.identity(size)
         changes = [self.change(unit[..., j, :]) for j in range(size)]
-        evaluations = size
+        evaluations = size + self.grow(changes)
+        self.flat, more = self.bent(changes)
+        matrix = xp.stack(changes, axis=-1) / self.steps[..., None, :]
+        samples = np.asarray(space.backend.numpy(matrix)).reshape(-1, size, size)
+        found = Sparsity.of((samples != 0.0).any(0))
+        self.sparsity = found if len(found.groups) < size - 1 else None
+        return matrix, evaluations + more
+
+    def grow(self, changes: list[Array]) -> int:
+        """Replace changes over too short or too long steps; the evaluations it took."""
+        space, xp, size = self.space, self.space.xp, self.space.real_size
+        unit, evaluations = space.identity(size), 0
         for growth in growths(space):
             factors = self.factors(xp.stack(changes, axis=-1), growth)
             wrong = np.asarray(space.backend.numpy(factors != 1.0)).reshape(-1, size)
@@ -213,18 +225,10 @@ class _Quotients:
             for j in columns.tolist():
                 changes[j] = self.change(unit[..., j, :])
             evaluations += columns.size
-        self.flat, more = self.bent(changes)
-        evaluations += more
-        matrix = xp.stack(changes, axis=-1) / self.steps[..., None, :]
-        samples = np.asarray(space.backend.numpy(matrix)).reshape(-1, size, size)
-        found = Sparsity.of((samples != 0.0).any(0))
-        self.sparsity = found if len(found.groups) < size - 1 else None
-        return matrix, evaluations
+        return evaluations
 
     def bent(self, changes: list[Array]) -> tuple[Array, int]:
-        """Whether g is not linear over a step that had to grow, and the evaluations it
-        took.
-        """
+        """Whether g is not linear over a step that grew; and the evaluations taken."""
         space, xp = self.space, self.space.xp
         grown = (
             np.asarray(space.backend.numpy(self.grown))
@@ -240,9 +244,7 @@ class _Quotients:
         return bent, int(grown.sum())
 
     def factors(self, changes: Array, growth: float) -> Array:
-        """What each step has to be multiplied by; one that no equation feels, by
-        `growth`.
-        """
+        """What to multiply each step by: `growth` where no equation feels it."""
         space, xp = self.space, self.space.xp
         size, origin = xp.abs(changes), xp.abs(self.origin)[..., :, None]
         known = (size > 0.0) & (size < xp.inf) & (origin > 0.0)

@@ -38,9 +38,7 @@ class Sparsity:
 
     @classmethod
     def of(cls, pattern: Any) -> Sparsity:
-        """Put each column into the first group none of whose columns shares a row with
-        it.
-        """
+        """Put each column into the first group in which none shares a row with it."""
         if pattern.all():
             return cls(pattern, tuple(np.arange(len(pattern))[:, None]))
         taken: list[Any] = []
@@ -59,35 +57,17 @@ class Sparsity:
 
 
 class Matrix(NamedTuple):
-    """The increment's derivative.
+    """The increment's derivative."""
 
-    Attributes
-    ----------
-    entries : array of shape (batch, n, n), or sparse matrix
-        Its entries, not finite where they are not known.
-    work : Work
-        What it took.
-    sparsity : Sparsity or None
-        Its zeros, if that helps to make the next one.
-    reliable : bool or array of bool
-        Whether it is a derivative: where a function is flat, difference quotients are
-        secants.
-    sizes : array of shape (batch, n), or None
-        The sizes of the entries of the state, as difference quotients found those of
-        zeros.
-    """
-
-    entries: Any
-    work: Work
-    sparsity: Sparsity | None
-    reliable: Any = True
-    sizes: Any = None
+    entries: Any  # an array (batch, n, n), or sparse; not finite where not known
+    work: Work  # what it took
+    sparsity: Sparsity | None  # its zeros, if that helps to make the next one
+    reliable: Any = True  # not so for difference quotients where a function is flat
+    sizes: Any = None  # (batch, n), of the state's entries, as quotients found them
 
 
 def as_function(backend: Backend, given: Any) -> Any:
-    """A Jacobian as a function: a matrix is the same everywhere, and no derivative
-    needs it.
-    """
+    """A Jacobian as a function: a matrix is a constant, also to derivatives."""
     if given is None or (callable(given) and not is_operator(given)):
         return given
     constant = backend.stop((given,))[0] if backend.is_array(given) else given
@@ -151,9 +131,7 @@ def as_coefficients(space: Space, array: Any) -> Array:
 
 
 def columns_of(space: Space, operator: Any) -> Any:
-    """The matrix of a linear operator; where it has too many columns, one that is not
-    finite.
-    """
+    """The matrix of a linear operator, not finite where that has too many columns."""
     order = operator.shape[-1]
     if order <= _COLUMNS:
         return as_coefficients(space, operator @ np.eye(order))
@@ -226,9 +204,7 @@ def _check_parts(space: Space, is_complex: bool, order: int) -> None:
 
 
 def _real_sparse(space: Space, given: Any) -> Any:
-    """A sparse matrix in double precision, which a complex one of a complex state has
-    twice.
-    """
+    """A sparse matrix in double precision, of real and imaginary parts if complex."""
     from scipy.sparse import block_array, csr_array  # noqa: PLC0415  there, since the matrix is
 
     if given.shape[-1] == space.real_size:
@@ -255,9 +231,7 @@ def _real_operator(space: Space, given: Any) -> Any:
 
 
 def _real(space: Space, array: Array) -> Array:
-    """A complex matrix as the real one of twice the order: real parts before imaginary
-    ones.
-    """
+    """A complex matrix as the real one of twice the order, first the real parts."""
     xp, order = space.xp, array.shape[-1]
     is_complex = bool(xp.isdtype(array.dtype, "complex floating"))
     _check_parts(space, is_complex, order)

@@ -357,10 +357,6 @@ class Problem:
             tolerance=self.tolerance.take(xp, rows),
         )
 
-    def increment_nearby(self, value: Vec) -> Vec:
-        """The increment for a difference quotient; NaN where f cannot be evaluated."""
-        return self.nearby(self.increment, value)
-
     def nearby(self, function: Product, value: Vec) -> Vec:
         """What a function gives near a state; NaN where f cannot be evaluated."""
         try:

@@ -101,7 +101,9 @@ def _noise(problem: Problem, point: Point, asked: Array) -> tuple[Vec, Any]:
 def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Noise:
     """The noise as one more evaluation tells it."""
     space, xp = problem.space, problem.space.xp
-    moved = problem.increment_nearby(nudged(problem, point.value, ulps, noise.looks))
+    moved = problem.nearby(
+        problem.increment, nudged(problem, point.value, ulps, noise.looks)
+    )
     pairs = zip(noise.size, space.subtract(moved, point.increment), strict=True)
     larger = tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs])
     size, looks = space.where(noise.is_open, larger, noise.size), noise.looks + 1

@@ -135,9 +135,7 @@ class BareCycle:
         return math.sqrt(max(square, 0.0)), toward, math.sqrt(whole), column
 
     def deduct(self, v: Matrix, slot: int, onto: Matrix) -> Matrix:
-        """Make `onto` v less its part in the rows of the basis before `slot`; its
-        products with these.
-        """
+        """Make `onto` v less its part in rows before `slot`; its products with them."""
         known = self.basis[:slot]
         products: Matrix = known @ v
         np.subtract(v, np.matmul(products, known, out=self.room), out=onto)

@@ -63,9 +63,7 @@ class BareGradients:
         return steps
 
     def step(self, k: int) -> bool:
-        """Minimize along p, and make the next p conjugate to it; whether there was
-        anything to minimize.
-        """
+        """Minimize along p, and make the next p conjugate; whether that is possible."""
         p, r, room, before = self.p, self.r, self.room, self.rz
         q = self.product(p, self.length)
         curvature = float(p @ q)

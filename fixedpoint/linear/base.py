@@ -72,9 +72,7 @@ class LinearSystem:
         return self.quotient(v, length)
 
     def start(self) -> tuple[Vec, Array, Array]:
-        """The solution zero, the norm of its residual, and which samples have more to
-        do.
-        """
+        """The solution zero, its residual's norm, and the samples that are not done."""
         space = self.space
         norm = space.norm(self.rhs)
         busy = norm > self.target
@@ -99,9 +97,7 @@ class LinearSystem:
         return LinearSolution(self.space.where(busy, x, zero), norm, products)
 
     def with_preconditioner(self, second: Any) -> LinearSystem:
-        """The system with a second preconditioner, which is ``applied`` after the
-        first.
-        """
+        """The system with a second preconditioner, ``applied`` after the first."""
 
         def precondition(v: Vec) -> Vec:
             product: Vec = second.applied(self.space, self.preconditioned(v))
@@ -119,14 +115,10 @@ class LinearSolver(ABC):
     """Settings of a method for linear systems, of which only products are known."""
 
     def init(self, space: Space) -> Any:
-        """What the method remembers before the first of a sequence of similar
-        systems.
-        """
+        """What the method remembers before the first of several similar systems."""
         del space
         return None
 
     @abstractmethod
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
-        """Solve from zero, each sample to its own target; and what to remember for the
-        next.
-        """
+        """Solve from zero, each sample to its target; and what to remember then."""

@@ -108,9 +108,7 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
 
 
 def _directed(space: Space, carry: _Carry) -> _Carry:
-    """The next direction p; anew along the residual where that has become orthogonal to
-    its shadow.
-    """
+    """The next direction p; the residual, where that is orthogonal to its shadow."""
     where, r, shadow = space.xp.where, carry.r, carry.shadow
     rho, square = space.dots((shadow, r), (shadow, shadow))
     least = _ORTHOGONAL * space.xp.sqrt(square) * carry.norm
@@ -125,31 +123,41 @@ def _directed(space: Space, carry: _Carry) -> _Carry:
 
 
 def _measured(system: LinearSystem, carry: _Carry) -> _Carry:
-    """The norm of the residual, which is b − Ax where the recurrence has drifted."""
-    space, where = system.space, system.space.xp.where
-    norm = space.norm(carry.r)
-    highest = space.xp.maximum(carry.highest, norm)
+    """The norm of the residual, and which samples have more to do."""
+    space, norm = system.space, system.space.norm(carry.r)
     moved = (norm < space.xp.inf) & (carry.alpha != 0.0) & (carry.omega != 0.0)
-    drift = _DRIFT * space.rounding * highest
-    drifted = carry.busy & moved & (norm < drift) & (drift > system.target)
+    carry = carry._replace(
+        norm=norm,
+        highest=space.xp.maximum(carry.highest, norm),
+        busy=carry.busy & moved,
+        steps=carry.steps + 1,
+        products=carry.products + 2,
+    )
+    carry = _corrected(system, carry)
+    return carry._replace(busy=carry.busy & (carry.norm > system.target))
+
+
+def _corrected(system: LinearSystem, carry: _Carry) -> _Carry:
+    """The residual b − Ax, where the recurrence has drifted from it."""
+    space, where = system.space, system.space.xp.where
+    drift = _DRIFT * space.rounding * carry.highest
+    drifted = carry.busy & (carry.norm < drift) & (drift > system.target)
 
     def renewed() -> Vec:
         left = space.subtract(system.rhs, system.product(carry.x))
         return space.norm(left), *left
 
     norm, *leaves = space.backend.replaced_where(
-        (norm, *carry.r), drifted, renewed, evaluates=True
+        (carry.norm, *carry.r), drifted, renewed, evaluates=True
     )
-    r, products = tuple(leaves), carry.products + 2
+    r = tuple(leaves)
     return carry._replace(
         r=r,
         shadow=space.where(drifted, r, carry.shadow),
         norm=norm,
-        highest=where(drifted, norm, highest),
+        highest=where(drifted, norm, carry.highest),
         alpha=where(drifted, space.zero, carry.alpha),
-        busy=carry.busy & moved & (norm > system.target),
-        steps=carry.steps + 1,
-        products=products + space.backend.counted(1, drifted),
+        products=carry.products + space.backend.counted(1, drifted),
     )
 
 

@@ -18,20 +18,10 @@ _WINDOW = 20
 
 
 class Spectrum(NamedTuple):
-    """Ritz vectors of the first solve's matrix, for a spectral preconditioner in those
-    to come.
+    """Ritz vectors of the first solve's matrix: a preconditioner for those to come."""
 
-    Attributes
-    ----------
-    vectors : Vec
-        The Ritz vectors wᵢ of the smallest Ritz values θᵢ, zero while they are not
-        known.
-    factors : array of shape (batch, k)
-        σ/θᵢ − 1, σ the next Ritz value.
-    """
-
-    vectors: Vec
-    factors: Array
+    vectors: Vec  # wᵢ, of the smallest Ritz values θᵢ; zero while they are not known
+    factors: Array  # (batch, k), σ/θᵢ − 1, where σ is the next Ritz value
 
     def applied(self, space: Space, v: Vec) -> Vec:
         """The product v + Σ (σ/θᵢ − 1) wᵢ ⟨wᵢ, v⟩, which moves each θᵢ to σ."""
@@ -40,9 +30,7 @@ class Spectrum(NamedTuple):
 
 
 class _Lanczos(NamedTuple):
-    """The residuals of a solve, normalized, and the numbers that make up the
-    tridiagonal matrix.
-    """
+    """The normalized residuals of a solve, and what makes up its tridiagonal matrix."""
 
     basis: Vec
     lengths: Array
@@ -128,9 +116,7 @@ class ConjugateGradient(LinearSolver):
         spectrum: Spectrum | None,
         lanczos: _Lanczos | None = None,
     ) -> tuple[LinearSolution, Any]:
-        """Solve, preconditioned by a spectrum, and fill the window of the Lanczos
-        vectors.
-        """
+        """Solve, preconditioned by a spectrum, and fill the window of vectors."""
         space = system.space
         if space.is_bare and system.precondition is None:
             # While there is something to find, nothing is known of the one sample.
@@ -207,9 +193,7 @@ def _measured(system: LinearSystem, r: Vec) -> tuple[Vec, Array, Array]:
 def _kept(
     space: Space, lanczos: _Lanczos, steps: Any, r: Vec, norm: Array, length: Array
 ) -> _Lanczos:
-    """The window with one more residual, while there is room; a sample that is done
-    adds none.
-    """
+    """The window with one more residual, while there is room, of samples not done."""
     window = lanczos.lengths.shape[-1]
     slot = steps % window
     fits = (length != 0.0) & (steps < window)
@@ -222,9 +206,7 @@ def _kept(
 
 
 def _written(space: Space, numbers: Array, steps: Any, new: Array) -> Array:
-    """`numbers` with a new one in place of the number `steps`, if there is such a
-    place.
-    """
+    """`numbers` with a new one at the place `steps`, if there is such a place."""
     slot = steps % numbers.shape[-1]
     fits = 1.0 * (steps < numbers.shape[-1])
     kept = fits * new + (1.0 - fits) * numbers[..., slot]
@@ -241,8 +223,22 @@ def _trimmed(space: Space, lanczos: _Lanczos, steps: Any, least: int) -> _Lanczo
 
 
 def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
-    """The Ritz vectors of the smallest Ritz values, from the tridiagonal matrix of the
-    solve.
+    """The Ritz vectors of the smallest Ritz values, from the vectors of a solve."""
+    xp, (matrix, above) = space.xp, _lanczos_matrix(space, lanczos)
+    values, turned = xp.linalg.eigh(matrix)
+    weights = xp.matrix_transpose(turned[..., :, :size])
+    vectors = tuple(_combined(space, weights, past) for past in lanczos.basis)
+    last = min(size, values.shape[-1] - 1)
+    target, values = values[..., last : last + 1], values[..., :size]
+    target = xp.where(target < above, target, values[..., :1])
+    genuine = (values < above) & (values > 0.0)
+    factors = space.ratio(target, values)
+    return Spectrum(vectors, xp.where(genuine, factors - 1.0, space.zero))
+
+
+def _lanczos_matrix(space: Space, lanczos: _Lanczos) -> tuple[Array, Array]:
+    """The tridiagonal matrix of a solve, which goes on with a number above its spectrum
+    where the solve ended before the window; and this number.
     """
     xp, lengths, ratios = space.xp, lanczos.lengths, lanczos.ratios
     inverse = xp.abs(space.ratio(space.one, lengths))
@@ -250,26 +246,11 @@ def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
     before = xp.concat([0.0 * ratios[..., :1], (ratios * inverse)[..., :-1]], axis=-1)
     diagonal = inverse + before
     used = (lengths != 0.0) & xp.isfinite(diagonal) & xp.isfinite(coupling)
-    diagonal, coupling = (
-        xp.where(used, part, space.zero) for part in (diagonal, coupling)
-    )
-    # Where the solve ended before the window, the matrix goes on with numbers above its
-    # spectrum.
+    diagonal = xp.where(used, diagonal, space.zero)
     above = 4.0 * xp.max(diagonal, axis=-1, keepdims=True) + 1.0
-    diagonal = xp.where(used, diagonal, above)
     linked = used[..., :-1] & used[..., 1:]
     beside = xp.where(linked, -coupling[..., :-1], space.zero)
-    values, turned = xp.linalg.eigh(_tridiagonal(space, diagonal, beside))
-    weights = xp.matrix_transpose(turned[..., :, :size])
-    vectors = tuple(_combined(space, weights, past) for past in lanczos.basis)
-    target = (
-        values[..., size : size + 1] if values.shape[-1] > size else values[..., -1:]
-    )
-    genuine = (values[..., :size] < above) & (values[..., :size] > 0.0)
-    factors = space.ratio(
-        xp.where(target < above, target, values[..., :1]), values[..., :size]
-    )
-    return Spectrum(vectors, xp.where(genuine, factors - 1.0, space.zero))
+    return _tridiagonal(space, xp.where(used, diagonal, above), beside), above
 
 
 def _tridiagonal(space: Space, diagonal: Array, beside: Array) -> Array:

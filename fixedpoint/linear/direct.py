@@ -1,6 +1,4 @@
-"""Linear systems whose matrix is known: by elimination, or in the least-squares
-sense.
-"""
+"""Linear systems whose matrix is known, by elimination or by least squares."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ def rotated(space: Space, factors: Factors, rhs: Array) -> Array:
 
 
 def damped(space: Space, factors: Factors, rhs: Array, lam: Array) -> Array:
-    """The vector q = (Σ² + λ)⁻¹Σb, of which D⁻¹Vq is the damped solution for the right
-    side Ub.
-    """
+    """The q = (Σ² + λ)⁻¹Σb; D⁻¹Vq is the damped solution for the right side Ub."""
     entries = space.ratio(factors.values * rhs, factors.values * factors.values + lam)
     return (
         _recorded(space, factors, rhs, lam, entries)
@@ -126,21 +122,11 @@ def rotated_back(space: Space, factors: Factors, entries: Array) -> Array:
 
 
 class System(ABC):
-    """A linear system Ax = b of every sample, solved.
+    """A linear system Ax = b of every sample, solved."""
 
-    Attributes
-    ----------
-    space : Space
-        The space of x, in its coefficients.
-    rhs : array of shape (batch, n)
-        b, zero where it or A is not finite.
-    finite : array of bool
-        Whether both are.
-    """
-
-    space: Space
-    rhs: Array
-    finite: Array
+    space: Space  # that of x, in its coefficients
+    rhs: Array  # b, zero where it or A is not finite
+    finite: Array  # whether both are
 
     @staticmethod
     def of(space: Space, matrix: Any, rhs: Array, kept: list[Any]) -> System:
@@ -185,9 +171,7 @@ class System(ABC):
 
     @cached_property
     def explained(self) -> Array:
-        """Whether x accounts for any of b, with the equations in units of their
-        coefficients.
-        """
+        """Whether x accounts for any of b, equations in units of coefficients."""
         xp, space = self.space.xp, self.space
         weights = space.ratio(space.one, xp.maximum(self._terms, xp.abs(self.rhs)))
         left, whole = (
@@ -210,13 +194,11 @@ class System(ABC):
         bound = _SOUND * xp.abs(rhs) + _TRUST * terms
         return xp.all(xp.abs(left) <= bound, axis=-1)
 
-    def slope(self, entries: Array, merit: Array, rows: Array) -> Array:
-        """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, with rows multiplied by
-        `rows`.
-        """
+    def slope(self, entries: Array, merit: Array, weights: Array) -> Array:
+        """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, in weighted norms."""
         xp, space = self.space.xp, self.space
-        unit = rows * self.rhs * space.ratio(space.one, merit)[..., None]
-        slope = xp.sum(unit * rows * self.times(entries), axis=-1)
+        unit = weights * self.rhs * space.ratio(space.one, merit)[..., None]
+        slope = xp.sum(unit * weights * self.times(entries), axis=-1)
         return xp.where(xp.isfinite(slope), slope, space.zero)
 
 

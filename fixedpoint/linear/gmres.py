@@ -22,22 +22,11 @@ _STAGNATION = 0.99
 
 
 class Corrections(NamedTuple):
-    """What is kept of the systems before.
+    """What is kept of the systems before."""
 
-    Attributes
-    ----------
-    vectors : Vec
-        The unit vectors along their solutions, in a ring that begins at the row 1. The
-        row 0 is for the correction of a cycle.
-    count : int
-        Solutions so far.
-    wanted : array of bool
-        Whether they pay: the last system took more products than they will.
-    """
-
-    vectors: Vec
-    count: Any
-    wanted: Array
+    vectors: Vec  # the correction of a cycle, then unit vectors along solutions, a ring
+    count: Any  # solutions so far
+    wanted: Array  # whether they pay: the last system took more products than they will
 
 
 class _Leads(NamedTuple):
@@ -220,9 +209,7 @@ def _is_led(leads: _Leads | None, slot: Any) -> Any:
 def _led(
     space: Space, leads: _Leads | None, slot: Any, other: Vec, unit: Array
 ) -> tuple[Vec, Array]:
-    """What the direction `slot` is along, and one over its length: what is known, or
-    the `other`.
-    """
+    """What leads the direction `slot`, or the `other`, and one over its length."""
     led = _is_led(leads, slot)
     if leads is None or led is False:
         return other, unit
@@ -255,36 +242,50 @@ def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
 
 def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     """The subspace with one more direction, and the residual over it."""
-    space, slot, write = system.space, cycle.size, system.space.backend.write
-    led = _is_led(carry.leads, slot)
+    space, before = system.space, cycle.norm
+    led = _is_led(carry.leads, cycle.size)
     cycle, p, known = _directed(system, cycle, led)
     image, length, holds = _beside(system, carry, cycle, p, known)
-    unit = 1.0 / length
+    cycle, q = _added(space, cycle, image, length)
+    unknown = cycle.busy if led is False else cycle.busy & ~led
+    cycle = cycle._replace(
+        busy=cycle.busy & (holds | led) & (cycle.norm > system.target),
+        taken=space.select(unknown, cycle.taken + 1, cycle.taken),
+    )
+    return _next_direction(space, carry, cycle, q, (cycle.norm <= FALL * before) | led)
+
+
+def _added(
+    space: Space, cycle: _Cycle, image: _Image, length: Array
+) -> tuple[_Cycle, Vec]:
+    """The subspace with an image in its basis, as the row q, and q."""
+    slot, write, unit = cycle.size, space.backend.write, 1.0 / length
     amount = unit * image.toward
     basis, q = space.push_scaled(cycle.basis, slot, unit, image.left)
     r = space.accumulate(cycle.r, -amount, q)
-    norm = _fallen(space, cycle.norm, amount, r)
     above = slice(image.products.shape[-1])
     triangle = write(cycle.triangle, (..., above, slot), image.products)
-    unknown = cycle.busy if led is False else cycle.busy & ~led
-    fell = (norm <= FALL * cycle.norm) | led
-    inverse = space.select(fell, space.ratio(space.one, norm), space.one)
-    along, inverse = _led(
-        space, carry.leads, slot + 1, space.either(fell, r, q), inverse
-    )
-    return cycle._replace(
+    cycle = cycle._replace(
         basis=basis,
         triangle=write(triangle, (..., slot, slot), length),
         coefficients=write(cycle.coefficients, (..., slot), amount),
-        next=along,
-        unit=inverse,
-        fell=fell,
         r=r,
-        norm=norm,
-        busy=cycle.busy & (holds | led) & (norm > system.target),
-        taken=space.select(unknown, cycle.taken + 1, cycle.taken),
+        norm=_fallen(space, cycle.norm, amount, r),
         size=slot + 1,
     )
+    return cycle, q
+
+
+def _next_direction(
+    space: Space, carry: _Carry, cycle: _Cycle, q: Vec, fell: Array
+) -> _Cycle:
+    """The subspace, with its next direction along the residual if that `fell`, else
+    along the newest row q of the basis.
+    """
+    unit = space.select(fell, space.ratio(space.one, cycle.norm), space.one)
+    along = space.either(fell, cycle.r, q)
+    along, unit = _led(space, carry.leads, cycle.size, along, unit)
+    return cycle._replace(next=along, unit=unit, fell=fell)
 
 
 def _beside(

@@ -22,39 +22,16 @@ ONE = Work(f=1)
 
 
 class AndersonState(NamedTuple):
-    """What Anderson's method remembers.
+    """What Anderson's method remembers."""
 
-    Attributes
-    ----------
-    residuals : Vec
-        The columns ΔG, differences of residuals; zero where they are nothing but
-        rounding.
-    images : Vec
-        The columns ΔF = ΔZ + ΔG that belong to them, differences of images.
-    gram : array of shape (batch, memory, memory)
-        ΔGᵀΔG, or ΔZᵀΔG for type I, with 1 on the diagonal where a column is zero.
-    ridge : array of shape (batch, memory, memory)
-        What the entries of `gram` are multiplied by: 1 + λ on the diagonal and 1
-        elsewhere.
-    envelope : array
-        What accelerated residuals must stay below, times (1 + steps)⁻¹.
-    rejected : array of int or None
-        Rejections since the last step that was accepted; None if there are known to be
-        none.
-    pushed : int
-        Columns pushed so far.
-    proposal : Vec
-        The next iterate.
-    """
-
-    residuals: Vec
-    images: Vec
-    gram: Array
-    ridge: Array
-    envelope: Array
-    rejected: Array | None
-    pushed: Any
-    proposal: Vec
+    residuals: Vec  # the columns ΔG, zero where a difference is nothing but rounding
+    images: Vec  # the columns ΔF = ΔZ + ΔG that belong to them
+    gram: Array  # ΔGᵀΔG, or ΔZᵀΔG for type I; 1 on the diagonal where a column is zero
+    ridge: Array  # what `gram` is multiplied by: 1 + λ on the diagonal, else 1
+    envelope: Array  # what accelerated residuals must stay below, times (1 + steps)⁻¹
+    rejected: Array | None  # rejections in a row; None if there are known to be none
+    pushed: Any  # columns pushed so far
+    proposal: Vec  # the next iterate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,9 +296,7 @@ class Anderson(Solver):
         column: Array,
         secant: tuple[Vec, Vec],
     ) -> tuple[Array, Array]:
-        """The new row of the Gram matrix, which is symmetric but for type I, and the
-        square of Δg.
-        """
+        """The new row of the Gram matrix, symmetric but for type I, and ‖Δg‖²."""
         if self.type == 2:
             return column, space.backend.read(column, (..., slot))
         change, image = secant
@@ -389,18 +364,14 @@ def _known(space: Space, rejected: Array) -> Array | None:
 
 
 def slot_of(pushed: Any, memory: int) -> Any:
-    """Where the next difference goes: in turn, and once all slots are full thrice to
-    each.
-    """
+    """Where the next difference goes: in turn, and thrice to each once all are full."""
     beyond = pushed - memory
     beyond = max(beyond, 0) if isinstance(beyond, int) else beyond.clip(0)
     return (pushed - beyond + (beyond + 1) // 3) % memory
 
 
 def _informative(space: Space, square: Array, new: Point) -> Array:
-    """Whether a difference of residuals, of this squared length, is more than
-    rounding.
-    """
+    """Whether a difference of residuals, of this squared length, exceeds rounding."""
     rounding = (4 * space.rounding) * new.magnitude
     return square > rounding * rounding
 

@@ -61,9 +61,7 @@ class Solver(ABC):
 
     @property
     def latest(self) -> bool:
-        """Whether the last iterate counts: for methods that descend on something
-        else.
-        """
+        """Whether the last iterate counts, as for descent on something else."""
         return False
 
     @abstractmethod
@@ -101,7 +99,7 @@ class Solver(ABC):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the method follows the map: where it leads, the map itself leads."""
+        """Whether the method iterates the map itself, and converges as that does."""
         return False
 
     def patience(self, space: Space) -> int:
@@ -124,9 +122,7 @@ class Solver(ABC):
 
 
 def statuses(space: Space, *failures: tuple[Array, Status]) -> Array | None:
-    """The status of each sample, of several that hold the last, and 0 where none does;
-    None if there are known to be none.
-    """
+    """Per sample the last of the failures that hold, or 0; None if there are none."""
     xp, masks = space.xp, [mask for mask, _ in failures]
     if space.backend.known_none(reduce(or_, masks)):
         return None

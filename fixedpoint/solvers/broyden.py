@@ -23,34 +23,16 @@ _NOISE = 4.0
 
 
 class BroydenState(NamedTuple):
-    """What Broyden's method remembers: H = σI + Σ uⱼvⱼᵀ ≈ −g′⁻¹.
+    """What Broyden's method remembers: H = σI + Σ uⱼvⱼᵀ ≈ −g′⁻¹."""
 
-    Attributes
-    ----------
-    left, right : Vec
-        The columns uⱼ and vⱼ.
-    used : array of shape (batch, memory)
-        1 for each column in use, 0 for the others.
-    scale : array
-        σ.
-    direction : Vec
-        The next step: H g at the current point, halved where f was not finite.
-    shortened : array of int or None
-        How often it was halved; None if it is known that it was not.
-    pushed : int
-        Columns in use.
-    spent : int
-        Evaluations that σ took.
-    """
-
-    left: Vec
-    right: Vec
-    used: Array
-    scale: Array
-    direction: Vec
-    shortened: Array | None
-    pushed: Any
-    spent: int
+    left: Vec  # the columns uⱼ
+    right: Vec  # the columns vⱼ
+    used: Array  # (batch, memory), 1 for each column in use, 0 for the others
+    scale: Array  # σ
+    direction: Vec  # the next step, Hg at the point, halved where f was not finite
+    shortened: Array | None  # how often; None if it is known to be never
+    pushed: Any  # columns in use
+    spent: int  # evaluations that σ took
 
     def times(self, space: Space, v: Vec) -> Vec:
         """The product H v."""
@@ -150,9 +132,7 @@ class Broyden(Solver):
         )
 
     def patience(self, space: Space) -> int:
-        """Longer in small systems: a linear one ends after a multiple of its
-        unknowns.
-        """
+        """Longer in small systems: a linear one takes a multiple of its unknowns."""
         return super().patience(space) + min(5 * space.dimension, 200)
 
     def initial_work(self, state: BroydenState) -> Work:
@@ -173,10 +153,9 @@ class Broyden(Solver):
 
     def step(self, problem: Problem, point: Point, state: BroydenState) -> Step:
         """One step, one update."""
-        space, active = problem.space, problem.active
         if self.line_search:
-            return self._searched(space, problem, point, state, active)
-        moved = space.add(point.value, state.direction)
+            return self._searched(problem, point, state)
+        moved = problem.space.add(point.value, state.direction)
         return self.stepped(problem, point, state, problem.trial(moved, point))
 
     def stepped(
@@ -189,20 +168,12 @@ class Broyden(Solver):
             return Step(new, state, correction=state.direction)
         return self._shortened(space, state, point, new, finite)
 
-    def _searched(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: BroydenState,
-        active: Array | None,
-    ) -> Step:
+    def _searched(self, problem: Problem, point: Point, state: BroydenState) -> Step:
         """A step whose length is searched for."""
-        merit = space.norm(point.increment)
-        pending = space.xp.zeros_like(merit) == 0.0 if active is None else active
-        search = backtrack(
-            problem, point, Descent(state.direction, merit, merit), pending, True
-        )
+        space, merit = problem.space, problem.space.norm(point.increment)
+        descent = Descent(state.direction, merit, merit)
+        pending = problem.live(space.xp.zeros_like(merit) == 0.0)
+        search = backtrack(problem, point, descent, pending, monotone=True)
         state = self._updated(space, state, point, search.point)
         failure = statuses(space, (search.pending, Status.LINE_SEARCH_FAILED))
         work = Work(f=search.trials)
@@ -224,11 +195,11 @@ class Broyden(Solver):
         point = choose(space, finite | given_up, new, old)
         half = space.scale(0.5, state.direction)
         state = self._updated(space, state, old, choose(space, finite, new, old))
-        count = xp.where(finite, zero, before + 1)
-        count_known = None if space.backend.known_here(finite) else count
-        correction = state.direction
-        direction = space.where(finite, correction, half)
-        state = state._replace(direction=direction, shortened=count_known)
+        correction, count = state.direction, xp.where(finite, zero, before + 1)
+        state = state._replace(
+            direction=space.where(finite, correction, half),
+            shortened=None if space.backend.known_here(finite) else count,
+        )
         return Step(point, state, correction=correction)
 
     def _updated(
@@ -306,9 +277,7 @@ def _wrong(
 def _weighed(
     space: Space, v: Vec, old: Point, new: Point
 ) -> tuple[Array, Array, Array]:
-    """Whether something can be learnt from Δg; and −1/(vᵀΔg) and vᵀg_new, or zero if
-    not.
-    """
+    """Whether Δg tells something; and −1/(vᵀΔg) and vᵀg_new, or zero if not."""
     change = Difference(new.increment, old.increment)
     denominator, amount, length, size = space.dots(
         (v, change), (v, new.increment), (v, v), (change, change)

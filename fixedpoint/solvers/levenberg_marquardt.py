@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
@@ -40,23 +42,11 @@ _SUFFICIENT, _FAIR, _GOOD = 1e-4, 0.25, 0.75
 
 
 class LevenbergMarquardtState(NamedTuple):
-    """What the Levenberg-Marquardt method remembers.
+    """What the Levenberg-Marquardt method remembers."""
 
-    Attributes
-    ----------
-    radius : array
-        The trust radius in the scaled norm ‖Dd‖; zero before the first step.
-    scales : array of shape (batch, n)
-        D, the largest norm that each column of the Jacobian has had.
-    sparsity : Sparsity or None
-        What difference quotients found of the Jacobian's zeros.
-    length, weights, sizes : array
-        As for :class:`Newton`.
-    """
-
-    radius: Array
-    scales: Array
-    sparsity: Sparsity | None
+    radius: Array  # the trust radius in the norm ‖Dd‖, zero before the first step
+    scales: Array  # (batch, n), D, the largest norm each column of the Jacobian has had
+    sparsity: Sparsity | None  # this and those that follow as for Newton's method
     length: Array
     weights: Array
     sizes: Array
@@ -196,9 +186,7 @@ class _Trials:
         return end
 
     def turn(self, carry: _Trial) -> _Trial:
-        """Try the step that the radius allows, and judge it by the ratio of
-        decreases.
-        """
+        """Try the step that the radius allows, and judge it by its decrease."""
         space, xp = self.problem.space, self.problem.space.xp
         entries, length, promised = self.restricted(carry.radius)
         step = space.unravel(entries)
@@ -230,9 +218,7 @@ class _Trials:
     def _next_radius(
         self, radius: Array, length: Array, gain: Array, good: Array
     ) -> Array:
-        """A larger radius where the model kept its promise, a smaller one where it did
-        not.
-        """
+        """A larger radius where the model kept its promise, else a smaller one."""
         xp = self.problem.space.xp
         least, grown = xp.minimum(radius, length), xp.maximum(radius, 2.0 * length)
         following = xp.where(gain > _SUFFICIENT, 0.5 * least, 0.25 * least)
@@ -241,9 +227,7 @@ class _Trials:
         return xp.where(good, following, 0.25 * least)
 
     def restricted(self, radius: Array) -> tuple[Array, Array, Array]:
-        """The step, its length ‖Dd‖, and the relative decrease of ‖g‖² that it
-        promises.
-        """
+        """The step, its length ‖Dd‖, and the promised relative decrease of ‖g‖²."""
         space, xp, factors = self.problem.space, self.problem.space.xp, self.factors
         rhs = -self.weights * space.ravel(self.old.increment)
         coordinates = rotated(space, factors, rhs)
@@ -252,30 +236,22 @@ class _Trials:
         length = xp.linalg.vector_norm(entries, axis=-1)
         left = coordinates - factors.values * entries
         total = xp.linalg.vector_norm(rhs, axis=-1)
-        inside, after = (
-            space.ratio(coordinates, total[..., None]),
-            space.ratio(left, total[..., None]),
-        )
+        inside = space.ratio(coordinates, total[..., None])
+        after = space.ratio(left, total[..., None])
         promised = xp.sum(inside * inside - after * after, axis=-1)
         return rotated_back(space, factors, entries), length, promised
 
     def multiplier(self, rhs: Array, products: Array, radius: Array) -> Array:
-        """The λ ≥ 0 at which the scaled step q(λ) has the length of the radius, by
-        bisection.
-        """
+        """The λ ≥ 0 at which q(λ) is as long as the radius, by bisection."""
         space, xp = self.problem.space, self.problem.space.xp
         squares = self.factors.values * self.factors.values
-
-        def length(lam: Array) -> Array:
-            return xp.linalg.vector_norm(
-                space.ratio(products, squares + lam), axis=-1, keepdims=True
-            )
-
+        norm = partial(xp.linalg.vector_norm, axis=-1, keepdims=True)
+        length: Callable[[Array], Array] = lambda lam: norm(
+            space.ratio(products, squares + lam)
+        )
         bound = radius[..., None]
         slope = times(space, xp.matrix_transpose(self.factors.matrix), rhs)
-        highest = space.ratio(
-            xp.linalg.vector_norm(slope, axis=-1, keepdims=True), bound
-        )
+        highest = space.ratio(norm(slope), bound)
         low, high = -_DECADES + 0.0 * highest, 0.0 * highest
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)

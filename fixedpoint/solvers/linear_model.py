@@ -16,24 +16,12 @@ from fixedpoint.space import Space
 
 
 class LinearModel(NamedTuple):
-    """The model g + g′d of the increment near a point.
+    """The model g + g′d of the increment near a point."""
 
-    Attributes
-    ----------
-    matrix : Matrix
-        The Jacobian g′.
-    system : System
-        g′d = −g, in whose solution the model vanishes.
-    weights : array of shape (batch, n)
-        What the equations are multiplied by where their norm is taken.
-    sizes : array of shape (batch, n)
-        The largest that each entry of the state has been.
-    """
-
-    matrix: Matrix
-    system: System
-    weights: Array
-    sizes: Array
+    matrix: Matrix  # the Jacobian g′
+    system: System  # g′d = −g, in whose solution the model vanishes
+    weights: Array  # (batch, n), of the equations, where their norm is taken
+    sizes: Array  # (batch, n), the largest that each entry of the state has been
 
     @classmethod
     def at(cls, problem: Problem, point: Point, state: Any) -> LinearModel:

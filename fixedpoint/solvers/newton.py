@@ -20,29 +20,13 @@ from fixedpoint.space import Space
 
 
 class NewtonState(NamedTuple):
-    """What Newton's method remembers.
+    """What Newton's method remembers."""
 
-    Attributes
-    ----------
-    sparsity : Sparsity or None
-        What difference quotients found of the Jacobian's zeros.
-    length : array
-        The length of the last correction, each entry relative to the state's; infinite
-        where the last step was not a full one.
-    escapes : array of int
-        How often a point with a singular derivative was left.
-    weights : array of shape (batch, n)
-        What the equations are multiplied by in the line search, zero before the first
-        step.
-    sizes : array of shape (batch, n)
-        The largest that each entry of the state has been.
-    """
-
-    sparsity: Sparsity | None
-    length: Array
-    escapes: Array
-    weights: Array
-    sizes: Array
+    sparsity: Sparsity | None  # the Jacobian's zeros, as difference quotients found
+    length: Array  # of the last correction, relative to the state; ∞ if not in full
+    escapes: Array  # points with a singular derivative that were left
+    weights: Array  # (batch, n), those of the equations, zero before the first step
+    sizes: Array  # (batch, n), the largest that each entry of the state has been
 
 
 @dataclass(frozen=True, kw_only=True)

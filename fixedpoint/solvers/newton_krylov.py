@@ -13,7 +13,7 @@ from fixedpoint.point import Point
 from fixedpoint.problem import Linearization, Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step, statuses
-from fixedpoint.solvers.remaining import after_inexact_solve
+from fixedpoint.solvers.remaining import Remaining, after_inexact_solve
 from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
 
@@ -24,27 +24,13 @@ _USELESS, _ENOUGH = 0.95, 0.8
 
 
 class NewtonKrylovState(NamedTuple):
-    """What Newton-Krylov remembers.
+    """What Newton-Krylov remembers."""
 
-    Attributes
-    ----------
-    eta : array
-        The forcing term of the next linear solve.
-    linear : object
-        What the linear solver remembers.
-    amplification : array
-        The largest ‖d‖/‖g‖ so far.
-    length : array
-        ‖d‖ of the last full step, infinite where it was not full.
-    escapes : array of int
-        How often a point with a singular derivative was left.
-    """
-
-    eta: Array
-    linear: Any
-    amplification: Array
-    length: Array
-    escapes: Array
+    eta: Array  # the forcing term of the next linear solve
+    linear: Any  # what the linear solver remembers
+    amplification: Array  # the largest ‖d‖/‖g‖ so far
+    length: Array  # ‖d‖ of the last step, infinite where it was not taken in full
+    escapes: Array  # points with a singular derivative that were left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,17 +144,13 @@ class NewtonKrylov(Solver):
             problem, point, descent, problem.live(going), self.line_search
         )
         whole = whole & (search.length == 1.0) & ~search.pending
-        amplification = self._amplification(space, state, solution.value, merit, whole)
-        # A residual whose squares are lost is not zero yet.
-        (end,) = space.sound_norms([(search.point.increment, "euclidean")])
-        left = after_inexact_solve(
-            space, solution.value, (merit, end), amplification, whole, state.length
+        left, state = self._learnt(
+            space, search.point, state, solution.value, merit, whole
         )
-        eta = self._next(space, state.eta, merit, end)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         return Step(
             search.point,
-            NewtonKrylovState(eta, memory, amplification, left.length, escapes),
+            state._replace(linear=memory, escapes=escapes),
             linearization.work(solution.products).plus(Work(f=search.trials)),
             statuses(
                 space,
@@ -177,6 +159,29 @@ class NewtonKrylov(Solver):
             ),
             correction=left.correction,
             error_factor=left.error_factor,
+        )
+
+    def _learnt(
+        self,
+        space: Space,
+        new: Point,
+        state: NewtonKrylovState,
+        d: Vec,
+        merit: Array,
+        whole: Array,
+    ) -> tuple[Remaining, NewtonKrylovState]:
+        """What is left after a step along d, taken in full where `whole` holds, and the
+        forcing term of the next one.
+        """
+        amplification = self._amplification(space, state, d, merit, whole)
+        # A residual whose squares are lost is not zero yet.
+        (end,) = space.sound_norms([(new.increment, "euclidean")])
+        norms = merit, end
+        left = after_inexact_solve(space, d, norms, amplification, whole, state.length)
+        return left, state._replace(
+            eta=self._next(space, state.eta, merit, end),
+            amplification=amplification,
+            length=left.length,
         )
 
     def _system(
@@ -203,9 +208,7 @@ class NewtonKrylov(Solver):
     def _useful(
         self, system: LinearSystem, solution: LinearSolution, merit: Array
     ) -> Array:
-        """Whether a linear solve has reduced enough of its residual, whose norm was
-        `merit`.
-        """
+        """Whether a linear solve has reduced the residual, of norm `merit`, enough."""
         space, left = system.space, solution.residual_norm
         # Inner products with a residual whose square is lost tell nothing.
         useful = (left <= _USELESS * merit) & (merit >= space.smallest)
@@ -238,9 +241,7 @@ class NewtonKrylov(Solver):
         merit: Array,
         useful: Array,
     ) -> tuple[Descent, Array, Array]:
-        """What to search along, whether that is all of d, and where a point is to be
-        left.
-        """
+        """What to search along, whether it is all of d, and which points to leave."""
         along = bounded(space, solution.value, point, self.step_bound)
         whole = useful
         if self.step_bound is not None:
@@ -256,9 +257,7 @@ class NewtonKrylov(Solver):
     def _amplification(
         self, space: Space, state: NewtonKrylovState, d: Vec, merit: Array, whole: Array
     ) -> Array:
-        """The largest ‖d‖/‖g‖, which grows as residuals come to lie where g′ is
-        small.
-        """
+        """The largest ‖d‖/‖g‖: it grows as residuals come to lie where g′ is small."""
         now = space.ratio(space.norm(d), merit)
         return space.xp.where(
             whole, space.xp.maximum(state.amplification, now), state.amplification

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.space import Space
 
 # The part of a squared residual that older ones must account for, to tell how they go
 # on.
@@ -75,42 +77,60 @@ class Picard(Solver):
 def remaining(
     problem: Problem, new: Point, before: Vec, earlier: Vec, least: Array | None = None
 ) -> tuple[Vec, Array]:
-    """What is left to go from a point by a plain iteration, and 1 where that is known,
-    and of the `least` length that may be given, else not a number.
+    """What is left to go from a point by a plain iteration, and 1 in the samples whose
+    residuals tell it, not a number in others.
 
     Where g ≈ a g₁ + b g₂, with the two residuals before it, the residuals to come
     follow the same recurrence, and sum up to (g + b g₁)/(1 − a − b): minimal polynomial
     extrapolation for an eigenvalue, two of opposite signs, or a complex pair. Where the
-    recurrence does not hold, g stands for it.
+    recurrence does not hold, or its sum is shorter than `least`, if that is given, g
+    stands for it.
 
     References
     ----------
     Cabay and Jackson, "A polynomial extrapolation method for finding limits and
     antilimits of vector sequences", SIAM J. Numer. Anal. 13, 1976.
     """
-    space, xp, g = problem.space, problem.space.xp, new.increment
-    pairs = (before, before), (g, before), (g, g), (earlier, earlier)
+    space, xp = problem.space, problem.space.xp
+    found = _recurrence(space, new.increment, before, earlier)
+    b, left = found.b, 1.0 - found.a - found.b
+    known = found.holds & (left > 0.0)
+    # One that residuals follow no better than their rounding allows tells nothing.
+    known = known & problem.exceeds_rounding(new, left * new.residual_norm)
+    factor = xp.where(known, space.ratio(space.one, left), space.one)
+    if least is not None:
+        square = found.size + b * (2.0 * found.along + b * found.square)
+        known = known & (factor * factor * square >= least * least)
+    b = xp.where(known, b, xp.zeros_like(b))
+    total = space.scale(factor, space.axpy(b, before, new.increment))
+    return total, xp.where(known, space.one, xp.zeros_like(left) + math.nan)
+
+
+class _Recurrence(NamedTuple):
+    """The recurrence g ≈ a g₁ + b g₂ of three residuals."""
+
+    a: Array
+    b: Array
+    holds: Array  # whether it accounts for most of g
+    size: Array  # ‖g‖²
+    along: Array  # ⟨g, g₁⟩
+    square: Array  # ‖g₁‖²
+
+
+def _recurrence(space: Space, g: Vec, before: Vec, earlier: Vec) -> _Recurrence:
+    """The recurrence of g and the two residuals before it, by least squares."""
+    xp, pairs = space.xp, ((before, before), (g, before), (g, g), (earlier, earlier))
     square, one, size, older = space.dots(*pairs)
-    first = space.ratio(one, square)
-    second, explained = space.zero * first, first * one
+    a = space.ratio(one, square)
+    b, explained = space.zero * a, a * one
     if not space.backend.known_here(size - explained <= PARALLEL * size):
         mixed, two = space.dots((before, earlier), (g, earlier))
         # What the second residual adds once its part along the first one is taken out.
         rest = older - space.ratio(mixed * mixed, square)
-        b = space.ratio(two - space.ratio(mixed * one, square), rest)
         adds = (rest > PARALLEL * older) & (size - explained > PARALLEL * size)
-        second = xp.where(adds, b, second)
-        first = first - space.ratio(second * mixed, square)
-        explained = first * one + second * two
-    left = 1.0 - first - second
-    # A recurrence of two residuals only has not been seen to hold, and one that they
-    # follow no better than their rounding allows tells nothing.
-    tells = problem.exceeds_rounding(new, left * new.residual_norm)
-    known = (explained > EXPLAINED * size) & (left > 0.0) & (older > 0.0) & tells
-    factor = xp.where(known, space.ratio(space.one, left), space.one)
-    if least is not None:
-        length = size + second * (2.0 * one + second * square)
-        known = known & (factor * factor * length >= least * least)
-    second = xp.where(known, second, xp.zeros_like(second))
-    total = space.scale(factor, space.axpy(second, before, g))
-    return total, xp.where(known, space.one, xp.zeros_like(left) + math.nan)
+        b = xp.where(adds, space.ratio(two - space.ratio(mixed * one, square), rest), b)
+        a = a - space.ratio(b * mixed, square)
+        explained = a * one + b * two
+    # That of two residuals only has not been seen to hold.
+    holds = (explained > EXPLAINED * size) & (older > 0.0)
+    return _Recurrence(a, b, holds, size, one, square)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.functions import Product
 from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
@@ -14,7 +14,7 @@ from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step, statuses
-from fixedpoint.solvers.remaining import after_inexact_solve
+from fixedpoint.solvers.remaining import Remaining, after_inexact_solve
 from fixedpoint.space import Space
 
 # A time step changes by this factor at most, and may fall to this part of the first.
@@ -22,24 +22,13 @@ _CHANGE, _LEAST = 10.0, 1e-12
 
 
 class PseudoTransientState(NamedTuple):
-    """What pseudo-transient continuation remembers.
+    """What pseudo-transient continuation remembers."""
 
-    Attributes
-    ----------
-    size, first : array
-        The next time step, and the first one.
-    amplification, length : array
-        The largest ratio of a Newton correction to its residual, as far as the steps
-        tell, and the length of the last step.
-    linear : object
-        What the linear solver remembers.
-    """
-
-    size: Array
-    first: Array
-    amplification: Array
-    length: Array
-    linear: Any
+    size: Array  # the next time step
+    first: Array  # the first one
+    amplification: Array  # the largest ‖d‖/‖g‖ of a Newton correction d, as steps tell
+    length: Array  # of the last step, infinite where it was not taken
+    linear: Any  # what the linear solver remembers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +112,7 @@ class PseudoTransient(Solver):
         new = problem.trial(space.add(point.value, solution.value), point)
         finite = new.residual_norm < space.xp.inf
         (end,) = space.sound_norms([(new.increment, "euclidean")])
-        # Newton's correction is (I + (−g′)⁻¹/δ) d.
-        length = space.norm(solution.value)
-        newton = length * (1.0 + space.ratio(length * inverse, merit))
-        largest = space.xp.maximum(state.amplification, space.ratio(newton, merit))
-        left = after_inexact_solve(
-            space, solution.value, (merit, end), largest, finite, state.length
-        )
-        # A first step says nothing of what is slower than it is long.
-        again = state.length < space.xp.inf
-        error_factor = space.xp.where(again, left.error_factor, space.infinity)
+        left, largest = _learnt(space, state, solution.value, (merit, end), finite)
         size = _next(space, state, space.ratio(merit, end), finite)
         hopeless = (state.size < _LEAST * state.first) & ~finite
         return Step(
@@ -141,7 +121,7 @@ class PseudoTransient(Solver):
             linearization.work(solution.products).plus(Work(f=1)),
             statuses(space, (hopeless, Status.NON_FINITE)),
             correction=left.correction,
-            error_factor=error_factor,
+            error_factor=left.error_factor,
         )
 
     def _system(
@@ -161,6 +141,25 @@ class PseudoTransient(Solver):
             self.rtol * merit,
             active=problem.active,
         )
+
+
+def _learnt(
+    space: Space,
+    state: PseudoTransientState,
+    d: Vec,
+    residuals: tuple[Array, Array],
+    finite: Array,
+) -> tuple[Remaining, Array]:
+    """What is left after a step d, if it is `finite`, and the largest amplification."""
+    merit, length = residuals[0], space.norm(d)
+    # Newton's correction is (I + (−g′)⁻¹/δ) d.
+    newton = length * (1.0 + space.ratio(length * (1.0 / state.size), merit))
+    largest = space.xp.maximum(state.amplification, space.ratio(newton, merit))
+    left = after_inexact_solve(space, d, residuals, largest, finite, state.length)
+    # A first step says nothing of what is slower than it is long.
+    again = state.length < space.xp.inf
+    factor = space.xp.where(again, left.error_factor, space.infinity)
+    return left._replace(error_factor=factor), largest
 
 
 def _next(

@@ -17,22 +17,11 @@ _QUADRATIC, _MOST = 0.125, 1e3
 
 
 class Remaining(NamedTuple):
-    """What a step tells of the next one.
+    """What a step tells of the next one."""
 
-    Attributes
-    ----------
-    length : array
-        The length of the step's own correction, infinite where it was not taken in
-        full.
-    correction : Vec
-        The next correction.
-    error_factor : array
-        How many times that the error may be.
-    """
-
-    length: Array
-    correction: Vec
-    error_factor: Array
+    length: Array  # of the step's own correction, infinite where not taken in full
+    correction: Vec  # the next correction
+    error_factor: Array  # the error as a multiple of the length of that
 
 
 def after_elimination(

@@ -1,6 +1,4 @@
-"""Steps along a direction, each sample for itself: bounds on them, backtracking, and
-leaving a point where the derivative is singular.
-"""
+"""Steps along a direction: bounds, backtracking, and leaving singular points."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ ESCAPES = 3
 
 
 def bounded(space: Space, direction: Vec, point: Point, bound: float | None) -> Vec:
-    """`direction`, no entry of which exceeds `bound` times the largest of a state that
-    is not 0.
-    """
+    """`direction`, no entry above `bound` times the largest of a state other than 0."""
     if bound is None:
         return direction
     size = space.norm(point.value, "max")
@@ -36,24 +32,12 @@ def bounded(space: Space, direction: Vec, point: Point, bound: float | None) -> 
 
 
 class Descent(NamedTuple):
-    """A direction to search along.
+    """A direction to search along."""
 
-    Attributes
-    ----------
-    direction : Vec
-        The step d.
-    merit : array
-        The norm of the residual at the old point.
-    slope : array
-        The rate at which ½‖g‖² is expected to fall along d, divided by ‖g‖.
-    weights : array of shape (batch, n), or None
-        What the equations are multiplied by before their norm is taken.
-    """
-
-    direction: Vec
-    merit: Array
-    slope: Array
-    weights: Array | None = None
+    direction: Vec  # the step d
+    merit: Array  # the norm of the residual at the old point
+    slope: Array  # the rate at which ½‖g‖² is expected to fall along d, over ‖g‖
+    weights: Array | None = None  # (batch, n), of the equations in their norm
 
     def measured(self, space: Space, increment: Vec) -> Array:
         """The norm of a residual."""
@@ -65,9 +49,7 @@ class Descent(NamedTuple):
 
 
 def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Descent:
-    """The descent, but a move away in the samples that are `escaping`, whatever it
-    leads to.
-    """
+    """The descent, but a move away, wherever it leads, in samples `escaping`."""
     if space.backend.known_none(escaping):
         return descent
     where = space.xp.where
@@ -80,9 +62,7 @@ def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Desc
 
 
 def _away(space: Space, value: Vec) -> Vec:
-    """A move by about a sixteenth of each entry, or of one where it is zero, to leave a
-    point.
-    """
+    """A move by about a sixteenth of each entry, or of 1 where that is zero."""
     moves, xp = [], space.xp
     for leaf, count in zip(value, space.sizes, strict=True):
         index = xp.astype(xp.arange(count, **space.place), space.dtype)
@@ -92,24 +72,12 @@ def _away(space: Space, value: Vec) -> Vec:
 
 
 class Search(NamedTuple):
-    """Where a search ended.
+    """Where a search ended."""
 
-    Attributes
-    ----------
-    point : Point
-        The accepted point of each sample; the old one where none was.
-    length : array
-        The length of the last step tried.
-    pending : array of bool
-        The samples whose search failed.
-    trials : int
-        Evaluations.
-    """
-
-    point: Point
-    length: Array
-    pending: Array
-    trials: Any
+    point: Point  # the accepted one of each sample; the old one where none was
+    length: Array  # of the last step tried
+    pending: Array  # the samples whose search failed
+    trials: Any  # evaluations
 
 
 def backtrack(
@@ -143,27 +111,15 @@ def backtrack(
 
 
 class _Rule(NamedTuple):
-    """Armijo's rule.
-
-    Attributes
-    ----------
-    problem, old, descent, monotone
-        As for :func:`backtrack`.
-    slope : array
-        s/‖g‖².
-    asks : array of bool
-        Whether the old residual is not zero.
-    merit : array
-        ‖g‖, or one in its place.
-    """
+    """Armijo's rule."""
 
     problem: Problem
     old: Point
     descent: Descent
     monotone: bool
-    slope: Array
-    asks: Array
-    merit: Array
+    slope: Array  # s/‖g‖²
+    asks: Array  # whether the old residual is not zero
+    merit: Array  # ‖g‖, or one in its place
 
     def is_unfinished(self, search: Search) -> Any:
         """Whether there is another trial."""
@@ -197,9 +153,7 @@ class _Rule(NamedTuple):
         return enough | self.problem.is_negligible(self.descent.direction, self.old)
 
     def _shorter(self, ratio: Array, length: Array, finite: Array) -> Array:
-        """The next length: ½‖g(z + λd)‖² is near ½‖g‖² − λs + cλ², least at λ =
-        s/(2c).
-        """
+        """The next length: ½‖g(z + λd)‖² ≈ ½‖g‖² − λs + cλ² is least at s/(2c)."""
         space, xp, slope = self.problem.space, self.problem.space.xp, self.slope
         curvature = 0.5 * (ratio * ratio - 1.0) + length * slope
         least = space.ratio(length * length * slope, 2 * curvature)

@@ -24,24 +24,12 @@ _PLAIN_CYCLES = 4
 
 
 class SquaremState(NamedTuple):
-    """What SQUAREM remembers.
+    """What SQUAREM remembers."""
 
-    Attributes
-    ----------
-    bound : array
-        The longest extrapolation allowed.
-    best : Point
-        That of the smallest residual.
-    amplification : array
-        ‖Δz‖/‖Δg‖ between the last two such points.
-    doubts : array of int
-        Cycles in a row by which the end seemed near, and which did not tell how near.
-    """
-
-    bound: Array
-    best: Point
-    amplification: Array
-    doubts: Array
+    bound: Array  # a_max, the longest extrapolation allowed
+    best: Point  # that of the smallest residual
+    amplification: Array  # ‖Δz‖/‖Δg‖ between the last two such points
+    doubts: Array  # cycles in a row after which the error seems small, but is not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +153,7 @@ def _after_plain_steps(
     plain: Array,
     longest: Array,
 ) -> tuple[SquaremState, Vec, Array]:
-    """The state, the correction and its error_factor: where two plain steps were taken,
+    """The state, the correction and its error factor: where two plain steps were taken,
     what follows them is told by their residuals, the two `before` and the new one.
     """
     space, xp = problem.space, problem.space.xp
