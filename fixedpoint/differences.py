@@ -211,37 +211,37 @@ class _Quotients:
 
     def grow(self, changes: list[Array]) -> int:
         """Replace changes over too short or too long steps; the evaluations it took."""
-        space, xp, size = self.space, self.space.xp, self.space.real_size
-        unit, evaluations = space.identity(size), 0
+        space, xp = self.space, self.space.xp
+        unit, evaluations = space.identity(space.real_size), 0
         for growth in growths(space):
             factors = self.factors(xp.stack(changes, axis=-1), growth)
-            wrong = np.asarray(space.backend.numpy(factors != 1.0)).reshape(-1, size)
-            columns = np.nonzero(wrong.any(0))[0]
-            if not columns.size:
+            columns = self.columns(factors != 1.0)
+            if not columns:
                 break
             self.resized(self.sizes * factors)
             self.known = xp.where(self.unknown, self.known * factors, self.known)
             self.grown = self.grown | (factors > 1.0)
-            for j in columns.tolist():
+            for j in columns:
                 changes[j] = self.change(unit[..., j, :])
-            evaluations += columns.size
+            evaluations += len(columns)
         return evaluations
+
+    def columns(self, mask: Array) -> list[int]:
+        """The columns in which a mask holds for any sample."""
+        samples = np.asarray(self.space.backend.numpy(mask))
+        found = np.nonzero(samples.reshape(-1, self.space.real_size).any(0))[0]
+        return [int(j) for j in found]
 
     def bent(self, changes: list[Array]) -> tuple[Array, int]:
         """Whether g is not linear over a step that grew; and the evaluations taken."""
-        space, xp = self.space, self.space.xp
-        grown = (
-            np.asarray(space.backend.numpy(self.grown))
-            .reshape(-1, space.real_size)
-            .any(0)
-        )
+        space, xp, grown = self.space, self.space.xp, self.columns(self.grown)
         unit, bent = space.identity(space.real_size), xp.zeros_like(self.grown[..., 0])
-        for j in np.nonzero(grown)[0].tolist():
+        for j in grown:
             half = self.change(0.5 * unit[..., j, :])
             wrong = xp.max(xp.abs(2.0 * half - changes[j]), axis=-1)
             curved = wrong > _BENT * xp.max(xp.abs(changes[j]), axis=-1)
             bent = bent | (self.grown[..., j] & curved)
-        return bent, int(grown.sum())
+        return bent, len(grown)
 
     def factors(self, changes: Array, growth: float) -> Array:
         """What to multiply each step by: `growth` where no equation feels it."""

@@ -22,19 +22,10 @@ _NUMBERS = "biufc"
 
 @dataclass(frozen=True, eq=False)
 class Sparsity:
-    """Where a Jacobian has entries, and columns that share no row, to be differenced
-    together.
+    """The zeros of a Jacobian, and columns that may be differenced together."""
 
-    Parameters
-    ----------
-    pattern : ndarray of bool, (n, n)
-        Where any sample's Jacobian has ever had an entry other than zero.
-    groups : tuple of ndarray of int
-        The columns of each group.
-    """
-
-    pattern: Any
-    groups: tuple[Any, ...]
+    pattern: Any  # (n, n), where any sample's has ever had an entry other than zero
+    groups: tuple[Any, ...]  # of columns of which no two share a row
 
     @classmethod
     def of(cls, pattern: Any) -> Sparsity:
@@ -89,11 +80,8 @@ def matrix_of(space: Space, given: Any) -> Any:
     """
     if is_sparse(given) or is_operator(given):
         _check_order(space, given)
-        return (
-            _real_sparse(space, given)
-            if is_sparse(given)
-            else _real_operator(space, given)
-        )
+        real = _real_sparse if is_sparse(given) else _real_operator
+        return real(space, given)
     array = given if _is_own(space, given) else _as_array(space, given)
     shape = tuple(array.shape)
     for order, expected in _accepted(space):

@@ -28,13 +28,10 @@ _GOLDEN = 0.5 * 5**0.5 - 0.5
 
 
 class _Noise(NamedTuple):
-    """What rounding does to each entry of g, as far as it has been looked at.
-
-    ``is_open`` are the samples in which another look may tell something.
-    """
+    """What rounding does to each entry of g, as far as it has been looked at."""
 
     size: Vec
-    is_open: Array
+    is_open: Array  # the samples in which another look may tell something
     looks: Any
 
 

@@ -32,43 +32,20 @@ Matrix = np.ndarray[Any, Any]
 
 @dataclass(kw_only=True)
 class BareCycle:
-    """A P = Q R with orthonormal rows Q, and the residual r, all filled in place.
+    """A P = Q R with orthonormal rows Q, and the residual r, all filled in place."""
 
-    Parameters
-    ----------
-    product : callable
-        v ↦ Av, of unit vectors.
-    basis : array of shape (most, n)
-        Room for the rows of Q.
-    triangle, coefficients : array
-        The unit matrix, and zero; they become Rᵀ and Qr.
-    kinds : array of shape (most,)
-        Zero; it becomes 1/‖r‖ for a direction along the residual then, and −1 for the
-        newest row of Q.
-    known : array of shape (k, n)
-        The unit vectors that lead the directions.
-    r : array of shape (n,)
-        The residual.
-    norm, target : float
-        Its norm, and that to be reached.
-    below : float
-        The norm of the residual below which images are orthogonalized twice.
-    least : float
-        The share of an image beyond the basis that is more than rounding errors.
-    """
-
-    product: Callable[[Matrix], Matrix]
-    basis: Matrix
-    triangle: Matrix
-    coefficients: Matrix
-    kinds: Matrix
-    known: Matrix
-    r: Matrix
-    norm: float
-    target: float
-    below: float
-    least: float
-    taken: int = 0
+    product: Callable[[Matrix], Matrix]  # v ↦ Av, of unit vectors
+    basis: Matrix  # (most, n), room for the rows of Q
+    triangle: Matrix  # the unit matrix, which becomes Rᵀ
+    coefficients: Matrix  # zero, which becomes Qr
+    kinds: Matrix  # zero; 1/‖r‖ for a direction along r then, −1 for Q's newest row
+    known: Matrix  # (k, n), the unit vectors that lead the directions
+    r: Matrix  # the residual
+    norm: float  # that of r
+    target: float  # the one to be reached
+    below: float  # the one below which images are orthogonalized twice
+    least: float  # the share of an image beyond the basis that is more than rounding
+    taken: int = 0  # products with directions that were not known
 
     def __post_init__(self) -> None:
         self.room = np.empty_like(self.r)

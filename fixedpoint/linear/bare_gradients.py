@@ -21,25 +21,15 @@ Matrix = np.ndarray[Any, Any]
 class BareGradients:
     """The solution of Ax = b and its residual, in place; A is symmetric and definite.
 
-    Parameters
-    ----------
-    product : callable
-        v, ‖v‖ ↦ Av.
-    r : array of shape (n,)
-        b, which becomes the residual.
-    target : float
-        The norm of the residual to reach.
-    spectrum : pair of array, of shapes (k, n) and (k,), or None
-        The vectors wᵢ and factors fᵢ of the preconditioner I + Σ fᵢwᵢwᵢᵀ.
-    window : arrays of shape (w, n), (w,) and (w,), or None
-        Room for what the first w steps find: the residuals, normalized, the lengths of
-        the steps, and the ratios of ⟨r, z⟩ after and before them.
+    The preconditioner is I + Σ fᵢwᵢwᵢᵀ. The window is room for what the first steps
+    find: their normalized residuals, their lengths, and the ratios of ⟨r, z⟩ after and
+    before them.
     """
 
-    product: Callable[[Matrix, float], Matrix]
-    r: Matrix
-    target: float
-    spectrum: tuple[Matrix, Matrix] | None = None
+    product: Callable[[Matrix, float], Matrix]  # v, ‖v‖ ↦ Av
+    r: Matrix  # b, which becomes the residual
+    target: float  # the norm of the residual to reach
+    spectrum: tuple[Matrix, Matrix] | None = None  # the wᵢ, as rows, and fᵢ
     window: tuple[Matrix, Matrix, Matrix] | None = None
 
     def __post_init__(self) -> None:

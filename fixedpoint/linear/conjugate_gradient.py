@@ -96,16 +96,14 @@ class ConjugateGradient(LinearSolver):
         unknown = space.xp.all(memory.factors == 0.0, axis=-1)
         if space.backend.known_none(unknown):
             return self._run(system, memory)[0], memory
-        window = min(_WINDOW * self.recycle, space.size)
-        shape = (window,)
+        shape = (min(_WINDOW * self.recycle, space.size),)
         lanczos = _Lanczos(
-            space.history(window), space.full(0.0, shape), space.full(0.0, shape)
+            space.history(*shape), space.full(0.0, shape), space.full(0.0, shape)
         )
         solution, lanczos = self._run(system, memory, lanczos)
         size = memory.factors.shape[-1]
-        found = _spectrum(
-            space, _trimmed(space, lanczos, solution.products, size + 1), size
-        )
+        lanczos = _trimmed(space, lanczos, solution.products, size + 1)
+        found = _spectrum(space, lanczos, size)
         factors = space.xp.where(unknown[..., None], found.factors, memory.factors)
         vectors = space.where(unknown, found.vectors, memory.vectors)
         return solution, Spectrum(vectors, factors)

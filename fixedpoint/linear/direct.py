@@ -72,11 +72,9 @@ def rotated(space: Space, factors: Factors, rhs: Array) -> Array:
 def damped(space: Space, factors: Factors, rhs: Array, lam: Array) -> Array:
     """The q = (Σ² + λ)⁻¹Σb; D⁻¹Vq is the damped solution for the right side Ub."""
     entries = space.ratio(factors.values * rhs, factors.values * factors.values + lam)
-    return (
-        _recorded(space, factors, rhs, lam, entries)
-        if space.backend.records
-        else entries
-    )
+    if space.backend.records:
+        return _recorded(space, factors, rhs, lam, entries)
+    return entries
 
 
 def _recorded(
@@ -116,9 +114,8 @@ def _core(space: Space, factors: Factors) -> Array:
 
 def rotated_back(space: Space, factors: Factors, entries: Array) -> Array:
     """The product D⁻¹V with `entries`."""
-    return (
-        times(space, space.xp.matrix_transpose(factors.right), entries) / factors.scales
-    )
+    turned = times(space, space.xp.matrix_transpose(factors.right), entries)
+    return turned / factors.scales
 
 
 class System(ABC):

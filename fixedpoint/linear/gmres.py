@@ -30,38 +30,33 @@ class Corrections(NamedTuple):
 
 
 class _Leads(NamedTuple):
-    """The rows of `vectors` that lead the space of a cycle: `count`, from `first` on,
-    in samples where they are `wanted`.
-    """
+    """What leads the space of a cycle: some rows of `vectors`."""
 
     vectors: Vec
-    first: Any
-    count: Any
-    wanted: Array
+    first: Any  # the first row that does
+    count: Any  # how many do
+    wanted: Array  # the samples in which they do
 
 
 class _Cycle(NamedTuple):
     """The subspace of a cycle: A P = Q R with orthonormal Q, and the residual b − Ax.
 
-    The next direction is along `next`, whose length is 1/`unit`, and `fell` tells
-    whether that is the residual; `taken` counts those that were not known before. With
-    a preconditioner the `directions` are kept. Without it is only noted what they are:
-    in `kinds` is 1/‖r‖ for a direction along the residual then, −1 for the newest row
-    of the basis, and 0 for a lead.
+    Without a preconditioner the directions are not kept: those along a residual follow
+    from that and from Q.
     """
 
-    directions: Vec | None
-    basis: Vec
-    triangle: Array
-    coefficients: Array
-    kinds: Array
-    next: Vec
-    unit: Array
-    fell: Array
+    directions: Vec | None  # P, with a preconditioner
+    basis: Vec  # Q
+    triangle: Array  # R
+    coefficients: Array  # the products of Q with the first residual
+    kinds: Array  # 1/‖r‖ of a direction along r then, −1 of Q's newest row, 0 of a lead
+    next: Vec  # what the next direction is along
+    unit: Array  # one over its length
+    fell: Array  # whether it is the residual
     r: Vec
     norm: Array
     busy: Array
-    taken: Array
+    taken: Array  # directions that were not known before
     size: Any
 
 
@@ -76,15 +71,13 @@ class _Carry(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """What is left of the image of a direction beside the basis, and how long each
-    is; its products with the basis, and of what is left with the residual.
-    """
+    """What is left of the image of a direction beside the basis."""
 
     left: Vec
-    products: Array
-    square: Array
-    toward: Array
-    size: Array
+    products: Array  # of the image with the basis
+    square: Array  # ‖left‖²
+    toward: Array  # ⟨left, r⟩
+    size: Array  # the length of the image
 
 
 @dataclass(frozen=True, kw_only=True)

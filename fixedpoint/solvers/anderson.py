@@ -196,11 +196,8 @@ class Anderson(Solver):
         accepted = accepted | ((before > 0) & (new.residual_norm < xp.inf))
         accepted = accepted | (before > _SHORTENINGS)
         rejected = _known(space, xp.where(accepted, zero, before + 1))
-        new = (
-            new
-            if space.backend.known_here(accepted)
-            else choose(space, accepted, new, old)
-        )
+        if not space.backend.known_here(accepted):
+            new = choose(space, accepted, new, old)
         return new, state._replace(rejected=rejected)
 
     def _proposed(

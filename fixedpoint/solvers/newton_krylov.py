@@ -258,10 +258,8 @@ class NewtonKrylov(Solver):
         self, space: Space, state: NewtonKrylovState, d: Vec, merit: Array, whole: Array
     ) -> Array:
         """The largest ‖d‖/‖g‖: it grows as residuals come to lie where g′ is small."""
-        now = space.ratio(space.norm(d), merit)
-        return space.xp.where(
-            whole, space.xp.maximum(state.amplification, now), state.amplification
-        )
+        now, before = space.ratio(space.norm(d), merit), state.amplification
+        return space.xp.where(whole, space.xp.maximum(before, now), before)
 
     def _next(self, space: Space, eta: Array, old: Array, new: Array) -> Array:
         """Eisenstat and Walker's second choice."""

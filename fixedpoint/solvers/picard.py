@@ -45,7 +45,7 @@ class Picard(Solver):
 
     @property
     def is_plain(self) -> bool:
-        """The method is the map, or half of it."""
+        """Every step is one of the map, maybe damped."""
         return True
 
     def __post_init__(self) -> None:
@@ -83,8 +83,8 @@ def remaining(
     Where g ≈ a g₁ + b g₂, with the two residuals before it, the residuals to come
     follow the same recurrence, and sum up to (g + b g₁)/(1 − a − b): minimal polynomial
     extrapolation for an eigenvalue, two of opposite signs, or a complex pair. Where the
-    recurrence does not hold, or its sum is shorter than `least`, if that is given, g
-    stands for it.
+    recurrence does not hold, g stands for it. A sum that is shorter than `least`, if
+    that is given, does not count as known.
 
     References
     ----------
