@@ -18,6 +18,9 @@ from fixedpoint.solvers.remaining import after_elimination
 from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
 
+# So many steps in a row that are shorter than this share of Newton's lead nowhere.
+_SHORT, _CREEPING = 1 / 16, 30
+
 
 class NewtonState(NamedTuple):
     """What Newton's method remembers."""
@@ -27,6 +30,7 @@ class NewtonState(NamedTuple):
     escapes: Array  # points with a singular derivative that were left
     weights: Array  # (batch, n), those of the equations, zero before the first step
     sizes: Array  # (batch, n), the largest that each entry of the state has been
+    short: Array  # steps in a row that the line search made short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,8 @@ class Newton(Solver):
     unknowns, or where ``jacobian`` gives a sparse matrix.
 
     Where the derivative is singular, so that no d explains the residual, the state is
-    moved by a sixteenth of itself, three times at most.
+    moved by a sixteenth of itself, three times at most. Thirty steps in a row that the
+    line search made shorter than a sixteenth of Newton's count as its failure.
 
     The error at a new point is that of one more correction with the old Jacobian, d̄ =
     −g′(z)⁻¹g(z + d), as long as Θ = ‖d̄‖/‖d‖ tells that the iteration contracts
@@ -98,7 +103,7 @@ class Newton(Solver):
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
         none = space.full(0.0, (space.real_size,))
         sizes = space.xp.abs(space.ravel(point.value))
-        return NewtonState(None, space.full(math.inf), count, none, sizes)
+        return NewtonState(None, space.full(math.inf), count, none, sizes, count)
 
     def step(self, problem: Problem, point: Point, state: NewtonState) -> Step:
         """One Jacobian and one line search."""
@@ -116,13 +121,14 @@ class Newton(Solver):
         if not space.backend.known_here(~idle):
             idle = idle & problem.is_negligible(descent.direction, point)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
+        short = space.xp.where(search.length < _SHORT, state.short + 1, 0 * state.short)
+        useless = search.pending | idle | (short >= _CREEPING)
+        weights, sizes = model.weights, model.sizes
         return Step(
             search.point,
-            NewtonState(
-                matrix.sparsity, left.length, escapes, model.weights, model.sizes
-            ),
+            NewtonState(matrix.sparsity, left.length, escapes, weights, sizes, short),
             matrix.work.plus(Work(f=search.trials)),
-            model.failure(space, search.pending | idle),
+            model.failure(space, useless),
             correction=left.correction,
             error_factor=left.error_factor,
             is_direct=True,

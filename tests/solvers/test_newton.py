@@ -748,3 +748,20 @@ def test_one_step_in_time_says_nothing_of_slower_rates(decades, rtol):
     sol = fp.root(F, np.zeros(300), on_failure="return", **settings)
     error = np.linalg.norm(sol.value - known) / np.linalg.norm(known)
     assert error <= 10 * rtol or not sol.converged
+
+
+@pytest.mark.parametrize("h", [1e-3, 1e-2, 1e-1, 1.0])
+def test_a_line_search_that_creeps_gives_way(counted, h):
+    """Robertson's kinetics, an implicit step: what a satisfied equation feels of an
+    unknown that begins with zero is no measure of it.
+    """
+
+    @counted
+    def F(x):
+        a, b, c = x
+        one, two = 0.04 * a - 1e4 * b * c, 3e7 * b * b
+        return np.stack([a - 1.0 + h * one, b - h * (one - two), c - h * two])
+
+    sol = fp.root(F, np.array([1.0, 0.0, 0.0]))
+    assert F.calls <= 600
+    np.testing.assert_allclose(F(sol.value), 0.0, atol=1e-6)
