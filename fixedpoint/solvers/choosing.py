@@ -142,12 +142,12 @@ def default_solver(
 
     The sequences and their order were chosen by measurement on
     :mod:`fixedpoint.testing.problems`. A line search may get stuck in a minimizer of
-    ‖F‖ that is not a root, or creep along a curved valley; Newton steps whose entries
-    are only kept from exceeding a few times the size of the state escape both, but fail
-    where only descent helps. Where a method with a matrix can follow, a linear solve
-    gives way to it if it would take more products than the matrix has columns. Plain
-    iteration comes last, except for dense matrices: a contraction must not fail because
-    its acceleration does.
+    ‖F‖ that is not a root, or creep along a curved valley, and gives way after thirty
+    short steps; Newton steps whose entries are only kept from exceeding a few times the
+    size of the state escape both, but fail where only descent helps. Where a method
+    with a matrix can follow, a linear solve gives way to it if it would take more
+    products than the matrix has columns. Plain iteration comes last, except for dense
+    matrices: a contraction must not fail because its acceleration does.
 
     In a JAX trace every method is compiled, whether it is needed or not, and those of
     Newton's kind take several times as long to compile as all others. There fixed
@@ -187,7 +187,7 @@ def default_solver(
 @cache
 def _sequence(large: int, is_root: bool, has_jacobian: bool, is_batch: bool) -> Solver:
     """The sequence for a size: 0 up to the first bound, 1 up to the second, or 2."""
-    damped, bounded = Newton(), Newton(line_search=False, step_bound=0.5)
+    damped, bounded = Newton(short_steps=30), Newton(line_search=False, step_bound=0.5)
     linear = GMRES(restart=40, max_steps=80)
     krylov = NewtonKrylov(
         line_search=False,
@@ -203,8 +203,8 @@ def _sequence(large: int, is_root: bool, has_jacobian: bool, is_batch: bool) -> 
     if not is_root:
         if not large:
             return Fallback([Anderson(), damped, bounded, Picard()])
-        dense = [damped] if large < 2 and not is_batch else []
+        dense = [Newton()] if large < 2 and not is_batch else []
         return Fallback([Anderson(), NewtonKrylov(), Picard(), *dense])
     if not large:
         return Fallback([damped, bounded, LevenbergMarquardt()])
-    return Fallback([krylov, *([bounded, damped] if large < 2 else [NewtonKrylov()])])
+    return Fallback([krylov, *([bounded, Newton()] if large < 2 else [NewtonKrylov()])])

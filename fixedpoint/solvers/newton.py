@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fixedpoint.backend import Array
-from fixedpoint.checks import check_positive
+from fixedpoint.checks import check_count, check_positive
 from fixedpoint.matrix import Sparsity
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -18,8 +18,8 @@ from fixedpoint.solvers.remaining import after_elimination
 from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
 
-# So many steps in a row that are shorter than this share of Newton's lead nowhere.
-_SHORT, _CREEPING = 1 / 16, 30
+# A step that the line search made shorter than this share of Newton's is short.
+_SHORT = 1 / 16
 
 
 class NewtonState(NamedTuple):
@@ -45,8 +45,7 @@ class Newton(Solver):
     unknowns, or where ``jacobian`` gives a sparse matrix.
 
     Where the derivative is singular, so that no d explains the residual, the state is
-    moved by a sixteenth of itself, three times at most. Thirty steps in a row that the
-    line search made shorter than a sixteenth of Newton's count as its failure.
+    moved by a sixteenth of itself, three times at most.
 
     The error at a new point is that of one more correction with the old Jacobian, d̄ =
     −g′(z)⁻¹g(z + d), as long as Θ = ‖d̄‖/‖d‖ tells that the iteration contracts
@@ -62,6 +61,9 @@ class Newton(Solver):
         No entry of d may exceed this many times the largest entry of z: the others keep
         their full length, so that in a chain of equations each is solved as soon as
         those before it are.
+    short_steps : int, optional
+        After so many steps in a row that the line search made shorter than a sixteenth
+        it has failed, so that another method may try; by default it may creep on.
 
     References
     ----------
@@ -80,8 +82,11 @@ class Newton(Solver):
 
     line_search: bool = True
     step_bound: float | None = None
+    short_steps: int | None = None
 
     def __post_init__(self) -> None:
+        if self.short_steps is not None:
+            check_count("short_steps", self.short_steps, 1)
         if self.step_bound is not None:
             check_positive("step_bound", self.step_bound)
 
@@ -122,7 +127,9 @@ class Newton(Solver):
             idle = idle & problem.is_negligible(descent.direction, point)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         short = space.xp.where(search.length < _SHORT, state.short + 1, 0 * state.short)
-        useless = search.pending | idle | (short >= _CREEPING)
+        useless = search.pending | idle
+        if self.short_steps is not None:
+            useless = useless | (short >= self.short_steps)
         weights, sizes = model.weights, model.sizes
         return Step(
             search.point,
