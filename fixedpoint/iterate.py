@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -123,7 +123,7 @@ class Solve:
                 if not loop.unfinished(carry):
                     carries.append(loop.ended(carry))
                     loop, carry = _onward(loops, carries, loop)
-                end = _iteration(loop, _counted(problem.space, carry), value)
+                end = _iteration(loop, _counted(loop, carry), value)
             yield end
 
     def _loops(
@@ -138,34 +138,56 @@ class Solve:
         most = self.control.steps(len(sequence))
         deadline = self.control.deadline(start, problem.space.backend)
         first = problem.begin(start)
-        record = most if self.control.record else None
+        # Samples of a batch wait for each other between two methods.
+        waits = len(sequence) > 1 and problem.space.batch_shape
+        record = (2 * most if waits else most) if self.control.record else None
         carries.append(_open(problem, first, record))
         for index, method in enumerate(sequence):
             is_last = index == len(sequence) - 1
             if index:
-                failed = _failed(problem.space, carries[0], first)
+                failed = _failed(problem.space, carries[0], first, most)
                 if problem.space.backend.known_none(failed):
                     return
-                self._hand_over(sequence[index - 1 : index + 1], carries, first)
+                methods = sequence[index - 1 : index + 1]
+                self._hand_over(methods, carries, first, failed)
             if is_last:
                 first = first._replace(increment=())
-            # Half of what is left, rounded up.
-            stop = most if is_last else most - (most - carries[0].step) // 2
-            where = index, problem, self.control, first, stop, most, deadline
-            yield Loop(method, *where), self.memory if index == 0 else None
+            loop = Loop(method, index, problem, self.control, first, 0, most, deadline)
+            loop = _limited(loop, carries[0], is_last)
+            yield loop, self.memory if index == 0 else None
 
     def _hand_over(
-        self, methods: Sequence[Solver], carries: list[Carry], first: Point
+        self,
+        methods: Sequence[Solver],
+        carries: list[Carry],
+        first: Point,
+        failed: Array,
     ) -> None:
         """Leave the samples that one method failed on to the next."""
         before, after = [method.name for method in methods]
         log_next(before, after, self.problem.space.backend, carries[0].status)
-        carries.append(_reopened(self.problem, carries.pop(), first))
+        carries.append(_reopened(self.problem, carries.pop(), first, failed))
 
 
-def _counted(space: Space, carry: Carry) -> Carry:
+def _limited(loop: Loop, carry: Carry, is_last: bool) -> Loop:
+    """The loop with its share of the steps: half of what is left, rounded up; all, if
+    it is the last one.
+
+    In a batch that is what is left to each sample, whatever its neighbors took.
+    """
+    share: Callable[[Any], Any] = lambda left: left if is_last else left - left // 2
+    most, begin, space = loop.most, carry.step, loop.problem.space
+    if not space.batch_shape or loop.index == 0:
+        return replace(loop, stop=begin + share(most - begin), begin=begin)
+    own = share(most - carry.steps)
+    stop, waited = begin + most, begin - carry.steps
+    return replace(loop, stop=stop, begin=begin, waited=waited, share=own)
+
+
+def _counted(loop: Loop, carry: Carry) -> Carry:
     """The carry with the steps of the samples that still run, too."""
-    taken = space.xp.zeros_like(carry.steps) + carry.step
+    space = loop.problem.space
+    taken = space.xp.zeros_like(carry.steps) + (carry.step - loop.waited)
     running = carry.status == int(Status.RUNNING)
     return carry._replace(steps=space.xp.where(running, taken, carry.steps))
 
@@ -258,19 +280,18 @@ def _empty_trace(space: Space, norm: Array, steps: int) -> Trace:
     return blank(space, steps + 1 if space.backend.is_traced((norm,)) else COLUMNS)
 
 
-def _failed(space: Space, carry: Carry, first: Point) -> Array:
-    """The samples that another solver may yet solve."""
-    finite = first.residual_norm < space.xp.inf
-    failed = (carry.status != int(Status.CONVERGED)) & finite
+def _failed(space: Space, carry: Carry, first: Point, most: int) -> Array:
+    """The samples that another solver may yet solve, in the steps that are left."""
+    able = (first.residual_norm < space.xp.inf) & (carry.steps < most)
+    failed = (carry.status != int(Status.CONVERGED)) & able
     for end in _ENDS:
         failed = failed & (carry.status != int(end))
     return failed
 
 
-def _reopened(problem: Problem, carry: Carry, first: Point) -> Carry:
-    """Send the samples that failed back to the start."""
+def _reopened(problem: Problem, carry: Carry, first: Point, again: Array) -> Carry:
+    """Send samples back to the start."""
     space, xp = problem.space, problem.space.xp
-    again = _failed(space, carry, first)
     infinite = xp.zeros_like(carry.lowest) + math.inf
     reopened = carry._replace(
         point=choose(space, again, first, carry.point),

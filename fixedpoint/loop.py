@@ -68,7 +68,9 @@ class Loop:
     """One solver's turns.
 
     ``index`` is its place in the sequence, ``first`` where it starts, ``stop`` the step
-    that it must not pass, and ``most`` the one that none must.
+    that it must not pass, and ``most`` the one that none must. In a batch each sample
+    has a number of steps of its own, ``share``, from the step ``begin`` on, and those
+    that it ``waited`` for others until then do not count as its own.
     """
 
     solver: Solver
@@ -79,6 +81,9 @@ class Loop:
     stop: Any
     most: int
     deadline: float | None
+    begin: Any = 0
+    waited: Any = 0
+    share: Array | None = None
 
     def begun(self, carries: list[Carry], memory: Memory | None) -> Carry:
         """The loop before this solver's first turn, with what it may remember.
@@ -126,6 +131,9 @@ class Loop:
             carry = self.improved(carry, step, verdict)
         else:
             carry = self.assessed(carry, step, verdict)
+        if self.share is not None:
+            spent = self.share <= carry.step - self.begin
+            carry = self._ended(carry, spent, Status.MAX_STEPS)
         if self.control.is_plain and not self.problem.batched:
             return carry
         return self.observed(recorded(space, carry))
@@ -133,7 +141,8 @@ class Loop:
     def is_smooth(self, carry: Carry) -> bool:
         """Whether every sample runs, stands at its best, and nobody watches."""
         at_best = carry.active is None and carry.all_improved == carry.step
-        return at_best and self.control.is_plain and not self.problem.batched
+        alike = self.share is None and not self.problem.batched
+        return at_best and alike and self.control.is_plain
 
     @cached_property
     def kernel(self) -> Kernel | None:
@@ -274,7 +283,7 @@ class Loop:
             return carry, age >= patience
         norm = carry.point.residual_norm
         lowest = xp.where(norm < carry.lowest, norm, carry.lowest)
-        over = (xp.zeros_like(age) + carry.step) % patience == 0
+        over = (xp.zeros_like(age) + (carry.step - self.begin)) % patience == 0
         still = (lowest >= carry.reference) & (age >= 2 * patience)
         restless = (norm >= carry.reference) & (age >= _PATIENCE * patience)
         stalled = over & (still | restless)
@@ -399,7 +408,8 @@ class Loop:
         """Take note of the samples that have stopped."""
         xp = self.problem.space.xp
         stopped = (carry.status == RUNNING) & (status != RUNNING)
-        steps = xp.where(stopped, xp.zeros_like(carry.steps) + carry.step, carry.steps)
+        taken = xp.zeros_like(carry.steps) + (carry.step - self.waited)
+        steps = xp.where(stopped, taken, carry.steps)
         return sifted(self.problem.space, carry._replace(status=status, steps=steps))
 
     def observed(self, carry: Carry) -> Carry:
@@ -433,6 +443,8 @@ class Loop:
             self,
             problem=self.problem.take(rows),
             first=taken_rows(space, self.first, rows),
+            waited=taken_rows(space, self.waited, rows),
+            share=taken_rows(space, self.share, rows),
         )
         taken = taken_rows(space, carry, rows)
         running, loop = sifted(few.problem.space, taken), space.backend.while_loop

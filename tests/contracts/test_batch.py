@@ -248,3 +248,31 @@ def test_a_finished_sample_is_left_alone(xp_case):
     assert int(sol.status[0]) == fp.Status.CONVERGED
     assert int(sol.steps[0]) == 0
     assert float(sol.value[0, 0]) == 1.0
+
+
+def reactors(x, p):
+    """Stirred tanks, each with coefficients of its own."""
+    C, T = x[..., 0], x[..., 1]
+    burnt = 7.2e10 * np.exp(-8750.0 / T) * C
+    balance = 350.0 - T + p[..., 0] * burnt + p[..., 1] * (300.0 - T)
+    return np.stack([1.0 - C - burnt, balance], axis=-1)
+
+
+@pytest.mark.parametrize("max_steps", [3, 20, 60, 400])
+def test_a_sample_that_waits_for_another_method_takes_no_steps(max_steps):
+    rng = np.random.default_rng(0)
+    p = np.stack([rng.uniform(80.0, 330.0, 16), rng.uniform(0.4, 4.0, 16)], axis=-1)
+    x = np.stack([rng.uniform(0.0, 1.0, 16), rng.uniform(290.0, 450.0, 16)], axis=-1)
+    x[7] = 1e300
+    settings = {"max_steps": max_steps, "on_failure": "return"}
+    with np.errstate(all="ignore"):
+        whole = fp.root(reactors, x, (p,), batch_ndim=1, **settings)
+        for i in range(16):
+            one, alone = slice(i, i + 1), np.index_exp[i]
+            part = fp.root(reactors, x[one], (p[one],), batch_ndim=1, **settings)
+            for name in ("value", "status", "steps", "method", "error"):
+                all_, single = getattr(whole, name)[alone], getattr(part, name)[0]
+                np.testing.assert_array_equal(all_, single)
+            assert int(part.steps[0]) <= max_steps
+    if max_steps == 400:
+        assert int(whole.method.max()) > 0
