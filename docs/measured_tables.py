@@ -886,10 +886,15 @@ def reproduced_factors():
         "nested, % right",
     ]
     lines = []
-    for label, part in (("dense", "mnist-dense"), ("multiscale", "mnist-mdeq")):
+    epochs = reproduced("mnist-mdeq-epoch", {"attack": str})[1]
+    for label, part, timed in (
+        ("dense", "mnist-dense", None),
+        ("multiscale, an epoch", "mnist-mdeq", epochs),
+    ):
         machine, rows = attacked(part)
-        joint, nested = rows[:2]
-        pair = [(row["train seconds"], row["nested"]) for row in (joint, nested)]
+        seconds = [row["train seconds"] for row in (timed or rows)[:2]]
+        right = [row["nested"] for row in rows[:2]]
+        pair = zip(seconds, right, strict=True)
         task = f"adversarial training, {label}"
         lines.append(compared_pair(task, PUBLISHED_FACTORS["training"], *pair))
     rows = adapted()[1]
