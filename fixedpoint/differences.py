@@ -53,7 +53,7 @@ def difference_product(
     space: Space = problem.space
     xp, size = space.xp, problem.length_of_state(point)
     reach = space.rounding**0.5 * xp.where(size > 0.0, size, space.one)
-    noise = (_FELT * space.rounding) * space.norm(point.increment)
+    noise = _felt(space) * space.norm(point.increment)
     nearby, increment, factors = problem.nearby, problem.increment, growths(space)
     if space.backend.is_traced((noise,)):
         factors = ()
@@ -76,6 +76,13 @@ def difference_product(
         return space.scale(1.0 / step, moved)
 
     return product
+
+
+def _felt(space: Space) -> float:
+    """The least relative change that tells of a derivative: of half a precision that
+    is coarse, half of what a step brings about.
+    """
+    return min(_FELT * space.rounding, 0.5 * space.rounding**0.5)
 
 
 def growths(space: Space) -> tuple[float, ...]:
@@ -254,11 +261,7 @@ class _Quotients:
         fewest = xp.min(account, axis=-2)
         # An equation that is satisfied tells of no unit, but may feel the step.
         silent = ~xp.any((size > 0.0) & (origin == 0.0), axis=-2)
-        deaf = (
-            silent
-            & (fewest > 1.0 / (_FELT * space.rounding))
-            & xp.any(origin > 0.0, axis=-2)
-        )
+        deaf = silent & (fewest > 1.0 / _felt(space)) & xp.any(origin > 0.0, axis=-2)
         coarse = self.unknown & (fewest < _COARSE)
         shrunk = space.rounding**0.5 * xp.where(coarse, fewest, space.one)
         return xp.where(deaf, growth * space.one, xp.where(coarse, shrunk, space.one))

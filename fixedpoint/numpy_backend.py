@@ -23,6 +23,10 @@ class NumpyBackend(Backend):
             return np
         return super().namespace(array)
 
+    def is_array(self, leaf: Any) -> bool:
+        """Whether `leaf` is an array without a mask, which would be lost."""
+        return super().is_array(leaf) and not isinstance(leaf, np.ma.MaskedArray)
+
     def leaf(self, value: Any) -> Array:
         """`value` as an array, if it is a number; integers become floats, too."""
         if isinstance(value, bool):

@@ -268,12 +268,13 @@ def _check_state(border: Border, leaves: Vec, batch_ndim: int) -> None:
 
 
 def _on_leaves(control: Control, border: Border) -> Control:
-    """`control`, whose callback is called with leaves."""
+    """`control`, whose callback is called with leaves; the caller's sees copies."""
     call, unpack = control.callback, border.unpack
     if call is None:
         return control
+    copied = lambda value: unpack(tuple([1.0 * leaf for leaf in value]))
     return replace(
-        control, callback=lambda step, value, norm: call(step, unpack(value), norm)
+        control, callback=lambda step, value, norm: call(step, copied(value), norm)
     )
 
 

@@ -209,6 +209,11 @@ def test_a_boolean_start(jit_case):
         jit_case.solve(lambda z: z, np.zeros(2, dtype=bool))
 
 
+def test_a_masked_start():
+    with pytest.raises(TypeError, match=r"z0 must be .*MaskedArray"):
+        solve(z0=np.ma.array([1.0, 2.0], mask=[False, True]))
+
+
 @pytest.mark.parametrize("z0", [True, "text", object()])
 def test_a_start_that_is_no_array(z0):
     with pytest.raises(TypeError, match="z0 must be a floating-point array"):

@@ -332,3 +332,17 @@ def test_jit_compiles_once_for_one_shape(counted, batch_ndim):
         call(jnp.ones((2, 2)), 2 * jnp.ones((2, 2))), 4.0, rtol=1e-5
     )
     assert f.calls == number
+
+
+@pytest.mark.parametrize("solver", [fp.Picard(), fp.Anderson(), fp.Broyden()])
+def test_a_callback_that_writes_changes_nothing(eager_case, solver):
+    f, z0 = eager_case.xp.cos, np.array([0.1, 1.0, 2.0])
+
+    def meddle(step, value, residual_norm):
+        if not isinstance(value, jax.Array):
+            value[...] = 17.0
+
+    plain = eager_case.solve(f, z0, solver=solver)
+    sol = eager_case.solve(f, z0, solver=solver, callback=meddle)
+    assert int(sol.steps) == int(plain.steps)
+    np.testing.assert_array_equal(*map(eager_case.to_numpy, (sol.value, plain.value)))

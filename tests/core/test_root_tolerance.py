@@ -73,3 +73,17 @@ def test_every_sample_of_a_root_has_its_own_tolerance(eager_case):
         norms, np.abs(x + 0.1 * np.sin(x) - a)[:, 0], rtol=1e-5, atol=1e-9
     )
     assert np.all(norms <= rtol * np.abs(1.0 + 0.1 * np.sin(1.0) - a[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ("F", "start", "answer"),
+    [
+        (lambda x: x**3 - 8.0, 3.0, 2.0),
+        (lambda x: x * x - 2.0, 1.0, np.sqrt(2.0)),
+        (lambda x: np.exp(x) - 2.0, 0.0, np.log(2.0)),
+        (lambda x: np.cos(x) - x, 1.0, 0.7390851),
+    ],
+)
+def test_differences_in_half_precision(F, start, answer):
+    sol = fp.root(F, np.array([start], dtype=np.float16))
+    np.testing.assert_allclose(sol.value, answer, rtol=1e-2)
