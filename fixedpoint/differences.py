@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -23,6 +24,9 @@ _AGREEMENT = 1e-3
 # the function is flat there. The step then becomes this part of the entry, and grows by
 # a factor if need be.
 _FELT, _PART, _GROWTH, _GROWTHS = 2.0**10, 2.0**-4, 2.0**13, 4
+
+# An entry of the Jacobian is slight beside another one of its row by this share.
+_SLIGHT = 1e-3
 
 # A change over half of a step that is this far from half of the change is not linear.
 _BENT = 0.1
@@ -82,7 +86,7 @@ def _felt(space: Space) -> float:
     """The least relative change that tells of a derivative: of half a precision that
     is coarse, half of what a step brings about.
     """
-    return min(_FELT * space.rounding, 0.5 * space.rounding**0.5)
+    return min(_FELT * space.rounding, 0.5 * math.sqrt(space.rounding))
 
 
 def growths(space: Space) -> tuple[float, ...]:
@@ -208,7 +212,7 @@ class _Quotients:
         space, xp, size = self.space, self.space.xp, self.space.real_size
         unit = space.identity(size)
         changes = [self.change(unit[..., j, :]) for j in range(size)]
-        evaluations = size + self.grow(changes)
+        evaluations = size + self.grow(changes) + self.straighten(changes)
         self.flat, more = self.bent(changes)
         matrix = xp.stack(changes, axis=-1) / self.steps[..., None, :]
         samples = np.asarray(space.backend.numpy(matrix)).reshape(-1, size, size)
@@ -238,6 +242,28 @@ class _Quotients:
         samples = np.asarray(self.space.backend.numpy(mask))
         found = np.nonzero(samples.reshape(-1, self.space.real_size).any(0))[0]
         return [int(j) for j in found]
+
+    def straighten(self, changes: list[Array]) -> int:
+        """Leave out the squares of unknowns of which nothing is known; the evaluations
+        it took.
+
+        Where an equation is satisfied, as many are in kinetics that begin without a
+        product, such a change would be all that it has, and give it a wrong unit.
+        """
+        space, xp, unit = self.space, self.space.xp, self.space.identity
+        slopes = xp.abs(xp.stack(changes, axis=-1) / self.steps[..., None, :])
+        doubtful = slopes < _SLIGHT * xp.max(slopes, axis=-1, keepdims=True)
+        satisfied = (self.origin == 0.0)[..., :, None]
+        doubtful = doubtful & (slopes > 0.0) & satisfied & self.unknown[..., None, :]
+        columns = self.columns(xp.any(doubtful, axis=-2))
+        for j in columns:
+            half, whole = (
+                self.change(0.5 * unit(space.real_size)[..., j, :]),
+                changes[j],
+            )
+            curved = xp.abs(2.0 * half - whole) > _BENT * xp.abs(whole)
+            changes[j] = xp.where(doubtful[..., :, j] & curved, space.zero, whole)
+        return len(columns)
 
     def bent(self, changes: list[Array]) -> tuple[Array, int]:
         """Whether g is not linear over a step that grew; and the evaluations taken."""

@@ -272,10 +272,11 @@ def _on_leaves(control: Control, border: Border) -> Control:
     call, unpack = control.callback, border.unpack
     if call is None:
         return control
-    copied = lambda value: unpack(tuple([1.0 * leaf for leaf in value]))
-    return replace(
-        control, callback=lambda step, value, norm: call(step, copied(value), norm)
-    )
+
+    def called(step: int, value: Vec, norm: Array) -> Any:
+        return call(step, unpack(tuple([1.0 * leaf for leaf in value])), norm)
+
+    return replace(control, callback=called)
 
 
 def methods_of(solver: Any, adjoint: Any) -> tuple[Solver | None, Adjoint | None]:
