@@ -31,8 +31,10 @@ def after_elimination(
 
     The next correction is the simplified one, d̄, with the same matrix. It is `known`
     where the step was not damped, and tells of the error where the step was `full`, so
-    that no bound shortened it. Lengths are of entries relative to the state's; `before`
-    is that of the correction before.
+    that no bound shortened it, and where d̄ accounts for the residual: a minimizer of
+    that, which is no root, leaves a least-squares solution of zero. An entry that
+    shrank in the step counts as many times. Lengths are of entries relative to the
+    state's; `before` is that of the correction before.
     """
     xp, d = space.xp, system.entries
     weights = relative_weights(space, space.ravel(new.value), d)
