@@ -253,7 +253,9 @@ def test_a_finished_sample_is_left_alone(xp_case):
 def reactors(x, p):
     """Stirred tanks, each with coefficients of its own."""
     C, T = x[..., 0], x[..., 1]
-    burnt = 7.2e10 * np.exp(-8750.0 / T) * C
+    # One by one: of an array a processor may round the exponentials otherwise.
+    rates = np.reshape([np.exp(t) for t in np.ravel(-8750.0 / T)], T.shape)
+    burnt = 7.2e10 * rates * C
     balance = 350.0 - T + p[..., 0] * burnt + p[..., 1] * (300.0 - T)
     return np.stack([1.0 - C - burnt, balance], axis=-1)
 
