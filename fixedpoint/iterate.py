@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -138,9 +138,11 @@ class Solve:
         most = self.control.steps(len(sequence))
         deadline = self.control.deadline(start, problem.space.backend)
         first = problem.begin(start)
-        # Samples of a batch wait for each other between two methods.
-        waits = len(sequence) > 1 and problem.space.batch_shape
-        record = (2 * most if waits else most) if self.control.record else None
+        # Samples of a batch wait for each other, for half of all steps a method.
+        waits = (
+            (most + 1) // 2 * (len(sequence) - 1) if problem.space.batch_shape else 0
+        )
+        record = most + waits if self.control.record else None
         carries.append(_open(problem, first, record))
         for index, method in enumerate(sequence):
             is_last = index == len(sequence) - 1
@@ -152,9 +154,9 @@ class Solve:
                 self._hand_over(methods, carries, first, failed)
             if is_last:
                 first = first._replace(increment=())
-            loop = Loop(method, index, problem, self.control, first, 0, most, deadline)
-            loop = _limited(loop, carries[0], is_last)
-            yield loop, self.memory if index == 0 else None
+            where = index, problem, self.control, first, most, deadline
+            limits = _limits(problem.space, carries[0], most, index == 0, is_last)
+            yield Loop(method, *where, *limits), self.memory if index == 0 else None
 
     def _hand_over(
         self,
@@ -169,27 +171,25 @@ class Solve:
         carries.append(_reopened(self.problem, carries.pop(), first, failed))
 
 
-def _limited(loop: Loop, carry: Carry, is_last: bool) -> Loop:
-    """The loop with its share of the steps: half of what is left, rounded up; all, if
-    it is the last one.
+def _limits(
+    space: Space, carry: Carry, most: int, is_first: bool, is_last: bool
+) -> tuple[Any, ...]:
+    """Where a loop must stop and where it begins, and in a batch what each sample
+    waited and its own share of the steps, whatever its neighbors took.
 
-    In a batch that is what is left to each sample, whatever its neighbors took.
+    A share is half of what is left, rounded up; of the last loop all of it.
     """
     share: Callable[[Any], Any] = lambda left: left if is_last else left - left // 2
-    most, begin, space = loop.most, carry.step, loop.problem.space
-    if not space.batch_shape or loop.index == 0:
-        return replace(loop, stop=begin + share(most - begin), begin=begin)
-    own = share(most - carry.steps)
-    stop, waited = begin + most, begin - carry.steps
-    return replace(loop, stop=stop, begin=begin, waited=waited, share=own)
+    begin = carry.step
+    if is_first or not space.batch_shape:
+        return begin + share(most - begin), begin
+    return begin + most, begin, begin - carry.steps, share(most - carry.steps)
 
 
 def _counted(loop: Loop, carry: Carry) -> Carry:
     """The carry with the steps of the samples that still run, too."""
-    space = loop.problem.space
-    taken = space.xp.zeros_like(carry.steps) + (carry.step - loop.waited)
-    running = carry.status == int(Status.RUNNING)
-    return carry._replace(steps=space.xp.where(running, taken, carry.steps))
+    running, where = carry.status == int(Status.RUNNING), loop.problem.space.xp.where
+    return carry._replace(steps=where(running, loop.taken(carry), carry.steps))
 
 
 def _onward(

@@ -78,10 +78,10 @@ class Loop:
     problem: Problem
     control: Control
     first: Point
-    stop: Any
     most: int
     deadline: float | None
-    begin: Any = 0
+    stop: Any
+    begin: Any
     waited: Any = 0
     share: Array | None = None
 
@@ -404,12 +404,16 @@ class Loop:
         work = Work(f=most)
         return carry._replace(work=carry.work.plus(work)), found[0]
 
+    def taken(self, carry: Carry) -> Array:
+        """The steps that each sample would have taken if it ended now."""
+        none = self.problem.space.xp.zeros_like(carry.steps)
+        return none + (carry.step - self.waited)
+
     def settle(self, carry: Carry, status: Array) -> Carry:
         """Take note of the samples that have stopped."""
         xp = self.problem.space.xp
         stopped = (carry.status == RUNNING) & (status != RUNNING)
-        taken = xp.zeros_like(carry.steps) + (carry.step - self.waited)
-        steps = xp.where(stopped, taken, carry.steps)
+        steps = xp.where(stopped, self.taken(carry), carry.steps)
         return sifted(self.problem.space, carry._replace(status=status, steps=steps))
 
     def observed(self, carry: Carry) -> Carry:
