@@ -250,17 +250,17 @@ class _Quotients:
         Where an equation is satisfied, as many are in kinetics that begin without a
         product, such a change would be all that it has, and give it a wrong unit.
         """
-        space, xp, unit = self.space, self.space.xp, self.space.identity
+        if not self.columns(self.unknown):
+            return 0
+        space, xp = self.space, self.space.xp
+        unit = space.identity(space.real_size)
         slopes = xp.abs(xp.stack(changes, axis=-1) / self.steps[..., None, :])
         doubtful = slopes < _SLIGHT * xp.max(slopes, axis=-1, keepdims=True)
         satisfied = (self.origin == 0.0)[..., :, None]
         doubtful = doubtful & (slopes > 0.0) & satisfied & self.unknown[..., None, :]
         columns = self.columns(xp.any(doubtful, axis=-2))
         for j in columns:
-            half, whole = (
-                self.change(0.5 * unit(space.real_size)[..., j, :]),
-                changes[j],
-            )
+            half, whole = self.change(0.5 * unit[..., j, :]), changes[j]
             curved = xp.abs(2.0 * half - whole) > _BENT * xp.abs(whole)
             changes[j] = xp.where(doubtful[..., :, j] & curved, space.zero, whole)
         return len(columns)

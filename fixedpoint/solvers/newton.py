@@ -126,9 +126,9 @@ class Newton(Solver):
         if not space.backend.known_here(~idle):
             idle = idle & problem.is_negligible(descent.direction, point)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
-        short = space.xp.where(search.length < _SHORT, state.short + 1, 0 * state.short)
-        useless = search.pending | idle
+        useless, short = search.pending | idle, state.short
         if self.short_steps is not None:
+            short = space.xp.where(search.length < _SHORT, short + 1, 0 * short)
             useless = useless | (short >= self.short_steps)
         weights, sizes = model.weights, model.sizes
         return Step(
