@@ -143,6 +143,17 @@ def units_of(space: Space, sizes: Array) -> Array:
     return _power_of_two(xp, xp.where(known, ratio, space.one))
 
 
+def are_alike(space: Space, sizes: Array) -> Array:
+    """Whether quantities of these sizes are less than a million apart, those that are
+    zero apart: (batch, 1).
+    """
+    xp = space.xp
+    known = (sizes > 0.0) & (sizes < xp.inf)
+    least = xp.min(xp.where(known, sizes, space.infinity), axis=-1, keepdims=True)
+    most = xp.max(xp.where(known, sizes, space.zero), axis=-1, keepdims=True)
+    return most <= 2.0**UNITS * least
+
+
 def _power_of_two(xp: Any, ratio: Array) -> Array:
     """That nearest to a ratio of which the exponent is a multiple of `UNITS`."""
     power: Array = 2.0 ** (UNITS * xp.round(xp.log2(ratio) / UNITS))

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 import fixedpoint as fp
 from fixedpoint.linear import LinearSolution, LinearSolver
@@ -776,3 +777,47 @@ def test_a_line_search_that_creeps_gives_way_if_asked():
     assert sol.status == fp.Status.LINE_SEARCH_FAILED
     both = fp.Fallback([brief, fp.LevenbergMarquardt()])
     assert bool(fp.root(F, start, solver=both).converged)
+
+
+def amplifier(rng):
+    """A transistor with a resistor at each terminal, by the equations of Ebers and
+    Moll; and its supply. The unknowns are the voltages at its base, its collector and
+    its emitter.
+    """
+    saturation, thermal = 1e-15 * 10.0 ** rng.uniform(-1.0, 2.0), 0.02585
+    forward, backward = rng.uniform(50.0, 300.0), rng.uniform(0.5, 5.0)
+    upper, lower = 10.0 ** rng.uniform(3.5, 5.0), 10.0 ** rng.uniform(3.0, 4.5)
+    collector, emitter = 10.0 ** rng.uniform(2.5, 4.0), 10.0 ** rng.uniform(1.5, 3.5)
+    supply = rng.choice([5.0, 12.0])
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def F(x):
+        b, c, e = x
+        to_emitter = saturation * np.expm1((b - e) / thermal)
+        to_collector = saturation * np.expm1((b - c) / thermal)
+        through = to_emitter - to_collector * (1.0 + 1.0 / backward)
+        base = to_emitter / forward + to_collector / backward
+        return np.stack(
+            [
+                (supply - b) / upper - b / lower - base,
+                (supply - c) / collector - through,
+                through + base - e / emitter,
+            ]
+        )
+
+    return F, supply
+
+
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize("solver", [None, fp.Newton(), fp.LevenbergMarquardt()])
+def test_an_unknown_that_is_small_at_first_lends_no_equation_its_size(solver, on):
+    evaluations = 0
+    for seed in range(12):
+        F, supply = amplifier(np.random.default_rng(seed))
+        near = np.array([1.0, 0.5 * supply, 0.3])
+        known = optimize.root(F, near, method="lm", tol=1e-13)
+        assert known.success
+        sol = fp.root(F, np.array([0.0, supply * on, 0.0]), solver=solver)
+        np.testing.assert_allclose(sol.value, known.x, rtol=1e-6)
+        evaluations += sol.work.f
+    assert evaluations <= 12 * 300
