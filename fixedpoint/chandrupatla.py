@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
+from fixedpoint.adjoints.base import LinearAdjoint
+from fixedpoint.adjoints.system import AdjointSystem
 from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import blank, marked, shortened
 from fixedpoint.failure import Policy

@@ -167,10 +167,9 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
     Of a large state, those of its leaves. A zero is taken to be in the largest unit of
     its leaf.
     """
-    xp, small = space.xp, space.dimension <= ENTRIES
-    coarse = space.rounding > _COARSE_DTYPE  # whose range is too small for weights
-    if space.backend.is_partial or coarse or not (small or len(value) > 1):
+    if not tells_units(space, value):
         return None
+    xp, small = space.xp, space.dimension <= ENTRIES
     value = space.backend.stop(value)
     tops = [space.norm((leaf,), "max") for leaf in value]
     largest, units = reduce(xp.maximum, tops), []
@@ -179,13 +178,20 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
         if small:
             own = space.magnitudes(leaf)
             size = xp.where(own > 0.0, own, size)
-        ratio = size / space.spread(largest, leaf)
+        ratio = space.ratio(size, space.spread(largest, leaf))
         known = (ratio > 0.0) & (ratio < xp.inf)
         unit = _power_of_two(xp, xp.where(known, ratio, space.one))
         units.append(space.factor(unit, leaf))
     alike = space.every([unit == 1.0 for unit in units])
     # All who take part are asked: with units, a system is solved by another loop.
     return None if space.backend.known_all(alike) else tuple(units)
+
+
+def tells_units(space: Space, value: Vec) -> bool:
+    """Whether units can be told: of the entries of a small state, or of its leaves."""
+    coarse = space.rounding > _COARSE_DTYPE  # whose range is too small for weights
+    some = space.dimension <= ENTRIES or len(value) > 1
+    return some and not (coarse or space.backend.is_partial)
 
 
 class _Quotients:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fixedpoint.adjoints import AdjointSystem, ImplicitAdjoint
 from fixedpoint.adjoints.base import LinearAdjoint
+from fixedpoint.adjoints.system import units_of_unknowns
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
 from fixedpoint.functions import Product
@@ -82,7 +83,7 @@ def implicit_vjp(
     def product(u: Vec) -> Vec:
         return border.pack(pullback(border.unpack(u))[0], leaves, "vjp")
 
-    u = _solved(adjoint, space, product, rhs, is_root, transposed=True)
+    u = _solved(adjoint, space, leaves, product, rhs, is_root, transposed=True)
     return tuple(pullback(border.unpack(u))[1:])
 
 
@@ -147,13 +148,14 @@ def implicit_jvp(
         return border.pack(pushed(border.unpack(u), *still), leaves, "jvp")
 
     return border.unpack(
-        _solved(adjoint, space, product, rhs, is_root, transposed=False)
+        _solved(adjoint, space, leaves, product, rhs, is_root, transposed=False)
     )
 
 
 def _solved(
     adjoint: LinearAdjoint | None,
     space: Space,
+    value: Vec,
     product: Product,
     rhs: Vec,
     is_root: bool,
@@ -166,7 +168,8 @@ def _solved(
     opposite = lambda u: space.negative(product(u))
     image = opposite if is_root else product
     rtol = space.default_rtol
-    system = AdjointSystem(space, image, rhs, rtol, is_root, transposed)
+    units = units_of_unknowns(space, value, is_root, transposed)
+    system = AdjointSystem(space, image, rhs, rtol, is_root, transposed, units=units)
     u = (adjoint or _IMPLICIT).solved(system)[0]
     return space.negative(u) if is_root else u
 

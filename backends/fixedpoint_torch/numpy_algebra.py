@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
+from fixedpoint.adjoints.base import LinearAdjoint
+from fixedpoint.adjoints.system import AdjointSystem
 from fixedpoint.backend import Vec
 from fixedpoint.functions import Bridge
 from fixedpoint.iterate import Iteration

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint
+from fixedpoint.adjoints.base import Adjoint, LinearAdjoint
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.adjoints.series import JacobianFree, NeumannSeries, PhantomGradient
 from fixedpoint.adjoints.shared_inverse import SharedInverse
+from fixedpoint.adjoints.system import AdjointSystem
 from fixedpoint.adjoints.unrolled import Unrolled
 from fixedpoint.checks import chosen
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from operator import truediv
 from typing import Any, NamedTuple
 
-from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
-from fixedpoint.backend import Array, Vec
+from fixedpoint.adjoints.base import LinearAdjoint
+from fixedpoint.adjoints.system import AdjointSystem, Scales
+from fixedpoint.backend import Array
 from fixedpoint.checks import check_count
 from fixedpoint.control import Control, Memory
 from fixedpoint.failure import Policy, check_policy
@@ -19,7 +20,7 @@ from fixedpoint.problem import Problem, RootProblem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space
-from fixedpoint.tolerance import Tolerance
+from fixedpoint.tolerance import ENTRIES, Tolerance
 
 _ANDERSON = Anderson(memory=10)
 _GMRES = NewtonKrylov(
@@ -55,9 +56,10 @@ class ImplicitAdjoint(LinearAdjoint):
         multiplier of the augmented system is such a start, and so is
         ``sol.backward.value`` of an earlier solve.
     rtol, atol : float, optional
-        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. Where
-        the entries of z are in units far apart, and some equations do not hold to that,
-        each in its own terms, it is solved again in comparable units.
+        It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. Where an
+        equation does not hold to that in its own terms, the system is solved again: in
+        the units of z for a fixed point, by elimination for a root. Of states of more
+        than 200 entries only the leaves are told apart.
         By default rtol is that of the forward solve, if it is a positive float, or
         max(1e-6, 10·eps).
     max_steps : int, optional
@@ -100,30 +102,62 @@ class ImplicitAdjoint(LinearAdjoint):
         """The solution, as accurate as the tolerance asks."""
         if system.units is None:
             return self._solved(system)
-        end = self._solved_in_units(system, system.units)
+        small = system.is_root and system.space.dimension <= ENTRIES
+        end = self._confirmed(system) if small else self._solved_in_units(system)
         return end._replace(state=Memory(self._method(system), ()))
 
-    def _solved_in_units(self, system: AdjointSystem, units: Vec) -> Iteration:
-        """The solution, sought once more in comparable `units` where an equation does
-        not hold: the norm of all of them may see only those in large units.
+    def _confirmed(self, system: AdjointSystem) -> Iteration:
+        """The solution, by elimination where an equation does not hold.
+
+        The norm of all may see only those in large units, and what the entries of such
+        a solution are says nothing of their units.
+        """
+        space, backend, end = system.space, system.space.backend, self._solved(system)
+        left, sizes, products = system.equations(end.value)
+        uneven = system.is_uneven(left, sizes, self._share(system))
+        end = end._replace(work=end.work.plus(Work(f=products)), state=None)
+
+        def eliminated(tried: _Tried) -> _Tried:
+            found = system.eliminated()
+            sound = found.status == int(Status.CONVERGED)
+            value = space.where(sound, found.value, tried.end.value)
+            found = found._replace(value=value)
+            end = _renewed(space, tried.uneven, tried.end, found)
+            return _Tried(tried.uneven & ~tried.uneven, end)
+
+        goes_on = lambda tried: backend.any(tried.uneven)
+        last: _Tried = backend.while_loop(goes_on, eliminated, _Tried(uneven, end), 1)
+        return last.end
+
+    def _solved_in_units(self, system: AdjointSystem) -> Iteration:
+        """The solution, sought once more in comparable units where an equation does not
+        hold: the norm of all of them may see only those in large units.
         """
         space, backend = system.space, system.space.backend
 
         def again(tried: _Tried) -> _Tried:
-            found = self._solved(system.comparable(tried.units))
-            found = found._replace(value=tuple(map(truediv, found.value, tried.units)))
+            found = self._solved(system.comparable(tried.scales))
+            value = tuple(map(truediv, found.value, tried.scales.columns))
             is_better = (found.status == int(Status.CONVERGED)) | (tried.times == 0)
-            end = _renewed(space, tried.uneven & is_better, tried.end, found)
-            uneven = system.is_uneven(end.value, 10.0 * self._rtol(system))
-            return _Tried(tried.times + 1, units, tried.uneven & uneven, end)
+            renewed = tried.uneven & is_better
+            end = _renewed(space, renewed, tried.end, found._replace(value=value))
+            left, sizes, products = system.equations(end.value)
+            end = end._replace(work=end.work.plus(Work(f=products)))
+            uneven = tried.uneven & system.is_uneven(left, sizes, self._share(system))
+            return _Tried(uneven, end, tried.times + 1, system.scales(sizes))
 
         def goes_on(tried: _Tried) -> Any:
             return (tried.times < 2) & backend.any(tried.uneven)
 
-        start, own = system.unfinished(system.rhs, 0), map(space.xp.ones_like, units)
-        first = _Tried(0, tuple(own), start.status == start.status, start)
+        start = system.unfinished(system.rhs, 0)
+        none = tuple(map(space.xp.ones_like, system.rhs))
+        first = _Tried(start.status == start.status, start, 0, Scales(none, none))
         last: _Tried = backend.while_loop(goes_on, again, first, 2)
         return last.end
+
+    def _share(self, system: AdjointSystem) -> float:
+        """What an equation may leave of its largest term."""
+        return 10.0 * self._rtol(system)
 
     def _rtol(self, system: AdjointSystem) -> float:
         return system.rtol if self.rtol is None else self.rtol
@@ -147,21 +181,19 @@ class ImplicitAdjoint(LinearAdjoint):
 class _Tried(NamedTuple):
     """A system that may be solved again."""
 
-    times: Any  # how often it was
-    units: Vec  # those to solve it in next
     uneven: Array  # whether an equation does not hold
     end: Iteration
+    times: Any = 0  # how often it was solved in units
+    scales: Any = None  # those to solve it in next
 
 
 def _renewed(space: Space, mask: Array, old: Iteration, new: Iteration) -> Iteration:
-    """The iteration with what is new in the samples of `mask`, and the work of both,
-    with the product that tells whether an equation holds.
-    """
+    """The iteration with what is new in the samples of `mask`, and the work of both."""
     names = "residual_norm", "error", "method", "status", "precise", "steps"
     ends = [(name, getattr(new, name), getattr(old, name)) for name in names]
     parts = {name: space.xp.where(mask, a, b) for name, a, b in ends}
     value = space.where(mask, new.value, old.value)
-    work = old.work.plus(new.work).plus(Work(f=1))
+    work = old.work.plus(new.work)
     return old._replace(value=value, work=work, **parts)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fixedpoint.adjoints.base import Adjoint, AdjointSystem, LinearAdjoint, autodiff_of
+from fixedpoint.adjoints.base import Adjoint, LinearAdjoint, autodiff_of
+from fixedpoint.adjoints.system import AdjointSystem
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.iterate import Iteration

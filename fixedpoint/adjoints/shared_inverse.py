@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fixedpoint.adjoints.base import AdjointSystem, LinearAdjoint
+from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.adjoints.implicit import linear_problem
+from fixedpoint.adjoints.system import AdjointSystem
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.control import Control, Memory

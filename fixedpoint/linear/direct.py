@@ -241,6 +241,10 @@ class Dense(System):
         least = solved(space, factorized(space, self.matrix, self.scales), rhs)
         return xp.where(trusted[..., None], entries, least)
 
+    def eliminated(self, rhs: Array) -> Array:
+        """The solution by elimination, not finite where the matrix is singular."""
+        return self.space.backend.solve(self.scaled, rhs / self.rows) / self.scales
+
     def times(self, entries: Array) -> Array:
         """The product with A."""
         return times(self.space, self.matrix, entries)

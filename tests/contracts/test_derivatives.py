@@ -742,3 +742,44 @@ def test_first_derivatives_in_mixed_units(library, is_root, mode):
         units = library.array(10.0 ** (apart * np.array([1.0, -1.0, 0.0, 0.5])))
         found = derivative(library.zeros(known), units)
         assert_close(library.numpy(found), known.derivative(1), 1e-6)
+
+
+@pytest.mark.parametrize("modes", ["r", "f", "rr", "fr"])
+@pytest.mark.parametrize("which", ["equations", "unknowns", "both"])
+def test_derivatives_of_roots_whose_equations_have_units_of_their_own(modes, which):
+    """Seen in one norm, equations in small units are none; those of a tangent are the
+    root's own, and those of a cotangent are in one over the units of the unknowns.
+    """
+    known = known_map(5, radius=0.7, size=4, is_root=True)
+    for apart in (3, 6, 8):
+        rng = np.random.default_rng(apart)
+        units, rows = torch.asarray(10.0 ** rng.uniform(-apart, apart, (2, 4)))
+        units = torch.ones(4) if which == "equations" else units
+        rows = torch.ones(4) if which == "unknowns" else rows
+
+        def derivative(t, units=units, rows=rows):
+            scaled = lambda z, *args: rows * known(z / units, *args)
+            start = units * known.start(t)
+            sol = fp.root(scaled, start, known.args(t), rtol=1e-8, solver="newton")
+            return sol.value / units
+
+        for mode in reversed(modes):
+            modes_of = {"r": torch.func.jacrev, "f": torch.func.jacfwd}
+            derivative = modes_of[mode](derivative)
+        found = derivative(TORCH.zeros(known))
+        assert_close(found, known.derivative(len(modes)), 1e-5)
+
+
+@pytest.mark.parametrize("apart", [4, 8])
+def test_products_given_by_hand_serve_equations_in_units_of_their_own(apart):
+    rows = 10.0 ** (apart * np.array([0.0, 1.0, -1.0]))
+    matrix = np.array([[1.0, -0.5, 0.2], [0.3, 1.0, 0.1], [-0.4, 0.2, 1.5]])
+    change, v = np.array([1.0, 3.0, -2.0]), np.array([1.0, 0.0, 2.0])
+    A, b = rows[:, None] * matrix, rows * change
+    z = np.ones(3)
+    pushed = lambda z, a: lambda dz, da: A @ dz - b * da
+    tangent = fp.implicit_jvp(pushed, z, (1.0,), (2.0,), is_root=True)
+    np.testing.assert_allclose(tangent, np.linalg.solve(matrix, change), rtol=1e-6)
+    pulled = lambda z, a: lambda w: (A.T @ w, -b @ w)
+    (cotangent,) = fp.implicit_vjp(pulled, z, v, (2.0,), is_root=True)
+    np.testing.assert_allclose(cotangent, v @ np.linalg.solve(matrix, change), 1e-6)

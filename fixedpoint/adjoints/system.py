@@ -1,0 +1,224 @@
+"""The linear systems of derivatives, and what makes their equations comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import mul, truediv
+from typing import NamedTuple
+
+import numpy as np
+
+from fixedpoint.backend import Array, Vec
+from fixedpoint.control import Memory
+from fixedpoint.differences import tells_units, units_of_state
+from fixedpoint.functions import Bridge, Product
+from fixedpoint.iterate import Iteration
+from fixedpoint.linear.direct import Dense
+from fixedpoint.solution import Status, Work
+from fixedpoint.space import Space
+
+_Entrywise = Callable[[Vec, Vec], Vec]
+
+
+class Scales(NamedTuple):
+    """What equations, and the entries of their solution, are multiplied by."""
+
+    rows: Vec
+    columns: Vec
+
+
+@dataclass(frozen=True, eq=False)
+class AdjointSystem:
+    """The linear system (I − A)u = v of every sample, A = Jᵀ for cotangents and J for
+    tangents.
+
+    For roots it is F′ᵀu = v, or F′u = v. There A belongs to −F, and the system is −Au =
+    v.
+
+    Parameters
+    ----------
+    space : Space
+        Where u and v lie, as rows.
+    product : callable
+        u ↦ Au.
+    rhs : Vec
+        v.
+    rtol : float
+        The tolerance of the forward solve.
+    is_root : bool
+        Whether a root is differentiated.
+    transposed : bool
+        Whether A is Jᵀ.
+    start : Vec or None
+        Where to start.
+    precondition : callable or None
+        v ↦ Pv, P an approximate inverse of I − A or −A.
+    memory : Memory or None
+        What the forward solver remembers.
+    units : Vec or None
+        What the entries of u are multiplied by to be comparable, as powers of two, as
+        far as the state tells; None where no equation has to be looked at.
+    """
+
+    space: Space
+    product: Product
+    rhs: Vec
+    rtol: float
+    is_root: bool
+    transposed: bool
+    start: Vec | None = None
+    precondition: Product | None = None
+    memory: Memory | None = None
+    units: Vec | None = None
+
+    def on(self, bridge: Bridge) -> AdjointSystem:
+        """The same by another library's arithmetic."""
+        rhs, start, memory = bridge.all_there(self.rhs), self.start, self.memory
+        return replace(
+            self,
+            space=Space.of(bridge.backend, rhs, self.space.batch_ndim),
+            product=bridge.function(self.product),
+            rhs=rhs,
+            start=start and bridge.all_there(start),
+            precondition=bridge.function(self.precondition),
+            memory=memory and memory.converted(bridge.there_in),
+            units=self.units and bridge.all_there(self.units),
+        )
+
+    def comparable(self, scales: Scales) -> AdjointSystem:
+        """The system R(I − A)C⁻¹(Cu) = Rv, for roots −RAC⁻¹(Cu) = Rv."""
+        rows, columns = scales
+        inverse, product = self.precondition, self.product
+        times: _Entrywise = lambda units, u: tuple(map(mul, units, u))
+        over: _Entrywise = lambda u, units: tuple(map(truediv, u, units))
+        return replace(
+            self,
+            product=lambda w: times(rows, product(over(w, columns))),
+            rhs=times(rows, self.rhs),
+            start=None if self.start is None else times(columns, self.start),
+            precondition=inverse and (lambda w: times(columns, inverse(over(w, rows)))),
+        )
+
+    def equations(self, u: Vec) -> tuple[Vec, Vec, int]:
+        """What u leaves of each equation, the size of its terms, and products taken.
+
+        The terms of a root's equation may cancel: they are as large as the products
+        with either half of u.
+        """
+        xp, space = self.space.xp, self.space
+        halves = _halves(space, u) if self.is_root else (u,)
+        images = [self.product(half) for half in halves]
+        left = space.add(reduce(space.add, images), self.rhs)
+        terms = [*images, self.rhs]
+        if not self.is_root:
+            left, terms = space.subtract(left, u), [*terms, u]
+        sizes = [reduce(xp.maximum, map(xp.abs, of)) for of in zip(*terms, strict=True)]
+        return left, tuple(sizes), len(images)
+
+    def is_uneven(self, left: Vec, sizes: Vec, share: float) -> Array:
+        """Whether an equation leaves more than a share of its terms."""
+        xp, pairs = self.space.xp, zip(left, sizes, strict=True)
+        return ~self.space.every([xp.abs(rest) <= share * most for rest, most in pairs])
+
+    def scales(self, sizes: Vec) -> Scales:
+        """What makes equations and entries comparable, by the size of an equation's
+        terms for roots; those of a fixed point are in the units of the state.
+        """
+        assert self.units is not None
+        ones = map(self.space.xp.ones_like, self.rhs)
+        units = tuple(map(mul, self.units, ones))
+        return Scales(_reciprocals(self.space, sizes) if self.is_root else units, units)
+
+    def eliminated(self) -> Iteration:
+        """The solution by elimination, with one correction, which is its error."""
+        space, norm = self.space, self.space.xp.linalg.vector_norm
+        column = lambda unit: space.ravel(self.operator(space.unravel(unit)))
+        matrix = space.backend.mapped(column, space.identity(space.real_size))
+        dense = Dense(space, matrix, space.ravel(self.rhs))
+        first = dense.eliminated(dense.rhs)
+        more = dense.eliminated(dense.rhs - dense.times(first))
+        u = first + more
+        end = self.unfinished(space.unravel(u), space.real_size)
+        sound = dense.finite & dense.accounts_for(u, dense.rhs)
+        failed = 0 * end.status + int(Status.LINEAR_SOLVE_FAILED)
+        return end._replace(
+            status=space.xp.where(sound, 0 * failed + int(Status.CONVERGED), failed),
+            residual_norm=norm(dense.rhs - dense.times(u), axis=-1),
+            error=norm(more, axis=-1),
+        )
+
+    def image(self, u: Vec) -> Vec:
+        """Au + v: the map whose fixed point is sought, or for roots the residual."""
+        return self.space.add(self.product(u), self.rhs)
+
+    def residual(self, u: Vec) -> Vec:
+        """What u leaves of v."""
+        image = self.image(u)
+        return image if self.is_root else self.space.subtract(image, u)
+
+    def operator(self, u: Vec) -> Vec:
+        """The product with I − A, or for roots −A."""
+        image = self.product(u)
+        return (
+            self.space.negative(image)
+            if self.is_root
+            else self.space.subtract(u, image)
+        )
+
+    def unfinished(self, u: Vec, products: int) -> Iteration:
+        """An approximation that nobody has tested: its residual is not a number."""
+        xp, space = self.space.xp, self.space
+        norm = space.full(float("nan"))
+        zero = xp.zeros_like(norm, dtype=xp.int32)
+        return Iteration(
+            value=u,
+            residual_norm=norm,
+            error=norm,
+            method=zero,
+            status=zero + int(Status.MAX_STEPS),
+            precise=zero > 0,
+            steps=zero + products,
+            work=Work(vjp=products),
+        )
+
+
+def units_of_unknowns(
+    space: Space, value: Vec, is_root: bool, transposed: bool
+) -> Vec | None:
+    """What makes the unknowns of a derivative comparable; None where nothing is to be
+    looked at: equations of a fixed point are in the units of its state.
+
+    Cotangents are in one over the units of the state, and tangents in those.
+    """
+    units = units_of_state(space, value)
+    if units is None:
+        looked_at = is_root and tells_units(space, value)
+        return tuple(map(space.xp.ones_like, value)) if looked_at else None
+    return units if transposed else tuple([1.0 / unit for unit in units])
+
+
+def _reciprocals(space: Space, vector: Vec) -> Vec:
+    """Powers of two that bring the entries of a vector to the size of its largest."""
+    xp, tops = space.xp, [space.norm((leaf,), "max") for leaf in vector]
+    largest, scales = reduce(xp.maximum, tops), []
+    for leaf in vector:
+        top = space.spread(largest, leaf)
+        ratio = space.ratio(space.magnitudes(leaf), top)
+        known = (ratio > space.rounding) & (ratio < xp.inf)
+        power = 2.0 ** -xp.round(xp.log2(xp.where(known, ratio, space.one)))
+        scales.append(space.factor(power, leaf))
+    return tuple(scales)
+
+
+def _halves(space: Space, u: Vec) -> list[Vec]:
+    """The parts of u in either half of the entries, chosen at random."""
+    entries = sum(space.sizes)
+    chosen, begin, halves = np.random.default_rng(0).permutation(entries) % 2, 0, []
+    for leaf, count in zip(u, space.sizes, strict=True):
+        part = np.asarray(chosen[begin : begin + count], dtype=float)
+        mask = space.as_leaf(space.xp.asarray(part, **space.place), leaf)
+        halves.append((mask * leaf, (1.0 - mask) * leaf))
+        begin += count
+    return [tuple(half) for half in zip(*halves, strict=True)]
