@@ -119,7 +119,7 @@ class Space:
         """How many axes index samples."""
         return len(self.batch_shape)
 
-    def _entry_axes(self, leaf: Array) -> int:
+    def entry_axes(self, leaf: Array) -> int:
         """How many axes index the entries of a sample."""
         axes: int = leaf.ndim - self.batch_ndim
         return axes
@@ -147,7 +147,7 @@ class Space:
 
     def rows(self, u: Vec) -> Vec:
         """The entries of each leaf in one axis."""
-        return tuple([joined(leaf, self._entry_axes(leaf)) for leaf in u])
+        return tuple([joined(leaf, self.entry_axes(leaf)) for leaf in u])
 
     def shaped(self, rows: Vec) -> Vec:
         """The inverse of :meth:`rows`."""
@@ -177,7 +177,7 @@ class Space:
 
     # Dtypes.
 
-    def _wide(self, leaf: Array) -> Array:
+    def wide(self, leaf: Array) -> Array:
         """`leaf` in at least single precision."""
         if not self._narrow or self.xp.finfo(leaf.dtype).bits >= 32:
             return leaf
@@ -201,27 +201,31 @@ class Space:
     def _uniform(self) -> bool:
         return all(dtype == self.dtype for dtype in self.dtypes)
 
-    def _real(self, array: Array) -> Array:
+    def real(self, array: Array) -> Array:
+        """The real part."""
         if self._complex and self.xp.isdtype(array.dtype, "complex floating"):
             return self.xp.real(array)
         return array
 
-    def _as(self, value: Array, dtype: Any) -> Array:
+    def cast(self, value: Array, dtype: Any) -> Array:
+        """An array in a dtype."""
         return value if value.dtype == dtype else self.xp.astype(value, dtype)
 
     def as_coefficient(self, array: Array) -> Array:
         """An array in the dtype of coefficients."""
-        return self._as(array, self.dtype)
+        return self.cast(array, self.dtype)
 
     def as_leaf(self, row: Array, leaf: Array) -> Array:
         """Coefficients, one for each entry of a leaf, shaped as one of its samples."""
-        return self.xp.reshape(self._as(row, leaf.dtype), leaf.shape[self.batch_ndim :])
+        return self.xp.reshape(
+            self.cast(row, leaf.dtype), leaf.shape[self.batch_ndim :]
+        )
 
     def factor(self, coefficient: Array, leaf: Array) -> Array:
         """A coefficient per sample, to multiply the entries of `leaf`."""
         if self.batch_shape:
             coefficient = self.spread(coefficient, leaf)
-        return coefficient if self._uniform else self._as(coefficient, leaf.dtype)
+        return coefficient if self._uniform else self.cast(coefficient, leaf.dtype)
 
     # Vectors.
 
@@ -260,7 +264,7 @@ class Space:
         if not self._is_large(leaf):
             return self.backend.accumulate(onto, self.factor(coefficient, leaf), leaf)
         add = lambda b, a: b + self.factor(coefficient, a) * a
-        return self.backend.filled(onto, add, (onto, leaf), self._entry_axes(leaf))
+        return self.backend.filled(onto, add, (onto, leaf), self.entry_axes(leaf))
 
     def _is_large(self, leaf: Array) -> bool:
         """Whether operations on the leaf are better done piece by piece."""
@@ -277,10 +281,10 @@ class Space:
 
     def _clipped(self, leaf: Array, bound: Array) -> Array:
         size = self.xp.abs(leaf)
-        bound = self._as(self.spread(bound, leaf), size.dtype)
+        bound = self.cast(self.spread(bound, leaf), size.dtype)
         excess = size > bound
         factor = bound / self.xp.where(excess, size, self.xp.ones_like(size))
-        return self.xp.where(excess, leaf * self._as(factor, leaf.dtype), leaf)
+        return self.xp.where(excess, leaf * self.cast(factor, leaf.dtype), leaf)
 
     def entrywise(self, function: Callable[..., Array], *vectors: Vec) -> Vec:
         """The vector ``function(*vectors)``, entry by entry.
@@ -294,7 +298,7 @@ class Space:
         first = leaves[0]
         if not self._is_large(first):
             return function(*leaves)
-        onto, axes = self.xp.empty_like(first), self._entry_axes(first)
+        onto, axes = self.xp.empty_like(first), self.entry_axes(first)
         return self.backend.filled(onto, function, leaves, axes)
 
     def formed(self, u: Vec | Difference) -> Vec:
@@ -308,30 +312,48 @@ class Space:
         where, spread = self.xp.where, self.spread
         return tuple(map(lambda a, b: where(spread(mask, a), a, b), u, v))
 
+    def either(self, mask: Array, u: Vec, v: Vec) -> Vec:
+        """As :meth:`where`; u or v itself where all samples are known to take it."""
+        if self.backend.known_here(mask):
+            return u
+        return v if self.backend.known_here(~mask) else self.where(mask, u, v)
+
+    def mask(self, mask: Array, u: Vec) -> Vec:
+        """The vector u, zero in the samples where `mask` does not hold."""
+        return self.where(mask, u, self.zeros(u))
+
     def dot(self, u: Vec, v: Vec | Difference) -> Array:
         """The inner product Re⟨u, v⟩ of each sample."""
         return self.dots((u, v))[0]
 
     def dots(self, *pairs: tuple[Vec | Difference, Vec | Difference]) -> list[Array]:
         """The inner products Re⟨u, v⟩ of several pairs, in one message."""
-        return self._reduced([self._local_dot(u, v) for u, v in pairs])
+        return self.reduced([self.local_dot(u, v) for u, v in pairs])
 
-    def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
+    def local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
+        """The inner product of what is here."""
         if isinstance(u, Difference):
             assert u is v
             norm = self._local_norm(u, "euclidean")
             return norm * norm
         if isinstance(v, Difference):
-            return self._inner(list(map(self._by_difference, u, *v)))
-        return self._inner(list(map(self._vecdot, u, v)))
+            return self.contracted(self._by_difference, u, *v)
+        return self.contracted(self._vecdot, u, v)
+
+    def contracted(self, by: Callable[..., Array], *vectors: Vec) -> Array:
+        """The weighted sum of what is made `by` a function of each leaf."""
+        terms = list(map(by, *vectors))
+        if self.weights is not None:
+            terms = list(map(mul, self.weights, terms))
+        return self._total(terms)
 
     def _by_difference(self, a: Array, new: Array, old: Array) -> Array:
-        pieces = self.backend.pieces((a, new, old), self._entry_axes(a))
+        pieces = self.backend.pieces((a, new, old), self.entry_axes(a))
         return reduce(add, [self._vecdot(u, v - w) for u, v, w in pieces])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
-        return self._real(
-            self.backend.inner(self._wide(a), self._wide(b), self._entry_axes(a))
+        return self.real(
+            self.backend.inner(self.wide(a), self.wide(b), self.entry_axes(a))
         )
 
     def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
@@ -352,12 +374,10 @@ class Space:
         flags = [kind == "max" for _, kind in pairs]
         largest = [n for n, is_max in zip(norms, flags, strict=True) if is_max]
         squares = [n * n for n, is_max in zip(norms, flags, strict=True) if not is_max]
-        most, sums = iter(self._reduced(largest, "max")), iter(self._reduced(squares))
+        most, sums = iter(self.reduced(largest, "max")), iter(self.reduced(squares))
         return tuple([next(most) if f else next(sums) ** 0.5 for f in flags])
 
-    def _reduced(
-        self, arrays: list[Array], reduction: Reduction = "sum"
-    ) -> list[Array]:
+    def reduced(self, arrays: list[Array], reduction: Reduction = "sum") -> list[Array]:
         """The sums, or largest, over all parts of arrays (batch) or (batch, m)."""
         if not self.backend.is_partial or not arrays:
             return arrays
@@ -385,15 +405,15 @@ class Space:
         return self.join_norms(norms, kind)
 
     def _leaf_norm(self, leaf: Array, kind: str, unit: Array | None = None) -> Array:
-        wide = self._wide(leaf)
+        wide = self.wide(leaf)
         if unit is not None:
             wide = wide / self.factor(unit, wide)
-        norm = self.backend.norm(wide, kind, self._entry_axes(leaf))
-        return self._as(norm, self.dtype)
+        norm = self.backend.norm(wide, kind, self.entry_axes(leaf))
+        return self.cast(norm, self.dtype)
 
     def _segment_norms(self, row: Array, sizes: tuple[int, ...]) -> Array:
         """The norm of each segment, where squares neither under- nor overflow."""
-        wide = self._as(row, self.dtype)
+        wide = self.cast(row, self.dtype)
         return self.xp.sqrt(self.backend.segmented(wide * wide, sizes, "sum"))
 
     def _segment_norms_in(
@@ -402,17 +422,17 @@ class Space:
         """The norm of each segment, calculated in a `unit` of its own."""
         index = np.repeat(np.arange(len(sizes)), sizes)
         units = self.xp.take(unit, self.xp.asarray(index, **self.place), axis=-1)
-        return unit * self._segment_norms(self._as(row, self.dtype) / units, sizes)
+        return unit * self._segment_norms(self.cast(row, self.dtype) / units, sizes)
 
     def _norm_in_pieces(self, leaves: Vec, kind: str, unit: Array | None) -> Array:
         """The norm of a leaf, or of the difference of two."""
-        pieces = self.backend.pieces(leaves, self._entry_axes(leaves[0]))
+        pieces = self.backend.pieces(leaves, self.entry_axes(leaves[0]))
         norms = [self._leaf_norm(reduce(sub, piece), kind, unit) for piece in pieces]
         return self.join_norms(norms, kind)
 
     def magnitudes(self, leaf: Array) -> Array:
         """The size of each entry of a leaf, as a coefficient."""
-        return self._as(self.xp.abs(leaf), self.dtype)
+        return self.cast(self.xp.abs(leaf), self.dtype)
 
     def safe_norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample, where squares may under- or overflow."""
@@ -481,14 +501,8 @@ class Space:
 
     def _total(self, terms: Sequence[Array]) -> Array:
         if len(terms) == 1:
-            return self._as(terms[0], self.dtype)
-        return reduce(add, [self._as(term, self.dtype) for term in terms])
-
-    def _inner(self, terms: Sequence[Array]) -> Array:
-        """The weighted sum of the leaves' parts of an inner product, of those here."""
-        if self.weights is not None:
-            terms = list(map(mul, self.weights, terms))
-        return self._total(terms)
+            return self.cast(terms[0], self.dtype)
+        return reduce(add, [self.cast(term, self.dtype) for term in terms])
 
     # Coefficients.
 
@@ -544,196 +558,17 @@ class Space:
         """Where the coefficients live, as a keyword of what makes arrays."""
         return {} if self.device is None else {"device": self.device}
 
-    # Histories: per leaf an array of the axes of the batch, of the memory and of the
-    # entries.
-
-    def history(self, memory: int) -> Vec:
-        """Room for `memory` vectors, zero at first."""
-        return self._histories(memory, self.xp.zeros)
-
-    def empty(self, memory: int) -> Vec:
-        """Room for `memory` vectors, uninitialized where that cannot be read."""
-        return self._histories(memory, self.backend.empty(self.xp))
-
-    def workspace(self, name: str, memory: int) -> Vec:
-        """As :meth:`empty`, but the same room each time, where arrays are written to:
-        a caller has to be done with it before the next call.
-        """
-        if not self.backend.writes:
-            return self.empty(memory)
-        kept = self._workspaces.get(name)
-        if kept is None or self.rows_of(kept) != memory:
-            kept = self._workspaces[name] = self.empty(memory)
-        return kept
-
     @cached_property
-    def _workspaces(self) -> dict[str, Vec]:
+    def room(self) -> dict[str, Any]:
+        """What a method writes to again and again."""
         return {}
-
-    def _histories(self, memory: int, make: Any) -> Vec:
-        return tuple(
-            make((*self.batch_shape, memory, *shape), dtype=dtype, **self.place)
-            for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
-        )
-
-    def _row(self, past: Array, row: Any) -> tuple[Any, ...]:
-        """The index of a row, or of rows, of a history's leaf."""
-        return (..., row, *(slice(None),) * (past.ndim - self.batch_ndim - 1))
-
-    def rows_of(self, history: Vec) -> int:
-        """How many rows there are."""
-        count: int = history[0].shape[self.batch_ndim]
-        return count
-
-    def row(self, history: Vec, slot: Any) -> Vec:
-        """The row `slot` of `history`."""
-        read = self.backend.read
-        return tuple([read(past, self._row(past, slot)) for past in history])
-
-    def filled(self, history: Vec, count: Any) -> Vec:
-        """The first `count` rows of `history`; all of them if the count is a symbol, or
-        the library compiles for each shape.
-        """
-        known = isinstance(count, int) and not self.backend.compiles
-        if not known or count >= self.rows_of(history):
-            return history
-        return tuple([past[self._row(past, slice(count))] for past in history])
-
-    def push(self, history: Vec, slot: Any, u: Vec, active: Array | None = None) -> Vec:
-        """`history` with u in place of its row `slot`, in the `active` samples."""
-        if active is not None:
-            u = self.where(active, u, self.row(history, slot))
-        write, row = self.backend.write, self._row
-        return tuple(map(lambda past, a: write(past, row(past, slot), a), history, u))
-
-    def placed(self, history: Vec, slot: Any, u: Vec) -> tuple[Vec, Vec]:
-        """`history` with u in its row `slot`, and that row, or u if it has no view."""
-        history = self.push(history, slot, u)
-        if self.backend.piece(u[0]) is None:
-            return history, u
-        return history, self.row(history, slot)
-
-    def placed_entrywise(
-        self, history: Vec, slot: Any, function: Callable[..., Array], *vectors: Vec
-    ) -> tuple[Vec, Vec]:
-        """`history` with what :meth:`entrywise` gives in its row `slot`, and that."""
-        if self.backend.piece(history[0]) is None:
-            return self.placed(history, slot, self.entrywise(function, *vectors))
-        rows, filled = self.row(history, slot), self.backend.filled
-        for row, leaves in zip(rows, zip(*vectors, strict=True), strict=True):
-            filled(row, function, leaves, self._entry_axes(row))
-        return history, rows
-
-    def placed_masked(
-        self, history: Vec, slot: Any, mask: Array, u: Vec
-    ) -> tuple[Vec, Vec]:
-        """`history` with u in its row `slot`, zero where `mask` does not hold."""
-        where, zeros = self.xp.where, self.xp.zeros_like
-        masked = lambda a: where(self.spread(mask, a), a, zeros(a))
-        return self.placed_entrywise(history, slot, masked, u)
-
-    def push_scaled(
-        self, history: Vec, slot: Any, coefficient: Array, u: Vec
-    ) -> tuple[Vec, Vec]:
-        """`history` with c u in place of its row `slot`, and that row."""
-        write = lambda past, leaf: self.backend.write_scaled(
-            past, self._row(past, slot), self.factor(coefficient, leaf), leaf
-        )
-        pasts, rows = zip(*map(write, history, u), strict=True)
-        return pasts, rows
-
-    def push_secant(
-        self,
-        residuals: Vec,
-        images: Vec,
-        slot: Any,
-        old: Any,
-        new: Any,
-        active: Array | None,
-    ) -> tuple[Vec, Vec, Vec, Vec]:
-        """The histories of Δg and Δz + Δg with the newest in row `slot`; and these."""
-        if active is not None:
-            change = self.subtract(new.increment, old.increment)
-            image = self.add(self.subtract(new.value, old.value), change)
-            change = self.where(active, change, self.row(residuals, slot))
-            image = self.where(active, image, self.row(images, slot))
-            residuals = self.push(residuals, slot, change)
-            return residuals, self.push(images, slot, image), change, image
-        secant = self.backend.write_secant
-        ends = old.value, old.increment, new.value, new.increment
-        columns = zip(residuals, images, *ends, strict=True)
-        written = [secant(g, f, self._row(g, slot), *of) for g, f, *of in columns]
-        residuals, images, change, image = zip(*written, strict=True)
-        return residuals, images, change, image
-
-    def either(self, mask: Array, u: Vec, v: Vec) -> Vec:
-        """As :meth:`where`; u or v itself where all samples are known to take it."""
-        if self.backend.known_here(mask):
-            return u
-        return v if self.backend.known_here(~mask) else self.where(mask, u, v)
-
-    def mask(self, mask: Array, u: Vec) -> Vec:
-        """The vector u, zero in the samples where `mask` does not hold."""
-        return self.where(mask, u, self.zeros(u))
-
-    def gram(self, history: Vec, vector: Vec) -> Array:
-        """The inner products of the rows of `history` with `vector`: (batch, m)."""
-        return self.grams((history, vector))[0]
-
-    def grams(self, *pairs: tuple[Vec, Vec]) -> list[Array]:
-        """The inner products of the rows of histories with vectors, in one message."""
-        return self._reduced([self._local_gram(*pair) for pair in pairs])
-
-    def gram_and_dots(
-        self, history: Vec, u: Vec, others: Sequence[Vec]
-    ) -> tuple[Array, ...]:
-        """The inner products of u with the rows of `history`, and with `others`."""
-        dots = [self._local_dot(v, u) for v in others]
-        return tuple(self._reduced([self._local_gram(history, u), *dots]))
-
-    def _local_gram(self, history: Vec, vector: Vec) -> Array:
-        return self._inner(list(map(self._products, history, vector)))
-
-    def _products(self, past: Array, leaf: Array) -> Array:
-        axes = self._entry_axes(leaf)
-        return self._real(
-            self.backend.products(self._wide(past), self._wide(leaf), axes)
-        )
-
-    def minus_combination(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
-        """The vector u − Σⱼ cⱼhⱼ, with coefficients (batch, memory), hⱼ the rows."""
-        return self._less(self.backend.minus_combination, u, coefficients, history)
-
-    def deducted(self, u: Vec, coefficients: Array, history: Vec) -> Vec:
-        """What :meth:`minus_combination` gives; u is ours, and may be written to."""
-        return self._less(self.backend.deducted, u, coefficients, history)
-
-    def _less(
-        self, less: Callable[..., Array], u: Vec, coefficients: Array, history: Vec
-    ) -> Vec:
-        """The vector u `less` a combination of the rows of a history, leaf by leaf."""
-
-        def of_leaf(leaf: Array, past: Array) -> Array:
-            wide, axes = self._wide(past), self._entry_axes(leaf)
-            weights = self._as(coefficients, wide.dtype)
-            total = less(self._wide(leaf), weights, wide, axes)
-            return self._as(total, leaf.dtype)
-
-        return tuple(map(of_leaf, u, history))
-
-    def orthogonalized(self, basis: Vec, u: Vec) -> tuple[Vec, Array]:
-        """The vector u less its part in a basis, by Gram–Schmidt twice; and that."""
-        first = self.gram(basis, u)
-        left = self.minus_combination(u, first, basis)
-        second = self.gram(basis, left)
-        return self.minus_combination(left, second, basis), first + second
 
     # Dense algebra, for small systems alone: all real entries of a sample in one axis.
 
     def ravel(self, u: Vec) -> Array:
         """The real entries of u in one axis, as coefficients: (batch, n)."""
         rows = [
-            self._as(part, self.dtype)
+            self.cast(part, self.dtype)
             for leaf in self.rows(u)
             for part in self._real_parts(leaf)
         ]
@@ -749,10 +584,10 @@ class Space:
         leaves, start = [], 0
         kinds = zip(self.sizes, self.dtypes, self.complex_leaves, strict=True)
         for size, dtype, is_complex in kinds:
-            leaf = self._as(entries[..., start : start + size], dtype)
+            leaf = self.cast(entries[..., start : start + size], dtype)
             start += size
             if is_complex:
-                imaginary = self._as(entries[..., start : start + size], dtype)
+                imaginary = self.cast(entries[..., start : start + size], dtype)
                 leaf = leaf + self.xp.asarray(1j, dtype=dtype) * imaginary
                 start += size
             leaves.append(leaf)
@@ -827,9 +662,10 @@ class BareSpace(Space):
             return super().scale(coefficient, u)
         return (coefficient * u[0],)
 
-    def _local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
+    def local_dot(self, u: Vec | Difference, v: Vec | Difference) -> Array:
+        """The inner product."""
         if isinstance(u, Difference) or isinstance(v, Difference):
-            return super()._local_dot(u, v)
+            return super().local_dot(u, v)
         return np.vdot(u[0], v[0])
 
     def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:

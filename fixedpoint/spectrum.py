@@ -10,6 +10,7 @@ import numpy as np
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.border import Border
 from fixedpoint.checks import check_count
+from fixedpoint.columns import Columns
 from fixedpoint.space import Space
 
 Product = Callable[[Any], Any]
@@ -125,7 +126,7 @@ def spectral_norm(
 class _Krylov(NamedTuple):
     """An orthonormal basis Q, the vector to join it next, and the columns of QᵀJQ."""
 
-    basis: Vec
+    basis: Columns
     next: Vec
     hessenberg: Array
     size: Any
@@ -138,7 +139,7 @@ def _arnoldi(
     steps = min(steps, space.dimension)
     unit = space.scale(1.0 / space.safe_norm(start), start)
     blank = space.full(0.0, (steps + 1, steps))
-    first = _Krylov(space.history(steps), unit, blank, 0)
+    first = _Krylov(Columns.zeros(space, steps), unit, blank, 0)
     last = space.backend.while_loop(
         lambda krylov: krylov.size < steps,
         lambda krylov: _extended(space, product, krylov),
@@ -151,9 +152,13 @@ def _arnoldi(
 def _extended(space: Space, product: Callable[[Vec], Vec], krylov: _Krylov) -> _Krylov:
     """One more basis vector: zero for a sample whose subspace is invariant."""
     slot, write = krylov.size, space.backend.write
-    basis = space.push(krylov.basis, slot, krylov.next)
+    basis = krylov.basis.push(space, slot, krylov.next)
     image = product(krylov.next)
-    left, column = space.orthogonalized(basis, image)
+    # By the process of Gram and Schmidt, twice.
+    first = basis.transposed_times(space, image)
+    left = basis.subtracted_from(space, image, first)
+    second = basis.transposed_times(space, left)
+    left, column = basis.subtracted_from(space, left, second), first + second
     length = space.safe_norm(left)
     # What is no more than rounding of the image is nothing: its direction means nothing
     # either.

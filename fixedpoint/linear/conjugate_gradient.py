@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec, joined
 from fixedpoint.checks import check_count
+from fixedpoint.columns import Columns
 from fixedpoint.linear.bare_gradients import BareGradients
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
@@ -20,19 +21,19 @@ _WINDOW = 20
 class Spectrum(NamedTuple):
     """Ritz vectors of the first solve's matrix: a preconditioner for those to come."""
 
-    vectors: Vec  # wᵢ, of the smallest Ritz values θᵢ; zero while they are not known
+    vectors: Columns  # W, of the smallest Ritz values θᵢ; zero while not known
     factors: Array  # (batch, k), σ/θᵢ − 1, where σ is the next Ritz value
 
     def applied(self, space: Space, v: Vec) -> Vec:
         """The product v + Σ (σ/θᵢ − 1) wᵢ ⟨wᵢ, v⟩, which moves each θᵢ to σ."""
-        coefficients = -self.factors * space.gram(self.vectors, v)
-        return space.minus_combination(v, coefficients, self.vectors)
+        along = self.vectors.transposed_times(space, v)
+        return self.vectors.added_to(space, v, self.factors * along)
 
 
 class _Lanczos(NamedTuple):
     """The normalized residuals of a solve, and what makes up its tridiagonal matrix."""
 
-    basis: Vec
+    basis: Columns
     lengths: Array
     ratios: Array
 
@@ -86,7 +87,9 @@ class ConjugateGradient(LinearSolver):
     def init(self, space: Space) -> Spectrum | None:
         """No Ritz vectors yet."""
         size = min(self.recycle, space.size)
-        return Spectrum(space.history(size), space.full(0.0, (size,))) if size else None
+        if not size:
+            return None
+        return Spectrum(Columns.zeros(space, size), space.full(0.0, (size,)))
 
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
@@ -96,17 +99,16 @@ class ConjugateGradient(LinearSolver):
         unknown = space.xp.all(memory.factors == 0.0, axis=-1)
         if space.backend.known_none(unknown):
             return self._run(system, memory)[0], memory
-        shape = (min(_WINDOW * self.recycle, space.size),)
-        lanczos = _Lanczos(
-            space.history(*shape), space.full(0.0, shape), space.full(0.0, shape)
-        )
+        most = min(_WINDOW * self.recycle, space.size)
+        blank = space.full(0.0, (most,)), space.full(0.0, (most,))
+        lanczos = _Lanczos(Columns.zeros(space, most), *blank)
         solution, lanczos = self._run(system, memory, lanczos)
         size = memory.factors.shape[-1]
         lanczos = _trimmed(space, lanczos, solution.products, size + 1)
         found = _spectrum(space, lanczos, size)
         factors = space.xp.where(unknown[..., None], found.factors, memory.factors)
-        vectors = space.where(unknown, found.vectors, memory.vectors)
-        return solution, Spectrum(vectors, factors)
+        leaves = space.where(unknown, found.vectors.leaves, memory.vectors.leaves)
+        return solution, Spectrum(Columns(leaves), factors)
 
     def _run(
         self,
@@ -143,15 +145,12 @@ class ConjugateGradient(LinearSolver):
         def product(v: Array, length: float) -> Array:
             return system.along((v.reshape(shape),), length)[0].reshape(-1)
 
-        def rows(history: Vec) -> Array:
-            return history[0].reshape(-1, rhs.size)
-
         gradients = BareGradients(
             product=product,
             r=rhs.copy(),
             target=float(system.target),
-            spectrum=spectrum and (rows(spectrum.vectors), spectrum.factors),
-            window=lanczos and (rows(lanczos.basis), lanczos.lengths, lanczos.ratios),
+            spectrum=spectrum and (spectrum.vectors.matrix(), spectrum.factors),
+            window=lanczos and (lanczos.basis.matrix(), *lanczos[1:]),
         )
         steps = gradients.run(self.max_steps if busy else 0)
         x = gradients.x.reshape(shape)
@@ -196,10 +195,11 @@ def _kept(
     slot = steps % window
     fits = (length != 0.0) & (steps < window)
     unit = space.scale(space.ratio(space.one, norm), r)
-    active = None if space.backend.known_all(fits) else fits
-    basis = space.push(lanczos.basis, slot, unit, active)
+    if not space.backend.known_all(fits):
+        unit = space.where(fits, unit, lanczos.basis.column(space, slot))
     return lanczos._replace(
-        basis=basis, lengths=_written(space, lanczos.lengths, steps, length)
+        basis=lanczos.basis.push(space, slot, unit),
+        lengths=_written(space, lanczos.lengths, steps, length),
     )
 
 
@@ -215,8 +215,8 @@ def _trimmed(space: Space, lanczos: _Lanczos, steps: Any, least: int) -> _Lanczo
     """The part of the window that was filled, if it is known how much that is."""
     if not isinstance(steps, int):
         return lanczos
-    basis = space.filled(lanczos.basis, max(steps, least))
-    count = space.rows_of(basis)
+    basis = lanczos.basis.first(space, max(steps, least))
+    count = basis.width(space)
     return _Lanczos(basis, lanczos.lengths[..., :count], lanczos.ratios[..., :count])
 
 
@@ -225,13 +225,13 @@ def _spectrum(space: Space, lanczos: _Lanczos, size: int) -> Spectrum:
     xp, (matrix, above) = space.xp, _lanczos_matrix(space, lanczos)
     values, turned = xp.linalg.eigh(matrix)
     weights = xp.matrix_transpose(turned[..., :, :size])
-    vectors = tuple(_combined(space, weights, past) for past in lanczos.basis)
+    leaves = tuple([_combined(space, weights, past) for past in lanczos.basis.leaves])
     last = min(size, values.shape[-1] - 1)
     target, values = values[..., last : last + 1], values[..., :size]
     target = xp.where(target < above, target, values[..., :1])
     genuine = (values < above) & (values > 0.0)
     factors = space.ratio(target, values)
-    return Spectrum(vectors, xp.where(genuine, factors - 1.0, space.zero))
+    return Spectrum(Columns(leaves), xp.where(genuine, factors - 1.0, space.zero))
 
 
 def _lanczos_matrix(space: Space, lanczos: _Lanczos) -> tuple[Array, Array]:

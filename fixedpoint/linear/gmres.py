@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
+from fixedpoint.columns import Columns, products
 from fixedpoint.linear.bare_cycle import DEEP, FALL, FALLEN, KEPT, TIGHT, BareCycle
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.matrix import times
@@ -24,16 +25,16 @@ _STAGNATION = 0.99
 class Corrections(NamedTuple):
     """What is kept of the systems before."""
 
-    vectors: Vec  # the correction of a cycle, then unit vectors along solutions, a ring
+    vectors: Columns  # the correction of a cycle, then a ring of unit solutions
     count: Any  # solutions so far
     wanted: Array  # whether they pay: the last system took more products than they will
 
 
 class _Leads(NamedTuple):
-    """What leads the space of a cycle: some rows of `vectors`."""
+    """What leads the space of a cycle: some of the `vectors`."""
 
-    vectors: Vec
-    first: Any  # the first row that does
+    vectors: Columns
+    first: Any  # the first one that does
     count: Any  # how many do
     wanted: Array  # the samples in which they do
 
@@ -45,11 +46,11 @@ class _Cycle(NamedTuple):
     from that and from Q.
     """
 
-    directions: Vec | None  # P, with a preconditioner
-    basis: Vec  # Q
+    directions: Columns | None  # P, with a preconditioner
+    basis: Columns  # Q
     triangle: Array  # R
     coefficients: Array  # the products of Q with the first residual
-    kinds: Array  # 1/‖r‖ of a direction along r then, −1 of Q's newest row, 0 of a lead
+    kinds: Array  # 1/‖r‖ of a direction along r then, −1 of Q's newest one, 0 of a lead
     next: Vec  # what the next direction is along
     unit: Array  # one over its length
     fell: Array  # whether it is the residual
@@ -134,7 +135,7 @@ class GMRES(LinearSolver):
         size = min(self.augment, self.restart // 2, space.dimension)
         if not size:
             return None
-        return Corrections(space.history(size + 1), 0, space.full(0.0) > 0.0)
+        return Corrections(Columns.zeros(space, size + 1), 0, space.full(0.0) > 0.0)
 
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero."""
@@ -169,7 +170,7 @@ def _cycled(system: LinearSystem, size: int, most: int, carry: _Carry) -> _Carry
 
 def _rows(space: Space, memory: Corrections | None) -> int:
     """How many solutions there is room for."""
-    return 0 if memory is None else space.rows_of(memory.vectors) - 1
+    return 0 if memory is None else memory.vectors.width(space) - 1
 
 
 def _leading(space: Space, memory: Corrections) -> _Leads:
@@ -184,8 +185,8 @@ def _leading(space: Space, memory: Corrections) -> _Leads:
 def _remembered(space: Space, memory: Corrections, x: Vec) -> Corrections:
     """The solutions with one more, in place of the oldest."""
     slot, unit = 1 + memory.count % _rows(space, memory), space.norm(x)
-    vectors, _ = space.push_scaled(
-        memory.vectors, slot, space.ratio(space.one, unit), x
+    vectors, _ = memory.vectors.push_scaled(
+        space, slot, space.ratio(space.one, unit), x
     )
     return memory._replace(vectors=vectors, count=memory.count + 1)
 
@@ -206,7 +207,7 @@ def _led(
     led = _is_led(leads, slot)
     if leads is None or led is False:
         return other, unit
-    lead = space.row(leads.vectors, leads.first + slot)
+    lead = leads.vectors.column(space, leads.first + slot)
     return space.either(led, lead, other), space.select(led, space.one, unit)
 
 
@@ -217,8 +218,8 @@ def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
     unit = space.ratio(space.one, carry.norm)
     toward, unit = _led(space, carry.leads, 0, carry.r, unit)
     return _Cycle(
-        directions=space.workspace("directions", size) if keeps else None,
-        basis=space.workspace("basis", size),
+        directions=_room(space, "directions", size) if keeps else None,
+        basis=_room(space, "basis", size),
         triangle=space.identity(size),
         coefficients=space.full(0.0, (size,)),
         kinds=space.full(0.0, (size,)),
@@ -231,6 +232,16 @@ def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
         taken=carry.taken,
         size=0,
     )
+
+
+def _room(space: Space, name: str, size: int) -> Columns:
+    """Room for the vectors of a cycle: the same each time, where it is written to."""
+    if not space.backend.writes:
+        return Columns.empty(space, size)
+    kept = space.room.get(name)
+    if kept is None or kept.width(space) != size:
+        kept = space.room[name] = Columns.empty(space, size)
+    return kept
 
 
 def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
@@ -251,10 +262,10 @@ def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
 def _added(
     space: Space, cycle: _Cycle, image: _Image, length: Array
 ) -> tuple[_Cycle, Vec]:
-    """The subspace with an image in its basis, as the row q, and q."""
+    """The subspace with an image in its basis, as q, and q."""
     slot, write, unit = cycle.size, space.backend.write, 1.0 / length
     amount = unit * image.toward
-    basis, q = space.push_scaled(cycle.basis, slot, unit, image.left)
+    basis, q = cycle.basis.push_scaled(space, slot, unit, image.left)
     r = space.accumulate(cycle.r, -amount, q)
     above = slice(image.products.shape[-1])
     triangle = write(cycle.triangle, (..., above, slot), image.products)
@@ -273,7 +284,7 @@ def _next_direction(
     space: Space, carry: _Carry, cycle: _Cycle, q: Vec, fell: Array
 ) -> _Cycle:
     """The subspace, with its next direction along the residual if that `fell`, else
-    along the newest row q of the basis.
+    along the newest vector q of the basis.
     """
     unit = space.select(fell, space.ratio(space.one, cycle.norm), space.one)
     along = space.either(fell, cycle.r, q)
@@ -291,7 +302,7 @@ def _beside(
     Elsewhere nothing is left, of length one.
     """
     space, xp = system.space, system.space.xp
-    basis, twice = space.filled(cycle.basis, cycle.size), _below(system, carry)
+    basis, twice = cycle.basis.first(space, cycle.size), _below(system, carry)
     product = system.along(p, size)
     image = _orthogonalized(space, basis, product, cycle.r, cycle.norm < twice)
     length = xp.sqrt(space.select(image.square > 0.0, image.square, space.zero))
@@ -325,7 +336,7 @@ def _directed(
             p = space.where(led, p, system.preconditioned(p))
         if not space.backend.known_here(cycle.busy):
             p = space.mask(cycle.busy, p)
-        directions = space.push(cycle.directions, slot, p)
+        directions = cycle.directions.push(space, slot, p)
         return cycle._replace(directions=directions), p, None
     kind = space.select(cycle.fell, unit, -length)
     kind = kind if led is False else space.select(led, space.zero, kind)
@@ -334,28 +345,28 @@ def _directed(
 
 
 def _orthogonalized(
-    space: Space, basis: Vec, image: Vec, r: Vec, twice: Array
+    space: Space, basis: Columns, image: Vec, r: Vec, twice: Array
 ) -> _Image:
     """An image without its part in the basis, to which r is orthogonal; by two passes
     where one is not enough, or `twice` asks for them.
     """
     xp = space.xp
-    products, square, toward = space.gram_and_dots(basis, image, (image, r))
-    left = space.minus_combination(image, products, basis)
-    rest = square - xp.sum(products * products, axis=-1)
+    square, toward, along = products(space, (image, image), (r, image), (basis, image))
+    left = basis.subtracted_from(space, image, along)
+    rest = square - xp.sum(along * along, axis=-1)
     again = (rest < KEPT**2 * square) | twice
 
     def second() -> tuple[Array, ...]:
-        more, nearer, whole = space.gram_and_dots(basis, left, (r, left))
-        final = space.minus_combination(left, more, basis)
+        nearer, whole, more = products(space, (r, left), (left, left), (basis, left))
+        final = basis.subtracted_from(space, left, more)
         rest = whole - xp.sum(more * more, axis=-1)
         rest = space.select(rest > _NEW * whole, rest, space.zero)
-        return products + more, rest, nearer, *final
+        return along + more, rest, nearer, *final
 
-    products, rest, toward, *leaves = space.backend.replaced_where(
-        (products, rest, toward, *left), again, second
+    along, rest, toward, *leaves = space.backend.replaced_where(
+        (along, rest, toward, *left), again, second
     )
-    return _Image(tuple(leaves), products, rest, toward, xp.sqrt(square))
+    return _Image(tuple(leaves), along, rest, toward, xp.sqrt(square))
 
 
 def _below(system: LinearSystem, carry: _Carry) -> Array:
@@ -372,8 +383,7 @@ def _least(space: Space) -> float:
 def _bare(system: LinearSystem, carry: _Carry, size: int, limit: int) -> _Cycle:
     """The whole cycle on the one array of one sample."""
     space, first = system.space, _opened(system.space, size, carry, keeps=False)
-    shape = space.shapes[0]
-    basis = first.basis[0].reshape(size, -1)
+    shape, basis = space.shapes[0], first.basis.matrix()
     cycle = BareCycle(
         product=lambda p: system.along((p.reshape(shape),), 1.0)[0].reshape(-1),
         basis=basis,
@@ -396,8 +406,7 @@ def _known(leads: _Leads | None, none: Array) -> Array:
     """What leads the space of one sample, as rows of a matrix."""
     if leads is None or not leads.wanted:
         return none
-    rows = leads.vectors[0][leads.first : leads.first + leads.count]
-    return rows.reshape(leads.count, none.shape[-1])
+    return leads.vectors.matrix()[leads.first : leads.first + leads.count]
 
 
 def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
@@ -415,13 +424,13 @@ def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
 def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     """The solution over the subspace, and which samples need another cycle."""
     space = system.space
-    size = space.rows_of(space.filled(cycle.basis, cycle.size))
+    size = cycle.basis.first(space, cycle.size).width(space)
     triangle, rhs = cycle.triangle[..., :size, :size], cycle.coefficients[..., :size]
     y = space.backend.solve(triangle, rhs)
     if cycle.directions is None:
         x = _combined(space, carry, cycle, y)
     else:
-        x = space.minus_combination(carry.x, -y, space.filled(cycle.directions, size))
+        x = cycle.directions.first(space, size).added_to(space, carry.x, y)
     norm, leads = space.norm(cycle.r), carry.leads
     enough = system.target if system.enough is None else system.enough
     busy = carry.busy & (norm > system.target) & (norm > enough)
@@ -429,7 +438,7 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     if leads is not None:
         step = space.subtract(x, carry.x)
         unit = space.ratio(space.one, space.norm(step))
-        vectors, _ = space.push_scaled(leads.vectors, 0, unit, step)
+        vectors, _ = leads.vectors.push_scaled(space, 0, unit, step)
         leads = _Leads(vectors, 0, 1, busy)
     steps = carry.steps + cycle.size
     return _Carry(x, cycle.r, norm, busy, cycle.taken, steps, leads)
@@ -451,15 +460,15 @@ def _combined(space: Space, carry: _Carry, cycle: _Cycle, y: Array) -> Vec:
     weights = cycle.coefficients[..., :size] * sums
     weights = weights + times(space, following, after)
     x = space.axpy(xp.sum(shares, axis=-1), cycle.r, carry.x)
-    x = space.minus_combination(x, -weights, space.filled(cycle.basis, size))
+    x = cycle.basis.first(space, size).added_to(space, x, weights)
     return x if leads is None else _led_by(space, x, leads, y)
 
 
 def _led_by(space: Space, x: Vec, leads: _Leads, y: Array) -> Vec:
     """The solution with what the directions that were known have of it."""
-    rows = space.xp.arange(space.rows_of(leads.vectors), **space.place)
+    rows = space.xp.arange(leads.vectors.width(space), **space.place)
     slots = space.xp.arange(y.shape[-1], **space.place)
     which = (rows[:, None] == leads.first + slots) & (slots < leads.count)
     y = space.select(leads.wanted[..., None], y, space.zero)
     weights = times(space, space.as_coefficient(which), y)
-    return space.minus_combination(x, -weights, leads.vectors)
+    return leads.vectors.added_to(space, x, weights)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.columns import Columns, products, push_secant
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -24,8 +25,8 @@ ONE = Work(f=1)
 class AndersonState(NamedTuple):
     """What Anderson's method remembers."""
 
-    residuals: Vec  # the columns ΔG, zero where a difference is nothing but rounding
-    images: Vec  # the columns ΔF = ΔZ + ΔG that belong to them
+    residuals: Columns  # ΔG, zero where a difference is nothing but rounding
+    images: Columns  # ΔF = ΔZ + ΔG that belong to them
     gram: Array  # ΔGᵀΔG, or ΔZᵀΔG for type I; 1 on the diagonal where a column is zero
     ridge: Array  # what `gram` is multiplied by: 1 + λ on the diagonal, else 1
     envelope: Array  # what accelerated residuals must stay below, times (1 + steps)⁻¹
@@ -130,8 +131,8 @@ class Anderson(Solver):
         # Traced, if that is.
         none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
         state = AndersonState(
-            space.empty(memory),
-            space.empty(memory),
+            Columns.empty(space, memory),
+            Columns.empty(space, memory),
             unit,
             1.0 + self.ridge(space) * unit,
             self.safeguard * point.residual_norm,
@@ -148,8 +149,8 @@ class Anderson(Solver):
     ) -> AndersonState:
         """The columns of an earlier call, with the envelope of this one."""
         kept = state._replace(
-            residuals=space.copy(state.residuals),
-            images=space.copy(state.images),
+            residuals=state.residuals.copy(),
+            images=state.images.copy(),
             gram=1.0 * state.gram,
             envelope=fresh.envelope,
             rejected=fresh.rejected,
@@ -167,7 +168,7 @@ class Anderson(Solver):
         """The step to the point `new`, which is the proposal, evaluated."""
         space, active = problem.space, problem.active
         space = space.weighted(self.weights)
-        state, products = self._remembered(space, state, (point, new), active)
+        state, tested = self._remembered(space, state, (point, new), active)
         fell = new.residual_norm < point.residual_norm
         smooth = state.rejected is None and space.backend.known_here(fell)
         if not smooth:
@@ -175,8 +176,8 @@ class Anderson(Solver):
                 new.residual_norm <= state.envelope * (1.0 / state.pushed)
             )
             new, state = self._rejected(space, point, state, new, accepted)
-            products = None
-        state, correction = self._proposed(space, new, state, products)
+            tested = None
+        state, correction = self._proposed(space, new, state, tested)
         return Step(new, state, ONE, correction=correction)
 
     def _rejected(
@@ -205,19 +206,19 @@ class Anderson(Solver):
         space: Space,
         point: Point,
         state: AndersonState,
-        products: Array | None,
+        tested: Array | None,
     ) -> tuple[AndersonState, Difference]:
         """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step
-        from z, by the products with g if they are known.
+        from z, by the products Qᵀg if they are known.
         """
         image = space.add(point.value, point.increment)
-        gamma = self._gamma(space, point, state, products)
-        images = space.filled(state.images, state.pushed)
-        mixed = undamped = space.deducted(image, gamma, images)
+        gamma = self._gamma(space, point, state, tested)
+        images = state.images.first(space, state.pushed)
+        mixed = undamped = images.subtracted_from(space, image, gamma, ours=True)
         damping = self.damping(state.pushed) if callable(self.damping) else self.damping
         if not _is_one(damping):
-            residuals = space.filled(state.residuals, state.pushed)
-            left = space.minus_combination(point.increment, gamma, residuals)
+            residuals = state.residuals.first(space, state.pushed)
+            left = residuals.subtracted_from(space, point.increment, gamma)
             mixed = space.axpy((damping - 1.0) * space.one, left, mixed)
         if state.rejected is not None:
             shorter = damping * 0.5 ** space.xp.astype(state.rejected - 1, space.dtype)
@@ -230,7 +231,7 @@ class Anderson(Solver):
         space: Space,
         point: Point,
         state: AndersonState,
-        products: Array | None,
+        tested: Array | None,
     ) -> Array:
         """The coefficients γ = (QᵀΔG + λD²)⁻¹ Qᵀg, with Q = ΔG, or ΔZ for type I, and
         the diagonal D² of QᵀΔG, 1 for a column that is zero.
@@ -239,25 +240,25 @@ class Anderson(Solver):
         itself: an error in γ costs a step some of its speed, never the truth of its
         residual.
         """
-        if products is None:
-            products = self._tested(space, state, point.increment)[0]
-        size, backend = products.shape[-1], space.backend
+        if tested is None:
+            tested = self._tested(space, state, point.increment)[0]
+        size, backend = tested.shape[-1], space.backend
         if size == 0:  # not every library solves a system of nothing
-            return products
+            return tested
         gram = state.gram[..., :size, :size] * state.ridge[..., :size, :size]
         solve = backend.solve_definite if self.type == 2 else backend.solve
-        gamma = solve(gram, products)
+        gamma = solve(gram, tested)
         return gamma * (1.0 * (state.pushed >= self.delay)) if self.delay else gamma
 
     def _tested(self, space: Space, state: AndersonState, *vectors: Vec) -> list[Array]:
-        """The products ΔGᵀv, or ΔZᵀv for type I."""
-        residuals = space.filled(state.residuals, state.pushed)
-        products = space.grams(*[(residuals, vector) for vector in vectors])
+        """The products Qᵀv."""
+        residuals = state.residuals.first(space, state.pushed)
+        tested = products(space, *[(residuals, v) for v in vectors])
         if self.type == 2:
-            return products
-        images = space.filled(state.images, state.pushed)
-        others = space.grams(*[(images, vector) for vector in vectors])
-        return [a - b for a, b in zip(others, products, strict=True)]
+            return tested
+        images = state.images.first(space, state.pushed)
+        others = products(space, *[(images, v) for v in vectors])
+        return [a - b for a, b in zip(others, tested, strict=True)]
 
     def _remembered(
         self,
@@ -270,20 +271,23 @@ class Anderson(Solver):
         the Gram matrix; and the products with the new residual, where they are known.
         """
         slot = slot_of(state.pushed, state.gram.shape[-1])
-        pushed = _written if space.backend.writes else _replaced
-        state, secant, informative = pushed(space, state, slot, ends, active)
-        column, products = self._tested(space, state, secant[0], ends[1].increment)
+        state, secant, informative = _pushed(space, state, slot, ends, active)
+        column, tested = self._tested(space, state, secant[0], ends[1].increment)
         row, square = self._row(space, state, slot, column, secant)
         if informative is None:
             informative = _informative(space, square, ends[1])
             if space.backend.known_here(informative):
                 gram = _bordered(space, state.gram, slot, row, column)
-                return state._replace(gram=gram), products
+                return state._replace(gram=gram), tested
             change, image = (space.mask(informative, u) for u in secant)
-            state, products = _placed(space, state, slot, (change, image)), None
+            state = state._replace(
+                residuals=state.residuals.push(space, slot, change),
+                images=state.images.push(space, slot, image),
+            )
+            tested = None
         row, column = (_isolated(space, u, slot, informative) for u in (row, column))
         gram = _bordered(space, state.gram, slot, row, column)
-        return state._replace(gram=gram), products
+        return state._replace(gram=gram), tested
 
     def _row(
         self,
@@ -297,58 +301,41 @@ class Anderson(Solver):
         if self.type == 2:
             return column, space.backend.read(column, (..., slot))
         change, image = secant
-        residuals = space.filled(state.residuals, state.pushed)
-        row = space.gram(residuals, space.subtract(image, change))
+        residuals = state.residuals.first(space, state.pushed)
+        row = residuals.transposed_times(space, space.subtract(image, change))
         return row, space.dot(change, change)
 
 
-def _written(
+def _pushed(
     space: Space,
     state: AndersonState,
     slot: Any,
     ends: tuple[Point, Point],
     active: Array | None,
-) -> tuple[AndersonState, tuple[Vec, Vec], None]:
-    """The state with the differences Δg and Δz + Δg between two points, and these; it
-    is not known yet whether they stay.
+) -> tuple[AndersonState, tuple[Vec, Vec], Array | None]:
+    """The state with the differences Δg and Δz + Δg between two points, and these; and
+    in which samples they stay, if that is known yet.
+
+    Columns that are not written in place are made once, when it is known.
     """
-    residuals, images, *secant = space.push_secant(
-        state.residuals, state.images, slot, *ends, active
-    )
+    (old, new), writes, informative = ends, space.backend.writes, None
+    residuals, images = state.residuals, state.images
+    if writes and active is None:
+        residuals, images, *secant = push_secant(space, residuals, images, slot, ends)
+    else:
+        change = space.subtract(new.increment, old.increment)
+        image = space.add(space.subtract(new.value, old.value), change)
+        if active is not None:  # others keep what they have
+            change = space.where(active, change, residuals.column(space, slot))
+            image = space.where(active, image, images.column(space, slot))
+        secant = [change, image]
+        if not writes:
+            informative = _informative(space, space.dot(change, change), new)
+            secant = [space.mask(informative, u) for u in secant]
+        residuals = residuals.push(space, slot, secant[0])
+        images = images.push(space, slot, secant[1])
     state = state._replace(residuals=residuals, images=images, pushed=state.pushed + 1)
-    return state, (secant[0], secant[1]), None
-
-
-def _replaced(
-    space: Space,
-    state: AndersonState,
-    slot: Any,
-    ends: tuple[Point, Point],
-    active: Array | None,
-) -> tuple[AndersonState, tuple[Vec, Vec], Array]:
-    """What :func:`_written` gives, where each history is a new array: it is made once,
-    when it is known which samples keep their column.
-    """
-    old, new = ends
-    change = space.subtract(new.increment, old.increment)
-    image = space.add(space.subtract(new.value, old.value), change)
-    if active is not None:  # others keep what they have
-        change = space.where(active, change, space.row(state.residuals, slot))
-        image = space.where(active, image, space.row(state.images, slot))
-    informative = _informative(space, space.dot(change, change), new)
-    secant = space.mask(informative, change), space.mask(informative, image)
-    state = state._replace(pushed=state.pushed + 1)
-    return _placed(space, state, slot, secant), secant, informative
-
-
-def _placed(
-    space: Space, state: AndersonState, slot: Any, secant: tuple[Vec, Vec]
-) -> AndersonState:
-    """The state with a pair of differences in a slot."""
-    return state._replace(
-        residuals=space.push(state.residuals, slot, secant[0]),
-        images=space.push(state.images, slot, secant[1]),
-    )
+    return state, (secant[0], secant[1]), informative
 
 
 def _is_one(damping: Any) -> bool:

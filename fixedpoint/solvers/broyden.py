@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
+from fixedpoint.columns import Columns, products
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
@@ -25,8 +26,8 @@ _NOISE = 4.0
 class BroydenState(NamedTuple):
     """What Broyden's method remembers: H = σI + Σ uⱼvⱼᵀ ≈ −g′⁻¹."""
 
-    left: Vec  # the columns uⱼ
-    right: Vec  # the columns vⱼ
+    left: Columns  # U, of the uⱼ
+    right: Columns  # V, of the vⱼ
     used: Array  # (batch, memory), 1 for each column in use, 0 for the others
     scale: Array  # σ
     direction: Vec  # the next step, Hg at the point, halved where f was not finite
@@ -35,14 +36,14 @@ class BroydenState(NamedTuple):
     spent: int  # evaluations that σ took
 
     def times(self, space: Space, v: Vec) -> Vec:
-        """The product H v."""
-        products = space.gram(space.filled(self.right, self.pushed), v)
-        return self.combined(space, space.scale(self.scale, v), self.left, products)
+        """The product Hv = σv + UVᵀv."""
+        along = self.right.first(space, self.pushed).transposed_times(space, v)
+        return self.combined(space, space.scale(self.scale, v), self.left, along)
 
-    def combined(self, space: Space, scaled: Vec, left: Vec, products: Array) -> Vec:
-        """The sum of σv, which may be written to, and of columns times `products`."""
-        coefficients = -self.used[..., : products.shape[-1]] * products
-        return space.deducted(scaled, coefficients, space.filled(left, self.pushed))
+    def combined(self, space: Space, u: Vec, columns: Columns, along: Array) -> Vec:
+        """The vector u, which is ours, and so much of each of the columns in use."""
+        along = self.used[..., : along.shape[-1]] * along
+        return columns.first(space, self.pushed).added_to(space, u, along, ours=True)
 
     def transposed(self) -> BroydenState:
         """The estimate Hᵀ."""
@@ -50,19 +51,13 @@ class BroydenState(NamedTuple):
 
     def widened(self, space: Space, columns: int) -> BroydenState:
         """The same estimate, with room for more columns."""
-        xp = space.xp
-
-        def wider(history: Vec) -> Vec:
-            pairs = zip(history, space.history(columns), strict=True)
-            return tuple(
-                [xp.concat([past, more], axis=space.batch_ndim) for past, more in pairs]
-            )
-
-        used = xp.concat([self.used, space.full(0.0, (columns,))], axis=-1)
         memory, count = self.used.shape[-1], self.pushed
-        filled = count if isinstance(count, int) else (count - 1) % memory + 1
-        left, right = wider(self.left), wider(self.right)
-        return self._replace(left=left, right=right, used=used, pushed=filled)
+        return self._replace(
+            left=self.left.widened(space, columns),
+            right=self.right.widened(space, columns),
+            used=space.xp.concat([self.used, space.full(0.0, (columns,))], axis=-1),
+            pushed=count if isinstance(count, int) else (count - 1) % memory + 1,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +116,8 @@ class Broyden(Solver):
         count = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
         none = None if space.backend.known_here(count == 0) else count
         return BroydenState(
-            space.empty(memory),
-            space.empty(memory),
+            Columns.empty(space, memory),
+            Columns.empty(space, memory),
             space.full(0.0, (memory,)),
             scale,
             space.scale(scale, point.increment),
@@ -144,8 +139,8 @@ class Broyden(Solver):
     ) -> BroydenState:
         """The estimate of an earlier call, and its direction here."""
         return state._replace(
-            left=space.copy(state.left),
-            right=space.copy(state.right),
+            left=state.left.copy(),
+            right=state.right.copy(),
             used=1.0 * state.used,
             direction=state.times(space, point.increment),
             shortened=fresh.shortened,
@@ -208,21 +203,22 @@ class Broyden(Solver):
         """The estimate with one more column, in the samples that moved."""
         state = emptied(space, state, old)
         slot = state.pushed
-        v, products = self._tested(space, state, old, new)
+        v, along = self._tested(space, state, old, new)
         right, writes = state.right, space.backend.writes
         if writes:
-            right, v = space.placed(right, slot, v)
+            right, v = right.placed(space, slot, v)
         sound, factor, amount = _weighed(space, v, old, new)
         scaled = space.scale(state.scale, new.increment)
-        image = state.combined(space, scaled, state.left, products)
+        image = state.combined(space, scaled, state.left, along)
         left, u = _wrong(space, state, image, factor, old, new)
         if not writes:
             # Told after all products with the columns, and before these are replaced:
             # else a compiler keeps copies of them.
-            sound = sound & ~space.xp.any(space.xp.isnan(products), axis=-1)
+            sound = sound & ~space.xp.any(space.xp.isnan(along), axis=-1)
         if not writes or not space.backend.known_here(sound):
-            left, u = space.placed_masked(left, slot, sound, u)
-            right, v = space.placed_masked(right, slot, sound, v)
+            kept = lambda leaf: space.mask(sound, (leaf,))[0]
+            left, u = left.placed(space, slot, u, by=kept)
+            right, v = right.placed(space, slot, v, by=kept)
         return state._replace(
             left=left,
             right=right,
@@ -234,15 +230,14 @@ class Broyden(Solver):
     def _tested(
         self, space: Space, state: BroydenState, old: Point, new: Point
     ) -> tuple[Vec, Array]:
-        """The vector v that the update tests Δg with, and the products vⱼᵀg_new."""
-        left, right = (
-            space.filled(history, state.pushed) for history in (state.left, state.right)
-        )
+        """The vector v that the update tests Δg with, and the products Vᵀg_new."""
+        right = state.right.first(space, state.pushed)
         if self.update == "bad":
             change = space.subtract(new.increment, old.increment)
-            return change, space.gram(right, new.increment)
+            return change, right.transposed_times(space, new.increment)
+        left = state.left.first(space, state.pushed)
         move = space.subtract(new.value, old.value)
-        across, along = space.grams((left, move), (right, new.increment))
+        across, along = products(space, (left, move), (right, new.increment))
         move = space.scale(state.scale, move)
         return state.combined(space, move, state.right, across), along
 
@@ -254,7 +249,7 @@ def _wrong(
     factor: Array,
     old: Point,
     new: Point,
-) -> tuple[Vec, Vec]:
+) -> tuple[Columns, Vec]:
     """The columns with u, the multiple of Δz + HΔg, where that is written in place;
     and u.
 
@@ -271,7 +266,7 @@ def _wrong(
     vectors = image, direction, new.value, old.value
     if not space.backend.writes:
         return state.left, space.entrywise(wrong, *vectors)
-    return space.placed_entrywise(state.left, state.pushed, wrong, *vectors)
+    return state.left.placed(space, state.pushed, *vectors, by=wrong)
 
 
 def _weighed(

@@ -13,6 +13,7 @@ import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.columns import Columns, products
 from fixedpoint.operators import AdjointMap, InputStep, Joint, StateMap
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
@@ -64,8 +65,8 @@ class Curvature(NamedTuple):
 
     Attributes
     ----------
-    steps, changes : Vec
-        The last of them, as histories: zero where they tell nothing.
+    steps, changes : Columns
+        S and Y, of the last of them: zero where they tell nothing.
     products : array (samples, memory, memory)
         ⟨sᵢ, yⱼ⟩.
     squares : array (samples, memory, memory)
@@ -74,8 +75,8 @@ class Curvature(NamedTuple):
         ⟨s, y⟩/⟨y, y⟩ of the last that told anything.
     """
 
-    steps: Vec
-    changes: Vec
+    steps: Columns
+    changes: Columns
     products: Array
     squares: Array
     scale: Array
@@ -83,7 +84,7 @@ class Curvature(NamedTuple):
     @classmethod
     def unknown(cls, space: Space, memory: int) -> Curvature:
         """Nothing is known."""
-        steps, changes = space.history(memory), space.history(memory)
+        steps, changes = (Columns.zeros(space, memory) for _ in range(2))
         products, squares = (space.full(0.0, (memory, memory)) for _ in range(2))
         return cls(steps, changes, products, squares, space.full(0.0))
 
@@ -96,17 +97,18 @@ class Curvature(NamedTuple):
         (s, y), (curved, length, size) = pair, known
         useful = curved > _CURVED * space.xp.sqrt(length * size)
         useful = useful & (size < space.xp.inf)
-        steps = space.push(self.steps, slot, space.mask(useful, s))
-        changes = space.push(self.changes, slot, space.mask(useful, y))
-        s, y = space.row(steps, slot), space.row(changes, slot)
-        row, column, square = space.grams((changes, s), (steps, y), (changes, y))
+        steps = self.steps.push(space, slot, space.mask(useful, s))
+        changes = self.changes.push(space, slot, space.mask(useful, y))
+        s, y = steps.column(space, slot), changes.column(space, slot)
+        pairs = (changes, s), (steps, y), (changes, y)
+        row, column, square = products(space, *pairs)
         write = space.backend.write
-        products = write(self.products, (..., slot, slice(None)), row)
-        products = write(products, (..., slice(None), slot), column)
+        mixed = write(self.products, (..., slot, slice(None)), row)
+        mixed = write(mixed, (..., slice(None), slot), column)
         squares = write(self.squares, (..., slot, slice(None)), square)
         squares = write(squares, (..., slice(None), slot), square)
         scale = space.xp.where(useful, space.ratio(curved, size), self.scale)
-        return Curvature(steps, changes, products, squares, scale)
+        return Curvature(steps, changes, mixed, squares, scale)
 
     def step(self, space: Space, slot: Any, g: Vec) -> Vec:
         """−Hg, where H is the matrix of BFGS, whose newest step is in this slot.
@@ -123,14 +125,14 @@ class Curvature(NamedTuple):
         empty = space.as_coefficient(diagonal <= 0.0)
         triangle = triangle + unit * empty[..., None]
         scale, solve = self.scale[..., None], space.backend.solve
-        along, across = space.grams((self.steps, g), (self.changes, g))
+        along, across = products(space, (self.steps, g), (self.changes, g))
         first = solve(triangle, along)
         image = xp.matmul(self.squares, first[..., None])[..., 0]
         rest = diagonal * first + scale * (image - across)
         second = solve(xp.matrix_transpose(triangle), rest)
         downhill = space.negative(space.scale(self.scale, g))
-        downhill = space.minus_combination(downhill, second, self.steps)
-        return space.minus_combination(downhill, -scale * first, self.changes)
+        downhill = self.steps.subtracted_from(space, downhill, second)
+        return self.changes.added_to(space, downhill, scale * first)
 
 
 class SearchState(NamedTuple):

@@ -180,7 +180,7 @@ def test_shared_inverse_is_the_product_with_what_broyden_left(gradient):
     end = fp.fixed_point(
         affine, start, (B, W), solver=fp.Broyden(), **TIGHT
     ).state.contents
-    used, left, right = end.used[..., None], end.left[0], end.right[0]
+    used, left, right = end.used[..., None], end.left.leaves[0], end.right.leaves[0]
     count = end.pushed
     estimate = end.scale[:, None, None] * np.eye(6) + np.einsum(
         "bki,bkj->bij", (used * left)[:, :count], right[:, :count]

@@ -7,6 +7,7 @@ import pytest
 
 import fixedpoint as fp
 from fixedpoint.adapters import backend_of
+from fixedpoint.columns import Columns
 from fixedpoint.solvers.broyden import BroydenState
 from fixedpoint.space import Space
 
@@ -42,7 +43,7 @@ def run(f, z0, steps, solve=fp.fixed_point, **settings):
 
 def matrix(estimate):
     """H as an array: σI + Σ uⱼvⱼᵀ."""
-    (left,), (right,) = estimate.left, estimate.right
+    (left,), (right,) = estimate.left.leaves, estimate.right.leaves
     terms = zip(estimate.used, left, right, strict=True)  # rows not used hold anything
     return estimate.scale * np.eye(left.shape[-1]) + sum(
         c * np.outer(u, v) for c, u, v in terms if c
@@ -233,8 +234,8 @@ def test_the_products_are_those_of_a_matrix_and_its_transpose():
     used = np.array([1.0, 0.0, 1.0])
     left, right = rng.standard_normal((2, 3, 7))
     estimate = BroydenState(
-        left=(left,),
-        right=(right,),
+        left=Columns((left,)),
+        right=Columns((right,)),
         used=used,
         scale=np.asarray(0.7),
         direction=(u,),

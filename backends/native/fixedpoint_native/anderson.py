@@ -45,13 +45,14 @@ class AndersonSteps(CompiledSteps):
     def method(self, problem: Problem, point: Point, state: AndersonState) -> Method:
         """The columns, which the solver writes alike, and the Gram matrix."""
         del problem, point
+        columns = *state.residuals.leaves, *state.images.leaves
         gram, slot = state.gram, slot_of(state.pushed, state.gram.shape[-1])
         return Method(
             state=state,
             pushed=state.pushed,
             slot=slot,
             shortened=state.rejected,
-            arrays=(*state.residuals, *state.images, gram, state.envelope),
+            arrays=(*columns, gram, state.envelope),
             written=(gram[..., slot, :], gram[..., :, slot]),
         )
 

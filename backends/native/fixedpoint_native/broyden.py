@@ -45,7 +45,7 @@ class BroydenSteps(CompiledSteps):
     def method(self, problem: Problem, point: Point, state: BroydenState) -> Method:
         """The columns, emptied first if none is free."""
         state = emptied(problem.space, state, point)
-        slot, (left,), (right,) = state.pushed, state.left, state.right
+        slot, (left,), (right,) = state.pushed, state.left.leaves, state.right.leaves
         at = (slice(None),) * problem.space.batch_ndim + (slot,)
         return Method(
             state=state,
