@@ -31,6 +31,13 @@ Kind = str | tuple[int, ...]
 Measured = tuple["Vec | Difference", Kind]
 
 
+def _constant(value: float) -> cached_property[Array]:
+    """A coefficient that a space makes once."""
+    return cached_property(
+        lambda space: space.backend.constant(value, space.xp, space.dtype, space.place)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Space:
     """Vectors that are tuples of leaves, a batch of `batch_shape` independent ones at
@@ -277,14 +284,16 @@ class Space:
 
     def clipped(self, u: Vec, bound: Array) -> Vec:
         """The vector u, each entry shortened to the length `bound` of its sample."""
-        return tuple([self._clipped(leaf, bound) for leaf in u])
+        xp = self.xp
 
-    def _clipped(self, leaf: Array, bound: Array) -> Array:
-        size = self.xp.abs(leaf)
-        bound = self.cast(self.spread(bound, leaf), size.dtype)
-        excess = size > bound
-        factor = bound / self.xp.where(excess, size, self.xp.ones_like(size))
-        return self.xp.where(excess, leaf * self.cast(factor, leaf.dtype), leaf)
+        def of_leaf(leaf: Array) -> Array:
+            size = xp.abs(leaf)
+            most = self.cast(self.spread(bound, leaf), size.dtype)
+            excess = size > most
+            factor = most / xp.where(excess, size, xp.ones_like(size))
+            return xp.where(excess, leaf * self.cast(factor, leaf.dtype), leaf)
+
+        return tuple(map(of_leaf, u))
 
     def entrywise(self, function: Callable[..., Array], *vectors: Vec) -> Vec:
         """The vector ``function(*vectors)``, entry by entry.
@@ -440,7 +449,8 @@ class Space:
 
     def _norm_anew(self, u: Vec | Difference, kind: Kind, norm: Array) -> Array:
         """The norm, in powers of two where squares were lost from `norm`."""
-        if self.is_known_zero(u):
+        whole = not (self.backend.is_partial or isinstance(u, Difference))
+        if whole and all(self.backend.known_here(leaf == 0.0) for leaf in u):
             return norm
         where, (large, least) = self.xp.where, self._units
         unit = where(norm < self.small, least, self.one)
@@ -448,12 +458,6 @@ class Space:
         if isinstance(kind, tuple):
             return self._segment_norms_in(unit, self.formed(u)[0], kind)
         return unit * self._norms([(u, kind)], unit)[0]
-
-    def is_known_zero(self, u: Vec | Difference) -> bool:
-        """Whether all entries are known to be zero: of a part alone they are not."""
-        if self.backend.is_partial or isinstance(u, Difference):
-            return False
-        return all(self.backend.known_here(leaf == 0.0) for leaf in u)
 
     @cached_property
     def _units(self) -> tuple[Array, Array]:
@@ -473,23 +477,15 @@ class Space:
             return norms
         lost = [(norms[k] < self.small) | (norms[k] == self.xp.inf) for k in euclidean]
         some = reduce(or_, [self._all_entries(mask, self.xp.any) for mask in lost])
-        masks = dict(zip(euclidean, lost, strict=True))
-        return self.backend.replaced_where(
-            norms, some, lambda: self._safe_norms(pairs, norms, masks)
-        )
 
-    def _safe_norms(
-        self,
-        pairs: Sequence[Measured],
-        norms: tuple[Array, ...],
-        lost: dict[int, Array],
-    ) -> tuple[Array, ...]:
-        """The norms of vectors, those anew that have `lost` their squares."""
-        safe = list(norms)
-        for k, mask in lost.items():
-            if not self.backend.known_here(~mask):
-                safe[k] = self._norm_anew(*pairs[k], norms[k])
-        return tuple(safe)
+        def anew() -> tuple[Array, ...]:
+            safe = list(norms)
+            for k, mask in zip(euclidean, lost, strict=True):
+                if not self.backend.known_here(~mask):
+                    safe[k] = self._norm_anew(*pairs[k], norms[k])
+            return tuple(safe)
+
+        return self.backend.replaced_where(norms, some, anew)
 
     def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
         """The norm of a vector whose parts have these `norms`."""
@@ -512,25 +508,9 @@ class Space:
             (*self.batch_shape, *shape), value, dtype=self.dtype, **self.place
         )
 
-    @cached_property
-    def zero(self) -> Array:
-        """The coefficient 0, without axes."""
-        return self.backend.constant(0.0, self.xp, self.dtype, self.place)
-
-    @cached_property
-    def one(self) -> Array:
-        """The coefficient 1, without axes."""
-        return self.backend.constant(1.0, self.xp, self.dtype, self.place)
-
-    @cached_property
-    def infinity(self) -> Array:
-        """The coefficient ∞, without axes."""
-        return self.backend.constant(math.inf, self.xp, self.dtype, self.place)
-
-    @cached_property
-    def unknown(self) -> Array:
-        """The coefficient that is not a number, without axes."""
-        return self.backend.constant(math.nan, self.xp, self.dtype, self.place)
+    # Without axes: 0, 1, ∞, and what is not a number.
+    zero, one = _constant(0.0), _constant(1.0)
+    infinity, unknown = _constant(math.inf), _constant(math.nan)
 
     def identity(self, size: int) -> Array:
         """A unit matrix of coefficients for each sample."""

@@ -383,14 +383,17 @@ def _least(space: Space) -> float:
 def _bare(system: LinearSystem, carry: _Carry, size: int, limit: int) -> _Cycle:
     """The whole cycle on the one array of one sample."""
     space, first = system.space, _opened(system.space, size, carry, keeps=False)
-    shape, basis = space.shapes[0], first.basis.matrix()
+    shape, basis, leads = space.shapes[0], first.basis.matrix(), carry.leads
+    known = basis[:0]
+    if leads is not None and leads.wanted:
+        known = leads.vectors.matrix()[leads.first : leads.first + leads.count]
     cycle = BareCycle(
         product=lambda p: system.along((p.reshape(shape),), 1.0)[0].reshape(-1),
         basis=basis,
         triangle=first.triangle,
         coefficients=first.coefficients,
         kinds=first.kinds,
-        known=_known(carry.leads, basis[:0]),
+        known=known,
         r=first.r[0].reshape(-1),
         norm=float(first.norm),
         target=float(system.target),
@@ -400,13 +403,6 @@ def _bare(system: LinearSystem, carry: _Carry, size: int, limit: int) -> _Cycle:
     size = cycle.run(min(size, limit))
     r, taken = (cycle.r.reshape(shape),), first.taken + cycle.taken
     return first._replace(r=r, size=size, taken=taken)
-
-
-def _known(leads: _Leads | None, none: Array) -> Array:
-    """What leads the space of one sample, as rows of a matrix."""
-    if leads is None or not leads.wanted:
-        return none
-    return leads.vectors.matrix()[leads.first : leads.first + leads.count]
 
 
 def _fallen(space: Space, norm: Array, amount: Array, r: Vec) -> Array:
