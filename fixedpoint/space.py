@@ -224,9 +224,8 @@ class Space:
 
     def as_leaf(self, row: Array, leaf: Array) -> Array:
         """Coefficients, one for each entry of a leaf, shaped as one of its samples."""
-        return self.xp.reshape(
-            self.cast(row, leaf.dtype), leaf.shape[self.batch_ndim :]
-        )
+        row = self.cast(row, leaf.dtype)
+        return self.xp.reshape(row, leaf.shape[self.batch_ndim :])
 
     def factor(self, coefficient: Array, leaf: Array) -> Array:
         """A coefficient per sample, to multiply the entries of `leaf`."""
@@ -361,9 +360,8 @@ class Space:
         return reduce(add, [self._vecdot(u, v - w) for u, v, w in pieces])
 
     def _vecdot(self, a: Array, b: Array) -> Array:
-        return self.real(
-            self.backend.inner(self.wide(a), self.wide(b), self.entry_axes(a))
-        )
+        wide, axes = self.wide, self.entry_axes(a)
+        return self.real(self.backend.inner(wide(a), wide(b), axes))
 
     def norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
         """The norm of each sample over all leaves, ``"euclidean"`` or ``"max"``."""
@@ -411,7 +409,7 @@ class Space:
             norms = [self._leaf_norm(leaf, kind) for leaf in u]
         else:
             norms = [self._norm_in_pieces((leaf,), kind, unit) for leaf in u]
-        return self.join_norms(norms, kind)
+        return self._joined(norms, kind)
 
     def _leaf_norm(self, leaf: Array, kind: str, unit: Array | None = None) -> Array:
         wide = self.wide(leaf)
@@ -437,7 +435,7 @@ class Space:
         """The norm of a leaf, or of the difference of two."""
         pieces = self.backend.pieces(leaves, self.entry_axes(leaves[0]))
         norms = [self._leaf_norm(reduce(sub, piece), kind, unit) for piece in pieces]
-        return self.join_norms(norms, kind)
+        return self._joined(norms, kind)
 
     def magnitudes(self, leaf: Array) -> Array:
         """The size of each entry of a leaf, as a coefficient."""
@@ -487,7 +485,7 @@ class Space:
 
         return self.backend.replaced_where(norms, some, anew)
 
-    def join_norms(self, norms: Sequence[Array], kind: str) -> Array:
+    def _joined(self, norms: Sequence[Array], kind: str) -> Array:
         """The norm of a vector whose parts have these `norms`."""
         if len(norms) == 1:
             return norms[0]
@@ -522,10 +520,8 @@ class Space:
         """The quotients a/b, zero where b is."""
         if isinstance(b, np.generic):
             return a / b if b else self.zero
-        divides = b != 0
-        return self.xp.where(
-            divides, a / self.xp.where(divides, b, self.one), self.zero
-        )
+        where, divides = self.xp.where, b != 0
+        return where(divides, a / where(divides, b, self.one), self.zero)
 
     def select(self, mask: Array, a: Array, b: Array) -> Array:
         """The coefficients a where `mask` holds, and b elsewhere."""

@@ -130,7 +130,8 @@ class Anderson(Solver):
         unit = space.identity(memory)
         # Traced, if that is.
         none = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
-        state = AndersonState(
+        damping = self.damping(0) if callable(self.damping) else self.damping
+        return AndersonState(
             Columns.empty(space, memory),
             Columns.empty(space, memory),
             unit,
@@ -138,11 +139,8 @@ class Anderson(Solver):
             self.safeguard * point.residual_norm,
             _known(space, none),
             0,
-            (),
+            space.add(point.value, space.scale(damping, point.increment)),
         )
-        damping = self.damping(0) if callable(self.damping) else self.damping
-        moved = space.add(point.value, space.scale(damping, point.increment))
-        return state._replace(proposal=moved)
 
     def resume(
         self, space: Space, state: AndersonState, point: Point, fresh: AndersonState
