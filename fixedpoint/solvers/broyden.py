@@ -40,10 +40,10 @@ class BroydenState(NamedTuple):
         along = self.right.first(space, self.pushed).transposed_times(space, v)
         return self.combined(space, space.scale(self.scale, v), self.left, along)
 
-    def combined(self, space: Space, u: Vec, columns: Columns, along: Array) -> Vec:
-        """The vector u, which is ours, and so much of each of the columns in use."""
-        along = self.used[..., : along.shape[-1]] * along
-        return columns.first(space, self.pushed).added_to(space, u, along, ours=True)
+    def combined(self, space: Space, u: Vec, columns: Columns, c: Array) -> Vec:
+        """The vector u + Qc, Q the columns in use; u is ours, and may be written to."""
+        c = self.used[..., : c.shape[-1]] * c
+        return columns.first(space, self.pushed).added_to(space, u, c, ours=True)
 
     def transposed(self) -> BroydenState:
         """The estimate Hᵀ."""
