@@ -145,7 +145,7 @@ class NewtonKrylov(Solver):
         )
         whole = whole & (search.length == 1.0) & ~search.pending
         left, state = self._learnt(
-            space, search.point, state, solution.value, merit, whole
+            problem, search.point, state, solution.value, merit, whole
         )
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
         return Step(
@@ -163,7 +163,7 @@ class NewtonKrylov(Solver):
 
     def _learnt(
         self,
-        space: Space,
+        problem: Problem,
         new: Point,
         state: NewtonKrylovState,
         d: Vec,
@@ -173,11 +173,16 @@ class NewtonKrylov(Solver):
         """What is left after a step along d, taken in full where `whole` holds, and the
         forcing term of the next one.
         """
+        space = problem.space
         amplification = self._amplification(space, state, d, merit, whole)
+        # What is linear is solved to its tolerance at once.
+        expected = amplification if problem.is_affine else state.amplification
         # A residual whose squares are lost is not zero yet.
         (end,) = space.sound_norms([(new.increment, "euclidean")])
         norms = merit, end
-        left = after_inexact_solve(space, d, norms, amplification, whole, state.length)
+        left = after_inexact_solve(
+            space, d, norms, (expected, amplification), whole, state.length
+        )
         return left, state._replace(
             eta=self._next(space, state.eta, merit, end),
             amplification=amplification,

@@ -155,11 +155,10 @@ def _learnt(
     # Newton's correction is (I + (−g′)⁻¹/δ) d.
     newton = length * (1.0 + space.ratio(length * (1.0 / state.size), merit))
     largest = space.xp.maximum(state.amplification, space.ratio(newton, merit))
-    left = after_inexact_solve(space, d, residuals, largest, finite, state.length)
     # A first step says nothing of what is slower than it is long.
-    again = state.length < space.xp.inf
-    factor = space.xp.where(again, left.error_factor, space.infinity)
-    return left._replace(error_factor=factor), largest
+    amplification = state.amplification, largest
+    left = after_inexact_solve(space, d, residuals, amplification, finite, state.length)
+    return left, largest
 
 
 def _next(

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.differences import UNITS
 from fixedpoint.linear.direct import System
 from fixedpoint.point import Point
 from fixedpoint.space import Space
@@ -14,6 +15,10 @@ from fixedpoint.space import Space
 # convergence; where nothing is known of the convergence, the error is this many
 # corrections.
 _QUADRATIC, _MOST = 0.125, 1e3
+
+# How much longer than expected a step may be, and how many times the error may be what
+# equations of a residual amount to that no step has met.
+_EXPECTED, _UNMET = 2.0, 2.0**UNITS
 
 
 class Remaining(NamedTuple):
@@ -80,7 +85,7 @@ def after_inexact_solve(
     space: Space,
     d: Vec,
     residuals: tuple[Array, Array],
-    amplification: Array,
+    amplification: tuple[Array, Array],
     whole: Array,
     before: Array,
 ) -> Remaining:
@@ -89,13 +94,20 @@ def after_inexact_solve(
 
     That is the residual after the step, the second of `residuals`, amplified as before.
     It lies where Newton's next step would: as long as that is not known, along d.
+
+    A linear solve to a tolerance may leave equations in small units as they are. What
+    they amount to is taken to be known where a step is no longer than those before it
+    let expect, by the first `amplification`; the second is with that of the step.
     """
     xp, size, (old, new) = space.xp, space.norm(d), residuals
-    correction = space.scale(space.ratio(amplification * new, size), d)
+    expected, largest = amplification
+    correction = space.scale(space.ratio(largest * new, size), d)
+    known = size <= _EXPECTED * expected * old
     fell, shrank = space.ratio(new, old), size / before
     rate = xp.maximum(fell, shrank)
     factor = 1.0 / xp.where(rate < 1.0, 1.0 - rate, space.zero)
     unknown = (before == xp.inf) & (fell > _QUADRATIC) | ~(factor < _MOST)
     factor = xp.where(unknown, _MOST * space.one, factor)
+    factor = xp.where(known, factor, _UNMET * factor)
     length = xp.where(whole, size, space.infinity)
     return Remaining(length, correction, xp.where(whole, factor, space.infinity))

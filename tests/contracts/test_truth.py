@@ -334,3 +334,34 @@ def test_the_residual_of_an_input_step_is_free_of_the_step(xp_case):
 
     np.testing.assert_allclose(residual(1e-3), [-0.3, 0.5, 0.0], rtol=1e-15, atol=1e-16)
     np.testing.assert_array_equal(residual(1e-3), residual(7.0))
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4])
+@pytest.mark.parametrize(
+    "solver", [None, fp.NewtonKrylov(), fp.NewtonKrylov(linear=fp.BiCGStab())]
+)
+def test_what_a_linear_solve_leaves_of_small_equations_is_met_before_a_claim(
+    solver, rtol
+):
+    """Unknowns and equations of two kinds, 10⁴ apart: a residual may be small in its
+    norm since it has nothing of the large ones. Few of such claims are left.
+    """
+    rng, shape = np.random.default_rng(0), (2, 110)
+    units, wrong, draws = np.array([[1.0], [1e4]]), 0, 0
+    while draws < 60:
+        matrix, mean = rng.uniform(-2.0, 2.0, (2, 2)), rng.uniform(0.1, 2.0, (2, 1))
+        if np.linalg.cond(matrix) > 10.0:
+            continue
+        draws += 1
+        known = units * mean * (1.0 + 0.1 * np.sin(np.arange(shape[1]) / 9.0))
+        sol = fp.root(
+            lambda x, A, known: units * (A @ ((x - known) / units)),
+            units * np.ones(shape),
+            (matrix, known),
+            solver=solver,
+            rtol=rtol,
+            on_failure="return",
+        )
+        error = np.linalg.norm(sol.value - known)
+        wrong += bool(sol.converged) and error > 10 * rtol * np.linalg.norm(known)
+    assert wrong <= 2
