@@ -130,7 +130,7 @@ def default_solver(
     ..      more         :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`
     ..      in a trace   :class:`Anderson`, then with damping
     root    up to 64     :class:`Newton` with a line search, then with bounded steps
-                         instead; :class:`LevenbergMarquardt`
+                         instead; :class:`LevenbergMarquardt`; :class:`Broyden`
     ..      up to 2000   :class:`NewtonKrylov` with bounded steps; :class:`Newton`
                          with bounded steps, then with a line search
     ..      more         :class:`NewtonKrylov` with bounded steps, then with a line
@@ -146,8 +146,9 @@ def default_solver(
     short steps; Newton steps whose entries are only kept from exceeding a few times the
     size of the state escape both, but fail where only descent helps. Where a method
     with a matrix can follow, a linear solve gives way to it if it would take more
-    products than the matrix has columns. Plain iteration comes last, except for dense
-    matrices: a contraction must not fail because its acceleration does.
+    products than the matrix has columns. Where all that descend have ended in such a
+    minimizer, Broyden's method does not descend. Plain iteration comes last, except for
+    dense matrices: a contraction must not fail because its acceleration does.
 
     In a JAX trace every method is compiled, whether it is needed or not, and those of
     Newton's kind take several times as long to compile as all others. There fixed
@@ -176,7 +177,7 @@ def default_solver(
     --------
     >>> import fixedpoint as fp
     >>> [solver.name for solver in fp.default_solver(10, is_root=True).sequence]
-    ['Newton', 'Newton', 'LevenbergMarquardt']
+    ['Newton', 'Newton', 'LevenbergMarquardt', 'Broyden']
     """
     large = (size > _SMALL) + (size > _DENSE)
     if is_compiled and not (is_root or has_jacobian):
@@ -206,5 +207,5 @@ def _sequence(large: int, is_root: bool, has_jacobian: bool, is_batch: bool) -> 
         dense = [Newton()] if large < 2 and not is_batch else []
         return Fallback([Anderson(), NewtonKrylov(), Picard(), *dense])
     if not large:
-        return Fallback([damped, bounded, LevenbergMarquardt()])
+        return Fallback([damped, bounded, LevenbergMarquardt(), Broyden()])
     return Fallback([krylov, *([bounded, Newton()] if large < 2 else [NewtonKrylov()])])

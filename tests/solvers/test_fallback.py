@@ -200,3 +200,19 @@ def test_a_batch_is_given_no_matrices():
     assert one.methods == ("Anderson", "NewtonKrylov", "Picard", "Newton")
     many = fp.fixed_point(f, np.zeros((2, 100)), batch_ndim=1)
     assert many.methods == ("Anderson", "NewtonKrylov", "Picard")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_minimizer_of_a_scalar_residual_is_left(given):
+    """z = c + tanh(Wz + b) with W > 1: the slope of F vanishes between two of its
+    roots, or between the start and the only one, and whatever descends ends there.
+    """
+    rng, left = np.random.default_rng(0), 0
+    for _ in range(60):
+        W, b, c = rng.uniform(1.0, 1.5), rng.normal(), 2.0 * rng.normal()
+        F = lambda z, W=W, b=b, c=c: np.tanh(W * z + b) + c - z
+        slope = lambda z, W=W, b=b: np.diag(W / np.cosh(W * z + b) ** 2 - 1.0)
+        start, jacobian = np.array([0.1 * rng.normal()]), slope if given else None
+        sol = fp.root(F, start, jacobian=jacobian, on_failure="return")
+        left += abs(F(sol.value)[0]) <= 1e-5
+    assert left >= 58
