@@ -250,6 +250,54 @@ def test_forward_over_forward_is_refused():
         torch.func.jacfwd(torch.func.jacfwd(energy(tanh_root)))(rand(2))
 
 
+def inner_map(y, a):
+    f = lambda z, y, a: z - (z**2 - y - a) / 5
+    return root(f, torch.ones_like(y), y, a)
+
+
+def inner_root(y, a):
+    F = lambda z, y, a: z**2 - y - a
+    return fp.root(F, torch.ones_like(y), (y, a), adjoint=ADJOINT, rtol=1e-13).value
+
+
+def inner_bracket(y, a):
+    ends = torch.zeros_like(y), torch.full_like(y, 9.0)
+    return fp.bracketed_root(lambda z, y, a: z**2 - y - a, *ends, (y, a)).value
+
+
+def pulled(f):
+    """The gradient, by a pullback that is called when its transform has ended."""
+    return lambda a: torch.func.vjp(f, a)[1](torch.ones(()).to(a))[0]
+
+
+GRAD, FORWARD, REVERSE = torch.func.grad, torch.func.jacfwd, torch.func.jacrev
+
+
+@pytest.mark.parametrize("inner", [inner_map, inner_root, inner_bracket])
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        (pulled,),
+        (GRAD, GRAD),
+        (pulled, pulled),
+        (REVERSE, FORWARD),
+        (FORWARD, REVERSE),
+        (GRAD, GRAD, GRAD),
+        (FORWARD, REVERSE, GRAD),
+    ],
+)
+def test_a_solve_inside_a_solve(inner, transforms):
+    # z² = y + a and y = z + a, so that y = (1 + √(1 + 8a))/2 + a.
+    def outer(a):
+        return root(lambda y, a: inner(y, a) + a, torch.full_like(a, 2.0), a)
+
+    found, a = outer, torch.tensor(1.0, dtype=torch.float64)
+    for transform in transforms:
+        found = transform(found)
+    expected = 5 / 3, -8 / 27, 32 / 81
+    close(found(a), torch.full_like(a, expected[len(transforms) - 1]), 1e-8)
+
+
 def test_vmap_of_a_gradient():
     W, bs = matrix(N, 0.8), rand(3, N)
     gradient = torch.func.grad(lambda b: (tanh_root(W, b) ** 2).sum())
