@@ -19,6 +19,7 @@ from fixedpoint_torch.evaluator import TorchEvaluator
 from fixedpoint_torch.functions import pushed
 from fixedpoint_torch.linearization import gradients, products, recorded
 from fixedpoint_torch.namespace import NAMESPACE
+from fixedpoint_torch.small_systems import small_solve
 from fixedpoint_torch.surroundings import Surroundings, exact
 
 _RECORDED = Recorded(NAMESPACE)
@@ -313,6 +314,11 @@ class RecordingBackend(TorchBackend):
             )
         return _written(array, index[1:], value)
 
+    def solve(self, matrices: torch.Tensor, rights: torch.Tensor) -> torch.Tensor:
+        """The same, with derivatives that are right in every mode."""
+        solution: torch.Tensor = small_solve(matrices, rights[..., None])
+        return solution[..., 0]
+
     write_secant, norm = Backend.write_secant, Backend.norm
     deducted = Backend.deducted
 
@@ -373,7 +379,9 @@ def _written(
         if not isinstance(part, slice):
             others = tuple([p for k, p in enumerate(parts, -len(parts)) if k != axis])
             inner = _written(array.select(axis, part), others, value)
-            return torch.select_scatter(array, inner, axis, part)
+            # Not select_scatter, which is wrong in reverse over forward mode.
+            inner, place = inner.unsqueeze(axis), part % array.shape[axis]
+            return torch.slice_scatter(array, inner, axis, place, place + 1)
     for axis, part in enumerate(parts, -len(parts)):
         if part.stop is not None:
             return torch.slice_scatter(array, value, axis, 0, part.stop)

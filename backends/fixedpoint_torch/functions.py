@@ -26,7 +26,8 @@ from fixedpoint.functions import Functions, of_chosen
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
-from fixedpoint_torch import maps, numpy_algebra
+from fixedpoint_torch import numpy_algebra
+from fixedpoint_torch.kept import kept
 from fixedpoint_torch.linearization import gradients, products
 from fixedpoint_torch.surroundings import exact
 
@@ -120,16 +121,16 @@ class Root(torch.autograd.Function):
         """Keep the solution and the map's tensors."""
         ctx.call = inputs[0]
         n = ctx.call.n
-        kept = (*output[:n], *inputs[1 + n :])
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
+        saved = (*output[:n], *inputs[1 + n :])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.mark_non_differentiable(*output[n:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """(∂f/∂θ)ᵀu with (I − Jᵀ)u = v."""
         call: Call = ctx.call
-        value, rest = call.split(_saved(ctx))
+        value, rest = call.split(kept(ctx))
         needed = ctx.needs_input_grad[1 + call.n :]
         rhs = cotangents[: call.n]
         if (
@@ -146,7 +147,7 @@ class Root(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """(I − J)⁻¹ ∂f/∂θ dθ."""
         call: Call = ctx.call
-        value, rest = call.split(_saved(ctx))
+        value, rest = call.split(kept(ctx))
         rhs = _push(lambda part: call.image(value, part), rest, tangents[1 + call.n :])
         u = linear_solve(call, False, *rhs, *value, *rest)
         return (*u, *(None,) * 6)
@@ -174,15 +175,15 @@ class LinearSolve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the solution, z* and the map's tensors."""
         ctx.call, ctx.transposed = inputs[:2]
-        kept = (*output, *inputs[2 + ctx.call.n :])
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
+        saved = (*output, *inputs[2 + ctx.call.n :])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """With s = (I − Aᵀ)⁻¹w: s for v, and the derivative of ⟨s, A u⟩ for z and θ."""
         call: Call = ctx.call
-        u, value, rest = _thirds(call, _saved(ctx))
+        u, value, rest = _thirds(call, kept(ctx))
         s = linear_solve(call, not ctx.transposed, *cotangents, *value, *rest)
         product = _product_at(call, u, ctx.transposed)
         needed = ctx.needs_input_grad[2 + call.n :]
@@ -192,7 +193,7 @@ class LinearSolve(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """(I − A)⁻¹(dv + dA u)."""
         call: Call = ctx.call
-        u, value, rest = _thirds(call, _saved(ctx))
+        u, value, rest = _thirds(call, kept(ctx))
         change = _push(
             _product_at(call, u, ctx.transposed),
             (*value, *rest),
@@ -242,15 +243,6 @@ def _rhs_axes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
         thin = leaf.reshape(front, *(1,) * len(rhs_axes), *shape)
         spread.append(thin.expand(front, *rhs_axes, *shape).contiguous())
     return (*rhs, *spread, *rest), dataclasses.replace(call, rhs_axes=0)
-
-
-def _saved(ctx: Any) -> Tensors:
-    """What a rule kept, without the wrappers of transforms that have ended since.
-
-    Torch sees through one of those, but not through two, which a solve inside a map
-    would have: its rules are used after the transform of the solve around it.
-    """
-    return tuple(map(maps.alive, ctx.saved_tensors))
 
 
 def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:

@@ -174,15 +174,6 @@ def unwrap(tensor: torch.Tensor) -> list[torch.Tensor]:
     return layers
 
 
-def alive(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` without the wrappers of transforms that have ended."""
-    while True:
-        inner: torch.Tensor = torch._C._functorch.unwrap_if_dead(tensor)
-        if inner is tensor:
-            return tensor
-        tensor = inner
-
-
 def _detached(f: Callable[..., Any]) -> Callable[..., Any]:
     module = _as_module(f)
     if module is None:

@@ -98,6 +98,32 @@ def test_transforms(solver, checkpoint):
     close(gradients, [exact()[0], exact(0.2)[0]])
 
 
+@pytest.mark.parametrize("solver", [*DIRECT, *INEXACT[:3], fp.Broyden()])
+@pytest.mark.parametrize("outer", [torch.func.jacrev, torch.func.jacfwd])
+@pytest.mark.parametrize("inner", [torch.func.jacrev, torch.func.jacfwd])
+def test_second_derivatives_in_any_mode(solver, outer, inner):
+    """Of x = a + M(a * x), which is (I - M diag a)⁻¹a."""
+    M = torch.tensor([[0.3, 0.8], [-0.6, 0.4]], dtype=DOUBLE)
+
+    def solution(a):
+        return fp.fixed_point(
+            lambda x, a: a + M @ (a * x),
+            torch.zeros_like(a),
+            (a,),
+            solver=solver,
+            adjoint="unrolled",
+            rtol=1e-14,
+            on_failure="return",
+        ).value
+
+    def closed(a):
+        return torch.linalg.inv(torch.eye(2, dtype=DOUBLE) - M * a) @ a
+
+    a = torch.tensor([0.7, -0.5], dtype=DOUBLE)
+    reverse = torch.func.jacrev
+    close(outer(inner(solution))(a), reverse(reverse(closed))(a))
+
+
 def general(x, a):
     mixed = torch.stack([x[0] - 0.4 * x[1] + x[2], x[1] + 2.0 * x[2], x[0] - x[2]])
     return mixed + 0.3 * torch.sin(x * a) - a
