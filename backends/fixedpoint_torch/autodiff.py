@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from fixedpoint.adjoints.base import Adjoint, Autodiff
@@ -34,7 +32,6 @@ class TorchAutodiff(Autodiff):
         """The solution, by an autograd function whose rules are implicit."""
         functions, args = run.problem.functions, run.problem.args
         if inside_transform():
-            _refuse_nested_duals()
             maps.refuse_hidden(functions, value, args)
         else:
             run = run.with_functions(first=maps.watched(functions))
@@ -73,13 +70,3 @@ def _tracked(*tensors: torch.Tensor) -> bool:
 def inside_transform() -> bool:
     """Whether a transform of ``torch.func`` is at work."""
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _refuse_nested_duals() -> None:
-    """Raise inside two forward-mode transforms: Torch drops a second-order term."""
-    stack = retrieve_all_functorch_interpreters()
-    if sum(layer.key() == TransformType.Jvp for layer in stack) > 1:
-        raise TypeError(
-            "forward mode over forward mode goes wrong in Torch's autograd functions: "
-            "use reverse mode (jacrev, vjp, grad) for one of the two derivatives"
-        )

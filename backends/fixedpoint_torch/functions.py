@@ -27,7 +27,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import numpy_algebra
-from fixedpoint_torch.kept import kept
+from fixedpoint_torch.kept import kept, primals
 from fixedpoint_torch.linearization import gradients, products
 from fixedpoint_torch.surroundings import exact
 
@@ -147,9 +147,11 @@ class Root(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """(I − J)⁻¹ ∂f/∂θ dθ."""
         call: Call = ctx.call
-        value, rest = call.split(kept(ctx))
-        rhs = _push(lambda part: call.image(value, part), rest, tangents[1 + call.n :])
-        u = linear_solve(call, False, *rhs, *value, *rest)
+        given = tangents[1 + call.n :]
+        with primals(ctx) as tensors:
+            value, rest = call.split(tensors)
+            rhs = _push(lambda part: call.image(value, part), rest, given)
+            u = linear_solve(call, False, *rhs, *value, *rest)
         return (*u, *(None,) * 6)
 
     @staticmethod
@@ -193,17 +195,15 @@ class LinearSolve(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """(I − A)⁻¹(dv + dA u)."""
         call: Call = ctx.call
-        u, value, rest = _thirds(call, kept(ctx))
-        change = _push(
-            _product_at(call, u, ctx.transposed),
-            (*value, *rest),
-            tangents[2 + call.n :],
-        )
         given = tangents[2 : 2 + call.n]
-        rhs = tuple(
-            c if g is None else c + g for c, g in zip(change, given, strict=True)
-        )
-        return linear_solve(call, ctx.transposed, *rhs, *value, *rest)
+        with primals(ctx) as tensors:
+            u, value, rest = _thirds(call, tensors)
+            product = _product_at(call, u, ctx.transposed)
+            change = _push(product, (*value, *rest), tangents[2 + call.n :])
+            rhs = tuple(
+                c if g is None else c + g for c, g in zip(change, given, strict=True)
+            )
+            return linear_solve(call, ctx.transposed, *rhs, *value, *rest)
 
     @staticmethod
     def vmap(

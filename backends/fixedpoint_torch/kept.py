@@ -40,7 +40,7 @@ def primals(ctx: Any) -> Iterator[Tensors]:
     off.
     """
     tensors = kept(ctx)
-    top = _functorch.peek_interpreter_stack()
+    top: Any = _functorch.peek_interpreter_stack()
     if top is None or top.key() != TransformType.Jvp:
         yield tensors
         return

@@ -106,12 +106,11 @@ def assert_close(one, other, tolerance=1e-9):
 # The contract.
 
 # Each class is compiled once by JAX, for seconds: kinds of maps, and the modes of the
-# first, second and third derivative. Forward mode over forward mode is for JAX alone,
-# and third derivatives there are of three kinds.
+# first, second and third derivative, which are of three kinds there.
 CLASSES = [
     ("rrr", "rrr", {"size": 4, "shape": "tanh", "leaves": 1, "samples": None}),
     ("rrf", "fr", {"size": 6, "shape": "quadratic", "leaves": 3, "samples": None}),
-    ("rrr", "fff", {"size": 4, "shape": "exponential", "leaves": 2, "samples": 3}),
+    ("fff", "fff", {"size": 4, "shape": "exponential", "leaves": 2, "samples": 3}),
     (
         "rrr",
         "rf",
@@ -448,7 +447,7 @@ T = np.array([[0.0, 0.0], [0.2, -0.1], [-0.3, 0.4]])
 # In JAX, where each takes seconds to compile, lanes below are of "rf", and one third
 # derivative of each kind is compiled above.
 COMPOSITIONS = {
-    TORCH: ["rr", "rf", "fr", "rrr", "rrf", "frr"],
+    TORCH: ["rr", "rf", "fr", "ff", "rrr", "rrf", "frr", "frf", "fff"],
     JAX: ["rr", "fr"],
 }
 TRANSFORMS = {"f": "jacfwd", "r": "jacrev"}

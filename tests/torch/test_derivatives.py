@@ -237,17 +237,13 @@ def energy(solve):
         (torch.func.jacrev, torch.func.jacrev),
         (torch.func.jacrev, torch.func.jacfwd),
         (torch.func.jacfwd, torch.func.jacrev),
+        (torch.func.jacfwd, torch.func.jacfwd),
     ],
 )
 def test_hessians(outer, inner):
     b = rand(2)
     found = outer(inner(energy(tanh_root)))(b)
     close(found, torch.autograd.functional.hessian(energy(tanh_unrolled), b), 1e-8)
-
-
-def test_forward_over_forward_is_refused():
-    with pytest.raises(TypeError, match="forward mode over forward mode"):
-        torch.func.jacfwd(torch.func.jacfwd(energy(tanh_root)))(rand(2))
 
 
 def inner_map(y, a):
@@ -283,7 +279,9 @@ GRAD, FORWARD, REVERSE = torch.func.grad, torch.func.jacfwd, torch.func.jacrev
         (REVERSE, FORWARD),
         (FORWARD, REVERSE),
         (GRAD, GRAD, GRAD),
+        (FORWARD, FORWARD),
         (FORWARD, REVERSE, GRAD),
+        (FORWARD, REVERSE, FORWARD),
     ],
 )
 def test_a_solve_inside_a_solve(inner, transforms):
