@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fixedpoint_torch.kept import kept, primals
+from fixedpoint_torch.lanes import by_lanes
 
 
 class SmallSolve(torch.autograd.Function):
@@ -30,6 +31,7 @@ class SmallSolve(torch.autograd.Function):
         ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
+    @by_lanes
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """U with AᴴU = V for B, and −UXᴴ for A."""
         matrices, solution = kept(ctx)
@@ -37,6 +39,7 @@ class SmallSolve(torch.autograd.Function):
         return -pulled @ solution.mH, pulled
 
     @staticmethod
+    @by_lanes
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """The solution of A dX = dB − dA X."""
         of_matrices, of_rights = tangents

@@ -3,6 +3,7 @@ iterations.
 """
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -244,6 +245,36 @@ def test_hessians(outer, inner):
     b = rand(2)
     found = outer(inner(energy(tanh_root)))(b)
     close(found, torch.autograd.functional.hessian(energy(tanh_unrolled), b), 1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("adjoint", [ADJOINT, fp.Unrolled(), fp.Unrolled(checkpoint=2)])
+@pytest.mark.parametrize("solver", [fp.Anderson(), fp.Newton()])
+def test_vectorized_derivatives(adjoint, solver):
+    W, b = matrix(N, 0.8), rand(N)
+    calculus = torch.autograd.functional
+
+    def solution(b):
+        return root(tanh, torch.zeros_like(b), W, b, adjoint=adjoint, solver=solver)
+
+    def jacobian(b, **settings):
+        return calculus.jacobian(solution, b, **settings)
+
+    first, (z,) = jacobian(b), tracked(b)
+    second = calculus.jacobian(lambda b: jacobian(b, create_graph=True), b)
+    (rows,) = torch.autograd.grad(
+        solution(z), z, torch.eye(N, dtype=torch.float64), is_grads_batched=True
+    )
+    close(rows, first)
+    close(jacobian(b, vectorize=True), first)
+    close(jacobian(b, vectorize=True, strategy="forward-mode"), first)
+    lanes = functools.partial(jacobian, create_graph=True, vectorize=True)
+    for vectorize in (False, True):
+        close(calculus.jacobian(lanes, b, vectorize=vectorize), second)
+    total = lambda b: (solution(b) ** 2).sum()
+    hessian = functools.partial(calculus.hessian, total, b)
+    for mode in ("reverse-mode", "forward-mode"):
+        close(hessian(vectorize=True, outer_jacobian_strategy=mode), hessian())
 
 
 def inner_map(y, a):
