@@ -13,8 +13,8 @@ from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.border import Border, MapOnLeaves
 from fixedpoint.chandrupatla import BracketRun, ScalarAdjoint
-from fixedpoint.checks import check_bound, check_count, check_function
-from fixedpoint.control import Budget, Control
+from fixedpoint.checks import check_bound, check_bounds, check_count, check_function
+from fixedpoint.control import Budget, Control, check_callback
 from fixedpoint.failure import Policy, check_policy
 from fixedpoint.operators.base import Map, Operator
 from fixedpoint.problem import RootProblem
@@ -123,6 +123,7 @@ def bracketed_root(
     (array([1., 2., 3.]), array([ True,  True,  True]))
     """
     check_function("F", F, args)
+    check_callback(callback)
     _check_settings(F, adjoint, max_steps, on_failure)
     map_ = Map(F, has_aux=has_aux)
     x, other = _widened(*_ends(lower, upper), map_, args)
@@ -185,6 +186,7 @@ def _tolerance(name: str, value: Any, x: Array) -> Any:
         raise ValueError(
             f"{name} must broadcast to the shape {tuple(x.shape)}, got {value!r}"
         )
+    check_bounds(name, value, backend_of([x], ["lower"]))
     return value
 
 

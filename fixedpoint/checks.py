@@ -25,10 +25,22 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_bound(name: str, value: Any) -> None:
-    """Raise unless `value` is a finite number, and not negative."""
-    check_number(name, value)
-    if not 0 <= value < float("inf"):
+    """Raise unless `value`, which is no array, is a finite number, not negative."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number or an array, got {value!r}")
+    if not 0 <= float(value) < float("inf"):
         raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+
+
+def check_bounds(name: str, values: Any, backend: Any) -> None:
+    """Raise if an entry of an array is not such a number, if it can be read."""
+    sound = (values >= 0) & (values < float("inf"))
+    if backend.is_array(sound):
+        is_sound = not backend.is_readable(sound) or backend.known_here(sound)
+    else:
+        is_sound = bool(sound.all())
+    if not is_sound:
+        raise ValueError(f"{name} must be finite and not negative, got {values!r}")
 
 
 def check_function(name: str, f: Any, args: Any) -> None:
@@ -44,6 +56,21 @@ def check_callable(name: str, value: Any) -> None:
     """Raise TypeError unless `value` can be called, or is None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def check_takes(name: str, function: Any, given: tuple[str, ...]) -> None:
+    """Raise TypeError if it is known that `function` cannot be called with `given`."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return
+    try:
+        signature.bind(*given)
+    except TypeError:
+        called = f"{name}({', '.join(given)})"
+        raise TypeError(
+            f"{name} is called as {called}, but takes {signature}"
+        ) from None
 
 
 def check_count(name: str, value: Any, least: int) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from fixedpoint.backend import Array, Backend, Vec
-from fixedpoint.checks import check_callable, check_count, check_positive
+from fixedpoint.checks import check_callable, check_count, check_positive, check_takes
 from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver
 
@@ -79,7 +79,8 @@ class Control:
     def __post_init__(self) -> None:
         if self.max_steps is not None:
             check_count("max_steps", self.max_steps, 0)
-        check_callable("callback", self.callback)
+        check_callback(self.callback)
+        _check_flags(self.batched_args)
         if self.budget is not None and not isinstance(self.budget, Budget):
             kind = type(self.budget).__name__  # type: ignore[unreachable]
             raise TypeError(
@@ -129,6 +130,21 @@ class Control:
             yield evaluations >= self.budget.evaluations, Status.OUT_OF_BUDGET
         if deadline is not None:
             yield time.monotonic() > deadline, Status.OUT_OF_BUDGET
+
+
+def check_callback(callback: Any) -> None:
+    """Raise TypeError unless `callback` can be called with what it is told."""
+    check_callable("callback", callback)
+    if callback is not None:
+        check_takes("callback", callback, ("step", "value", "residual_norm"))
+
+
+def _check_flags(batched_args: Any) -> None:
+    if isinstance(batched_args, str) or not hasattr(batched_args or (), "__iter__"):
+        raise TypeError(
+            "batched_args must be a sequence of bools, one for each entry of args, got "
+            f"{batched_args!r}"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,6 +137,9 @@ class Question:
         if self.state is not None and not isinstance(self.state, Memory):
             kind = type(self.state).__name__  # type: ignore[unreachable]
             raise TypeError(f"state must be sol.state of an earlier call, got {kind}")
+        joint = self.communicator
+        if joint is not None and not isinstance(joint, Communicator):
+            raise TypeError(f"communicator must be a Communicator, got {joint!r}")
 
     def _batched(
         self, on_leaves: MapOnLeaves, arrays: Vec, space: Space

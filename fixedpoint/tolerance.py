@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.checks import check_bound
+from fixedpoint.checks import check_bound, check_bounds
 from fixedpoint.space import Difference, Kind, Measured, Space
 
 Norm = Literal["entries", "leaves", "euclidean", "max"]
@@ -84,6 +84,8 @@ class Tolerance:
                     f"{name} must be a number, or an array of the shape of the batch, "
                     f"{space.batch_shape}, got the shape {shape}"
                 )
+            if hasattr(value, "shape"):
+                check_bounds(name, value, space.backend)
         rtol, norm = self.rtol, self.norm
         if rtol is None:
             rtol = max(space.default_rtol, 10 * rounding)

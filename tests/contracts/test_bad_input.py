@@ -285,11 +285,54 @@ def test_tolerances_are_not_negative(name, value):
         solve(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])
+@pytest.mark.parametrize("batch_ndim", [0, 1])
+def test_entries_of_tolerances_are_not_negative(eager_case, name, value, batch_ndim):
+    tolerance = eager_case.asarray(np.array([1e-3, value])[1 - batch_ndim :].squeeze())
+    with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
+        eager_case.solve(
+            HALF, np.ones((2, 1)), batch_ndim=batch_ndim, **{name: tolerance}
+        )
+
+
+def between(lower=0.0, upper=3.0, **settings):
+    return fp.bracketed_root(lambda x: x - 1.0, lower, upper, **settings)
+
+
+@pytest.mark.parametrize("name", ["rtol", "xtol", "atol"])
+def test_tolerances_of_a_bracket(name):
+    with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
+        between(np.zeros(2), **{name: np.array([1e-3, -1e-3])})
+    with pytest.raises(TypeError, match=f"{name} must be a number or an array"):
+        between(**{name: [1e-3]})
+
+
+@pytest.mark.parametrize("call", [solve, fp.Control, between])
+@pytest.mark.parametrize(
+    ("callback", "takes"),
+    [
+        (lambda z: z, "(z)"),
+        (lambda step, z, norm, more: more, "(step, z, norm, more)"),
+        (lambda step, value, *, norm: norm, "(step, value, *, norm)"),
+    ],
+)
+def test_a_callback_that_cannot_be_called(call, callback, takes):
+    message = "callback is called as callback(step, value, residual_norm), but takes "
+    with pytest.raises(TypeError, match=re.escape(message + takes)):
+        call(callback=callback)
+
+
+@pytest.mark.parametrize("callback", [lambda *told: told and None, min, fp.Progress()])
+def test_a_callback_that_can(callback):
+    fp.Control(callback=callback)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rtol": "1e-3"}, "rtol must be a number, got '1e-3'"),
-        ({"atol": 1j}, "atol must be a number, got 1j"),
+        ({"rtol": "1e-3"}, "rtol must be a number or an array, got '1e-3'"),
+        ({"atol": 1j}, "atol must be a number or an array, got 1j"),
         ({"callback": 3}, "callback must be callable, got 3"),
         (
             {"budget": 6},
@@ -299,6 +342,8 @@ def test_tolerances_are_not_negative(name, value):
         ({"jvp": "exact"}, "jvp must be callable, got 'exact'"),
         ({"project": 0.5}, "project must be callable, got 0.5"),
         ({"state": 3}, "state must be sol.state of an earlier call, got int"),
+        ({"batched_args": True}, "batched_args must be a sequence of bools"),
+        ({"communicator": 3}, "communicator must be a Communicator, got 3"),
     ],
 )
 def test_an_argument_of_the_wrong_kind(settings, message):
