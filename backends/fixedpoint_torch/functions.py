@@ -12,8 +12,9 @@ For a root F(z*, θ) = 0 the same holds with f = −F and 0 in place of I.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -41,7 +42,8 @@ class Call:
 
     ``end`` receives where the forward solve ended, and ``memory`` what its solver
     remembers, if the adjoint wants that. Right-hand sides have ``rhs_axes`` axes in
-    front that z* and θ lack.
+    front that z* and θ lack. Others that they had are batch axes now: for each of these
+    ``added`` has the number of batch axes behind it, and its size.
     """
 
     adjoint: Adjoint
@@ -51,6 +53,7 @@ class Call:
     end: list[Iteration] = field(default_factory=list)
     memory: list[Memory | None] = field(default_factory=lambda: [None])
     rhs_axes: int = 0
+    added: tuple[tuple[int, int], ...] = ()
 
     def image(self, value: Tensors, rest: Tensors) -> Tensors:
         """The map whose fixed point is z*."""
@@ -78,12 +81,33 @@ class Call:
                 rhs,
                 transposed=transposed,
                 value=value,
-                memory=self.memory[0],
+                memory=self._remembered(rhs),
                 rhs_axes=self.rhs_axes,
             )
             u, end = numpy_algebra.solved(adjoint, system)
         self.report.note(self.run.border.unpack(tuple(x.detach() for x in u)), end)
         return u
+
+    def with_added(self, sizes: Sequence[int]) -> Call:
+        """The call where right-hand sides have no axes of their own any more: those in
+        front, of these `sizes`, are batch axes.
+        """
+        behind = self.run.problem.space.batch_ndim
+        added = *self.added, *enumerate(reversed(sizes), behind)
+        return dataclasses.replace(self, rhs_axes=0, added=added)
+
+    def _remembered(self, rhs: Vec) -> Memory | None:
+        """What the forward solver remembers, with the batch axes of right-hand
+        sides.
+        """
+        memory = self.memory[0]
+        if memory is None:
+            return None
+        batch_ndim = memory.contents.used.ndim - 1
+        for behind, size in self.with_added(rhs[0].shape[: self.rhs_axes]).added:
+            repeat = partial(_repeated, batch_ndim - behind, size)
+            memory, batch_ndim = memory.converted(repeat), batch_ndim + 1
+        return memory
 
     def vectorized(self, in_dims: tuple[int | None, ...], size: int) -> Call:
         """The call for a map with one more batch axis in front of every state leaf."""
@@ -240,6 +264,7 @@ def _rhs_axes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
     """
     rhs, value, rest = _thirds(call, fronted)
     rhs_axes = tuple(rhs[0].shape[1 : 1 + call.rhs_axes])
+    call = call.with_added(rhs_axes)
     for size in reversed(rhs_axes):
         call = call.vectorized((*(0,) * call.n, *(None,) * len(rest)), size)
     spread = []
@@ -247,7 +272,21 @@ def _rhs_axes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
         front, shape = leaf.shape[0], leaf.shape[1:]
         thin = leaf.reshape(front, *(1,) * len(rhs_axes), *shape)
         spread.append(thin.expand(front, *rhs_axes, *shape).contiguous())
-    return (*rhs, *spread, *rest), dataclasses.replace(call, rhs_axes=0)
+    return (*rhs, *spread, *rest), call
+
+
+def _repeated(axis: int, size: int, remembered: Any) -> Any:
+    """The tensors in nested tuples with one more axis, along which they are the
+    same.
+    """
+    if isinstance(remembered, torch.Tensor):
+        shape = remembered.shape
+        return remembered.unsqueeze(axis).expand(*shape[:axis], size, *shape[axis:])
+    if not isinstance(remembered, tuple):
+        return remembered
+    parts = [_repeated(axis, size, part) for part in remembered]
+    kind: Any = type(remembered)
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:

@@ -56,6 +56,8 @@ class BroydenState(NamedTuple):
             left=self.left.widened(space, columns),
             right=self.right.widened(space, columns),
             used=space.xp.concat([self.used, space.full(0.0, (columns,))], axis=-1),
+            # It may be a view, which repeats an entry.
+            scale=space.full(1.0) * self.scale,
             pushed=count if isinstance(count, int) else (count - 1) % memory + 1,
         )
 

@@ -360,6 +360,58 @@ def test_hessians_by_lanes():
     assert torch.count_nonzero(third) == 2
 
 
+REVERSE, FORWARD = torch.func.jacrev, torch.func.jacfwd
+LANES = {
+    "reverse": REVERSE,
+    "forward": FORWARD,
+    "reverse over reverse": lambda f: REVERSE(REVERSE(f)),
+    "reverse over forward": lambda f: REVERSE(FORWARD(f)),
+    "lanes of a derivative": lambda f: torch.func.vmap(REVERSE(f)),
+    "lanes of a second one": lambda f: torch.func.vmap(REVERSE(FORWARD(f))),
+    "a derivative of lanes": lambda f: REVERSE(torch.func.vmap(REVERSE(f))),
+}
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("settings", [{"refine": 20}, {"outer_aware": 20}])
+@pytest.mark.parametrize("batch_ndim", [0, 1])
+def test_a_shared_inverse_in_lanes(lanes, settings, batch_ndim):
+    w, start = torch.tensor(W[:2, :2]), torch.zeros(*batch_ndim * [3], 2)
+
+    def solution(b, adjoint):
+        b = torch.stack([b, b**2, 1.0 - b]) if batch_ndim else b
+        return fp.fixed_point(
+            lambda z, b: torch.tanh(z @ w.T + b),
+            start.to(b),
+            (b,),
+            rtol=1e-13,
+            batch_ndim=batch_ndim,
+            adjoint=adjoint,
+        ).value
+
+    b = torch.tensor(B[:2, :2] if "lanes" in lanes else B[0, :2])
+    shared, exact = (
+        LANES[lanes](lambda b, adjoint=adjoint: solution(b, adjoint))(b)
+        for adjoint in (fp.SharedInverse(**settings), fp.ImplicitAdjoint())
+    )
+    close(shared.numpy(), exact.numpy(), 1e-8)
+
+
+def test_a_shared_inverse_is_the_same_in_each_lane():
+    def solution(b):
+        zero, w = torch.zeros(6, dtype=torch.float64), torch.tensor(W)
+        f = lambda z, b: torch.tanh(w @ z + b)
+        return fp.fixed_point(f, zero, (b,), adjoint=fp.SharedInverse()).value
+
+    b = torch.tensor(B[0])
+    rows = torch.autograd.functional.jacobian(solution, b)
+    for found in (
+        REVERSE(solution)(b),
+        torch.autograd.functional.jacobian(solution, b, vectorize=True),
+    ):
+        close(found.numpy(), rows.numpy())
+
+
 PRODUCTS = {
     "vjp": lambda z, b, w: lambda u: (u @ w, u, u.T @ z),
     "jvp": lambda z, b, w: lambda dz, db, dw: dz @ w.T + db + z @ dw.T,
