@@ -26,6 +26,10 @@ _HIDDEN = (
     "without being passed it, so its derivative would be lost. Pass the tensor through "
     "args, f(z, *args); or give the nn.Module itself as f; or detach the tensor"
 )
+_MADE = (
+    ". If f makes it itself, to form a gradient by torch.autograd.grad: "
+    "torch.func.grad forms it without"
+)
 
 
 class _Method(torch.nn.Module):
@@ -199,7 +203,9 @@ def _refuse_hidden(image: Vec, seen: list[Any]) -> None:
 
 
 def _captured_by(functions: list[Any]) -> str:
-    """The names of tensors and modules that functions capture, as far as is known."""
+    """The names of tensors and modules that functions capture, as far as is known; or
+    what else there may be.
+    """
     names: list[str] = []
     for function in functions:
         try:
@@ -208,7 +214,7 @@ def _captured_by(functions: list[Any]) -> str:
             continue
         captured = {**found.globals, **found.nonlocals}
         names += [name for name, value in captured.items() if _is_tracked(value)]
-    return f". f captures {', '.join(names)}" if names else ""
+    return f". f captures {', '.join(names)}" if names else _MADE
 
 
 def _is_tracked(value: Any) -> bool:

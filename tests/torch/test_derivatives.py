@@ -540,6 +540,34 @@ def test_a_module_hidden_in_a_closure_is_found():
         fp.fixed_point(lambda z: cell(z, X), torch.zeros_like(X))
 
 
+def test_gradients_inside_the_map():
+    """By torch.func they are differentiable; those of a copy that requires grad are
+    told so.
+    """
+
+    def potential(x, a):
+        return (torch.log(torch.cosh(x - a)) + 0.1 * x**4).sum()
+
+    def by_autograd(x, a):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(potential(x, a), x, create_graph=True)[0]
+
+    def solution(a, F):
+        return fp.root(F, torch.zeros_like(a), (a,), adjoint=ADJOINT, rtol=1e-13).value
+
+    a = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    with pytest.raises(HiddenTensorError, match=r"torch\.func\.grad forms it"):
+        solution(a, by_autograd)
+    (a,) = tracked(a)
+    x = solution(a, torch.func.grad(potential))
+    # With t = tanh(x - a): t + 0.4x³ = 0, whose slopes are 1 - t² and 1.2x².
+    slope = 1 - torch.tanh(x - a) ** 2
+    (found,) = torch.autograd.grad(x.sum(), a)
+    close(found, slope / (slope + 1.2 * x**2))
+    assert gradgradcheck(lambda a: solution(a, torch.func.grad(potential)), (a,))
+
+
 def test_a_hidden_dual_number_is_found():
     with forward_ad.dual_level():
         b = forward_ad.make_dual(rand(N), rand(N, seed=1))
