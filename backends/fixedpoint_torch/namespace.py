@@ -50,6 +50,15 @@ class Namespace:
         """The product of two stacks of matrices, by the faster of two equal ways."""
         return torch.bmm(a, b) if a.ndim == 3 == b.ndim else torch.matmul(a, b)
 
+    @staticmethod
+    def vecdot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """The inner products along the last axis.
+
+        That of the array API moves axes, which not every transform has a rule for.
+        """
+        products = a.conj()[..., None, :] @ b[..., None]
+        return products[..., 0, 0]
+
     def __getattr__(self, name: str) -> Any:
         """All else is the array API's."""
         return getattr(array_api_compat.torch, name)

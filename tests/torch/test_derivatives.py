@@ -282,6 +282,11 @@ def inner_map(y, a):
     return root(f, torch.ones_like(y), y, a)
 
 
+def inner_steps(y, a):
+    f = lambda z, y, a: z - (z**2 - y - a) / 5
+    return root(f, torch.ones_like(y), y, a, adjoint="unrolled")
+
+
 def inner_root(y, a):
     F = lambda z, y, a: z**2 - y - a
     return fp.root(F, torch.ones_like(y), (y, a), adjoint=ADJOINT, rtol=1e-13).value
@@ -300,7 +305,7 @@ def pulled(f):
 GRAD, FORWARD, REVERSE = torch.func.grad, torch.func.jacfwd, torch.func.jacrev
 
 
-@pytest.mark.parametrize("inner", [inner_map, inner_root, inner_bracket])
+@pytest.mark.parametrize("inner", [inner_map, inner_steps, inner_root, inner_bracket])
 @pytest.mark.parametrize(
     "transforms",
     [
@@ -324,7 +329,10 @@ def test_a_solve_inside_a_solve(inner, transforms):
     for transform in transforms:
         found = transform(found)
     expected = 5 / 3, -8 / 27, 32 / 81
-    close(found(a), torch.full_like(a, expected[len(transforms) - 1]), 1e-8)
+    expected = torch.full_like(a, expected[len(transforms) - 1])
+    close(found(a), expected, 1e-8)
+    if len(transforms) == 1:
+        close(torch.func.vmap(found)(a[None]), expected[None], 1e-8)
 
 
 def test_vmap_of_a_gradient():
