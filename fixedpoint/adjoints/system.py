@@ -16,6 +16,7 @@ from fixedpoint.differences import tells_units, units_of_state
 from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
 from fixedpoint.linear.direct import Dense
+from fixedpoint.matrix import as_coefficients
 from fixedpoint.solution import Status, Work
 from fixedpoint.space import Space
 
@@ -217,8 +218,8 @@ def _halves(space: Space, u: Vec) -> list[Vec]:
     entries = sum(space.sizes)
     chosen, begin, halves = np.random.default_rng(0).permutation(entries) % 2, 0, []
     for leaf, count in zip(u, space.sizes, strict=True):
-        part = np.asarray(chosen[begin : begin + count], dtype=float)
-        mask = space.as_leaf(space.xp.asarray(part, **space.place), leaf)
+        part = as_coefficients(space, chosen[begin : begin + count])
+        mask = space.as_leaf(part, leaf)
         halves.append((mask * leaf, (1.0 - mask) * leaf))
         begin += count
     return [tuple(half) for half in zip(*halves, strict=True)]
