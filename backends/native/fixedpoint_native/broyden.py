@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fixedpoint.backend import Vec
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -47,12 +49,13 @@ class BroydenSteps(CompiledSteps):
         state = emptied(problem.space, state, point)
         slot, (left,), (right,) = state.pushed, state.left.leaves, state.right.leaves
         at = (slice(None),) * problem.space.batch_ndim + (slot,)
+        ahead = state.direction and map(np.ascontiguousarray, state.direction)
         return Method(
             state=state,
             pushed=slot,
             slot=slot,
             shortened=state.shortened,
-            arrays=(left, right, state.scale, *(state.direction or (None,))),
+            arrays=(left, right, state.scale, *(ahead or (None,))),
             written=(left[at], right[at]),
         )
 

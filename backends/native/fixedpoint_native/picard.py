@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fixedpoint.backend import Vec
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -40,7 +42,7 @@ class PicardSteps(CompiledSteps):
     def method(self, problem: Problem, point: Point, state: Vec) -> Method:
         """The residual before the old one, which is what will be remembered."""
         del problem
-        (earlier,) = state
+        earlier = np.ascontiguousarray(state[0])
         return Method(
             state=point.increment,
             pushed=0,
