@@ -13,6 +13,7 @@ from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import maps, numpy_algebra
 from fixedpoint_torch.compiling import disabled, is_compiling
 from fixedpoint_torch.functions import Call, root
+from fixedpoint_torch.linearization import constant
 from fixedpoint_torch.surroundings import exact
 
 
@@ -23,10 +24,22 @@ class TorchAutodiff(Autodiff):
         """The solution, by the rules of its adjoint where derivatives are recorded."""
         if is_compiling():
             return disabled(self.attach)(adjoint, run, value)
+        if torch.is_inference_mode_enabled():
+            return self._outside_of_inference(adjoint, run, value)
         with exact(value[0].device):
             if recording():
                 return adjoint.attach(run, value)
             return numpy_algebra.iterate(run, value)
+
+    def _outside_of_inference(
+        self, adjoint: Adjoint, run: Run, value: Vec
+    ) -> Iteration:
+        """The solution, where derivatives can be taken: in inference mode all vanish,
+        also those that a method asks for.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            args = tuple(map(constant, run.problem.args))
+            return self.attach(adjoint, run.at(args), tuple(map(constant, value)))
 
     def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, by an autograd function whose rules are implicit."""

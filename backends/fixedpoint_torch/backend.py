@@ -17,7 +17,13 @@ from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
 from fixedpoint_torch.checkpoint import Checkpoint
 from fixedpoint_torch.evaluator import TorchEvaluator
 from fixedpoint_torch.functions import pushed
-from fixedpoint_torch.linearization import gradients, products, recorded
+from fixedpoint_torch.linearization import (
+    constant,
+    gradients,
+    products,
+    recorded,
+    recording_on,
+)
 from fixedpoint_torch.namespace import NAMESPACE
 from fixedpoint_torch.small_systems import small_solve
 from fixedpoint_torch.surroundings import Surroundings, exact
@@ -218,8 +224,8 @@ class TorchBackend(Backend):
             value, pull, *_ = torch.func.vjp(f, *primals)
             return value, pull
         leaves, structure = tree.flatten(primals)
-        with torch.enable_grad():
-            inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+        with recording_on():
+            inputs = [constant(leaf).requires_grad_() for leaf in leaves]
             outputs, out_structure = tree.flatten(f(*structure.rebuild(inputs)))
 
         def pullback(cotangent: Any) -> tuple[Any, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
@@ -21,17 +23,34 @@ def products(
     Jᵀw is linear in w, so that J is the transpose of its derivative: a second reverse
     pass, which asks no more of f than that it can be differentiated twice.
     """
-    with torch.enable_grad():
-        z = tuple(leaf.detach().requires_grad_() for leaf in value)
-        outputs = image(z, tuple(leaf.detach() for leaf in rest))
+    with recording_on():
+        z = tuple(constant(leaf).requires_grad_() for leaf in value)
+        outputs = image(z, tuple(map(constant, rest)))
     if not any(leaf.requires_grad for leaf in outputs):
         return lambda u: tuple(map(torch.zeros_like, u))
     if transposed:
         return lambda u: gradients(outputs, z, u, rhs_axes)
-    with torch.enable_grad():
+    with recording_on():
         w = tuple(torch.zeros_like(leaf).requires_grad_() for leaf in outputs)
         pulled = gradients(outputs, z, w, create_graph=True)
     return lambda u: gradients(pulled, w, u, rhs_axes)
+
+
+def recording_on() -> AbstractContextManager[Any]:
+    """Derivatives are recorded, in inference mode too."""
+    inside = torch.is_inference_mode_enabled()
+    return _outside_of_inference() if inside else torch.enable_grad()
+
+
+@contextmanager
+def _outside_of_inference() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def constant(leaf: torch.Tensor) -> torch.Tensor:
+    """The same tensor, of which nothing is recorded, but may be."""
+    return leaf.clone() if leaf.is_inference() else leaf.detach()
 
 
 def recorded(f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:

@@ -693,3 +693,27 @@ def test_a_compiled_network_calls_the_layer_as_it_is():
         for a, b in zip(found, expected, strict=True):
             assert torch.allclose(a, b, **CLOSE)
     assert counter.frame_count <= 2  # what is before the layer, and what is after
+
+
+@pytest.mark.parametrize("solver", [None, "newton", fp.NewtonKrylov(), "anderson"])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_methods_that_differentiate_do_in_inference_mode(solver, made_inside):
+    """There gradients of f vanish without a word; a solve steps out of it."""
+    f = lambda z, x: torch.cos(3.0 * z) + 0.1 * x
+    arrays = lambda: (torch.full((3,), 0.3), torch.ones(3))
+    start, x = arrays()
+    known = fp.fixed_point(f, start, (x,), solver=solver)
+    with torch.inference_mode():
+        start, x = arrays() if made_inside else (start, x)
+        found = fp.fixed_point(f, start, (x,), solver=solver)
+    assert torch.equal(found.value, known.value)
+    assert found.work == known.work
+
+
+def test_what_is_told_of_a_layer_is_the_same_in_inference_mode():
+    weight = torch.diag(torch.tensor([-0.9, 0.9, 0.5]))
+    layer = ft.DEQ(lambda z, x: z @ weight.T + x)
+    inputs = torch.ones(2, 3)
+    known = layer.spectral_radius(inputs)
+    with torch.inference_mode():
+        assert torch.equal(layer.spectral_radius(inputs), known)
