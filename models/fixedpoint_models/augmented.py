@@ -268,7 +268,9 @@ class AugmentedDEQ:
         max_steps : int, optional
             Joint steps at most.
         rtol, atol : float, optional
-            Every block has to meet this tolerance, by itself.
+            Every block has to meet this tolerance, by itself. The residuals of μ and x
+            are in units of the loss: one that is about 1e-6 at all times is met by any
+            x, unless `atol` is smaller.
         on_failure : {"raise", "warn", "return", "nan"}, optional
             What to do when a sample's joint iteration fails.
         method : TrackedNewton, TrackedLBFGS, TrackedDescent or JointIteration, optional
