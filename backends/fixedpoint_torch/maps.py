@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.autograd import forward_ad
@@ -32,6 +34,11 @@ _MADE = (
 )
 
 
+# A module has other parameters as long as it is called with them: threads that share it
+# take turns.
+_LOCKS: WeakKeyDictionary[torch.nn.Module, Any] = WeakKeyDictionary()
+
+
 class _Method(torch.nn.Module):
     """A method of a module, as a module."""
 
@@ -39,6 +46,17 @@ class _Method(torch.nn.Module):
         super().__init__()
         self.inner = inner
         self.name = name
+        self.lock = _LOCKS.setdefault(inner, RLock())
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """The parameters, each once even if tied."""
+        with self.lock:
+            return dict(self.named_parameters())
+
+    def called(self, values: dict[str, torch.Tensor], args: tuple[Any, ...]) -> Any:
+        """Call the method with other tensors in place of those of these names."""
+        with self.lock:
+            return functional_call(self, values, args)
 
     def forward(self, *args: Any) -> Any:
         """Call the method."""
@@ -72,7 +90,7 @@ def lift(f: Callable[..., Any]) -> Vec:
             "constants, so their "
             "gradients would be lost: solve outside of it, or by fixedpoint_torch.DEQ"
         )
-    return tuple(module.parameters())
+    return tuple(module.named().values())
 
 
 def _distributing() -> tuple[type, ...]:
@@ -88,14 +106,12 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
     module = _as_module(f)
     if module is None:
         return f
-    names = [name for name, _ in module.named_parameters()]
+    values = dict(zip(module.named(), parameters, strict=True))
 
     def call(*args: Any) -> Any:
-        buffers = {
-            name: buffer.detach().clone() for name, buffer in module.named_buffers()
-        }
-        values = dict(zip(names, parameters, strict=True))
-        return functional_call(module, {**buffers, **values}, args)
+        with module.lock:
+            buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+            return module.called({**buffers, **values}, args)
 
     return call
 
@@ -182,8 +198,8 @@ def _detached(f: Callable[..., Any]) -> Callable[..., Any]:
     module = _as_module(f)
     if module is None:
         return f
-    values = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    return lambda *args: functional_call(module, values, args)
+    values = {name: parameter.detach() for name, parameter in module.named().items()}
+    return lambda *args: module.called(values, args)
 
 
 def _noted(seen: list[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -202,3 +204,25 @@ def test_memory_of_the_backward_pass_does_not_grow_with_the_steps(x):
         assert int(sol.steps.max()) == steps
         kept.append(sum(saved))
     assert kept[0] == kept[1] <= math.prod(x.shape) * 2 + 36
+
+
+def test_threads_may_share_a_module():
+    """It has other parameters as long as f is evaluated for a derivative."""
+    cell, interval = Cell().double(), sys.getswitchinterval()
+    parameters = list(cell.parameters())
+
+    def gradients(k):
+        x = torch.full((6,), 0.1 * k, dtype=torch.float64, requires_grad=True)
+        z = fp.fixed_point(cell, torch.zeros_like(x), (x,), rtol=1e-9).value
+        return torch.autograd.grad((z**2).sum(), [x, *parameters])
+
+    known = list(map(gradients, range(40)))
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(gradients, range(40)))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(found, known, strict=True):
+        assert all(map(torch.equal, one, other))
+    assert all(a is b for a, b in zip(cell.parameters(), parameters, strict=True))
