@@ -68,21 +68,21 @@ def units(space: Space, system: System, value: Array, weights: Array) -> Array:
     apart.
 
     An equation is as large as its change when the unknowns change by their own size, or
-    where they are zero by the first correction. Neither is typical of an unknown that
-    is small as yet: where equal changes of all unknowns change all equations alike, one
-    unit serves them all.
+    where they are zero by the first correction. Where these are a million apart neither
+    may be typical of an unknown that is small as yet: if equal changes of all unknowns
+    change all equations alike, one unit serves them all.
     """
     xp = space.xp
     if space.backend.known_here(weights > 0.0):
         return weights
     slopes = system.row_maxima(xp.ones_like(value))
-    alike = are_alike(space, slopes)
     size = xp.where(value == 0.0, xp.abs(system.entries), xp.abs(value))
     terms = system.row_maxima(xp.where(xp.isfinite(size), size, space.zero))
     terms = xp.where(terms < xp.inf, terms, space.zero)
     largest = xp.max(terms, axis=-1, keepdims=True)
     largest = xp.where(largest > 0.0, largest, space.one)
+    one = are_alike(space, slopes) & ~are_alike(space, terms)
     found = 2.0 ** -xp.round(xp.log2(largest)) / xp.where(
-        alike, space.one, units_of(space, terms)
+        one, space.one, units_of(space, terms)
     )
     return xp.where(weights > 0.0, weights, found)
