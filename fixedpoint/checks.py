@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from numbers import Real
+from operator import index
 from typing import Any, TypeVar
 
 Choice = TypeVar("Choice")
@@ -77,6 +79,30 @@ def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless `value` is an integer, `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+
+
+def checked_steps(steps: Any) -> tuple[int, ...]:
+    """The `steps` at which states are asked for.
+
+    Raises
+    ------
+    TypeError
+        If they are no integers.
+    ValueError
+        If one is negative, or less than the one before it.
+    """
+    expected = "steps must be integers, 0 or more, in ascending order"
+    wrong = TypeError(f"{expected}, got {steps!r}")
+    try:
+        given = tuple(steps)
+        found = tuple(map(index, given))
+    except TypeError:
+        raise wrong from None
+    if any(isinstance(step, bool) for step in given):
+        raise wrong
+    if any(later < step for step, later in pairwise((0, *found))):
+        raise ValueError(f"{expected}, got {steps!r}")
+    return found
 
 
 def check_cell(cell: Any) -> None:

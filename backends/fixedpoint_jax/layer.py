@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 import fixedpoint as fp
 from fixedpoint.border import first_state, guessing
-from fixedpoint.checks import changed_settings, check_cell
+from fixedpoint.checks import changed_settings, check_cell, checked_steps
 from fixedpoint.failure import Policy
 from fixedpoint.question import check_layer, methods_of
 from fixedpoint.solvers import Solver
@@ -115,7 +115,7 @@ class DEQ:
         *inputs, z0
             As in :meth:`__call__`.
         steps : sequence of int
-            After which steps, in ascending order.
+            After which steps, in ascending order; step 0 has the start.
 
         Returns
         -------
@@ -127,7 +127,7 @@ class DEQ:
         """
         method = self._method()
         z, memory, done, states = self._first(inputs, z0), None, 0, []
-        for step in steps:
+        for step in checked_steps(steps):
             part = {"max_steps": step - done, "on_failure": "return", "solver": method}
             solution = self._solved(inputs, z, state=memory, **part)
             z, memory = jax.lax.stop_gradient((solution.value, solution.state))

@@ -13,7 +13,7 @@ import torch
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.border import first_state, guessing
-from fixedpoint.checks import changed_settings, check_cell
+from fixedpoint.checks import changed_settings, check_cell, checked_steps
 from fixedpoint.failure import Policy
 from fixedpoint.question import check_layer, methods_of
 from fixedpoint.solvers import Solver
@@ -165,8 +165,8 @@ class DEQ(torch.nn.Module):
         *inputs, z0
             As in :meth:`forward`.
         steps : sequence of int
-            After which steps. A step that the solve does not reach has the state of the
-            last.
+            After which steps, in ascending order. Step 0 has the start, and a step that
+            the solve does not reach the state of the last.
 
         Returns
         -------
@@ -176,7 +176,9 @@ class DEQ(torch.nn.Module):
             those of the layer. Those of the others are of the one application of the
             cell, zₖ a constant.
         """
-        seen: dict[int, Any] = {}
+        steps = checked_steps(steps)
+        first = self._first(inputs, z0)
+        seen: dict[int, Any] = {0: _mapped(torch.detach, first)}
 
         def note(step: int, z: Any, residual_norm: torch.Tensor) -> None:
             del residual_norm
@@ -184,7 +186,6 @@ class DEQ(torch.nn.Module):
                 seen[step] = _mapped(torch.detach, z)
 
         f, args = with_weights_computed(self.cell, inputs)
-        first = self._first(inputs, z0)
         around = Surroundings.of_now(tree.flatten(first)[0][0].device)
         end = self._noted(self._solved(f, args, first, note)).value
         last = _mapped(torch.detach, end)

@@ -870,6 +870,25 @@ def test_settings_of_a_layer_are_checked_when_it_is_made(layer):
             layer(**settings)
 
 
+ONES = [torch.ones(2, 3), jnp.ones((2, 3))]
+
+
+@pytest.mark.parametrize(("layer", "x"), list(zip(LAYERS, ONES, strict=True)))
+@pytest.mark.parametrize("steps", [3, "ab", [1.5], [True], [None], [-1], [3, 1]])
+def test_steps_of_a_trajectory(layer, x, steps):
+    message = "steps must be integers, 0 or more, in ascending order, got "
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"{message}{steps!r}")):
+        layer().trajectory(x, steps=steps)
+
+
+@pytest.mark.parametrize(("layer", "x"), list(zip(LAYERS, ONES, strict=True)))
+def test_a_trajectory_begins_at_the_start(layer, x):
+    first, second, end = layer().trajectory(x, steps=np.arange(2))
+    assert first.tolist() == [[1.0] * 3] * 2
+    assert second.tolist() == [[1.5] * 3] * 2
+    np.testing.assert_allclose(np.asarray(end), 2.0, rtol=1e-4)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_shows_the_settings_that_were_changed(layer):
     shown = repr(layer(solver=fp.Picard(), rtol=1e-3, max_steps=1000))
