@@ -457,8 +457,11 @@ class Loop:
 
 
 def check_same(kept: Any, fresh: Any) -> None:
-    """Raise unless an earlier call's memory has the shapes that a fresh one has."""
-    found, expected = _shapes(kept), _shapes(fresh)
+    """Raise unless an earlier call's memory has the shapes that a fresh one has.
+
+    What only a call outside of a trace knows to be nothing, None, is not compared.
+    """
+    found, expected = _shapes(kept, fresh), _shapes(fresh, kept)
     if type(kept) is not type(fresh) or found[: len(expected)] != expected:
         raise ValueError(
             f"state must come from a call with the same shapes: expected {expected}, "
@@ -466,6 +469,10 @@ def check_same(kept: Any, fresh: Any) -> None:
         )
 
 
-def _shapes(memory: Any) -> list[tuple[int, ...]]:
+def _shapes(memory: Any, other: Any) -> list[tuple[int, ...]]:
+    """The shapes of the arrays of a memory whose fields are not None in the other."""
+    if type(memory) is type(other) and isinstance(memory, tuple):
+        pairs = zip(memory, other, strict=False)
+        memory = [part for part, beside in pairs if beside is not None]
     leaves = tree.flatten(memory)[0]
     return [tuple(leaf.shape) for leaf in leaves if getattr(leaf, "ndim", 0)]

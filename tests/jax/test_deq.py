@@ -280,6 +280,38 @@ def test_derivatives_along_a_trajectory(cell):
     assert_close(of_state(cell, 1)[0], jax.jit(jax.grad(reference))(cell))
 
 
+@pytest.mark.parametrize("solver", [None, "anderson", "broyden", "picard"])
+def test_eager_training_along_a_trajectory(cell, solver):
+    """The first piece is compiled for it, and the next, which goes on, is not."""
+    layer, x = fj.DEQ(cell, **TIGHT | {"solver": solver}), data()
+
+    def loss(cell):
+        states = dataclasses.replace(layer, cell=cell).trajectory(x, steps=(1, 3))
+        return fj.correction_loss(lambda z, y: squares(z - y), states, 1.0)
+
+    assert_close(jax.grad(loss)(cell), jax.jit(jax.grad(loss))(cell))
+
+
+@pytest.mark.parametrize("solver", [fp.Anderson(memory=3), fp.Broyden()])
+def test_a_memory_goes_into_a_trace_and_out_of_it(solver):
+    x = jnp.linspace(0.1, 1.0, 6).reshape(2, 3)
+    solve = lambda x, **settings: fp.fixed_point(
+        lambda z, x: jnp.tanh(0.5 * z[:, ::-1] + x),
+        jnp.zeros_like(x),
+        (x,),
+        solver=solver,
+        batch_ndim=1,
+        on_failure="return",
+        **settings,
+    )
+    expected = solve(x, rtol=1e-5).value
+    for first, then in ((jax.jit, lambda f: f), (lambda f: f, jax.jit)):
+        state = first(lambda x: solve(x, max_steps=4).state)(x)
+        sol = then(lambda x, state: solve(x, rtol=1e-5, state=state))(x, state)
+        assert sol.converged.all()
+        assert_close(sol.value, expected, rtol=1e-4)
+
+
 def test_correction_loss():
     states = [jnp.full(2, value) for value in (1.0, 2.0, 4.0)]
     loss = lambda states: fj.correction_loss(
