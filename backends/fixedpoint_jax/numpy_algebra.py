@@ -7,6 +7,7 @@ JAX.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,15 @@ from fixedpoint_jax.maps import CapturedTracerError
 _LARGEST = 2**18
 
 
+class _Zeroed(NumpyBackend):
+    """NumPy's, for states that a trace may go on with, in which all rows are read."""
+
+    def empty(self, xp: Any) -> Callable[..., Any]:
+        """Zeros."""
+        make: Callable[..., Any] = xp.zeros
+        return make
+
+
 def iterate(run: Run, value: Vec) -> Iteration:
     """What ``run.iterate`` gives, by NumPy where that is better."""
     known = (*value, *run.problem.args)
@@ -35,7 +45,7 @@ def iterate(run: Run, value: Vec) -> Iteration:
         return run.iterate(value)
     first = value[0]
     place = first.device if first.committed else None
-    bridge = Bridge(NumpyBackend(), _there, partial(_back, place))
+    bridge = Bridge(_Zeroed(), _there, partial(_back, place))
     end = run.on(bridge, value).iterate(bridge.all_there(value))
     return end.converted(bridge.back_in)
 

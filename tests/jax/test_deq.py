@@ -312,6 +312,17 @@ def test_a_memory_goes_into_a_trace_and_out_of_it(solver):
         assert_close(sol.value, expected, rtol=1e-4)
 
 
+def test_what_a_memory_has_room_for_is_zero():
+    """A trace that goes on with it reads all of it."""
+    full = np.full(10**3, np.nan)  # memory that is likely to be taken next
+    del full
+    f = lambda z: jnp.cos(z * jnp.linspace(0.1, 0.7, 100))
+    settings = {"solver": fp.Anderson(memory=10), "on_failure": "return"}
+    state = fp.fixed_point(f, jnp.zeros(100), max_steps=2, **settings).state
+    for columns in (state.contents.residuals, state.contents.images):
+        assert not columns.leaves[0][2:].any()
+
+
 def test_correction_loss():
     states = [jnp.full(2, value) for value in (1.0, 2.0, 4.0)]
     loss = lambda states: fj.correction_loss(
