@@ -63,6 +63,31 @@ class Border:
         border = cls(backend, backend.flatten(start)[1], names)
         return border, border.leaves(start)
 
+    def check(self, leaves: Vec, batch_ndim: int) -> None:
+        """Raise unless each leaf of a state holds floating-point entries, and all
+        share their first axes.
+        """
+        backend, batch = self.backend, tuple(leaves[0].shape[:batch_ndim])
+        xp = backend.namespace(leaves[0])
+        for leaf, name in zip(leaves, self.names, strict=True):
+            if not xp.isdtype(leaf.dtype, ("real floating", "complex floating")):
+                raise TypeError(
+                    f"{name} must have a floating-point or complex dtype, got "
+                    f"{leaf.dtype}"
+                )
+            shape = tuple(leaf.shape)
+            if len(shape) < batch_ndim:
+                raise ValueError(
+                    f"{name} has {len(shape)} axes, fewer than batch_ndim={batch_ndim}"
+                )
+            if shape[:batch_ndim] != batch:
+                raise ValueError(
+                    f"{name} must begin with the {batch_ndim} batch axes {batch} of "
+                    f"{self.names[0]}, got the shape {shape}"
+                )
+            if 0 in shape[batch_ndim:]:
+                raise ValueError(f"{name} is empty: its shape is {shape}")
+
     def joined(self, leaves: Vec, batch_ndim: int) -> Border:
         """The same, with small neighbors among the leaves in one array."""
         return replace(self, joining=Joined.of(self.backend, leaves, batch_ndim))

@@ -22,13 +22,13 @@ def check_positive(name: str, value: float, upper: float = float("inf")) -> None
 
 def check_number(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is a real number."""
-    if not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_bound(name: str, value: Any) -> None:
     """Raise unless `value`, which is no array, is a finite number, not negative."""
-    if not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or an array, got {value!r}")
     if not 0 <= float(value) < float("inf"):
         raise ValueError(f"{name} must be finite and not negative, got {value!r}")
@@ -47,11 +47,16 @@ def check_bounds(name: str, values: Any, backend: Any) -> None:
 
 def check_function(name: str, f: Any, args: Any) -> None:
     """Raise TypeError unless `f` can be called, and `args` is a tuple."""
-    if not callable(f):
-        raise TypeError(f"{name} must be callable, got {type(f).__name__}")
+    check_given(name, f)
     if not isinstance(args, tuple):
         kind = type(args).__name__
         raise TypeError(f"args must be a tuple, got {kind}: write args=(x,)")
+
+
+def check_given(name: str, f: Any) -> None:
+    """Raise TypeError unless `f` can be called."""
+    if not callable(f):
+        raise TypeError(f"{name} must be callable, got {type(f).__name__}")
 
 
 def check_callable(name: str, value: Any) -> None:

@@ -12,11 +12,11 @@ from fixedpoint.adapters import numbers
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
 from fixedpoint.backend import Array, Vec
 from fixedpoint.border import Border, MapOnLeaves, note_mixture
-from fixedpoint.checks import check_count, check_function
+from fixedpoint.checks import check_callable, check_count, check_function, check_given
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
 from fixedpoint.failure import Policy, check_policy, shorten
-from fixedpoint.operators.base import Map
+from fixedpoint.operators.base import Map, check_blocks
 from fixedpoint.problem import Problem, RootProblem
 from fixedpoint.run import SolverRun
 from fixedpoint.solvers import Solver, as_solver, default_solver
@@ -68,6 +68,7 @@ class Question:
         **rest: Any,
     ) -> Question:
         """That of a call: its fields are known by name, and its methods may be."""
+        check_given("F" if rest.get("is_root") else "f", f)
         map_, control = with_fields(f, control, fields)
         solver, adjoint = methods_of(solver, adjoint)
         adjoint = adjoint or IMPLICIT
@@ -78,7 +79,7 @@ class Question:
         self._check()
         start, whole = numbers(start), "x0" if self.is_root else "z0"
         border, leaves = Border.of(start, whole, self.communicator, self.batch_ndim)
-        _check_state(border, leaves, self.batch_ndim)
+        border.check(leaves, self.batch_ndim)
         border = border.joined(leaves, self.batch_ndim) if self._joins() else border
         value = border.vector(leaves)
         space = Space.of(border.backend, value, self.batch_ndim)
@@ -187,6 +188,7 @@ class Question:
         names = getattr(self.map.f, "blocks", None) if self.map.is_operator else None
         if names is None:
             return (slice(None),)
+        check_blocks(names, start)
         blocks, first = [], 0
         for name in sorted(start):
             stop = first + len(tree.flatten(start[name])[0])
@@ -247,29 +249,6 @@ _MAP = {field.name for field in fields_of(Map)} - {"f"}
 _CONTROL = {field.name for field in fields_of(Control)}
 
 
-def _check_state(border: Border, leaves: Vec, batch_ndim: int) -> None:
-    """Each leaf holds floating-point entries, and all share their first axes."""
-    backend, batch = border.backend, tuple(leaves[0].shape[:batch_ndim])
-    xp = backend.namespace(leaves[0])
-    for leaf, name in zip(leaves, border.names, strict=True):
-        if not xp.isdtype(leaf.dtype, ("real floating", "complex floating")):
-            raise TypeError(
-                f"{name} must have a floating-point or complex dtype, got {leaf.dtype}"
-            )
-        shape = tuple(leaf.shape)
-        if len(shape) < batch_ndim:
-            raise ValueError(
-                f"{name} has {len(shape)} axes, fewer than batch_ndim={batch_ndim}"
-            )
-        if shape[:batch_ndim] != batch:
-            raise ValueError(
-                f"{name} must begin with the {batch_ndim} batch axes {batch} of "
-                f"{border.names[0]}, got the shape {shape}"
-            )
-        if 0 in shape[batch_ndim:]:
-            raise ValueError(f"{name} is empty: its shape is {shape}")
-
-
 def _on_leaves(control: Control, border: Border) -> Control:
     """`control`, whose callback is called with leaves; the caller's sees copies."""
     call, unpack = control.callback, border.unpack
@@ -296,3 +275,4 @@ def check_layer(layer: Any) -> None:
     Control(max_steps=layer.max_steps)
     check_count("batch_ndim", layer.batch_ndim, 0)
     check_policy("on_failure", layer.on_failure)
+    check_callable("start", layer.start)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.border import Border
+from fixedpoint.checks import check_bound, check_count
 from fixedpoint.space import Space
 
 
@@ -50,7 +51,9 @@ def jacobian_penalty(
     Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization",
     ICML 2021, arXiv:2106.14342.
     """
+    check_count("batch_ndim", batch_ndim, 0)
     border, leaves = Border.of(z, "z", batch_ndim=batch_ndim)
+    border.check(leaves, batch_ndim)
     space = Space.of(border.backend, leaves, batch_ndim)
 
     def on_leaves(*value: Any) -> Vec:
@@ -96,4 +99,8 @@ def correction_loss(
     5.25
     """
     n = len(states)
+    if n == 0:
+        raise ValueError(f"states must hold a state or more, got {states!r}")
+    if not hasattr(gamma, "shape"):
+        check_bound("gamma", gamma)
     return sum(gamma ** (n - k - 1) * loss(z, *targets) for k, z in enumerate(states))

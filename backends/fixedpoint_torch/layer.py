@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from inspect import signature
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ import torch
 
 import fixedpoint as fp
 from fixedpoint import tree
+from fixedpoint.adapters import type_name
 from fixedpoint.border import first_state, guessing
 from fixedpoint.checks import changed_settings, check_cell, checked_steps
 from fixedpoint.failure import Policy
@@ -110,8 +110,8 @@ class DEQ(torch.nn.Module):
         self.rtol, self.atol, self.norm, self.test = rtol, atol, norm, test
         self.max_steps, self.batch_ndim = max_steps, batch_ndim
         self.on_failure = on_failure
-        check_layer(self)
         self.start = start
+        check_layer(self)
         self.statistics: Statistics | None = None
 
     def extra_repr(self) -> str:
@@ -236,7 +236,7 @@ class DEQ(torch.nn.Module):
 
     def _first(self, inputs: tuple[Any, ...], z0: Any) -> Any:
         """Where to start."""
-        return first_state(self, inputs, z0, partial(_mapped, torch.zeros_like))
+        return first_state(self, inputs, z0, _zeros)
 
     def _solved(
         self, f: Any, args: tuple[Any, ...], z0: Any, callback: Any
@@ -271,6 +271,18 @@ def _applied(around: Surroundings, f: Callable[..., Any], z: Any, *args: Any) ->
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], container: Any) -> Any:
     leaves, structure = tree.flatten(container)
     return structure.rebuild(list(map(function, leaves)))
+
+
+def _zeros(first: Any) -> Any:
+    """Zeros like the first input."""
+    for leaf in tree.flatten(first)[0]:
+        if not torch.is_tensor(leaf):
+            raise TypeError(
+                "the first input must be a tensor or a container of tensors, got "
+                f"{type_name(leaf)}: give it as torch.as_tensor(...), or say where to "
+                "start by z0= or start="
+            )
+    return _mapped(torch.zeros_like, first)
 
 
 def _without(lost: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fixedpoint import regularization, tree
-from fixedpoint.checks import check_count
+from fixedpoint.checks import check_count, check_number
 from fixedpoint.regularization import correction_loss
 
 __all__ = ["VariationalDropout", "correction_loss", "jacobian_penalty"]
@@ -95,8 +95,12 @@ class VariationalDropout(torch.nn.Module):
 
     def __init__(self, p: float = 0.5, axes: tuple[int, ...] = (1,)) -> None:
         super().__init__()
+        check_number("p", p)
         if not 0.0 <= p < 1.0:
             raise ValueError(f"p must be in [0, 1), got {p!r}")
+        is_tuple = isinstance(axes, (tuple, list))
+        if not is_tuple or not all(type(axis) is int for axis in axes):
+            raise TypeError(f"axes must be a tuple of integers, got {axes!r}")
         self.p, self.axes = p, axes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,6 +109,10 @@ class VariationalDropout(torch.nn.Module):
             return x
         shape = list(x.shape)
         for axis in self.axes:
+            if not -x.ndim <= axis < x.ndim:
+                raise ValueError(
+                    f"axes must be axes of x, which has {x.ndim}, got {self.axes}"
+                )
             shape[axis] = 1
         keep = 1.0 - self.p
         return x * (x.new_empty(shape).bernoulli_(keep) / keep)

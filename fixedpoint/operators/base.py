@@ -9,7 +9,7 @@ from operator import add, sub
 from typing import Any, NamedTuple
 
 from fixedpoint.adapters import backend_of_state
-from fixedpoint.checks import check_callable, check_positive
+from fixedpoint.checks import check_callable, check_given, check_positive
 
 
 class Evaluation(NamedTuple):
@@ -127,6 +127,7 @@ class Map(Operator):
     has_aux: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_given("f", self.f)
         for name in ("jvp", "preconditioner", "project"):
             check_callable(name, getattr(self, name))
 
@@ -178,6 +179,9 @@ class Project(Wrapper):
     """The operator Π(T(z)), with the residual Π(z + r) − z, r that of T."""
 
     project: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        check_given("project", self.project)
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
@@ -242,12 +246,20 @@ class Joint(Operator):
     shared: Callable[..., Any]
     blocks: Mapping[str, Operator]
 
+    def __post_init__(self) -> None:
+        check_given("shared", self.shared)
+        if not isinstance(self.blocks, Mapping):
+            raise TypeError(f"blocks must be a mapping, got {self.blocks!r}")
+        for name, block in self.blocks.items():
+            if not isinstance(block, Operator):
+                raise TypeError(
+                    f"blocks[{name!r}] must be an operator, such as Map(f), got "
+                    f"{type(block).__name__}"
+                )
+
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of what is shared, and one of each block."""
-        if set(state) != set(self.blocks):
-            raise ValueError(
-                f"the state must have the blocks {set(self.blocks)}, got {set(state)}"
-            )
+        check_blocks(self.blocks, state)
         shared = self.shared(state, *args)
         parts = {
             name: block.evaluate(state[name], shared)
@@ -256,3 +268,16 @@ class Joint(Operator):
         images = {name: part.image for name, part in parts.items()}
         residuals = {name: part.residual for name, part in parts.items()}
         return Evaluation(images, residuals)
+
+
+def check_blocks(blocks: Mapping[str, Any], state: Any) -> None:
+    """Raise unless a state is a dictionary with these blocks."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"the state must be a dictionary with the blocks {set(blocks)}, got "
+            f"{type(state).__name__}"
+        )
+    if set(state) != set(blocks):
+        raise ValueError(
+            f"the state must have the blocks {set(blocks)}, got {set(state)}"
+        )

@@ -870,6 +870,87 @@ def test_settings_of_a_layer_are_checked_when_it_is_made(layer):
             layer(**settings)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_a_layer_is_made_with(layer):
+    with pytest.raises(TypeError, match=r"^start must be callable, got 3$"):
+        layer(start=3)
+    with pytest.raises(TypeError, match=r"^rtol must be a number or an array, got Tr"):
+        layer(rtol=True)
+
+
+@pytest.mark.parametrize(
+    ("x", "kind"), [(np.ones(2), "numpy.ndarray"), (1.0, "builtins.float")]
+)
+def test_an_input_that_is_no_tensor(x, kind):
+    message = f"first input must be a tensor or a container of tensors, got {kind}: "
+    with pytest.raises(TypeError, match=re.escape(message)):
+        fixedpoint_torch.DEQ(Half())(x)
+
+
+JOINT = fp.operators.Joint(lambda s: s, {"u": fp.operators.Map(lambda u, s: u / 2)})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fp.operators.Map(3), "f must be callable, got int"),
+        (lambda: JOINT.projected(3), "project must be callable, got int"),
+        (
+            lambda: fp.operators.Joint(lambda s: s, {"u": lambda u, s: u}),
+            "blocks['u'] must be an operator, such as Map(f), got function",
+        ),
+        (lambda: fp.operators.Joint(lambda s: s, 3), "blocks must be a mapping, got 3"),
+        (
+            lambda: fp.fixed_point(JOINT, np.zeros(2)),
+            "the state must be a dictionary with the blocks {'u'}, got ndarray",
+        ),
+    ],
+)
+def test_what_an_operator_is_made_of(make, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        make()
+
+
+def test_what_dropout_is_asked():
+    dropout = fixedpoint_torch.VariationalDropout
+    with pytest.raises(TypeError, match=r"^p must be a number, got 'a'$"):
+        dropout("a")
+    with pytest.raises(TypeError, match=r"^axes must be a tuple of integers, got 1$"):
+        dropout(0.5, 1)
+    with pytest.raises(ValueError, match=r"axes of x, which has 2, got \(5,\)$"):
+        dropout(0.5, (5,))(torch.ones(2, 3))
+
+
+PENALTIES = [
+    lambda **settings: fixedpoint_torch.jacobian_penalty(
+        torch.cos, torch.ones(2, 3), **settings
+    ),
+    lambda **settings: fixedpoint_jax.jacobian_penalty(
+        jnp.cos, jnp.ones((2, 3)), key=jax.random.key(0), **settings
+    ),
+]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize(
+    ("batch_ndim", "message"),
+    [
+        (-1, "batch_ndim must be an integer, 0 or more, got -1"),
+        (7, "z has 2 axes, fewer than batch_ndim=7"),
+    ],
+)
+def test_axes_of_a_penalty(penalty, batch_ndim, message):
+    with pytest.raises(ValueError, match=message):
+        penalty(batch_ndim=batch_ndim)
+
+
+def test_what_a_correction_is_made_of():
+    with pytest.raises(ValueError, match=r"^gamma must be finite and not neg.*got -1$"):
+        fixedpoint_torch.correction_loss(lambda z: z, [1.0], gamma=-1)
+    with pytest.raises(ValueError, match=r"^states must hold a state or more, got \[]"):
+        fixedpoint_torch.correction_loss(lambda z: z, [])
+
+
 ONES = [torch.ones(2, 3), jnp.ones((2, 3))]
 
 
