@@ -8,8 +8,10 @@ from typing import Any
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.adapters import backend_of
+from fixedpoint.adapters import backend_of, type_name
 from fixedpoint.backend import Array, Pullback, Vec
+from fixedpoint.border import Border
+from fixedpoint.checks import check_callable, check_count, check_given, check_positive
 from fixedpoint.failure import Policy
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
@@ -109,6 +111,14 @@ class AugmentedDEQ:
     vjp: Callable[..., tuple[Any, Pullback]] | None = None
     loss_gradient: Callable[..., tuple[Any, tuple[Any, Any]]] | None = None
 
+    def __post_init__(self) -> None:
+        check_given("f", self.f)
+        check_given("loss", self.loss)
+        for name in ("output", "project", "vjp", "loss_gradient"):
+            check_callable(name, getattr(self, name))
+        check_positive("step_size", self.step_size)
+        check_count("batch_ndim", self.batch_ndim, 0)
+
     @property
     def operator(self) -> fp.operators.Joint:
         """The joint operator on states ``{"z", "mu", "x"}``, with the arguments
@@ -116,7 +126,7 @@ class AugmentedDEQ:
         """
         return fp.operators.augmented(
             self.f,
-            self.loss,
+            _PerSample(self.loss, self.batch_ndim),
             step_size=self.step_size,
             project=self.project,
             state_damping=self.state_damping,
@@ -130,7 +140,11 @@ class AugmentedDEQ:
     def problem(self) -> fp.operators.Lagrangian:
         """The Lagrangian of the problem."""
         return fp.operators.Lagrangian(
-            self.f, self.loss, self.vjp, self.loss_gradient, self.output
+            self.f,
+            _PerSample(self.loss, self.batch_ndim),
+            self.vjp,
+            self.loss_gradient,
+            self.output,
         )
 
     def iterate(
@@ -181,6 +195,7 @@ class AugmentedDEQ:
         >>> round(float(w.grad), 3)  # (1 − w²) / (1 + w²)²
         0.48
         """
+        self._check(z0, x0, method)
         first = zeros_like(z0) if mu0 is None else mu0
         start, args = {"z": z0, "mu": first, "x": x0}, (params, y)
         control: dict[str, Any] = {
@@ -214,6 +229,18 @@ class AugmentedDEQ:
             **control,
         )
 
+    def _check(self, z0: Any, x0: Any, method: Any) -> None:
+        """Raise unless a solve can start there, by such a method."""
+        for name, start in (("z0", z0), ("x0", x0)):
+            border, leaves = Border.of(start, name, batch_ndim=self.batch_ndim)
+            border.check(leaves, self.batch_ndim)
+        is_method = hasattr(method, "solve") and not isinstance(method, type)
+        if method is not None and not is_method:
+            raise TypeError(
+                "method must be TrackedNewton(), TrackedLBFGS(), TrackedDescent(...) "
+                f"or JointIteration(...), got {method!r}"
+            )
+
     def _serves_newton(self, z: Any, x: Any, params: Any) -> bool:
         """Whether inputs are few and free, and f can be evaluated for another number of
         samples.
@@ -225,6 +252,8 @@ class AugmentedDEQ:
         if self.project is not None or self.vjp is not None or self.batch_ndim != 1:
             return False
         if traced or not space.backend.differentiates or space.real_size > _FEW_INPUTS:
+            return False
+        if space.batch_shape[0] == 0:  # no sample to try it with
             return False
         rows, xp = (0, 0) if space.batch_shape[0] == 1 else (0,), space.xp
         taken = xp.asarray(rows, dtype=xp.int64, **space.place)
@@ -349,6 +378,26 @@ class AugmentedDEQ:
         leaves = tuple(tree.flatten(block)[0])
         backend = backend_of(leaves, tree.paths(block, "block"))
         return Space.of(backend, leaves, self.batch_ndim), leaves
+
+
+@dataclass(frozen=True)
+class _PerSample:
+    """A loss that is known to return one number for each sample."""
+
+    loss: Callable[..., Any]
+    batch_ndim: int
+
+    def __call__(self, o: Any, x: Any, y: Any, params: Any) -> Any:
+        found = self.loss(o, x, y, params)
+        expected = tuple(tree.flatten(x)[0][0].shape[: self.batch_ndim])
+        shape = getattr(found, "shape", None)
+        if shape is None or tuple(shape) != expected:
+            got = type_name(found) if shape is None else f"the shape {tuple(shape)}"
+            raise ValueError(
+                "loss must return one number for each sample, of the shape "
+                f"{expected}, got {got}"
+            )
+        return found
 
 
 def _detached(state: Any) -> Any:

@@ -698,3 +698,45 @@ def test_the_recipe_says_how_many_steps_it_took():
     sol = solved(METHODS["recipe"], scale=0.3, rtol=1e-3, atol=1e-4, max_steps=1500)
     assert bool((sol.joint.steps > 0).all())
     assert int(sol.joint.steps.max()) < 1000
+
+
+# What is asked for in another way than it can be.
+
+
+ZERO = torch.zeros(3, 2)
+
+
+def asked(z0=ZERO, x0=ZERO, loss=lambda z, x, y, p: (z**2).sum(-1), **settings):
+    control = {key: settings.pop(key) for key in {"method"} & settings.keys()}
+    model = AugmentedDEQ(lambda z, x, p: 0.5 * z + x, loss, **settings)
+    return model.solve(z0, x0, params=None, y=z0, **control)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"loss": lambda z, x, y, p: (z**2).sum()},
+            ValueError,
+            r"loss must return one number for each sample, of the shape \(3,\), "
+            r"got the shape \(\)",
+        ),
+        ({"loss": lambda z, x, y, p: z**2}, ValueError, r"loss must .*shape \(3, 2\)"),
+        ({"loss": lambda z, x, y, p: 1.0}, ValueError, "loss must .*builtins.float"),
+        ({"loss": "a"}, TypeError, "loss must be callable, got str"),
+        ({"project": 3}, TypeError, "project must be callable, got 3"),
+        ({"x0": ZERO.long()}, TypeError, "x0 must have a floating-point .*torch.int64"),
+        ({"method": "newton"}, TypeError, r"method must be TrackedN.*, got 'newton'"),
+        ({"method": 3}, TypeError, "method must be TrackedNewton.*, got 3"),
+        ({"method": TrackedLBFGS}, TypeError, "method must be .*got <class"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind(settings, error, message):
+    with pytest.raises(error, match=message):
+        asked(**settings)
+
+
+def test_a_batch_of_none():
+    sol = asked(ZERO[:0], ZERO[:0])
+    assert sol.x.shape == (0, 2)
+    assert sol.objective.shape == sol.joint.status.shape == (0,)
