@@ -389,13 +389,12 @@ class _PerSample:
 
     def __call__(self, o: Any, x: Any, y: Any, params: Any) -> Any:
         found = self.loss(o, x, y, params)
-        expected = tuple(tree.flatten(x)[0][0].shape[: self.batch_ndim])
         shape = getattr(found, "shape", None)
-        if shape is None or tuple(shape) != expected:
+        if shape is None or len(shape) != self.batch_ndim:
             got = type_name(found) if shape is None else f"the shape {tuple(shape)}"
             raise ValueError(
-                "loss must return one number for each sample, of the shape "
-                f"{expected}, got {got}"
+                "loss must return one number for each sample, an array of "
+                f"{self.batch_ndim} axes, got {got}"
             )
         return found
 

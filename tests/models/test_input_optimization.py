@@ -718,7 +718,7 @@ def asked(z0=ZERO, x0=ZERO, loss=lambda z, x, y, p: (z**2).sum(-1), **settings):
         (
             {"loss": lambda z, x, y, p: (z**2).sum()},
             ValueError,
-            r"loss must return one number for each sample, of the shape \(3,\), "
+            r"loss must return one number for each sample, an array of 1 axes, "
             r"got the shape \(\)",
         ),
         ({"loss": lambda z, x, y, p: z**2}, ValueError, r"loss must .*shape \(3, 2\)"),
