@@ -167,7 +167,7 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
     Of a large state, those of its leaves. A zero is taken to be in the largest unit of
     its leaf.
     """
-    if not tells_units(space, value):
+    if not has_units(space, value):
         return None
     xp, small = space.xp, space.dimension <= ENTRIES
     value = space.backend.stop(value)
@@ -187,8 +187,8 @@ def units_of_state(space: Space, value: Vec) -> Vec | None:
     return None if space.backend.known_all(alike) else tuple(units)
 
 
-def tells_units(space: Space, value: Vec) -> bool:
-    """Whether units can be told: of the entries of a small state, or of its leaves."""
+def has_units(space: Space, value: Vec) -> bool:
+    """Whether units can be known: of the entries of a small state, or of its leaves."""
     coarse = space.rounding > _COARSE_DTYPE  # whose range is too small for weights
     some = space.dimension <= ENTRIES or len(value) > 1
     return some and not (coarse or space.backend.is_partial)

@@ -535,7 +535,7 @@ class Space:
         return {} if self.device is None else {"device": self.device}
 
     @cached_property
-    def room(self) -> dict[str, Any]:
+    def workspaces(self) -> dict[str, Any]:
         """What a method writes to again and again."""
         return {}
 

@@ -29,9 +29,9 @@ from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import numpy_algebra
 from fixedpoint_torch.kept import kept, primals
-from fixedpoint_torch.lanes import by_lanes
 from fixedpoint_torch.linearization import gradients, products
 from fixedpoint_torch.surroundings import exact
+from fixedpoint_torch.vectorized import vectorizable
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -152,7 +152,7 @@ class Root(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[n:])
 
     @staticmethod
-    @by_lanes
+    @vectorizable
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """(∂f/∂θ)ᵀu with (I − Jᵀ)u = v."""
         call: Call = ctx.call
@@ -170,7 +170,7 @@ class Root(torch.autograd.Function):
         return (None, *(None,) * call.n, *pulled)
 
     @staticmethod
-    @by_lanes
+    @vectorizable
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """(I − J)⁻¹ ∂f/∂θ dθ."""
         call: Call = ctx.call
@@ -209,7 +209,7 @@ class LinearSolve(torch.autograd.Function):
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    @by_lanes
+    @vectorizable
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """With s = (I − Aᵀ)⁻¹w: s for v, and the derivative of ⟨s, A u⟩ for z and θ."""
         call: Call = ctx.call
@@ -220,7 +220,7 @@ class LinearSolve(torch.autograd.Function):
         return (None, None, *s, *_pull(product, (*value, *rest), needed, s))
 
     @staticmethod
-    @by_lanes
+    @vectorizable
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """(I − A)⁻¹(dv + dA u)."""
         call: Call = ctx.call

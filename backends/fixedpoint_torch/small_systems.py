@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fixedpoint_torch.kept import kept, primals
-from fixedpoint_torch.lanes import by_lanes
+from fixedpoint_torch.vectorized import vectorizable
 
 
 class SmallSolve(torch.autograd.Function):
@@ -31,7 +31,7 @@ class SmallSolve(torch.autograd.Function):
         ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
-    @by_lanes
+    @vectorizable
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """U with AᴴU = V for B, and −UXᴴ for A."""
         matrices, solution = kept(ctx)
@@ -39,7 +39,7 @@ class SmallSolve(torch.autograd.Function):
         return -pulled @ solution.mH, pulled
 
     @staticmethod
-    @by_lanes
+    @vectorizable
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """The solution of A dX = dB − dA X."""
         of_matrices, of_rights = tangents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from operator import mul, truediv
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.control import Memory
-from fixedpoint.differences import tells_units, units_of_state
+from fixedpoint.differences import has_units, units_of_state
 from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
 from fixedpoint.linear.direct import Dense
@@ -195,7 +195,7 @@ def units_of_unknowns(
     """
     units = units_of_state(space, value)
     if units is None:
-        looked_at = is_root and tells_units(space, value)
+        looked_at = is_root and has_units(space, value)
         return tuple(map(space.xp.ones_like, value)) if looked_at else None
     return units if transposed else tuple([1.0 / unit for unit in units])
 
@@ -215,11 +215,16 @@ def _reciprocals(space: Space, vector: Vec) -> Vec:
 
 def _halves(space: Space, u: Vec) -> list[Vec]:
     """The parts of u in either half of the entries, chosen at random."""
-    entries = sum(space.sizes)
-    chosen, begin, halves = np.random.default_rng(0).permutation(entries) % 2, 0, []
+    chosen, begin, halves = _chosen(sum(space.sizes)), 0, []
     for leaf, count in zip(u, space.sizes, strict=True):
         part = as_coefficients(space, chosen[begin : begin + count])
         mask = space.as_leaf(part, leaf)
         halves.append((mask * leaf, (1.0 - mask) * leaf))
         begin += count
     return [tuple(half) for half in zip(*halves, strict=True)]
+
+
+@cache
+def _chosen(entries: int) -> Array:
+    """Ones at half of the entries, the same ones for every derivative."""
+    return np.random.default_rng(0).permutation(entries) % 2

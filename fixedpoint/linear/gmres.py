@@ -218,8 +218,8 @@ def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
     unit = space.ratio(space.one, carry.norm)
     toward, unit = _led(space, carry.leads, 0, carry.r, unit)
     return _Cycle(
-        directions=_room(space, "directions", size) if keeps else None,
-        basis=_room(space, "basis", size),
+        directions=_workspace(space, "directions", size) if keeps else None,
+        basis=_workspace(space, "basis", size),
         triangle=space.identity(size),
         coefficients=space.full(0.0, (size,)),
         kinds=space.full(0.0, (size,)),
@@ -234,13 +234,13 @@ def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
     )
 
 
-def _room(space: Space, name: str, size: int) -> Columns:
+def _workspace(space: Space, name: str, size: int) -> Columns:
     """Room for the vectors of a cycle: the same each time, where it is written to."""
     if not space.backend.writes:
         return Columns.empty(space, size)
-    kept = space.room.get(name)
+    kept = space.workspaces.get(name)
     if kept is None or kept.width(space) != size:
-        kept = space.room[name] = Columns.empty(space, size)
+        kept = space.workspaces[name] = Columns.empty(space, size)
     return kept
 
 

@@ -120,13 +120,17 @@ class AugmentedDEQ:
         check_count("batch_ndim", self.batch_ndim, 0)
 
     @property
+    def _checked_loss(self) -> Callable[..., Any]:
+        return _PerSample(self.loss, self.batch_ndim)
+
+    @property
     def operator(self) -> fp.operators.Joint:
         """The joint operator on states ``{"z", "mu", "x"}``, with the arguments
         ``(params, y)``.
         """
         return fp.operators.augmented(
             self.f,
-            _PerSample(self.loss, self.batch_ndim),
+            self._checked_loss,
             step_size=self.step_size,
             project=self.project,
             state_damping=self.state_damping,
@@ -141,7 +145,7 @@ class AugmentedDEQ:
         """The Lagrangian of the problem."""
         return fp.operators.Lagrangian(
             self.f,
-            _PerSample(self.loss, self.batch_ndim),
+            self._checked_loss,
             self.vjp,
             self.loss_gradient,
             self.output,

@@ -11,7 +11,7 @@ import torch
 _LEVELS = range(1, 65)
 
 
-def by_lanes(rule: Callable[..., Any]) -> Callable[..., Any]:
+def vectorizable(rule: Callable[..., Any]) -> Callable[..., Any]:
     """A rule of an autograd function, also for what ``torch.autograd`` maps over.
 
     It calls no rule for that, unlike ``torch.func``, and few operations take it: here
@@ -19,21 +19,21 @@ def by_lanes(rule: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(rule)
-    def mapped(ctx: Any, *given: Any) -> Any:
+    def either(ctx: Any, *given: Any) -> Any:
         level = next((found for x in given if (found := _level(x))), None)
         if level is None:
             return rule(ctx, *given)
         _ = ctx.saved_tensors  # made anew by a checkpoint, if so, outside of torch.func
-        lanes = [_level(x) == level for x in given]
-        pairs = zip(given, lanes, strict=True)
+        mapped = [_level(x) == level for x in given]
+        pairs = zip(given, mapped, strict=True)
         whole = [torch._remove_batch_dim(x, level, 1, 0) if m else x for x, m in pairs]
-        return _over_lanes(partial(rule, ctx), whole, lanes, level)
+        return _mapped_rule(partial(rule, ctx), whole, mapped, level)
 
-    return mapped
+    return either
 
 
-def _over_lanes(
-    rule: Callable[..., Any], whole: list[Any], lanes: list[bool], level: int
+def _mapped_rule(
+    rule: Callable[..., Any], whole: list[Any], mapped: list[bool], level: int
 ) -> Any:
     """What `rule` returns, for ``torch.autograd`` to map over; it may have Nones."""
     places: list[int] = []
@@ -44,7 +44,7 @@ def _over_lanes(
         places[:] = [len(found), *(i for i, x in enumerate(found) if x is not None)]
         return tuple([x for x in found if x is not None])
 
-    in_dims = tuple([0 if lane else None for lane in lanes])
+    in_dims = tuple([0 if over else None for over in mapped])
     outputs = torch.func.vmap(present, in_dims=in_dims)(*whole)
     returned: list[Any] = [None] * places[0]
     for place, x in zip(places[1:], outputs, strict=True):
