@@ -33,7 +33,8 @@ class Evidence(NamedTuple):
     scale : tuple of array
         The parts of the first residual; for roots of the first that is not zero.
     largest : tuple of array
-        The largest that each part of the state has been.
+        The largest that each part of the state has been; of a root at least the largest
+        entry of the first state that is not zero.
     sizes : array of shape (batch, 2)
         The sizes of the last two corrections, the newest first; infinite where there
         was none.
@@ -66,8 +67,9 @@ class Verdict(NamedTuple):
     hidden : array of bool
         Whether the residual tells nothing: one as large as the largest would be lost in
         the rounding of the state.
-    by_zero : array of bool or None
-        Which of them do so only since a part counts as zero; None if none.
+    by_zero : tuple of array of bool or None
+        The parts that are within tolerance only if they count as zero; None where that
+        was not asked.
     vanished : array of bool or None
         Whether nothing is left of any part of the state, in samples of which there was
         something; None where that was not asked.
@@ -81,7 +83,7 @@ class Verdict(NamedTuple):
     hidden: Array
     vanished: Array | None = None
     state: tuple[Array, ...] | None = None
-    by_zero: Array | None = None
+    by_zero: tuple[Array, ...] | None = None
 
 
 def opened(problem: Problem, first: Point) -> Evidence:
@@ -95,7 +97,7 @@ def opened(problem: Problem, first: Point) -> Evidence:
         largest,
         largest,
         (first.residual_norm,) if whole else tolerance.parts(space, first.tested),
-        tolerance.parts(space, first.value),
+        _largest(problem, first, tolerance.parts(space, first.value)),
         space.full(math.inf, (2,)),
         space.full(0.0, (_WINDOW,)),
         0,
@@ -135,13 +137,13 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     sizes = problem.sizes(old, point, step.correction)
     evidence = _noted(problem, evidence, point, sizes)
     error, guarded = _error(problem, evidence, step, sizes.length)
-    within, passes = _passes(problem, evidence, step, sizes, guarded)
+    passes, by_zero = _passes(problem, evidence, step, sizes, guarded)
     satisfied = (passes & ~hidden) | exact
     error = space.xp.where(exact, space.zero, error)
     error = space.xp.where(space.xp.isnan(error), space.infinity, error)
     last = space.xp.stack([sizes.length, evidence.sizes[..., 0]], axis=-1)
     evidence = evidence._replace(sizes=last)
-    by_zero = satisfied & ~within & ~exact
+    by_zero = tuple([part & ~space.spread(exact, part) for part in by_zero])
     return Verdict(
         satisfied, error, evidence, hidden, state=sizes.state, by_zero=by_zero
     )
@@ -196,16 +198,37 @@ def _noted(
         _amplification(problem, evidence, point, sizes),
     )
     norm, scale = point.residual_norm, evidence.scale
+    largest, new = evidence.largest, sizes.state
     if problem.is_root:
-        pairs = zip(scale, sizes.residual, strict=True)
-        scale = tuple([where(old > 0.0, old, new) for old, new in pairs])
+        scale = _first(space.xp, scale, sizes.residual)
+        largest = _first(space.xp, largest, _largest(problem, point, new))
     return evidence._replace(
         highest=where(norm > evidence.highest, norm, evidence.highest),
         scale=scale,
-        largest=_larger(space.xp, sizes.state, evidence.largest),
+        largest=_larger(space.xp, new, largest),
         amplification=amplification,
         count=evidence.count + 1,
     )
+
+
+def _largest(
+    problem: Problem, point: Point, parts: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """What parts of a state were the largest of: themselves, or of roots all entries.
+
+    An unknown that has never been more than a rounding error of the others may count as
+    zero, if the equations say so. A map may have left a zero that repels.
+    """
+    if not problem.is_root:
+        return parts
+    space, largest = problem.space, problem.space.norm(point.value, "max")
+    like = space.xp.zeros_like
+    return tuple([like(size) + space.spread(largest, size) for size in parts])
+
+
+def _first(xp: Any, old: Sequence[Array], new: Sequence[Array]) -> tuple[Array, ...]:
+    """Old sizes, or new ones where those are zero."""
+    return tuple([xp.where(a > 0.0, a, b) for a, b in zip(old, new, strict=True)])
 
 
 def _amplification(
@@ -265,22 +288,25 @@ def _error(
 
 def _passes(
     problem: Problem, evidence: Evidence, step: Step, sizes: Sizes, error: Array
-) -> tuple[Array, Array]:
-    """Whether every part of the state is within tolerance; or has become zero."""
+) -> tuple[Array, tuple[Array, ...]]:
+    """Whether every part of the state is within tolerance, or has become zero; and the
+    parts of which only the latter holds.
+    """
     space, tolerance, m = problem.space, problem.tolerance, sizes.length
     where, some = space.xp.where, m > 0.0
     fell = step.point.residual_norm <= FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
     factor = error / where(some, m, space.one)
-    within, passes = [], []
+    passes, by_zero = [], []
     parts = zip(sizes.shares, sizes.state, evidence.largest, strict=True)
     for share, size, most in parts:
         left = where(space.spread(some, share), share, space.one)
         left = space.spread(factor, share) * left
-        within.append(left <= tolerance.bound(size))
-        passes.append(within[-1] | (size + left <= ZERO * most))
-    return space.every(within), fell & space.every(passes)
+        within, zero = left <= tolerance.bound(size), size + left <= ZERO * most
+        passes.append(within | zero)
+        by_zero.append(zero & ~within)
+    return fell & space.every(passes), tuple(by_zero)
 
 
 def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Array:

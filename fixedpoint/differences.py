@@ -25,11 +25,17 @@ _AGREEMENT = 1e-3
 # a factor if need be.
 _FELT, _PART, _GROWTH, _GROWTHS = 2.0**10, 2.0**-4, 2.0**13, 4
 
+# A change of less than so many rounding errors of the largest term is noise.
+_NOISE = 16.0
+
 # An entry of the Jacobian is slight beside another one of its row by this share.
 _SLIGHT = 1e-3
 
 # A change over half of a step that is this far from half of the change is not linear.
 _BENT = 0.1
+
+# A change over half of a step that is this near to half of the change is linear.
+_LINEAR = 1e-2
 
 # Binary digits by which quantities may differ without being taken to be in different
 # units.
@@ -103,12 +109,12 @@ def difference_jacobian(
     thousandth of the largest of those in comparable units, by the `sizes` that entries
     have had: one that happens to vanish must not be moved by less than g can feel. Of
     an entry that has been zero until now nothing is known. If no equation feels a step
-    above its rounding errors, the step grows; if an entry is not known and its step
-    turns out to be large beside what would account for the residual, it shrinks. The
-    first time one evaluation makes a column. If the entries that are exactly zero let
-    columns share an evaluation, they do so from then on, and one more evaluation checks
-    the product with a random vector: where the pattern has grown all columns are made
-    anew.
+    above its rounding errors, or those of its largest term, the step grows; if an entry
+    is not known and its step turns out to be large beside what would account for the
+    residual, it shrinks, unless g is linear over it. The first time one evaluation
+    makes a column. If the entries that are exactly zero let columns share an
+    evaluation, they do so from then on, and one more evaluation checks the product with
+    a random vector: where the pattern has grown all columns are made anew.
 
     References
     ----------
@@ -210,7 +216,7 @@ class _Quotients:
         self.known = xp.where(self.unknown, typical, sizes)
         self.resized(xp.maximum(size, 1e-3 * typical))
         self.sparsity: Sparsity | None = None
-        self.grown = sizes < 0.0
+        self.grown, self.straight = sizes < 0.0, sizes < 0.0
         self.flat = xp.any(self.grown, axis=-1)
 
     def resized(self, sizes: Array) -> None:
@@ -241,18 +247,48 @@ class _Quotients:
         """Replace changes over too short or too long steps; the evaluations it took."""
         space, xp = self.space, self.space.xp
         unit, evaluations = space.identity(space.real_size), 0
+        noisy = self.grown
         for growth in growths(space):
             factors = self.factors(xp.stack(changes, axis=-1), growth)
+            self.known = xp.where(self.unknown, self.known * factors, self.known)
+            evaluations += self.keep(changes, factors < 1.0)
+            drowned = self.drowned(xp.stack(changes, axis=-1)) & (factors == 1.0)
+            factors = xp.where(self.straight, space.one, factors)
+            factors = xp.where(drowned, _GROWTH * space.one, factors)
             columns = self.columns(factors != 1.0)
             if not columns:
                 break
             self.resized(self.sizes * factors)
-            self.known = xp.where(self.unknown, self.known * factors, self.known)
-            self.grown = self.grown | (factors > 1.0)
+            self.grown, noisy = self.grown | (factors > 1.0), noisy | drowned
             for j in columns:
                 changes[j] = self.change(unit[..., j, :])
             evaluations += len(columns)
+        self.learn(noisy)
         return evaluations
+
+    def learn(self, noisy: Array) -> None:
+        """Let entries that drowned count as so large that no step is shorter again."""
+        xp = self.space.xp
+        largest = xp.max(self.known, axis=-1, keepdims=True)
+        size = xp.minimum(2.0**UNITS * self.sizes, largest)
+        self.known = xp.where(noisy, xp.maximum(size, self.known), self.known)
+
+    def keep(self, changes: list[Array], shorter: Array) -> int:
+        """Take note over which steps, of those to be made `shorter`, g is linear; the
+        evaluations it took.
+
+        How many steps would account for the residual is no measure of an unknown where
+        an equation happens to be nearly satisfied.
+        """
+        space, xp = self.space, self.space.xp
+        unit, columns = space.identity(space.real_size), self.columns(shorter)
+        noise = _felt(space) * xp.abs(self.origin)
+        for j in columns:
+            half, whole = self.change(0.5 * unit[..., j, :]), changes[j]
+            allowed = _LINEAR * xp.abs(whole) + noise
+            linear = xp.all(xp.abs(2.0 * half - whole) <= allowed, axis=-1)[..., None]
+            self.straight = self.straight | linear & shorter & (unit[..., j, :] > 0.0)
+        return len(columns)
 
     def columns(self, mask: Array) -> list[int]:
         """The columns in which a mask holds for any sample."""
@@ -305,9 +341,19 @@ class _Quotients:
         # An equation that is satisfied tells of no unit, but may feel the step.
         silent = ~xp.any((size > 0.0) & (origin == 0.0), axis=-2)
         deaf = silent & (fewest > 1.0 / _felt(space)) & xp.any(origin > 0.0, axis=-2)
-        coarse = self.unknown & (fewest < _COARSE)
+        coarse = self.unknown & ~self.straight & (fewest < _COARSE)
         shrunk = space.rounding**0.5 * xp.where(coarse, fewest, space.one)
         return xp.where(deaf, growth * space.one, xp.where(coarse, shrunk, space.one))
+
+    def drowned(self, changes: Array) -> Array:
+        """Whether changes are less than what may be rounding errors in every equation,
+        by the largest of its terms.
+        """
+        xp, size = self.space.xp, self.space.xp.abs(changes)
+        terms = size * (xp.abs(self.entries) / xp.abs(self.steps))[..., None, :]
+        terms = xp.where(xp.isfinite(terms), terms, self.space.zero)
+        noise = _NOISE * self.space.rounding * xp.max(terms, axis=-1, keepdims=True)
+        return xp.all(size <= noise, axis=-2) & xp.any(noise > 0.0, axis=-2)
 
     def compressed(self, sparsity: Sparsity) -> tuple[Array, int]:
         """The columns of each group from one evaluation."""

@@ -332,15 +332,14 @@ class Loop:
         problem, space, new = self.problem, self.problem.space, carry.point
         sizes = verdict.state or problem.tolerance.parts(space, new.value)
         tiny = tiny_parts(sizes, carry.evidence)
-        converged = carry.live(verdict.satisfied)
-        claim = self._claim(converged, verdict, new, tiny)
+        claim = self._claim(carry.live(verdict.satisfied), verdict, new, tiny)
         review = Review(problem, self.first, old, new, carry.evidence)
         question = partial(review.findings, claim)
         carry, found = self._asked(carry, claim.doubtful, question, space.xp.int32)
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         unfounded = claim.zero & has(NOT_ZERO)
         if not space.backend.known_here(~unfounded):
-            none = tuple([part & space.spread(unfounded, part) for part in tiny])
+            none = [part & space.spread(unfounded, part) for part in claim.tiny]
             evidence = refused(space, sizes, carry.evidence, none)
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
@@ -354,13 +353,15 @@ class Loop:
         tiny: tuple[Array, ...],
     ) -> Claim:
         """The samples that converge for a reason that may be wrong."""
-        problem = self.problem
+        problem, space = self.problem, self.problem.space
         zero = vanished = converged & ~converged
-        if verdict.by_zero is not None:
-            zero = converged & verdict.by_zero
         if not self.solver.is_plain:
             vanished = converged & vanished_states(problem, verdict, new)
-        asks = self._asks_farther_on(problem.space.backend.is_traced((converged,)))
+        if verdict.by_zero is not None:
+            zero = converged & ~space.every([~part for part in verdict.by_zero])
+            pairs = zip(verdict.by_zero, tiny, strict=True)
+            tiny = tuple([a | (b & space.spread(vanished, b)) for a, b in pairs])
+        asks = self._asks_farther_on(space.backend.is_traced((converged,)))
         return Claim(zero, vanished, converged if asks else None, tiny)
 
     def _asks_farther_on(self, is_traced: bool) -> bool:

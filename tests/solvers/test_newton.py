@@ -821,3 +821,73 @@ def test_an_unknown_that_is_small_at_first_lends_no_equation_its_size(solver, on
         np.testing.assert_allclose(sol.value, known.x, rtol=1e-6)
         evaluations += sol.work.f
     assert evaluations <= 12 * 300
+
+
+@pytest.mark.parametrize("n", [8, 14, 20])
+@pytest.mark.parametrize("viscosity", [1.0, 0.1])
+def test_an_unknown_that_starts_as_a_rounding_error_is_felt(n, viscosity):
+    """Burgers' equation by Chebyshev collocation, from cosines of which one is 6e-17:
+    a step that goes with it drowns in the other terms of each equation.
+    """
+    x = np.cos(np.pi * np.arange(n + 1) / n)
+    weights = np.r_[2.0, np.ones(n - 1), 2.0] * (-1.0) ** np.arange(n + 1)
+    distances = x[:, None] - x[None] + np.eye(n + 1)
+    D = weights[:, None] / weights[None] / distances
+    D -= np.diag(D.sum(axis=1))
+
+    def F(u):
+        inside = viscosity * (D @ (D @ u)) - u * (D @ u)
+        return np.concatenate([u[:1] - 1.0, inside[1:-1], u[-1:] + 1.0])
+
+    known = optimize.root(F, x, method="hybr", tol=1e-12).x
+    sol = fp.root(F, x)
+    np.testing.assert_allclose(sol.value, known, atol=1e-6)
+    assert sol.work.f <= 12 * (n + 2)
+
+
+@pytest.mark.parametrize("solver", [None, fp.Newton()])
+def test_an_equation_that_is_nearly_satisfied_is_no_measure_of_an_unknown(solver):
+    """Scores of logistic regressions from zero, with features in units far apart. One
+    score begins with all but nothing.
+    """
+    evaluations = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        X, units = rng.standard_normal((100, 5)), 10.0 ** rng.uniform(-4.0, 4.0, 5)
+        y = rng.random(100) < 1.0 / (1.0 + np.exp(-X @ rng.standard_normal(5)))
+        score = lambda b, X, y=y: X.T @ (1.0 / (1.0 + np.exp(-(X @ b))) - y)
+        start = 0.5 - y
+        X[:, 1] -= (1.0 - 1e-9) * start * (X[:, 1] @ start) / (start @ start)
+        known = optimize.root(score, np.zeros(5), (X,), method="hybr", tol=1e-12).x
+        np.testing.assert_allclose(score(known, X), 0.0, atol=1e-8)
+        sol = fp.root(score, np.zeros(5), (X * units,), solver=solver)
+        np.testing.assert_allclose(sol.value * units, known, rtol=1e-5, atol=1e-9)
+        evaluations += sol.work.f
+    assert evaluations <= 20 * 50
+
+
+@pytest.mark.parametrize("solver", [None, fp.Newton(), fp.LevenbergMarquardt()])
+@pytest.mark.parametrize("unit", [1.0, 2.0**-40])
+def test_an_unknown_that_is_a_rounding_error_counts_as_zero(
+    compiled_case, solver, unit
+):
+    """If it is one in the equations too, and is not the size of an unknown of its own
+    unit.
+    """
+    xp, x0 = compiled_case.xp, np.array([1.0, 0.5, 6e-17, -0.5, -1.0])
+    D = 2.0 * np.eye(5) - np.eye(5, k=1) - np.eye(5, k=-1)
+    b, trace = np.array([0.1, 0.2, 0.0, -0.2, -0.1]), 3.0 * unit
+    D, b = map(compiled_case.asarray, (D, b))
+
+    def F(x):
+        odd = x[:5]
+        return xp.concat([D @ odd + 20.0 * odd**3 - b, x[5:] - trace * x[:1] ** 2])
+
+    settings = {"solver": solver} if solver else {}
+    sol = compiled_case.solve(F, np.r_[x0, unit], by=fp.root, **settings)
+    value = compiled_case.to_numpy(sol.value)
+    assert sol.converged
+    assert sol.steps <= 12
+    assert abs(value[2]) <= 1e-15
+    np.testing.assert_allclose(value[:2], -value[4:2:-1], rtol=1e-6)
+    np.testing.assert_allclose(value[5], trace * value[0] ** 2, rtol=1e-6)
