@@ -231,10 +231,14 @@ class NewtonKrylov(Solver):
         state: NewtonKrylovState,
         merit: Array,
     ) -> Array:
-        """The forcing term, no smaller than what the tolerance needs."""
+        """The forcing term, no smaller than what the tolerance needs.
+
+        Where it needs nothing more, and yet is not met, small entries are not seen by
+        the norm.
+        """
         xp = space.xp
         needed = 0.25 * problem.share_within(point, state.amplification, merit)
-        eta = xp.maximum(state.eta, xp.where(needed < xp.inf, needed, space.zero))
+        eta = xp.maximum(state.eta, xp.where(needed < 1.0, needed, space.zero))
         return xp.minimum(eta, space.full(self.forcing_max))
 
     def _descent(

@@ -823,12 +823,8 @@ def test_an_unknown_that_is_small_at_first_lends_no_equation_its_size(solver, on
     assert evaluations <= 12 * 300
 
 
-@pytest.mark.parametrize("n", [8, 14, 20])
-@pytest.mark.parametrize("viscosity", [1.0, 0.1])
-def test_an_unknown_that_starts_as_a_rounding_error_is_felt(n, viscosity):
-    """Burgers' equation by Chebyshev collocation, from cosines of which one is 6e-17:
-    a step that goes with it drowns in the other terms of each equation.
-    """
+def burgers(n, viscosity):
+    """Burgers' equation at Chebyshev's points, and these."""
     x = np.cos(np.pi * np.arange(n + 1) / n)
     weights = np.r_[2.0, np.ones(n - 1), 2.0] * (-1.0) ** np.arange(n + 1)
     distances = x[:, None] - x[None] + np.eye(n + 1)
@@ -839,10 +835,32 @@ def test_an_unknown_that_starts_as_a_rounding_error_is_felt(n, viscosity):
         inside = viscosity * (D @ (D @ u)) - u * (D @ u)
         return np.concatenate([u[:1] - 1.0, inside[1:-1], u[-1:] + 1.0])
 
+    return F, x
+
+
+@pytest.mark.parametrize("n", [8, 14, 20])
+@pytest.mark.parametrize("viscosity", [1.0, 0.1])
+def test_an_unknown_that_starts_as_a_rounding_error_is_felt(n, viscosity):
+    """As that of cosines where it is 6e-17: a step that goes with it drowns in the
+    other terms of each equation.
+    """
+    F, x = burgers(n, viscosity)
     known = optimize.root(F, x, method="hybr", tol=1e-12).x
     sol = fp.root(F, x)
     np.testing.assert_allclose(sol.value, known, atol=1e-6)
     assert sol.work.f <= 12 * (n + 2)
+
+
+@pytest.mark.parametrize("n", [8, 14, 20])
+def test_linear_solves_go_on_while_only_a_small_entry_is_wrong(n):
+    """The middle one, which is zero at the root: the norm of all is within tolerance
+    long before.
+    """
+    F, x = burgers(n, 1.0)
+    x[n // 2] = 0.01
+    sol = fp.root(F, x, solver=fp.NewtonKrylov())
+    np.testing.assert_allclose(sol.value, -sol.value[::-1], atol=1e-12)
+    assert sol.work.f <= 8 * n
 
 
 @pytest.mark.parametrize("solver", [None, fp.Newton()])
