@@ -212,7 +212,10 @@ class _Quotients:
         self.unknown, size = sizes == 0.0, xp.abs(self.entries)
         unit = units_of(space, sizes)
         largest = xp.max(size / unit, axis=-1, keepdims=True)
-        typical = unit * xp.where(largest > 0.0, largest, space.one)
+        # Of a map the residual has the unit of the state.
+        length = problem.length_of_state(point)
+        length = xp.where((length > 0.0) & (length < xp.inf), length, space.one)
+        typical = unit * xp.where(largest > 0.0, largest, length[..., None])
         self.known = xp.where(self.unknown, typical, sizes)
         self.resized(xp.maximum(size, 1e-3 * typical))
         self.sparsity: Sparsity | None = None

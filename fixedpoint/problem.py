@@ -548,9 +548,12 @@ class RootProblem(Problem):
         """
         space, xp = self.space, self.space.xp
         further, size = [0], space.norm(point.increment)
-        image = difference_product(self, point, further)(point.increment, size)
+        # Of about unit length: the image of g is as g squared, and its norm overflows.
+        unit = 2.0 ** -xp.round(xp.log2(space.select(size > 0.0, size, space.one)))
+        along, size = space.scale(unit, point.increment), unit * size
+        image = difference_product(self, point, further)(along, size)
         length = space.ratio(size, space.norm(image))
-        scale = xp.where(space.dot(point.increment, image) > 0.0, -length, length)
+        scale = xp.where(space.dot(along, image) > 0.0, -length, length)
         sound = (scale != 0.0) & (xp.abs(scale) < xp.inf)
         return xp.where(sound, scale, xp.ones_like(scale)), 1 + further[0]
 

@@ -123,8 +123,9 @@ def default_solver(
     ======= ============ ===========================================================
     seeks   unknowns     tries
     ======= ============ ===========================================================
-    fixed   up to 64     :class:`Anderson`; :class:`Newton` with a line search, then
-    point                with bounded steps instead; :class:`Picard`
+    fixed   up to 64     :class:`Anderson`; :class:`Newton` with a line search;
+    point                :class:`SQUAREM`; :class:`Newton` with bounded steps instead;
+    ..                   :class:`Picard`
     ..      up to 2000   :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`;
                          of a single sample, :class:`Newton`
     ..      more         :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`
@@ -148,7 +149,9 @@ def default_solver(
     with a matrix can follow, a linear solve gives way to it if it would take more
     products than the matrix has columns. Where all that descend have ended in such a
     minimizer, Broyden's method does not descend. Plain iteration comes last, except for
-    dense matrices: a contraction must not fail because its acceleration does.
+    dense matrices: a contraction must not fail because its acceleration does. What
+    Anderson's method has led out of its domain, as the scale of a distribution to zero,
+    squared extrapolation often solves at once.
 
     In a JAX trace every method is compiled, whether it is needed or not, and those of
     Newton's kind take several times as long to compile as all others. There fixed
@@ -203,7 +206,7 @@ def _sequence(large: int, is_root: bool, has_jacobian: bool, is_batch: bool) -> 
         )
     if not is_root:
         if not large:
-            return Fallback([Anderson(), damped, bounded, Picard()])
+            return Fallback([Anderson(), damped, SQUAREM(), bounded, Picard()])
         dense = [Newton()] if large < 2 and not is_batch else []
         return Fallback([Anderson(), NewtonKrylov(), Picard(), *dense])
     if not large:

@@ -194,6 +194,20 @@ def test_roots_are_found_at_any_scale_of_the_function(contraction, scale):
     np.testing.assert_allclose(sol.value, np.linalg.solve(A, b), rtol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "exponents"), [("f4", (-50, 50)), ("f8", (-400, 400))]
+)
+def test_steps_to_a_root_do_not_depend_on_far_units_of_the_function(dtype, exponents):
+    b, start = np.arange(1.0, 5.0, dtype=dtype), np.ones(4, dtype)
+    one = fp.root(lambda z: z**3 + z - b, start, solver=fp.Broyden())
+    for exponent in exponents:
+        unit = np.dtype(dtype).type(2.0**exponent)
+        F = lambda z, unit=unit: unit * (z**3 + z - b)
+        sol = fp.root(F, start, solver=fp.Broyden())
+        np.testing.assert_array_equal(sol.value, one.value)
+        assert sol.work.f == one.work.f
+
+
 def test_a_residual_that_its_image_is_orthogonal_to_is_stepped_along():
     """Where F′F ⟂ F the best multiple is none, and the step is F itself."""
     A = np.array([[0.0, 1.0], [-1.0, 0.0]])

@@ -194,6 +194,28 @@ def test_the_defaults_are_sequences_by_kind_and_size():
         assert sol.methods == tuple(rung.name for rung in solver.sequence)
 
 
+def test_a_scale_that_acceleration_leads_to_zero_is_found_soon():
+    """Location and scale of a distribution of Student's by expectation-maximization:
+    extrapolated, the scale vanishes, where the map is not defined.
+    """
+    evaluations = 0
+    for seed in range(6):
+        X = 7.0 * np.random.default_rng(seed).standard_t(1.5, 40) + 100.0
+
+        def f(z, X=X):
+            weights = 2.5 / (1.5 + ((X - z[0]) / z[1]) ** 2)
+            mean = (weights * X).sum() / weights.sum()
+            return np.stack([mean, np.sqrt((weights * (X - mean) ** 2).mean())])
+
+        start = np.array([0.0, 1.0])
+        known = fp.fixed_point(f, start, solver=fp.Picard(), rtol=1e-10).value
+        with np.errstate(all="ignore"):
+            sol = fp.fixed_point(f, start)
+        np.testing.assert_allclose(sol.value, known, rtol=1e-5)
+        evaluations += sol.work.f
+    assert evaluations <= 5000
+
+
 def test_a_batch_is_given_no_matrices():
     f = lambda z: 0.5 * z + 1.0
     one = fp.fixed_point(f, np.zeros(100))

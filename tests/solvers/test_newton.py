@@ -909,3 +909,13 @@ def test_an_unknown_that_is_a_rounding_error_counts_as_zero(
     assert abs(value[2]) <= 1e-15
     np.testing.assert_allclose(value[:2], -value[4:2:-1], rtol=1e-6)
     np.testing.assert_allclose(value[5], trace * value[0] ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [fp.Newton(), fp.LevenbergMarquardt()])
+@pytest.mark.parametrize("unit", [2.0**-40, 1.0, 2.0**40, 2.0**100])
+def test_steps_from_zero_go_with_the_residual_of_a_map(contraction, solver, unit):
+    A, b = contraction(4, 0.5), np.arange(1.0, 5.0)
+    sol = fp.fixed_point(lambda z: A @ z + unit * b, np.zeros(4), solver=solver)
+    one = fp.fixed_point(lambda z: A @ z + b, np.zeros(4), solver=solver)
+    assert sol.work.f == one.work.f
+    np.testing.assert_array_equal(sol.value, unit * one.value)
