@@ -82,11 +82,14 @@ def gradients(
     if not tracked:
         return tuple(map(torch.zeros_like, inputs))
     heads, seeds = zip(*tracked, strict=True)
-    return torch.autograd.grad(
+    found: Any = torch.autograd.grad(
         heads,
         inputs,
         seeds,
         retain_graph=True,
         create_graph=create_graph,
-        materialize_grads=True,
+        allow_unused=True,
     )
+    # The zeros that old releases of Torch put there by themselves require a gradient.
+    pairs = zip(found, inputs, strict=True)
+    return tuple([torch.zeros_like(z) if x is None else x for x, z in pairs])
