@@ -471,6 +471,14 @@ class Backend:
         """``function(*args)``, as this backend has it done."""
         return function(*args)
 
+    def decisive(self, known: Any) -> Any:
+        """`known`, a tree of arrays from which decisions follow and nothing else.
+
+        Its derivatives, which may be infinite, are left out where a framework would
+        multiply them by zero.
+        """
+        return known
+
     def stop(self, vec: Vec) -> Vec:
         """The same arrays, through which no derivative flows."""
         return vec

@@ -123,6 +123,7 @@ class Loop:
         if self.kernel is None:
             step = self.solver.step(*at)
             verdict = judge(problem, carry.evidence, carry.point, step)
+            verdict = space.backend.decisive(verdict)
         else:
             most = at_most or (self.stop - carry.step if self.is_smooth(carry) else 1)
             before, step, verdict = self.kernel.advance(*at, carry.evidence, most)

@@ -347,6 +347,12 @@ class RecordingBackend(JaxBackend):
         """In a trace of its own: outside, some values would be known and others not."""
         return jax.jit(function)(*args)
 
+    def decisive(self, known: Any) -> Any:
+        """Constants: old releases have the transpose of a condition make a cotangent,
+        if only of zeros, for each of its outputs.
+        """
+        return jax.lax.stop_gradient(known)
+
     def while_loop(
         self,
         condition: Callable[[Carry], Any],
