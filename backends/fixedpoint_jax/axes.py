@@ -19,8 +19,8 @@ class MeshAxes(Communicator):
     """Joins the devices of a mesh inside ``jax.shard_map``.
 
     Outside of it, under ``jit`` with sharded arrays, nothing is needed: the compiler
-    communicates. Where JAX has only ``jax.experimental.shard_map``, that needs
-    ``check_rep=False``.
+    communicates. Before JAX 0.7 ``shard_map`` needs ``check_vma=False``, and that of
+    ``jax.experimental`` ``check_rep=False``.
 
     Parameters
     ----------
@@ -76,20 +76,25 @@ def settled(body: Callable[[Any], Any], carry: Any) -> Any:
             break
         leaves, structure = jax.tree.flatten(carry)
         pairs = zip(leaves, missing, strict=True)
-        cast = [
-            jax.lax.pcast(a, tuple(axes), to="varying") if axes else a
-            for a, axes in pairs
-        ]
+        cast = [_varied(a, tuple(axes)) if axes else a for a, axes in pairs]
         carry = jax.tree.unflatten(structure, cast)
     return carry
 
 
+def _varied(array: Any, axes: tuple[str, ...]) -> Any:
+    """The array, of a type that varies over the axes."""
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(array, axes, to="varying")
+    return jax.lax.pvary(array, axes)  # type: ignore[attr-defined]  # before JAX 0.8
+
+
 def varying(leaf: Any) -> frozenset[str]:
     """The axes over which an array, or what stands for one, varies."""
-    # None before JAX 0.9.
-    manual = getattr(getattr(leaf, "aval", leaf), "manual_axis_type", None)
-    names: frozenset[str] = frozenset() if manual is None else manual.varying
-    return names
+    aval = getattr(leaf, "aval", leaf)
+    # Of older releases the array says so itself, or nothing does.
+    manual = getattr(aval, "manual_axis_type", None)
+    names = getattr(aval, "vma", None) if manual is None else manual.varying
+    return frozenset(names or ())
 
 
 def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
