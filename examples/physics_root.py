@@ -136,15 +136,15 @@ def main(
     ),
 ) -> dict[str, float]:
     """Infer the conductivity, check the gradient, and draw both."""
-    with jax.enable_x64(True):
-        source = 20.0 * jnp.exp(-(((jnp.linspace(0.0, 1.0, size) - 0.3) / 0.2) ** 2))
-        where = jnp.arange(2, size, 5)
-        noise = NOISE * np.random.default_rng(seed).standard_normal(where.shape)
-        measured = temperatures(jnp.asarray(TRUTH), source)[where] + noise
-        path, misfits = infer(source, where, measured, steps)
-        error = gradient_error(source, where, measured)
-        output.mkdir(parents=True, exist_ok=True)
-        draw(path, source, where, measured, output / "physics_root.png")
+    jax.config.update("jax_enable_x64", True)
+    source = 20.0 * jnp.exp(-(((jnp.linspace(0.0, 1.0, size) - 0.3) / 0.2) ** 2))
+    where = jnp.arange(2, size, 5)
+    noise = NOISE * np.random.default_rng(seed).standard_normal(where.shape)
+    measured = temperatures(jnp.asarray(TRUTH), source)[where] + noise
+    path, misfits = infer(source, where, measured, steps)
+    error = gradient_error(source, where, measured)
+    output.mkdir(parents=True, exist_ok=True)
+    draw(path, source, where, measured, output / "physics_root.png")
     (kappa, beta), true = np.exp(path[-1]), np.exp(TRUTH)
     off = float(np.abs(path[-1] - TRUTH).max())
     print(f"κ = {kappa:.4f}, β = {beta:.4f}; in truth {true[0]:.1f} and {true[1]:.1f}")

@@ -65,11 +65,7 @@ def jax_gradient(adjoint, **settings):
 
 @pytest.fixture(params=["torch", "jax"])
 def gradient(request):
-    if request.param == "torch":
-        yield torch_gradient
-    else:
-        with jax.enable_x64(True):
-            yield jax_gradient
+    return torch_gradient if request.param == "torch" else jax_gradient
 
 
 def close(a, b, rtol=1e-9):
@@ -125,8 +121,7 @@ def test_unrolled_accelerated_solvers(solver):
 
 
 def test_unrolled_anderson_in_jax():
-    with jax.enable_x64(True):
-        got = jax_gradient(fp.Unrolled(), solver=fp.Anderson(memory=4), max_steps=40)[0]
+    got = jax_gradient(fp.Unrolled(), solver=fp.Anderson(memory=4), max_steps=40)[0]
     close(got, EXACT, 1e-6)
 
 
@@ -288,11 +283,8 @@ def test_a_warm_start_at_the_solution_takes_no_step():
 
 
 def test_a_warm_start_in_a_trace():
-    with jax.enable_x64(True):
-        adjoint = fp.ImplicitAdjoint(
-            warm_start=jnp.asarray(EXACT), rtol=1e-9, max_steps=0
-        )
-        close(jax_gradient(adjoint)[0], EXACT, 1e-8)
+    adjoint = fp.ImplicitAdjoint(warm_start=jnp.asarray(EXACT), rtol=1e-9, max_steps=0)
+    close(jax_gradient(adjoint)[0], EXACT, 1e-8)
 
 
 def test_a_warm_start_of_another_shape_is_an_error():

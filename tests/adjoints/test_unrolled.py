@@ -337,8 +337,7 @@ def test_a_batch_in_jax_in_which_samples_are_solved_or_singular(solver):
         [[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]],
         [[2.0, 0.0], [2.0, 3.0], [2.0, 3.0]],
     )
-    with jax.enable_x64(True):
-        got = jax_gradient(F, start, a, solver, fp.Unrolled())
+    got = jax_gradient(F, start, a, solver, fp.Unrolled())
     assert np.isfinite(got).all()
     root = np.sqrt(3.0)
     close(got[2], [3.0 / 4.0, -1.0 / 2.0 + 1.0 / root], 1e-7)
@@ -349,8 +348,6 @@ def test_a_batch_in_jax_in_which_samples_are_solved_or_singular(solver):
 )
 def test_repeated_singular_values_in_jax(solver, checkpoint):
     F = lambda x, a: x - a * jnp.cos(x)
-    with jax.enable_x64(True):
-        got = jax_gradient(
-            F, np.ones((1, 2)), [[0.5, 0.5]], solver, fp.Unrolled(checkpoint=checkpoint)
-        )
+    adjoint = fp.Unrolled(checkpoint=checkpoint)
+    got = jax_gradient(F, np.ones((1, 2)), [[0.5, 0.5]], solver, adjoint)
     close(got, np.array([[0.5, 1.0]]) * exact()[0])
