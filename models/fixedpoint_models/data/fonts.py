@@ -113,7 +113,7 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
     try:
         # The basic layout is that of every installation of Pillow.
-        return ImageFont.truetype(file, EM, layout_engine=ImageFont.Layout.BASIC)
+        return ImageFont.truetype(str(file), EM, layout_engine=ImageFont.Layout.BASIC)
     except OSError:
         raise DataError(
             f"{file}: no such font, or damaged; Matplotlib comes with it"
