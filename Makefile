@@ -18,7 +18,7 @@ unexport MYPYPATH
 help:
 	@echo 'make demo   optimize the latent codes of a small equilibrium decoder, write pictures'
 	@echo 'make test   lint, then all tests'
-	@echo 'make test-oldest  some tests, on the oldest NumPy, SciPy and JAX that are supported'
+	@echo 'make test-oldest  some tests, on the oldest releases that are supported'
 	@echo 'make newcomer  the first hour of someone new: wheel, installation, README, messages'
 	@echo 'make lint   style, types and the import contracts'
 	@echo 'make docs   the documentation, and its examples'
