@@ -21,7 +21,7 @@ import numpy as np
 from fixedpoint import tree
 from fixedpoint.communicator import Communicator, Reduction
 from fixedpoint.elimination import gauss_jordan
-from fixedpoint.evaluator import Evaluator
+from fixedpoint.evaluator import Evaluated, Evaluator
 
 Array = Any
 Vec = tuple[Array, ...]
@@ -397,7 +397,7 @@ class Backend:
         self,
         value: Vec,
         unpack: Callable[[Vec], Any],
-        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+        packed: Callable[[Any, Vec], Evaluated],
     ) -> Evaluator:
         """The :class:`~fixedpoint.evaluator.Evaluator` of f at states like `value`."""
         del value

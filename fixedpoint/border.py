@@ -13,7 +13,7 @@ from fixedpoint import tree
 from fixedpoint.adapters import backend_of_state, numbers, of_one_backend, type_name
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.communicator import Communicator
-from fixedpoint.evaluator import Evaluator
+from fixedpoint.evaluator import Evaluated, Evaluator, Tested
 from fixedpoint.functions import Bridge, Functions, Mapped, Product
 from fixedpoint.joining import Joined
 from fixedpoint.matrix import as_function
@@ -244,8 +244,6 @@ class Arguments:
 
     def unpack(self, arrays: Vec) -> tuple[Any, ...]:
         """The arguments, as given."""
-        if not self.constants:
-            return ()
         leaves = list(self.constants)
         for place, array in zip(self.places, arrays, strict=False):
             leaves[place] = array
@@ -253,13 +251,13 @@ class Arguments:
         return args
 
 
-def _packed(
-    map_: Map, border: Border, name: str, output: Any, value: Vec
-) -> tuple[Vec, Vec | None]:
-    """The leaves of what f returned, and of the residual that an operator has."""
+def _packed(map_: Map, border: Border, name: str, output: Any, value: Vec) -> Evaluated:
+    """The leaves of what f returned, and of what an operator tells besides."""
     if isinstance(output, Evaluation) and map_.is_operator:
-        image, residual = output
-        return border.pack(image, value, name), border.pack(residual, value, name)
+        image = border.pack(output.image, value, name)
+        residual, terms = border.pack(output.residual, value, name), output.terms
+        terms = None if terms is None else border.pack(terms, value, name)
+        return image, Tested(residual, terms)
     if map_.has_aux:
         if not isinstance(output, tuple) or len(output) != 2:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
@@ -18,6 +19,10 @@ ZERO = 1e-12
 # Success means that the residual has fallen to this share of the largest it has been.
 FALL = 0.9
 
+# A residual in units of its own is compared with this share of the first of its terms
+# at least: at a solution all of them may vanish.
+_FIRST = 0.03
+
 # Steps over which the largest amplification counts.
 _WINDOW = 20
 
@@ -31,7 +36,8 @@ class Evidence(NamedTuple):
         The first residual norm of each sample, and the largest, or what rounding may
         make it.
     scale : tuple of array
-        The parts of the first residual; for roots of the first that is not zero.
+        The parts of the first residual; for roots of the first that is not zero; where
+        residuals are tested part by part, the largest that each has been.
     largest : tuple of array
         The largest that each part of the state has been; of a root at least the largest
         entry of the first state that is not zero.
@@ -42,6 +48,9 @@ class Evidence(NamedTuple):
         ‖Δz‖/‖Δg‖ of the last steps.
     count : int
         Steps so far.
+    initial : tuple of array or None
+        Where residuals are tested part by part, the first that is not zero of what
+        each was compared with.
     """
 
     first: Array
@@ -51,6 +60,7 @@ class Evidence(NamedTuple):
     sizes: Array
     amplification: Array
     count: Any
+    initial: tuple[Array, ...] | None = None
 
 
 class Verdict(NamedTuple):
@@ -93,7 +103,7 @@ def opened(problem: Problem, first: Point) -> Evidence:
     # follow.
     largest = space.xp.maximum(first.residual_norm, 2.0 * problem.rounding(first))
     whole = tolerance.is_whole(space)
-    return Evidence(
+    evidence = Evidence(
         largest,
         largest,
         (first.residual_norm,) if whole else tolerance.parts(space, first.tested),
@@ -102,6 +112,36 @@ def opened(problem: Problem, first: Point) -> Evidence:
         space.full(0.0, (_WINDOW,)),
         0,
     )
+    if not problem.tests_parts:
+        return evidence
+    initial = point_scale(problem, first)
+    return evidence._replace(initial=initial)
+
+
+def point_scale(problem: Problem, point: Point) -> tuple[Array, ...]:
+    """What the parts of a residual are compared with, as far as the point itself shows:
+    those in units of their own with their terms, all others with f(z).
+    """
+    sizes = problem.residual_scale(point, ())
+    if point.terms is None:
+        return sizes
+    pairs, where = zip(point.terms, sizes, strict=True), problem.space.xp.where
+    return tuple([where(own > 0.0, own, size) for own, size in pairs])
+
+
+def _compared(
+    problem: Problem, evidence: Evidence, point: Point
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """What the parts of a residual are compared with, and were at first."""
+    xp, now = problem.space.xp, point_scale(problem, point)
+    first = evidence.initial or now
+    pairs = zip(first, now, strict=True)
+    initial = tuple([xp.where(old > 0.0, old, new) for old, new in pairs])
+    if point.terms is None:
+        return now, initial
+    rows = zip(point.terms, now, initial, strict=True)
+    least = [xp.where(own > 0.0, _FIRST * old, new) for own, new, old in rows]
+    return tuple(map(xp.maximum, now, least)), initial
 
 
 def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdict:
@@ -126,6 +166,9 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     1996, section IV.8: the factor 1/(1 − q).
     """
     space, point = problem.space, step.point
+    if problem.tests_parts:
+        passes, hidden, evidence = _parts_pass(problem, evidence, point)
+        return Verdict(passes, _plain(problem, old, step), evidence, hidden)
     hidden = problem.rounding(point) > FALL * evidence.highest
     exact = (point.residual_norm == 0.0) & ~hidden
     if problem.tolerance.test == "residual":
@@ -157,7 +200,8 @@ def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
     tolerance, space, norm = problem.tolerance, problem.space, first.residual_norm
     done, residual = norm == 0.0, evidence.scale
     if tolerance.test == "residual":
-        bounds = tolerance.bounds(problem.residual_scale(first, residual))
+        sizes = evidence.initial or problem.residual_scale(first, residual)
+        bounds = tolerance.bounds(sizes)
         pairs = zip(residual, bounds, strict=True)
         return done | space.every([size <= bound for size, bound in pairs])
     if tolerance.is_zero:
@@ -318,3 +362,46 @@ def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Arra
     return fell & space.every(
         [size <= b for size, b in zip(sizes, bounds, strict=True)]
     )
+
+
+def _parts_pass(
+    problem: Problem, evidence: Evidence, point: Point
+) -> tuple[Array, Array, Evidence]:
+    """Whether each part of a residual is within tolerance, and fell or is within what
+    goes with the start; whether one is lost in rounding; and what is known now.
+
+    The parts have units of their own: no sum of them is looked at.
+    """
+    space, tolerance, xp = problem.space, problem.tolerance, problem.space.xp
+    sizes = tolerance.parts(space, point.tested)
+    scales, initial = _compared(problem, evidence, point)
+    largest = _larger(xp, sizes, evidence.scale)
+    fall = [FALL * most for most in largest]
+    limits = list(map(xp.maximum, fall, tolerance.bounds(initial)))
+    most = list(map(xp.minimum, limits, tolerance.bounds(scales)))
+    passes = space.every([size <= b for size, b in zip(sizes, most, strict=True)])
+    pairs = zip(scales, limits, strict=True)
+    hidden = ~space.every([space.rounding * size <= most for size, most in pairs])
+    evidence = evidence._replace(scale=largest, initial=initial)
+    return passes & ~hidden, hidden, evidence
+
+
+def parts_are_near(
+    problem: Problem, evidence: Evidence, point: Point, share: float
+) -> Array:
+    """Whether each part of a residual is a small share of its largest, or of what it is
+    compared with.
+    """
+    space, xp = problem.space, problem.space.xp
+    sizes = problem.tolerance.parts(space, point.tested)
+    large = map(xp.maximum, evidence.scale, _compared(problem, evidence, point)[0])
+    return space.every(
+        [size <= share * most for size, most in zip(sizes, large, strict=True)]
+    )
+
+
+def relative_residual(problem: Problem, evidence: Evidence, point: Point) -> Array:
+    """The largest part of a residual, as a share of what it is compared with."""
+    space, sizes = problem.space, problem.tolerance.parts(problem.space, point.tested)
+    pairs = zip(sizes, _compared(problem, evidence, point)[0], strict=True)
+    return reduce(space.xp.maximum, [space.ratio(*pair) for pair in pairs])

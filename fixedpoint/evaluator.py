@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Leaves = tuple[Any, ...]
+
+
+class Tested(NamedTuple):
+    """The residual that is tested, where it is not image − state.
+
+    Attributes
+    ----------
+    residual : tuple of array
+        Its leaves.
+    terms : tuple of array or None
+        How large its terms are, where it has units of its own.
+    """
+
+    residual: Leaves
+    terms: Leaves | None = None
+
+    def across(self, convert: Callable[[Leaves], Leaves]) -> Tested:
+        """The same, its leaves converted."""
+        return Tested(convert(self.residual), self.terms and convert(self.terms))
+
+
+# What one evaluation of a map gives.
+Evaluated = tuple[Leaves, Tested | None]
 
 
 class Evaluator:
@@ -24,21 +47,21 @@ class Evaluator:
         Takes the leaves of a state to its container.
     packed : callable
         Takes what f returned, and the leaves it was given, to the leaves of the image,
-        and of the residual that is tested, or None.
+        and what is tested, or None.
     """
 
     def __init__(
         self,
         unpack: Callable[[Leaves], Any],
-        packed: Callable[[Any, Leaves], tuple[Leaves, Leaves | None]],
+        packed: Callable[[Any, Leaves], Evaluated],
     ) -> None:
         self.unpack, self.packed = unpack, packed
         self.copies = False
 
     def __call__(
         self, f: Callable[..., Any], args: tuple[Any, ...], bridge: Any, value: Leaves
-    ) -> tuple[Leaves, Leaves | None]:
-        """The leaves of ``f(z, *args)`` at those of z, and of its residual.
+    ) -> Evaluated:
+        """The leaves of ``f(z, *args)`` at those of z, and what is tested.
 
         They are of another library where a `bridge` leads there from f's.
         """
@@ -53,7 +76,7 @@ class Evaluator:
         if self.copies:
             output = f(self.unpack(tuple([leaf.copy() for leaf in leaves])), *args)
         found = self.packed(output, leaves)
-        return found if bridge is None else bridge.both_there(found)
+        return found if bridge is None else bridge.evaluated_there(found)
 
 
 def _is_of_writing(error: Exception, leaves: Leaves) -> bool:

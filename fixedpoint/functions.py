@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fixedpoint.backend import Backend, Vec
+from fixedpoint.evaluator import Evaluated
 
-# The image of a state; and, where it differs from image − state, the residual that is
-# tested.
-Mapped = Callable[[Vec], tuple[Vec, Vec | None]]
+Mapped = Callable[[Vec], Evaluated]
 Product = Callable[[Vec], Vec]
 
 
@@ -22,7 +21,7 @@ class Functions:
     ----------
     at : callable
         Takes the leaves θ of the arguments to the map of the state, which returns the
-        leaves of the image, and of the residual that is tested, or None. With a
+        leaves of the image, and the residual that is tested, or None. With a
         :class:`Bridge`, those of the state are another library's.
     image : callable
         (z, θ) ↦ the leaves of the image: a pure function, which derivative rules
@@ -154,16 +153,14 @@ class Bridge:
         """The leaves back here."""
         return tuple(map(self.back, leaves))
 
-    def both_there(self, found: tuple[Vec, Vec | None]) -> tuple[Vec, Vec | None]:
-        """The image and the residual over there."""
-        image, residual = found
-        return self.all_there(image), None if residual is None else self.all_there(
-            residual
-        )
+    def evaluated_there(self, found: Evaluated) -> Evaluated:
+        """What an evaluation gave, over there."""
+        image, tested = found
+        return self.all_there(image), tested and tested.across(self.all_there)
 
     def mapped(self, mapped: Mapped) -> Mapped:
         """A map of the state here as one of those over there."""
-        return lambda value: self.both_there(mapped(self.all_back(value)))
+        return lambda value: self.evaluated_there(mapped(self.all_back(value)))
 
     def there_in(self, container: Any) -> Any:
         """An array, or the arrays in lists and tuples, over there."""

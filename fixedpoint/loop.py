@@ -36,6 +36,8 @@ from fixedpoint.convergence import (
     Verdict,
     judge,
     largest_known,
+    parts_are_near,
+    relative_residual,
     vanished_states,
 )
 from fixedpoint.kernels import Kernel, kernel_of
@@ -58,6 +60,9 @@ _SUSPICIOUS = (3, 12, 48)
 # The rounding errors of a residual are not looked for above this share of the largest
 # one.
 _FALLEN = 1e-3
+
+# A minimum by values is as good as known at this share of the root of their rounding.
+_ROOT = 0.1
 
 # An estimated error of more than this share of the state leaves too few digits of it.
 _DIGITS = 0.01
@@ -153,7 +158,7 @@ class Loop:
     def all_improved(self, carry: Carry, step: Step, verdict: Verdict) -> bool:
         """Whether all samples are known to have a new best iterate, and to go on."""
         backend, new = self.problem.space.backend, step.point
-        if backend.is_traced((new.residual_norm,)):
+        if backend.is_traced((new.residual_norm,)) or self._compares_parts:
             return False
         open_ = ~(verdict.satisfied | verdict.hidden)
         open_ = open_ & (new.residual_norm < carry.point.residual_norm)
@@ -162,6 +167,13 @@ class Loop:
         if not at_best or step.failure is not None:
             open_ = open_ & ~open_  # all who take part are asked, in every step
         return backend.known_all(open_)
+
+    @property
+    def _compares_parts(self) -> bool:
+        """Whether iterates are compared part by part: a norm of all would be in the
+        units of one.
+        """
+        return self.solver.latest and self.problem.tests_parts
 
     def improved(
         self, carry: Carry, step: Step, verdict: Verdict, number: int = 1
@@ -214,11 +226,24 @@ class Loop:
         """Which samples end, for each reason, before any is looked at again."""
         norm = carry.point.residual_norm
         return {
-            Status.DIVERGED: norm > _DIVERGENCE * carry.evidence.first,
+            Status.DIVERGED: self._diverged(carry),
             Status.STALLED: stalled,
             Status.NON_FINITE: ~(norm < self.problem.space.xp.inf),
             Status.CONVERGED: verdict.satisfied | precise,
         }
+
+    def _diverged(self, carry: Carry) -> Array:
+        """The samples whose residual has grown out of all proportion, and so has one of
+        its parts, where these have units of their own.
+        """
+        norm, evidence = carry.point.residual_norm, carry.evidence
+        diverged = norm > _DIVERGENCE * evidence.first
+        if evidence.initial is None or self.problem.space.backend.known_none(diverged):
+            return diverged
+        parts = self.problem.tolerance.parts(self.problem.space, carry.point.tested)
+        pairs = zip(parts, evidence.initial, strict=True)
+        grew = [size > _DIVERGENCE * first for size, first in pairs]
+        return diverged & reduce(or_, grew)
 
     def _is_better(self, carry: Carry, verdict: Verdict) -> Array:
         """The samples whose new iterate is to be returned, if none better comes."""
@@ -262,9 +287,13 @@ class Loop:
         since = xp.maximum(carry.improved, every)
         renewed, fell = best is not carry.best and best.value is point.value, better
         if self.solver.latest:  # the last iterate is none the better for being the last
-            least = xp.minimum(carry.lowest, carry.reference)
-            fell = better & (point.residual_norm < least)
+            least, norm = xp.minimum(carry.lowest, carry.reference), point.residual_norm
+            if self._compares_parts:
+                norm = relative_residual(self.problem, carry.evidence, point)
+            fell = better & (norm < least)
             renewed = renewed and space.backend.known_here(fell)
+            if self._compares_parts:
+                carry = carry._replace(lowest=xp.where(fell, norm, carry.lowest))
         improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
         all_improved = carry.step if renewed else carry.all_improved
         return carry._replace(best=best, improved=improved, all_improved=all_improved)
@@ -305,8 +334,25 @@ class Loop:
         if backend.communicator is None and backend.known_none(stuck):
             return carry, stuck
         stuck = carry.live(stuck & self._is_near(carry, verdict))
-        noise = partial(at_rounding, self.problem, carry.point, self.first, stuck)
-        return self._asked(carry, stuck, noise)
+        known = stuck & self._is_lost_in_values(carry)
+        asked = stuck & ~known
+        noise = partial(at_rounding, self.problem, carry.point, self.first, asked)
+        carry, found = self._asked(carry, asked, noise)
+        return carry, known | found
+
+    def _is_lost_in_values(self, carry: Carry) -> Array:
+        """The samples whose objective is rounded by more than what is left to gain.
+
+        Near a minimum an objective grows by the square of what a gradient does, so that
+        one that is compared by values is known to the root of their rounding. Steps
+        that do not improve for long are by chance.
+        """
+        space, evidence = self.problem.space, carry.evidence
+        if not self._compares_parts:
+            return space.xp.zeros_like(carry.improved, dtype=space.xp.bool)
+        share = _ROOT * space.rounding**0.5
+        small = parts_are_near(self.problem, evidence, carry.point, share)
+        return small & (carry.step - carry.improved >= _SUSPICIOUS[1])
 
     def _is_near(self, carry: Carry, verdict: Verdict) -> Array:
         """The samples so near a solution that their residual may be rounding alone.
@@ -316,8 +362,11 @@ class Loop:
         """
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
         evidence, size = carry.evidence, carry.evidence.sizes[..., 0]
-        near = point.residual_norm <= _FALLEN * evidence.highest
-        near = near | self.problem.is_small(point, size, _FALLEN)
+        if self.problem.tests_parts:
+            near = parts_are_near(self.problem, evidence, point, _FALLEN)
+        else:
+            near = point.residual_norm <= _FALLEN * evidence.highest
+            near = near | self.problem.is_small(point, size, _FALLEN)
         amplified = 0.5 * largest_known(space, evidence) * point.residual_norm
         error = xp.maximum(xp.where(size < xp.inf, size, space.zero), amplified)
         state = xp.maximum(space.norm(self.first.value), space.norm(point.value))

@@ -26,6 +26,9 @@ class Point(NamedTuple):
         The norm, per sample, of the residual that is tested.
     magnitude : array
         What the rounding errors of `increment` are relative to: ‖f(z)‖, or ‖F(z)‖.
+    terms : tuple of array or None
+        Of each part of a residual in units of its own, how large its terms are; zero
+        for parts that are in the units of the state.
     """
 
     value: Vec
@@ -33,6 +36,7 @@ class Point(NamedTuple):
     residual: Vec | None
     residual_norm: Array
     magnitude: Array
+    terms: tuple[Array, ...] | None = None
 
     @property
     def tested(self) -> Vec:

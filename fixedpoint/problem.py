@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from fixedpoint.adapters import type_name
 from fixedpoint.backend import Array, Vec
 from fixedpoint.differences import difference_jacobian, difference_product
+from fixedpoint.evaluator import Tested
 from fixedpoint.functions import Bridge, Functions, Mapped, Product
 from fixedpoint.matrix import (
     Matrix,
@@ -114,6 +115,13 @@ class Problem:
         """The map of the state alone."""
         return self.functions.at(self.args)
 
+    @property
+    def tests_parts(self) -> bool:
+        """Whether residuals are tested, of several parts."""
+        tolerance = self.tolerance
+        whole = self.is_root or tolerance.is_whole(self.space)
+        return tolerance.test == "residual" and not whole
+
     def image(self, value: Vec, args: Vec) -> Vec:
         """The map whose fixed point derivative rules differentiate; of a root, −F."""
         return self.functions.image(value, args)
@@ -141,12 +149,12 @@ class Problem:
         if self.functions.project is not None:
             value = self.functions.project(value)
         try:
-            image, residual = self.mapped(value)
+            evaluated = self.mapped(value)
         except ArithmeticError:
             if self.space.backend.is_traced(value):
                 raise
             return self.undefined(value)
-        return self.point(value, image, residual)
+        return self.point(value, *evaluated)
 
     @property
     def opening(self) -> Mapped:
@@ -162,13 +170,15 @@ class Problem:
         """Evaluate once at `value`: exceptions of f pass."""
         return self.point(value, *self.mapped(value))
 
-    def point(self, value: Vec, image: Vec, residual: Vec | None) -> Point:
-        """The point `value`, where the map returned `image` and `residual`."""
+    def point(self, value: Vec, image: Vec, given: Tested | None) -> Point:
+        """The point `value`, where the map gave an image, and maybe what is tested."""
+        residual, terms = given or (None, None)
         increment, residual, target = self.increments(value, image, residual)
         tested = increment if residual is None else residual
         vectors = (tested,) if target is tested else (tested, target)
         norms = self.space.sound_norms([(u, self.tolerance.kind) for u in vectors])
-        return Point(value, increment, residual, norms[0], norms[-1])
+        sizes = terms and self.tolerance.parts(self.space, terms)
+        return Point(value, increment, residual, norms[0], norms[-1], sizes)
 
     def increments(
         self, value: Vec, image: Vec, residual: Vec | None
@@ -370,13 +380,10 @@ class Problem:
         """The point `value`, where the map cannot be evaluated."""
         xp, nan = self.space.xp, self.space.full(float("nan"))
         increment = tuple(xp.full_like(leaf, float("nan")) for leaf in value)
-        return Point(
-            value,
-            increment,
-            increment if self.functions.has_residual else None,
-            nan,
-            nan,
-        )
+        if not self.functions.has_residual:
+            return Point(value, increment, None, nan, nan)
+        unknown = self.tolerance.parts(self.space, increment)
+        return Point(value, increment, increment, nan, nan, unknown)
 
     def linearize(self, point: Point) -> Linearization:
         """The products with the increment's derivative, exact where they can be."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
+from fixedpoint.space import Space
 
 # A residual of so many times its change under rounding of the state is nothing but
 # noise.
@@ -48,14 +49,30 @@ def at_rounding(
     space = problem.space
     noise, evaluations = _noise(problem, point, asked)
     covered = asked & space.every(_covered(problem, point, noise))
-    fell = point.residual_norm <= _FALLEN * first.residual_norm
-    if space.backend.known_all(fell | ~covered):
+    if problem.tests_parts and not first.tested:
+        first, evaluations = problem.evaluate(first.value), evaluations + 1
+    now, then = _lengths(problem, point), _lengths(problem, first)
+    fell = [size <= _FALLEN * most for size, most in zip(now, then, strict=True)]
+    if space.backend.known_all(space.every(fell) | ~covered):
         return covered, evaluations
     if not first.increment:
         first, evaluations = problem.evaluate(first.value), evaluations + 1
-    before, further = _noise(problem, first, covered & ~fell)
-    near = point.residual_norm <= _GROWTH * space.norm(before)
-    return covered & (fell | near), evaluations + further
+    before, further = _noise(problem, first, covered & ~space.every(fell))
+    parts = problem.tolerance.parts if problem.tests_parts else _whole
+    rows = zip(fell, now, parts(space, before), strict=True)
+    near = [done | (size <= _GROWTH * noise) for done, size, noise in rows]
+    return covered & space.every(near), evaluations + further
+
+
+def _lengths(problem: Problem, point: Point) -> tuple[Array, ...]:
+    """The norm of a residual, or those of its parts where each is tested."""
+    if problem.tests_parts:
+        return problem.tolerance.parts(problem.space, point.tested)
+    return (point.residual_norm,)
+
+
+def _whole(space: Space, u: Vec) -> tuple[Array, ...]:
+    return (space.norm(u),)
 
 
 def _covered(problem: Problem, point: Point, noise: Vec) -> list[Array]:

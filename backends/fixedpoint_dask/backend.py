@@ -12,7 +12,7 @@ import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Vec
-from fixedpoint.evaluator import Evaluator
+from fixedpoint.evaluator import Evaluated, Evaluator
 from fixedpoint.numpy_backend import NumpyBackend
 from fixedpoint_dask.namespace import Namespace
 
@@ -66,7 +66,7 @@ class DaskBackend(Backend):
         self,
         value: Vec,
         unpack: Callable[[Vec], Any],
-        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+        packed: Callable[[Any, Vec], Evaluated],
     ) -> Evaluator:
         """What evaluates f once, at a state in the chunks of the start."""
         del value

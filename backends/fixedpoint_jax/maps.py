@@ -11,6 +11,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fixedpoint.backend import Vec
+from fixedpoint.evaluator import Evaluated
 from fixedpoint.functions import Bridge, Mapped
 from fixedpoint.run import Run
 
@@ -24,7 +25,7 @@ class CapturedTracerError(Exception):
 def without_tracers(map_at: MapAt) -> MapAt:
     """`map_at`, raising :class:`CapturedTracerError` where values become tracers."""
 
-    def checked(mapped: Mapped, value: Vec) -> tuple[Vec, Vec | None]:
+    def checked(mapped: Mapped, value: Vec) -> Evaluated:
         outputs = mapped(value)
         if any(map(_is_tracer, jax.tree.leaves(outputs))) and not any(
             map(_is_tracer, value)
@@ -66,9 +67,9 @@ def hoisted(run: Run, value: Vec) -> Run:
     closed, shape = jax.make_jaxpr(whole, return_shape=True)(value, problem.args)
     structure, count = jax.tree.structure(shape), len(closed.consts)
 
-    def mapped(rest: Vec, value: Vec) -> tuple[Vec, Vec | None]:
+    def mapped(rest: Vec, value: Vec) -> Evaluated:
         function = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, rest[:count]))
-        outputs: tuple[Vec, Vec | None] = jax.tree.unflatten(
+        outputs: Evaluated = jax.tree.unflatten(
             structure, function(*value, *rest[count:])
         )
         return outputs

@@ -11,6 +11,7 @@ import torch
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Pullback, Vec, joined
 from fixedpoint.communicator import Reduction
+from fixedpoint.evaluator import Evaluated
 from fixedpoint.recording import Recorded
 from fixedpoint_torch import maps, numpy_algebra
 from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
@@ -260,7 +261,7 @@ class TorchBackend(Backend):
         self,
         value: Vec,
         unpack: Callable[[Vec], Any],
-        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+        packed: Callable[[Any, Vec], Evaluated],
     ) -> TorchEvaluator:
         """An evaluator that restores f's surroundings, and notices if f writes to z."""
         around = Surroundings(value[0].device)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fixedpoint.backend import Vec
-from fixedpoint.evaluator import Evaluator
+from fixedpoint.evaluator import Evaluated, Evaluator
 from fixedpoint_torch.surroundings import Surroundings
 
 
@@ -31,7 +31,7 @@ class TorchEvaluator(Evaluator):
     def __init__(
         self,
         unpack: Callable[[Vec], Any],
-        packed: Callable[[Any, Vec], tuple[Vec, Vec | None]],
+        packed: Callable[[Any, Vec], Evaluated],
         surroundings: Surroundings,
         marks_writes: bool,
     ) -> None:
@@ -41,8 +41,8 @@ class TorchEvaluator(Evaluator):
 
     def __call__(
         self, f: Callable[..., Any], args: tuple[Any, ...], bridge: Any, value: Vec
-    ) -> tuple[Vec, Vec | None]:
-        """The leaves of ``f(z, *args)`` at those of z, and of its residual."""
+    ) -> Evaluated:
+        """The leaves of ``f(z, *args)`` at those of z, and what is tested."""
         leaves = value if bridge is None else bridge.all_back(value)
         given = tuple([leaf.clone() for leaf in leaves]) if self.copies else leaves
         before = _versions(given)
@@ -50,7 +50,7 @@ class TorchEvaluator(Evaluator):
             output = f(self.unpack(given), *args)
             self._note(before != _versions(given))
             found = self.packed(output, leaves)
-        return found if bridge is None else bridge.both_there(found)
+        return found if bridge is None else bridge.evaluated_there(found)
 
     def _note(self, wrote: bool) -> None:
         """Take note of whether f wrote into what it was given."""

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
+from fixedpoint.evaluator import Evaluated
 from fixedpoint.functions import Bridge, Functions, Mapped
 from fixedpoint_torch.parametrized import WithWeights
 
@@ -131,13 +132,13 @@ def watched(functions: Functions) -> Callable[[Vec], Mapped]:
     def first(args: Vec, bridge: Bridge | None = None) -> Mapped:
         mapped = probe(_all_detached(args))
 
-        def watching(value: Vec) -> tuple[Vec, Vec | None]:
+        def watching(value: Vec) -> Evaluated:
             value = value if bridge is None else bridge.all_back(value)
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                image, residual = mapped(_all_detached(value))
+                image, tested = mapped(_all_detached(value))
                 _refuse_hidden(image, seen)
-            found = _all_detached(image), residual and _all_detached(residual)
-            return found if bridge is None else bridge.both_there(found)
+            found = _all_detached(image), tested and tested.across(_all_detached)
+            return found if bridge is None else bridge.evaluated_there(found)
 
         return watching
 
@@ -159,7 +160,7 @@ def refuse_hidden(functions: Functions, value: Vec, args: Vec) -> None:
     seen: list[Any] = []
     probe = functions.substituted(_noted(seen))
     inputs = _all_detached(value), _all_detached(args)
-    image, _ = probe(inputs[1])(inputs[0])
+    image = probe(inputs[1])(inputs[0])[0]
     _refuse_hidden(image, seen)
     known = {
         level for leaf in (*inputs[0], *inputs[1]) for level in _mapped_levels(leaf)

@@ -9,9 +9,10 @@ from operator import add, neg, sub
 from typing import Any, NamedTuple
 
 from fixedpoint.adapters import backend_of_state
-from fixedpoint.backend import Pullback
+from fixedpoint.backend import Array, Pullback, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.operators.base import Evaluation, Joint, Map, Operator, leafwise
+from fixedpoint.space import Space
 
 
 class LocalGradients(NamedTuple):
@@ -27,12 +28,16 @@ class LocalGradients(NamedTuple):
         (∂f/∂z)ᵀμ + ∂ℓ/∂z.
     input_gradient
         (∂f/∂x)ᵀμ + ∂ℓ/∂x.
+    state_terms, input_terms
+        The absolute values of the two terms of each gradient, added up; or None.
     """
 
     value: Any
     objective: Any
     state_gradient: Any
     input_gradient: Any
+    state_terms: Any = None
+    input_terms: Any = None
 
 
 class Local(NamedTuple):
@@ -119,20 +124,18 @@ class Lagrangian:
         return self.loss(seen, x, y, params)
 
     def __call__(self, state: Any, params: Any, y: Any) -> LocalGradients:
-        """One evaluation of f, one of ℓ, and one reverse pass through both."""
-        z, mu, x = state["z"], state["mu"], state["x"]
-        if self.vjp is not None:
-            value, pullback, objective, *gradients = self.at(z, x, params, y)
-            pulled = map(partial(leafwise, add), pullback(mu), gradients)
-            return LocalGradients(value, objective, *pulled)
-        backend = backend_of_state(z, "z")
+        """One evaluation of f, one of ℓ, and one reverse pass through each."""
+        here = self.at(state["z"], state["x"], params, y)
+        pairs = list(zip(here.pullback(state["mu"]), here[-2:], strict=True))
+        gradients = [leafwise(add, *pair) for pair in pairs]
+        terms = [leafwise(_sizes, *pair) for pair in pairs]
+        return LocalGradients(here.value, here.objective, *gradients, *terms)
 
-        def both(z: Any, x: Any) -> tuple[Any, Any]:
-            return self.f(z, x, params), self.loss_at(z, x, y, params)
 
-        (value, objective), pullback = backend.vjp(both, z, x)
-        ones = backend.namespace(objective).ones_like(objective)
-        return LocalGradients(value, objective, *pullback((mu, ones)))
+def _sizes(a: Any, b: Any) -> Any:
+    """|a| + |b|, of the dtype of a."""
+    total = abs(a) + abs(b)
+    return total if total.dtype == a.dtype else total + 0.0 * a
 
 
 def _value(_: Any, gradients: LocalGradients) -> Any:
@@ -156,10 +159,18 @@ class AdjointMap(Map):
     def __init__(self) -> None:
         super().__init__(_state_gradient)
 
+    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+        """No evaluation: the gradient is there already, and so are its terms."""
+        return super().evaluate(state, *args)._replace(terms=args[0].state_terms)
+
 
 @dataclass(frozen=True)
 class InputStep(Operator):
-    """The block x ← Π(x − α∇ₓL), with the step-free residual Π(x − ∇ₓL) − x.
+    """The block x ← Π(x − α∇ₓL), with the step-free residual (Π(x − t∇ₓL) − x)/t.
+
+    Free inputs have the residual −∇ₓL whatever t is. Others have that of a step as long
+    as x, if it went along all terms of the gradient: with t = ‖x‖/‖terms‖ the unit of ℓ
+    does not matter. Where no terms are given, t = 1.
 
     Parameters
     ----------
@@ -177,16 +188,60 @@ class InputStep(Operator):
 
     def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """No evaluation: the gradient is there already."""
-        gradient = gradients.input_gradient
+        gradient, terms = gradients.input_gradient, gradients.input_terms
         image = self._moved(state, gradient, self.step_size)
         if self.project is None:
-            return Evaluation(image, leafwise(neg, gradient))
-        full = self._moved(state, gradient, 1.0)
-        return Evaluation(image, leafwise(sub, full, state))
+            return Evaluation(image, leafwise(neg, gradient), terms)
+        if terms is None:
+            full = self._moved(state, gradient, 1.0)
+            return Evaluation(image, leafwise(sub, full, state))
+        return Evaluation(image, self._relative(state, gradients), terms)
 
     def _moved(self, x: Any, gradient: Any, step: float) -> Any:
         moved = leafwise(lambda a, g: a - step * g, x, gradient)
         return moved if self.project is None else self.project(moved)
+
+    def _relative(self, x: Any, gradients: LocalGradients) -> Any:
+        """The residual of a step as long as x; from zero, of one as long as the set
+        lets a step of length one become.
+        """
+        space, at = input_vector(x, gradients)
+        terms, xp = input_vector(gradients.input_terms, gradients)[1], space.xp
+        length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])
+        moved = partial(self._along, space, x, gradients.input_gradient)
+        if not space.backend.known_all(length > 0.0):
+            reach = space.norm(moved(_ratio(space, space.one, size)))
+            length = xp.where(length > 0.0, length, reach)
+        t = _ratio(space, length, size)
+        residual = space.scale(1.0 / t, moved(t))
+        rebuild: Any = backend_of_state(x, "x").flatten(x)[1].rebuild
+        return rebuild(residual)
+
+    def _along(self, space: Space, x: Any, gradient: Any, t: Array) -> Vec:
+        """Π(x − t∇ₓL) − x, t one number per sample."""
+        assert self.project is not None
+        factor = partial(space.factor, t)
+        ahead = leafwise(lambda a, g: a - factor(a) * g, x, gradient)
+        return tuple(space.backend.flatten(leafwise(sub, self.project(ahead), x))[0])
+
+
+def unit_step(space: Space, x: Vec, size: Array) -> Array:
+    """The t for which t∇ₓL is as long as x, if the terms of ∇ₓL are of this size and
+    nothing of them cancels; at zero, of length one.
+    """
+    return _ratio(space, _ratio(space, space.norm(x), space.one), size)
+
+
+def input_vector(container: Any, gradients: LocalGradients) -> tuple[Space, Vec]:
+    """The leaves of an input, and their space: ℓ has the axes of the batch."""
+    backend = backend_of_state(container, "x")
+    leaves = tuple(backend.flatten(container)[0])
+    return Space.of(backend, leaves, gradients.objective.ndim), leaves
+
+
+def _ratio(space: Space, a: Array, b: Array) -> Array:
+    """The quotient a/b; 1 where either is zero."""
+    return space.xp.where((a > 0.0) & (b > 0.0), space.ratio(a, b), space.one)
 
 
 def augmented(

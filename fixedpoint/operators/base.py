@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from operator import add, sub
 from typing import Any, NamedTuple
 
@@ -22,10 +23,14 @@ class Evaluation(NamedTuple):
     residual : array or container of arrays
         What vanishes if and only if z is a fixed point, undamped and free of step
         sizes.
+    terms : array or container of arrays, optional
+        Of a residual in units of its own, as a gradient is: the sum of the absolute
+        values of its terms, with which it is compared, and not with the state.
     """
 
     image: Any
     residual: Any
+    terms: Any = None
 
 
 def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
@@ -167,11 +172,11 @@ class Damp(Wrapper):
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
-        image, residual = self.operator.evaluate(state, *args)
+        found = self.operator.evaluate(state, *args)
         if self.damping == 1.0:
-            return Evaluation(image, residual)
+            return found
         damped = lambda old, new: old + self.damping * (new - old)
-        return Evaluation(leafwise(damped, state, image), residual)
+        return found._replace(image=leafwise(damped, state, found.image))
 
 
 @dataclass(frozen=True)
@@ -185,8 +190,9 @@ class Project(Wrapper):
 
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
-        image, residual = self.operator.evaluate(state, *args)
-        return Evaluation(self.project(image), self.undamped(state, residual))
+        image, residual, terms = self.operator.evaluate(state, *args)
+        residual = self.undamped(state, residual)
+        return Evaluation(self.project(image), residual, terms)
 
     def undamped(self, state: Any, residual: Any) -> Any:
         """The residual Π(z + r) − z."""
@@ -267,7 +273,20 @@ class Joint(Operator):
         }
         images = {name: part.image for name, part in parts.items()}
         residuals = {name: part.residual for name, part in parts.items()}
-        return Evaluation(images, residuals)
+        if all(part.terms is None for part in parts.values()):
+            return Evaluation(images, residuals)
+        return Evaluation(images, residuals, _terms(state, parts))
+
+
+def _terms(state: Any, parts: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The terms of each block; none, where its residual is in the units of its
+    state.
+    """
+    none = partial(leafwise, lambda leaf: 0.0 * leaf)
+    return {
+        name: none(state[name]) if part.terms is None else part.terms
+        for name, part in parts.items()
+    }
 
 
 def check_blocks(blocks: Mapping[str, Any], state: Any) -> None:

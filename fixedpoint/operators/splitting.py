@@ -186,10 +186,11 @@ class PeacemanRachford(Operator):
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """What forward-backward splitting evaluates, and the resolvent once."""
         forward_backward = ForwardBackward(self.affine, self.prox, self.step_size)
-        image, residual = forward_backward.evaluate(state, *args)
-        change = leafwise(sub, image, state)
+        found = forward_backward.evaluate(state, *args)
+        change = leafwise(sub, found.image, state)
         solved = self.resolvent(change, float(self.step_size), *args)
-        return Evaluation(leafwise(lambda z, r: z + 2.0 * r, state, solved), residual)
+        image = leafwise(lambda z, r: z + 2.0 * r, state, solved)
+        return Evaluation(image, found.residual)
 
 
 def resolvent_matrix(W: Array, step_size: float) -> Array:

@@ -162,7 +162,7 @@ class AugmentedDEQ:
         solver: Solver | None = None,
         max_steps: int = 100,
         rtol: float = 1e-4,
-        atol: float = 1e-6,
+        atol: float = 0.0,
         on_failure: Policy = "raise",
         method: Method | None = None,
         adjoint: fp.Adjoint | None = None,
@@ -279,7 +279,7 @@ class AugmentedDEQ:
         solver: Solver | None = None,
         max_steps: int = 100,
         rtol: float = 1e-4,
-        atol: float = 1e-6,
+        atol: float = 0.0,
         on_failure: Policy = "raise",
         method: Method | None = None,
     ) -> AugmentedSolution:
@@ -295,15 +295,18 @@ class AugmentedDEQ:
             The data of ℓ.
         mu0 : like z0, optional
             The first adjoint. By default zero for the joint fixed point, and ∂ℓ/∂z
-            elsewhere; :class:`TrackedNewton` needs none.
+            elsewhere; :class:`TrackedNewton` makes its own.
         solver : Solver, optional
             To solve by the joint fixed point with one step size.
         max_steps : int, optional
             Joint steps at most.
         rtol, atol : float, optional
-            Every block has to meet this tolerance, by itself. The residuals of μ and x
-            are in units of the loss: one that is about 1e-6 at all times is met by any
-            x, unless `atol` is smaller.
+            Every block has to meet this tolerance, by itself. `rtol` is relative to
+            f(z, x), and for μ and x to the terms of their gradients, see
+            :doc:`/augmented_deq`: neither the unit of the loss nor that of x matters.
+            `atol` is in the units of z, and for μ and x in those of the gradients of
+            the loss in z and in x: a loss that is about 1e-6 at all times meets an
+            `atol` of 1e-6 with any x.
         on_failure : {"raise", "warn", "return", "nan"}, optional
             What to do when a sample's joint iteration fails.
         method : TrackedNewton, TrackedLBFGS, TrackedDescent or JointIteration, optional
@@ -354,15 +357,14 @@ class AugmentedDEQ:
 
     def kkt(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> dict[str, Array]:
         """The norm of each block's residual, undamped and step-free, per sample."""
-        state, (params, y) = (
-            _detached({"z": z, "mu": mu, "x": x}),
-            _detached((params, y)),
-        )
-        residual = self.operator.evaluate(state, params, y).residual
-        blocks = {
-            name: self._vector(_detached(residual[name])) for name in ("z", "mu", "x")
+        state, params, y = _detached(({"z": z, "mu": mu, "x": x}, params, y))
+        gradients = self.problem(state, params, y)._replace(input_terms=None)
+        residuals = {
+            name: block.evaluate(state[name], gradients).residual
+            for name, block in self.operator.blocks.items()
         }
-        return {name: space.norm(vector) for name, (space, vector) in blocks.items()}
+        parts = {name: self._vector(_detached(r)) for name, r in residuals.items()}
+        return {name: space.norm(vector) for name, (space, vector) in parts.items()}
 
     def lagrangian(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> Array:
         """ℓ + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params

@@ -19,9 +19,11 @@ from fixedpoint.operators import (
     Evaluation,
     InputStep,
     Joint,
-    Project,
+    LocalGradients,
     StateMap,
 )
+from fixedpoint.operators.augmented import input_vector, unit_step
+from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -236,19 +238,24 @@ class ConditionalGradient(DescentRule):
         return space.add(x, step), memory
 
 
-class BeforeProjection(Project):
-    """A projected operator that tells where the operator alone leads.
+class BeforeProjection(InputStep):
+    """A projected step that shows where the gradient alone leads.
 
-    Its image is the iteration's, along the gradient of the loss, and not the projected
-    one, of which solutions are the fixed points; its residual is.
+    Its image is not the projected one, of which solutions are the fixed points; its
+    residual is that. The step is as long as x: next to it a gradient in a small unit
+    would be lost in rounding.
     """
 
-    def evaluate(self, state: Any, *args: Any) -> Evaluation:
-        """The image before the projection, and the residual of the projected
-        operator.
-        """
-        image, residual = self.operator.evaluate(state, *args)
-        return Evaluation(image, self.undamped(state, residual))
+    def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
+        """The image before the projection, and the residual of the projected step."""
+        found = super().evaluate(state, gradients)
+        space, x = input_vector(state, gradients)
+        (size,) = space.sound_norms(
+            [(input_vector(found.terms, gradients)[1], "euclidean")]
+        )
+        factor = partial(space.factor, unit_step(space, x, size))
+        ahead = lambda a, g: a - factor(a) * g
+        return found._replace(image=leafwise(ahead, state, gradients.input_gradient))
 
 
 class DescentState(NamedTuple):
@@ -333,9 +340,12 @@ class TrackedDescent(ObjectiveSolver):
         lagrangian = model.problem
         if mu0 is None:
             mu0 = lagrangian.loss_and_gradient(z0, x0, params, y)[1]
-        joint = Joint(
-            lagrangian, {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)}
-        )
+        parts = {
+            "z": StateMap(),
+            "mu": AdjointMap(),
+            "x": InputStep(1.0, model.project),
+        }
+        joint = Joint(lagrangian, parts)
         control |= {
             "solver": replace(self, container=tree.flatten(x0)[1]),
             "batch_ndim": model.batch_ndim,
@@ -344,8 +354,7 @@ class TrackedDescent(ObjectiveSolver):
         if model.project is None:
             found = fp.fixed_point(joint, start, args, **control)
         else:
-            project = partial(_projected, model.project)
-            found = _constrained(joint.projected(project), start, args, **control)
+            found = _constrained(joint, model.project, start, args, **control)
         return replace(found, work=found.work.plus(Work(vjp=1)))  # the first evaluation
 
     def across(self, bridge: Bridge) -> TrackedDescent:
@@ -389,20 +398,30 @@ class TrackedDescent(ObjectiveSolver):
         """∇ₓL. The residual of free inputs is −∇ₓL; where inputs are projected, the
         operator alone leads along it.
         """
-        is_free = problem.functions.project is None
-        slope = self._parts(here.tested if is_free else here.increment)[1]
-        return tuple([-leaf for leaf in slope])
+        if problem.functions.project is None:
+            return tuple([-leaf for leaf in self._parts(here.tested)[1]])
+        assert here.terms is not None
+        x, step = (self._parts(part)[1] for part in (here.value, here.increment))
+        space = self._inputs(problem.space, x).space
+        # Blocks are in the order of their names.
+        return space.scale(-1.0 / unit_step(space, x, here.terms[1]), step)
 
 
 def _constrained(
-    system: Project, start: Any, args: tuple[Any, ...], **control: Any
+    system: Joint,
+    project: Projection,
+    start: Any,
+    args: tuple[Any, ...],
+    **control: Any,
 ) -> fp.Solution[Any]:
     """A solution of a projected system, by steps that see it before the projection.
 
     Its derivatives are those of the projected system.
     """
-    before = BeforeProjection(system.operator, system.project)
-    found = fp.fixed_point(before, start, args, project=system.project, **control)
+    before = {**system.blocks, "x": BeforeProjection(1.0, project)}
+    onto = partial(_projected, project)
+    joint = replace(system, blocks=before)
+    found = fp.fixed_point(joint, start, args, project=onto, **control)
 
     def there(value: Any) -> fp.Solution[Any]:
         """The projected system at a value, and no step from it."""

@@ -301,7 +301,7 @@ class TrackedLBFGS(ObjectiveSolver):
         after = self._judged(searching.inputs(space, x), searching, state, x, found)
         ahead = space.axpy(after.part, after.direction, after.x)
         new = problem.trial((*after.adjoint, *ahead, *after.state), point)
-        sound = is_sound(point, new)
+        sound = is_sound(problem, point, new)
         if not space.backend.known_all(sound):
             home = (*after.adjoint, *after.x, *after.state)
             new = problem.trial(space.where(sound, new.value, home), point)

@@ -13,6 +13,7 @@ import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.adapters import backend_of
 from fixedpoint.backend import Array, Vec
+from fixedpoint.convergence import point_scale
 from fixedpoint.operators import Joint, Lagrangian
 from fixedpoint.operators.augmented import Local
 from fixedpoint.operators.base import leafwise
@@ -110,9 +111,17 @@ def near(problem: Problem, point: Point) -> Any:
     return given(point.value, problem.args)
 
 
-def is_sound(point: Point, new: Point) -> Array:
-    """Whether a trial from a point has not run away."""
-    return new.residual_norm <= RUNAWAY * (point.residual_norm + point.magnitude)
+def is_sound(problem: Problem, point: Point, new: Point) -> Array:
+    """Whether a trial from a point has not run away, in any block.
+
+    Each is in units of its own. From zero there is nothing to compare one with.
+    """
+    space = problem.space
+    sizes, now = (problem.tolerance.parts(space, p.tested) for p in (new, point))
+    rows = zip(sizes, now, point_scale(problem, point), strict=True)
+    most = [(size, RUNAWAY * (left + scale)) for size, left, scale in rows]
+    sound = [(size <= m) | ((m == 0.0) & (size < space.xp.inf)) for size, m in most]
+    return space.every(sound)
 
 
 def linearized(

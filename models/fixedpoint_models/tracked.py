@@ -210,8 +210,7 @@ class TrackedNewton(ObjectiveSolver):
     ) -> fp.Solution[Any]:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`.
 
-        The adjoint starts from zero, not from `mu0`: the first evaluation finds it
-        where the first step has led.
+        The adjoint starts from ∂ℓ/∂z at the first equilibrium, not from `mu0`.
         """
         del mu0
         if model.project is not None or model.batch_ndim != 1:
@@ -291,8 +290,11 @@ class TrackedNewton(ObjectiveSolver):
         at = inputs.ravel(tuple(tree.flatten(x)[0]))
         model = quasi_newton.opened(inputs, at, gradient, value, inverse)
         z = _for_all(z, rows)
-        state = space_of(z).rows(tuple(tree.flatten(z)[0]))
-        return TrackedState(model, state, tuple([0.0 * leaf for leaf in state]))
+        slope = lagrangian.loss_and_gradient(z, x, params, y)[1]
+        state, adjoint = (
+            space_of(z).rows(tuple(tree.flatten(block)[0])) for block in (z, slope)
+        )
+        return TrackedState(model, state, adjoint)
 
     def init(self, problem: Problem, point: Point) -> TrackedState:
         """What was remembered before the first step, which led to `point`."""
@@ -333,7 +335,7 @@ class TrackedNewton(ObjectiveSolver):
             *states.shaped(ahead),
         )
         new, work = problem.trial(value, point), Work()
-        sound = is_sound(point, new)
+        sound = is_sound(problem, point, new)
         if not space.backend.known_all(sound):
             last = states.shaped(after.state), inputs.unravel(after.model.x)
             value = (*states.shaped(after.adjoint), *last[1], *last[0])
