@@ -236,10 +236,8 @@ class Run:
         """Raise TrainingError where gradients are mostly those of no solution."""
         if row.get("failed", 0.0) > MOST_FAILED:
             raise TrainingError(
-                f"{row['failed']:.0%} of the solves failed in epoch {self.epoch}: the "
-                "network has lost its equilibria, and its gradients mean nothing; "
-                "raise the weight of the Jacobian penalty, fix the lengths of filters, "
-                "or lower the learning rate"
+                f"{row['failed']:.0%} of the solves failed in epoch {self.epoch}: "
+                f"{self.experiment.remedy()}"
             )
 
     def _epoch(self) -> dict[str, float]:

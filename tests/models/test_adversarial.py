@@ -240,3 +240,14 @@ def test_the_command_line_trains_evaluates_and_draws(tmp_path):
     rows = np.genfromtxt(out / "metrics.csv", delimiter=",", names=True)
     assert rows["loss"][-1] < rows["loss"][0]
     assert Image.open(out / "attacks.png").width > 100
+
+
+def test_an_attack_of_too_few_steps_is_named(monkeypatch):
+    """Not the learning rate: there are equilibria, and nothing comes near them."""
+    few = Attack(steps=2, radius=0.5)
+    experiment = Adversarial(replace(SMALL, attack=few), CPU)
+    assert experiment.step(experiment.test)["failed"] > 0.5
+    assert "attack.steps = 2 is too few" in experiment.remedy()
+    every = lambda z, x, params: torch.ones(len(x), dtype=torch.bool)
+    monkeypatch.setattr(experiment, "failed", every)
+    assert "lower the learning rate" in experiment.remedy()

@@ -76,6 +76,14 @@ class Experiment(ABC):
         processes train, `batch` is a part.
         """
 
+    def remedy(self) -> str:
+        """What is wrong where most solves of an epoch failed, and what to do."""
+        return (
+            "the network has lost its equilibria, and its gradients mean nothing; "
+            "raise the weight of the Jacobian penalty, fix the lengths of filters, or "
+            "lower the learning rate"
+        )
+
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Figures of merit on held-out data."""
