@@ -20,7 +20,8 @@ ZERO = 1e-12
 FALL = 0.9
 
 # A residual in units of its own is compared with this share of the first of its terms
-# at least: at a solution all of them may vanish.
+# at least: at a solution all of them may vanish. The largest of them would be that of a
+# step that went too far.
 _FIRST = 0.03
 
 # Steps over which the largest amplification counts.
@@ -129,19 +130,24 @@ def point_scale(problem: Problem, point: Point) -> tuple[Array, ...]:
     return tuple([where(own > 0.0, own, size) for own, size in pairs])
 
 
-def _compared(
-    problem: Problem, evidence: Evidence, point: Point
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """What the parts of a residual are compared with, and were at first."""
+def _compared(problem: Problem, evidence: Evidence, point: Point) -> tuple[Array, ...]:
+    """What the parts of a residual are compared with."""
     xp, now = problem.space.xp, point_scale(problem, point)
-    first = evidence.initial or now
-    pairs = zip(first, now, strict=True)
+    if point.terms is None or evidence.initial is None:
+        return now
+    least = [_FIRST * size for size in evidence.initial]
+    rows, where = zip(point.terms, now, least, strict=True), xp.where
+    return tuple([where(own > 0.0, xp.maximum(a, b), a) for own, a, b in rows])
+
+
+def _with_scales(problem: Problem, evidence: Evidence, point: Point) -> Evidence:
+    """The evidence with what the residual at a point was compared with."""
+    xp, now = problem.space.xp, point_scale(problem, point)
+    pairs = zip(evidence.initial or now, now, strict=True)
     initial = tuple([xp.where(old > 0.0, old, new) for old, new in pairs])
-    if point.terms is None:
-        return now, initial
-    rows = zip(point.terms, now, initial, strict=True)
-    least = [xp.where(own > 0.0, _FIRST * old, new) for own, new, old in rows]
-    return tuple(map(xp.maximum, now, least)), initial
+    sizes = problem.tolerance.parts(problem.space, point.tested)
+    scale = _larger(xp, sizes, evidence.scale)
+    return evidence._replace(scale=scale, initial=initial)
 
 
 def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdict:
@@ -374,15 +380,14 @@ def _parts_pass(
     """
     space, tolerance, xp = problem.space, problem.tolerance, problem.space.xp
     sizes = tolerance.parts(space, point.tested)
-    scales, initial = _compared(problem, evidence, point)
-    largest = _larger(xp, sizes, evidence.scale)
-    fall = [FALL * most for most in largest]
+    evidence = _with_scales(problem, evidence, point)
+    scales, initial = _compared(problem, evidence, point), evidence.initial or ()
+    fall = [FALL * most for most in evidence.scale]
     limits = list(map(xp.maximum, fall, tolerance.bounds(initial)))
     most = list(map(xp.minimum, limits, tolerance.bounds(scales)))
     passes = space.every([size <= b for size, b in zip(sizes, most, strict=True)])
     pairs = zip(scales, limits, strict=True)
     hidden = ~space.every([space.rounding * size <= most for size, most in pairs])
-    evidence = evidence._replace(scale=largest, initial=initial)
     return passes & ~hidden, hidden, evidence
 
 
@@ -394,7 +399,7 @@ def parts_are_near(
     """
     space, xp = problem.space, problem.space.xp
     sizes = problem.tolerance.parts(space, point.tested)
-    large = map(xp.maximum, evidence.scale, _compared(problem, evidence, point)[0])
+    large = map(xp.maximum, evidence.scale, _compared(problem, evidence, point))
     return space.every(
         [size <= share * most for size, most in zip(sizes, large, strict=True)]
     )
@@ -403,5 +408,5 @@ def parts_are_near(
 def relative_residual(problem: Problem, evidence: Evidence, point: Point) -> Array:
     """The largest part of a residual, as a share of what it is compared with."""
     space, sizes = problem.space, problem.tolerance.parts(problem.space, point.tested)
-    pairs = zip(sizes, _compared(problem, evidence, point)[0], strict=True)
+    pairs = zip(sizes, _compared(problem, evidence, point), strict=True)
     return reduce(space.xp.maximum, [space.ratio(*pair) for pair in pairs])
