@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from fixedpoint.backend import Vec
@@ -57,11 +57,40 @@ class _Method(torch.nn.Module):
     def called(self, values: dict[str, torch.Tensor], args: tuple[Any, ...]) -> Any:
         """Call the method with other tensors in place of those of these names."""
         with self.lock:
-            return functional_call(self, values, args)
+            named = dict([*self.named_parameters(), *self.named_buffers()])
+            others = {id(named[name]): value for name, value in values.items()}
+            with _exchanged(self, others):
+                return self(*args)
 
     def forward(self, *args: Any) -> Any:
         """Call the method."""
         return getattr(self.inner, self.name)(*args)
+
+
+@contextmanager
+def _exchanged(
+    module: torch.nn.Module, others: dict[int, torch.Tensor]
+) -> Iterator[None]:
+    """Have others stand for the tensors of these ids, wherever `module` keeps them.
+
+    Places are visited once, however many names lead there:
+    ``torch.func.functional_call`` goes by names, and of a submodule that has two it
+    would keep the other tensors.
+    """
+    places: list[tuple[dict[str, Any], str, Any]] = [
+        (kept, name, tensor)
+        for part in module.modules()
+        for kept in (part._parameters, part._buffers)
+        for name, tensor in kept.items()
+        if id(tensor) in others
+    ]
+    try:
+        for kept, name, tensor in places:
+            kept[name] = others[id(tensor)]
+        yield
+    finally:
+        for kept, name, tensor in places:
+            kept[name] = tensor
 
 
 def _as_module(f: Callable[..., Any]) -> _Method | None:

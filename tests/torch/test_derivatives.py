@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn.utils import parametrizations
 
 import fixedpoint as fp
-from fixedpoint_torch import HiddenTensorError
+from fixedpoint_torch import DEQ, HiddenTensorError
 
 TIGHT = {"rtol": 1e-13, "atol": 1e-15, "max_steps": 500}
 ADJOINT = fp.ImplicitAdjoint(rtol=1e-13, atol=1e-15)
@@ -399,8 +399,8 @@ PARAMETRIZED = {
 }
 
 
-def module_gradients(f, module, x):
-    value = root(f, torch.zeros_like(x), x, batch_ndim=1)
+def module_gradients(f, module, x, batch_ndim=1):
+    value = root(f, torch.zeros_like(x), x, batch_ndim=batch_ndim)
     return torch.autograd.grad((value**2).sum(), list(module.parameters()))
 
 
@@ -449,6 +449,152 @@ def test_tied_weights():
     )
     for one, other in zip(found, expected, strict=True):
         close(one, other, 1e-8)
+
+
+class Shared(torch.nn.Module):
+    """A submodule under two names, beside another one with the same weight."""
+
+    def __init__(self, wrap=lambda layer: layer, norm=False):
+        super().__init__()
+        self.first = wrap(linear())
+        self.tail = torch.nn.Sequential(self.first, torch.nn.Tanh())
+        self.other = linear(1)
+        if not torch.nn.utils.parametrize.is_parametrized(self.first):
+            self.other.weight = self.first.weight
+        norms = torch.nn.BatchNorm1d(N, dtype=torch.float64) if norm else None
+        self.norms = torch.nn.ModuleList([norms or torch.nn.Identity()] * 2)
+
+    def forward(self, z, x):
+        z = self.norms[1](self.norms[0](self.tail(0.3 * z)))
+        return 0.1 * torch.tanh(self.other(z) + 0.3 * self.first(z)) + x
+
+    def other_name(self, z, x):
+        return self(z, x)
+
+
+def registered(module):
+    """The ids of all parameters and buffers, by every name."""
+    named = (module.named_parameters, module.named_buffers)
+    return {k: id(t) for of in named for k, t in of(remove_duplicate=False)}
+
+
+SHARING = {name: (wrap, False) for name, wrap in PARAMETRIZED.items()}
+SHARING["batch norm"] = (PARAMETRIZED["plain"], True)
+
+
+@pytest.mark.parametrize("name", list(SHARING))
+@pytest.mark.parametrize("method", ["forward", "other_name", "__call__"])
+def test_a_submodule_under_two_names(name, method):
+    module, x = Shared(*SHARING[name]), rand(8, N, seed=3)
+    before = registered(module)
+    f = module if method == "__call__" else getattr(module, method)
+    found = module_gradients(f, module, x, batch_ndim=int(name != "batch norm"))
+    for one, other in zip(found, unrolled_gradients(f, module, x), strict=True):
+        close(one, other, 1e-8)
+    assert registered(module) == before
+
+
+def by_deq(module, x):
+    return DEQ(module, adjoint=ADJOINT, **TIGHT)(x)
+
+
+def by_root(module, x):
+    F = torch.nn.Sequential()
+    F.cell = module
+    F.forward = lambda z, x: z - module(z, x)
+    return fp.root(F, torch.zeros_like(x), (x,), batch_ndim=1, rtol=1e-12).value
+
+
+def by_nesting(module, x):
+    outer = torch.nn.Sequential()
+    outer.cell = module
+    outer.forward = lambda z, y: root(module, torch.zeros_like(z), 0 * z + y)
+    return root(outer, torch.zeros_like(x), x)
+
+
+@pytest.mark.parametrize("by", [by_deq, by_root, by_nesting])
+def test_a_shared_submodule_is_trained(by):
+    module = Shared().train()
+    parameters = list(module.parameters())
+    found = torch.autograd.grad((by(module, X) ** 2).sum(), parameters)
+    for one, other in zip(found, unrolled_gradients(module, module, X), strict=True):
+        close(one, other, 1e-7)
+    optimizer, losses = torch.optim.SGD(parameters, 0.02), []
+    for _ in range(4):
+        optimizer.zero_grad()
+        losses.append((by(module, X) ** 2).sum())
+        losses[-1].backward()
+        optimizer.step()
+    assert losses == sorted(losses, reverse=True)
+    assert list(map(id, module.parameters())) == list(map(id, parameters))
+
+
+def test_second_derivatives_with_a_shared_submodule():
+    module = Shared()
+    before = registered(module)
+
+    def second(solve):
+        x = X.clone().requires_grad_()
+        loss = (solve(module, x) ** 2).sum()
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad((first**2).sum(), list(module.parameters()))
+
+    def by_unrolling(module, x):
+        z = torch.zeros_like(x)
+        for _ in range(100):
+            z = module(z, x)
+        return z
+
+    for one, other in zip(second(by_deq), second(by_unrolling), strict=True):
+        close(one, other, 1e-7)
+    assert registered(module) == before
+
+
+def test_transforms_leave_a_shared_submodule_as_it_was():
+    module = Shared()
+    before = registered(module)
+    tangent = rand(2, N, seed=7)
+    solve = lambda x: root(module, torch.zeros_like(x), x, batch_ndim=1)
+    _, forward = torch.func.jvp(solve, (X,), (tangent,))
+    _, pullback = torch.func.vjp(solve, X)
+    close((pullback(torch.ones_like(X))[0] * tangent).sum(), forward.sum(), 1e-8)
+    torch.func.vmap(solve)(rand(2, *X.shape))
+    with forward_ad.dual_level():
+        dual = solve(forward_ad.make_dual(X, tangent))
+        close(forward_ad.unpack_dual(dual).tangent, forward, 1e-8)
+    assert registered(module) == before
+
+
+def test_an_exception_leaves_a_shared_submodule_as_it_was():
+    module = Shared()
+    before = registered(module)
+    calls = []
+
+    def after(*_):
+        calls.append(1)
+        if torch.is_grad_enabled() and len(calls) > 1:
+            raise RuntimeError("in f")
+
+    module.register_forward_hook(after)
+    value = root(module, torch.zeros_like(X), X, batch_ndim=1)
+    with pytest.raises(RuntimeError, match="in f"):
+        value.sum().backward()
+    assert registered(module) == before
+
+
+def test_a_shared_submodule_after_a_copy_and_loading():
+    module = Shared()
+    module_gradients(module, module, X)
+    other = copy.deepcopy(module)
+    assert other.first is other.tail[0]
+    other.load_state_dict({k: 0.5 * v for k, v in module.state_dict().items()})
+    for one, expected in zip(
+        module_gradients(other, other, X),
+        unrolled_gradients(other, other, X),
+        strict=True,
+    ):
+        close(one, expected, 1e-8)
+    assert not torch.equal(other.first.weight, module.first.weight)
 
 
 def test_frozen_parameters_have_no_gradient():
