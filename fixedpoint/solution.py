@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.util import find_spec
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from fixedpoint.adapters import backend_of, backend_of_state, type_name
 from fixedpoint.backend import Array
@@ -309,9 +310,26 @@ class Solution(Generic[T]):
             _numpy(self.trace.residual_norm), _numpy(self.trace.evaluations), ax
         )
 
+    def __copy__(self) -> Solution[T]:
+        """A copy with the same map."""
+        return self._with(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Solution[T]:
+        """A copy of all but the map, which it shares, as functions are."""
+        memo[id(self.linearization)] = self.linearization
+        return self._with(deepcopy(self.__dict__, memo))
+
+    def _with(self, attributes: dict[str, Any]) -> Solution[T]:
+        new = object.__new__(type(self))
+        new.__dict__.update(attributes)
+        return new
+
     def __getstate__(self) -> dict[str, Any]:
         """All but the map: solutions are pickled, and their maps need not be."""
-        return {**self.__dict__, "linearization": None}
+        return {
+            **self.__dict__,
+            "linearization": self.linearization and _lost_in_pickling,
+        }
 
     def __repr__(self) -> str:
         """The value, if it is short, and what is known of it."""
@@ -355,6 +373,10 @@ class ConvergenceError(ArithmeticError):
         super().__init__(message)
         self.solution = solution
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What makes it again in another process: `args` has the message alone."""
+        return type(self), (*self.args, self.solution), self.__dict__
+
 
 class ConvergenceWarning(UserWarning):
     """A solve failed, and ``on_failure="warn"`` was asked for."""
@@ -377,6 +399,15 @@ def _shown(value: Any) -> str:
     entries = backend.numpy(value).reshape(-1)
     head = ", ".join(f"{entry:.6g}" for entry in entries[:_HEAD].tolist())
     return f"{head}{', ...' if len(entries) > _HEAD else ''} ({shape})"
+
+
+def _lost_in_pickling(value: Any) -> NoReturn:
+    """What linearizes a solution that came out of a pickle."""
+    del value
+    raise ValueError(
+        "a pickled solution does not hold its map, and cannot be linearized: solve "
+        "again, from its value"
+    )
 
 
 def _numpy(array: Array) -> Any:

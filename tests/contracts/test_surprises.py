@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import array_api_strict
 import jax
@@ -12,6 +14,10 @@ import pytest
 import torch
 
 import fixedpoint as fp
+import fixedpoint_jax
+import fixedpoint_models.config
+import fixedpoint_models.runner
+import fixedpoint_torch
 
 FIRST_ORDER = [fp.Picard(damping=0.9), fp.Anderson(memory=3)]
 SETTINGS = [
@@ -310,6 +316,99 @@ def test_solutions_are_deep_copied_and_pickled(solver):
         np.testing.assert_array_equal(other.value, sol.value)
         assert bool(other.converged)
         assert other.message == sol.message
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_solution_can_be_linearized(eager_case, copied):
+    sol = eager_case.solve(eager_case.xp.cos, np.ones(2))
+    v = eager_case.asarray(np.array([1.0, -2.0]))
+    images = copied(sol).linearize()(v), sol.linearize()(v)
+    np.testing.assert_array_equal(*map(eager_case.to_numpy, images))
+
+
+def test_a_copy_of_a_solution_shares_what_the_kind_of_copy_shares():
+    sol = fp.fixed_point(np.cos, np.ones(2))
+    assert copy.copy(sol).value is sol.value
+    assert copy.deepcopy(sol).value is not sol.value
+
+
+def test_an_unpickled_solution_says_why_it_cannot_be_linearized():
+    sol = pickle.loads(pickle.dumps(fp.fixed_point(np.cos, np.ones(2))))
+    for other in (
+        sol,
+        copy.copy(sol),
+        copy.deepcopy(sol),
+        pickle.loads(pickle.dumps(sol)),
+    ):
+        with pytest.raises(ValueError, match="pickled solution does not hold its map"):
+            other.linearize()
+
+
+def fail(factor):
+    fp.fixed_point(lambda z: factor * z + 1.0, np.zeros(2), solver=fp.Picard())
+
+
+ERRORS = [
+    *(getattr(fp, name) for name in ("ConvergenceWarning", "DomainError")),
+    fixedpoint_torch.HiddenTensorError,
+    fixedpoint_jax.maps.CapturedTracerError,
+    fixedpoint_models.CheckpointError,
+    fixedpoint_models.DataError,
+    fixedpoint_models.TrainingError,
+    fixedpoint_models.config.ConfigError,
+    fixedpoint_models.runner.DeviceError,
+]
+
+
+def test_every_error_is_among_those_that_are_copied():
+    """Those that are defined here, subclasses of subclasses included."""
+    kinds, known = [Exception], {fp.ConvergenceError, *ERRORS}
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    ours = {kind for kind in kinds if kind.__module__.startswith("fixedpoint")}
+    assert ours == known
+
+
+COPIES = [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_are_copied_and_pickled(kind, copied):
+    error = kind("what went wrong")
+    error.add_note("and where")
+    other = copied(error)
+    assert type(other) is kind
+    assert (str(other), other.__notes__) == ("what went wrong", ["and where"])
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_failed_solve_is_copied_and_pickled(copied):
+    with pytest.raises(fp.ConvergenceError) as caught:
+        fail(2.0)
+    caught.value.add_note("and where")
+    other = copied(caught.value)
+    assert str(other) == str(caught.value)
+    assert other.__notes__ == ["and where"]
+    assert other.solution.message == caught.value.solution.message
+    np.testing.assert_array_equal(other.solution.value, caught.value.solution.value)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_failed_solve_of_torch_is_pickled(grad):
+    b = torch.ones(2, requires_grad=grad)
+    with pytest.raises(fp.ConvergenceError) as caught:
+        fp.fixed_point(lambda z, b: 2 * z + b, torch.zeros(2), (b,), solver="picard")
+    other = pickle.loads(pickle.dumps(caught.value))
+    torch.testing.assert_close(other.solution.value, caught.value.solution.value)
+
+
+def test_a_failed_solve_in_another_process_is_raised_here():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        error = pool.submit(fail, 2.0).exception(timeout=120)
+    assert isinstance(error, fp.ConvergenceError)
+    assert int(error.solution.status) == fp.Status.DIVERGED
 
 
 def test_a_result_does_not_depend_on_the_calls_before(xp_case):
