@@ -39,7 +39,7 @@ class Budget:
             check_positive("seconds", self.seconds)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Control:
     """How far an iteration may go, and who watches it: all that is the run's.
 
@@ -80,7 +80,10 @@ class Control:
         if self.max_steps is not None:
             check_count("max_steps", self.max_steps, 0)
         check_callback(self.callback)
-        _check_flags(self.batched_args)
+        if self.batched_args is not None:
+            _check_flags(self.batched_args)
+            # Values are compared and hashed, which lists and arrays are not.
+            object.__setattr__(self, "batched_args", tuple(self.batched_args))
         if self.budget is not None and not isinstance(self.budget, Budget):
             kind = type(self.budget).__name__  # type: ignore[unreachable]
             raise TypeError(
@@ -140,7 +143,7 @@ def check_callback(callback: Any) -> None:
 
 
 def _check_flags(batched_args: Any) -> None:
-    if isinstance(batched_args, str) or not hasattr(batched_args or (), "__iter__"):
+    if isinstance(batched_args, str) or not hasattr(batched_args, "__iter__"):
         raise TypeError(
             "batched_args must be a sequence of bools, one for each entry of args, got "
             f"{batched_args!r}"

@@ -35,6 +35,10 @@ SETTINGS = [
     (fp.BiCGStab, {"max_steps": 50}),
     (fp.ConjugateGradient, {"max_steps": 50}),
     (fp.Budget, {"evaluations": 5, "seconds": 1.0}),
+    (fp.Control, {"max_steps": 3, "budget": fp.Budget(seconds=1.0), "record": True}),
+    (fp.Control, {"batched_args": [True, False]}),
+    (fp.Control, {"batched_args": np.array([True, False])}),
+    (fp.Control, {"callback": print}),
     (
         fp.ImplicitAdjoint,
         {"solver": fp.Anderson(memory=3), "rtol": 1e-8, "on_failure": "nan"},
