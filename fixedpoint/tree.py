@@ -5,19 +5,23 @@ will.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 
-class Structure(NamedTuple):
+@dataclass(frozen=True)
+class Structure:
     """The shape of a container: its type, its keys and its children; ``kind=None`` is a
     leaf.
 
-    Two containers match if and only if their structures are equal.
+    Two containers match if and only if their structures are equal, in whatever order
+    their keys are: `order` is that of the container itself, which is rebuilt in it.
     """
 
     kind: Any
     keys: tuple[Any, ...] = ()
     children: tuple[Structure, ...] = ()
+    order: tuple[Any, ...] = field(default=(), compare=False)
 
     def rebuild(self, leaves: Sequence[Any]) -> Any:
         """Put `leaves`, in the order of :func:`flatten`, back into the container."""
@@ -38,7 +42,8 @@ class Structure(NamedTuple):
         if self.kind is type(None):
             return None
         if issubclass(self.kind, dict):
-            return self.kind(zip(self.keys, parts, strict=True))
+            by_key = dict(zip(self.keys, parts, strict=True))
+            return self.kind([(key, by_key[key]) for key in self.order])
         return self.kind(*parts) if hasattr(self.kind, "_fields") else self.kind(parts)
 
 
@@ -62,7 +67,9 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
 
 def _descend(tree: Any, leaves: list[Any]) -> Structure:
     keys: tuple[Any, ...] = ()
+    order: tuple[Any, ...] = ()
     if isinstance(tree, dict):
+        order = tuple(tree)
         keys = tuple(sorted(tree, key=str))  # {a, b} and {b, a} are one container
         parts = [tree[key] for key in keys]
     elif isinstance(tree, (list, tuple)):
@@ -73,7 +80,7 @@ def _descend(tree: Any, leaves: list[Any]) -> Structure:
         leaves.append(tree)
         return LEAF
     children = tuple([_descend(part, leaves) for part in parts])
-    return Structure(type(tree), keys, children)
+    return Structure(type(tree), keys, children, order)
 
 
 def paths(tree: Any, prefix: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Splitting a state into leaves changes nothing but the order of sums."""
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
@@ -149,6 +150,36 @@ def test_the_container_comes_back_as_it_was(jit_case):
     np.testing.assert_allclose(
         jit_case.to_numpy(value["b"].right[0]), [[4.0] * 3], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_keys_keep_the_order_of_the_start(eager_case, kind, by):
+    """For f, for the caller and inside of containers, whatever order f returns."""
+    case, seen = eager_case, []
+    if case.name == "jax" and kind is dict:
+        pytest.skip("JAX sorts the keys of a dict")
+
+    def f(z, p):
+        seen.append((list(z), list(z["b"]), list(p)))
+        image = {"y": 0.5 * z["b"]["x"] + p["s"], "x": 0.25 * z["b"]["y"] + p["r"]}
+        if by is fp.root:
+            image = {name: z["b"][name] - image[name] for name in "yx"}
+        new = [("a", 0.5 * z["a"]), ("b", kind(image))]
+        return kind(new[::-1] if case.name == "jax" else new)
+
+    number = lambda x: case.asarray(np.array([x]))
+    inner = kind([("y", number(0.0)), ("x", number(1.0))])
+    z0 = kind([("b", inner), ("a", number(1.0))])
+    p = kind([("s", number(1.0)), ("r", number(2.0))])
+    sol = by(f, z0, (p,), callback=lambda _, z, __: seen.append((list(z),)))
+    assert all(keys[0] == ["b", "a"] for keys in seen)
+    assert seen[0] == (["b", "a"], ["y", "x"], ["s", "r"])
+    for found in (sol.value, sol.linearize()(sol.value)):
+        assert type(found) is type(found["b"]) is kind
+        assert (list(found), list(found["b"])) == (["b", "a"], ["y", "x"])
+    values = [case.to_numpy(sol.value["b"][name]) for name in "yx"]
+    np.testing.assert_allclose(values, [[16 / 7], [18 / 7]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)
