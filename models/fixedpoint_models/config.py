@@ -268,7 +268,8 @@ def build(kind: type[Any], content: Any, where: str = "") -> Any:
     ----------
     kind : type
         The dataclass. Fields are bool, int, float, str, Path, Literal, another
-        dataclass, a ``tuple[X, ...]`` of these, or one of these or None.
+        dataclass, a ``tuple[X, ...]`` of these, or one of these or None. A tuple is
+        empty only if it is by default.
     content : dict
         Its keys and values.
     where : str, optional
@@ -326,6 +327,8 @@ def _value(value: Any, kind: Any, entry: Field[Any], key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise _expected(key, "a list", value)
+        if not value and entry.default != ():
+            raise _expected(key, "a list that is not empty", value)
         return tuple(
             convert(v, arms[0], key=f"{key}[{i}]") for i, v in enumerate(value)
         )

@@ -132,5 +132,9 @@ def test_what_cannot_be_is_named(settings):
     for name in ("stride", "test_stride"):
         with pytest.raises(ConfigError, match="stride"):
             Denoising(replace(settings, **{name: 5}), CPU)
+
+
+@pytest.mark.parametrize("levels", [[], [0.0], [15, 1e9], [15, 15], [15, 15.0000001]])
+def test_levels_that_cannot_be_are_named(levels):
     with pytest.raises(ConfigError, match="levels"):
-        build(Settings, {"train": "a", "test": "b", "levels": [0.0]})
+        build(Settings, {"train": "a", "test": "b", "levels": levels})

@@ -364,6 +364,10 @@ class Outer:
             raise ValueError("name: cannot be bad")
 
 
+def test_a_list_that_is_empty_by_default_may_be_so():
+    assert build(Outer, {"number": 1, "more": []}).more == ()
+
+
 def test_settings_are_built():
     content = {
         "number": 2,
@@ -407,6 +411,10 @@ def test_settings_are_built():
         ({"number": 1, "flag": 1}, "flag: expected true or false, got 1"),
         ({"number": 1, "name": 1}, "name: expected a string, got 1"),
         ({"number": 1, "sizes": 3}, "sizes: expected a list, got 3"),
+        (
+            {"number": 1, "sizes": []},
+            r"sizes: expected a list that is not empty, got \[\]",
+        ),
         (
             {"number": 1, "sizes": [3, 10]},
             r"sizes\[1\]: expected an integer .*at most 9, got 10",

@@ -509,7 +509,7 @@ def test_operators_that_cannot_be_used(operator, message, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"problems": []}, "problems: expected some"),
+        ({"problems": []}, "problems: expected a list that is not empty"),
         ({"problems": [{"name": "a"}, {"name": "a"}]}, "names of their own"),
         ({"problems": [{"name": "a/b"}]}, r"problems\[0\]: name: expected letters"),
         ({"problems": [{"name": "a", "operator": "b:c"}]}, r"problems\[0\]: operator"),

@@ -124,7 +124,7 @@ class Settings:
     test: str = "test"
     kind: Literal["dense", "mdeq"] = "dense"
     width: int = setting(128, least=1)
-    channels: tuple[int, ...] = (16, 16)
+    channels: tuple[int, ...] = setting((16, 16), least=1)
     side: int | None = setting(None, least=1)
     weight_norm: bool = False
     fixed_lengths: bool = False

@@ -41,7 +41,8 @@ class Settings:
     train, test : str
         Folders of photographs, of any size; they are turned gray.
     levels : tuple of float
-        Standard deviations of the noise, out of 255.
+        Standard deviations of the noise, out of 255; less than 0.1 is far below the
+        rounding of a gray value.
     size, atoms, curvature, coupling, ridge
         As for :class:`fixedpoint_models.games.PatchGame`.
     stride, test_stride : int
@@ -67,7 +68,7 @@ class Settings:
 
     train: str
     test: str
-    levels: tuple[float, ...] = setting((15.0, 25.0, 50.0), above=0.0)
+    levels: tuple[float, ...] = setting((15.0, 25.0, 50.0), least=0.1, most=WHITE)
     size: int = setting(8, least=2)
     atoms: int = setting(100, least=1)
     stride: int = setting(2, least=1)
@@ -86,6 +87,13 @@ class Settings:
     margin: int = setting(8, least=1)
     held_out: int | None = setting(None, least=1)
     seed: int = setting(0, least=0)
+
+    def __post_init__(self) -> None:
+        if len({f"{level:g}" for level in self.levels}) < len(self.levels):
+            raise ValueError(
+                "levels: expected numbers that differ, which name the figures, got "
+                f"{list(self.levels)}"
+            )
 
 
 class Batch(NamedTuple):
