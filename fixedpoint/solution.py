@@ -287,7 +287,10 @@ class Solution(Generic[T]):
         -0.673612
         """
         if self.linearization is None:
-            raise ValueError("a solution that came out of a trace cannot be linearized")
+            raise ValueError(
+                "this solution has no map to linearize: it came out of a trace, or is "
+                "that of the linear system of a derivative"
+            )
         return self.linearization(self.value)
 
     def plot(self, ax: Any = None) -> Any:
@@ -325,11 +328,13 @@ class Solution(Generic[T]):
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the map: solutions are pickled, and their maps need not be."""
-        return {
-            **self.__dict__,
-            "linearization": self.linearization and _lost_in_pickling,
-        }
+        """All but the map, and nothing that is recorded of derivatives: solutions are
+        pickled, and neither of these need be.
+        """
+        names = "value", "residual_norm", "error"
+        constants = {name: _constant(getattr(self, name)) for name in names}
+        lost = self.linearization and _lost_in_pickling
+        return {**self.__dict__, **constants, "linearization": lost}
 
     def __repr__(self) -> str:
         """The value, if it is short, and what is known of it."""
@@ -399,6 +404,15 @@ def _shown(value: Any) -> str:
     entries = backend.numpy(value).reshape(-1)
     head = ", ".join(f"{entry:.6g}" for entry in entries[:_HEAD].tolist())
     return f"{head}{', ...' if len(entries) > _HEAD else ''} ({shape})"
+
+
+def _constant(container: Any) -> Any:
+    """The same arrays, of which no derivatives are recorded."""
+    if container is None:
+        return None
+    backend = backend_of_state(container, "value")
+    leaves, structure = backend.flatten(container)
+    return structure.rebuild(backend.stop(tuple(leaves)))
 
 
 def _lost_in_pickling(value: Any) -> NoReturn:
