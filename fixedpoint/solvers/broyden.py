@@ -280,8 +280,9 @@ def _weighed(
         (v, change), (v, new.increment), (v, v), (change, change)
     )
     length, size = space.xp.sqrt(length), space.xp.sqrt(size)
-    # Nothing is learnt from a change that is mostly rounding.
+    # Nothing is learnt from a change that is mostly rounding, or whose square is lost.
     sound = space.xp.abs(denominator) > space.precision * length * size
+    sound = sound & (space.xp.abs(denominator) > space.smallest**2)
     sound = sound & (size > _NOISE * space.rounding * new.magnitude)
     factor = space.ratio(-space.as_coefficient(sound), denominator)
     return sound, factor, space.xp.where(sound, amount, space.zero)

@@ -208,6 +208,12 @@ def test_steps_to_a_root_do_not_depend_on_far_units_of_the_function(dtype, expon
         assert sol.work.f == one.work.f
 
 
+@pytest.mark.parametrize("start", [1e-100, 2e-159, 1e-170, 1e-300])
+def test_squares_that_underflow_do_not_divide(start):
+    sol = fp.fixed_point(lambda z: 0.5 * z, np.array([start]), solver=fp.Broyden())
+    assert abs(sol.value[0]) <= 1e-5 * start
+
+
 def test_a_residual_that_its_image_is_orthogonal_to_is_stepped_along():
     """Where F′F ⟂ F the best multiple is none, and the step is F itself."""
     A = np.array([[0.0, 1.0], [-1.0, 0.0]])
