@@ -25,7 +25,7 @@ help:
 	@echo 'make screens  every page of it in a browser, wide and narrow: needs Chromium'
 	@echo 'make bench  the benchmarks'
 	@echo 'make bench-quick  the overhead alone, beside what was recorded'
-	@echo "make reproduce  the paper on real data, an hour; ARGS='--data FOLDER'"
+	@echo "make reproduce  the paper on real data, in hours; ARGS='--data FOLDER'"
 	@echo 'make gpu    the tests and benchmarks that need a GPU, in an environment of their own'
 	@echo 'make clean  remove what these targets made, .venv included'
 	@echo "ARGS='...' is passed on by demo, test, test-oldest, bench, reproduce and gpu."

@@ -209,7 +209,7 @@ def test_the_gradient_of_the_outer_loss_is_that_of_dense_algebra(doubles):
 # Adaptation
 
 
-@pytest.mark.parametrize("method", ["recipe", "descent"])
+@pytest.mark.parametrize("method", ["recipe", "descent", "quasi-newton"])
 def test_adaptation_finds_what_the_nested_method_finds(method):
     control = {"method": method, "step_size": 0.5, "rtol": 1e-4, "steps": 200}
     task = Meta(replace(SMALL, side=16, channels=16, **control))
@@ -349,7 +349,7 @@ def test_a_nested_adaptation_has_about_the_same_derivative():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["recipe", "descent"])
+@pytest.mark.parametrize("method", ["recipe", "descent", "quasi-newton"])
 def test_what_is_learnt_carries_over_to_unseen_classes(method):
     settings = replace(
         SMALL,

@@ -35,6 +35,7 @@ from fixedpoint_models.data import (
     turned,
 )
 from fixedpoint_models.descent import BarzilaiBorwein, TrackedDescent
+from fixedpoint_models.limited_memory import TrackedLBFGS
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.networks import FiLM, MDEQCell
 from fixedpoint_models.tasks.base import Experiment
@@ -258,10 +259,11 @@ class MetaSettings:
         Of the network.
     penalty : float
         λ of the inner loss.
-    method : {"recipe", "descent", "nested"}
+    method : {"recipe", "descent", "quasi-newton", "nested"}
         How tasks are adapted: by the published recipe, Anderson's method on the joint
-        map; by :class:`TrackedDescent` with the steps of Barzilai and Borwein; or, to
-        compare, by :class:`Nested` with Nesterov's momentum, all of the `steps`.
+        map; by :class:`TrackedDescent` with the steps of Barzilai and Borwein; by
+        :class:`TrackedLBFGS`; or, to compare, by :class:`Nested` with Nesterov's
+        momentum, all of the `steps`.
     steps : int
         Of adaptation, at most.
     step_size : float
@@ -300,7 +302,7 @@ class MetaSettings:
     features: int = setting(32, least=1)
     context: int = setting(8, least=1)
     penalty: float = setting(0.01, above=0.0)
-    method: Literal["recipe", "descent", "nested"] = "recipe"
+    method: Literal["recipe", "descent", "quasi-newton", "nested"] = "recipe"
     steps: int = setting(40, least=1)
     step_size: float = setting(1.0, above=0.0)
     memory: int = setting(5, least=1)
@@ -423,6 +425,8 @@ class Meta(Experiment):
             # The joint map is only evaluated, and differentiated, where the descent has
             # ended.
             return {"solver": fp.Anderson(memory=settings.memory), "max_steps": 0}
+        if settings.method == "quasi-newton":
+            return {"method": TrackedLBFGS()}
         rule = BarzilaiBorwein(step_size=settings.step_size)
         return {"method": TrackedDescent(rule=rule, sweeps=settings.sweeps)}
 
