@@ -81,6 +81,9 @@ class Verdict(NamedTuple):
     by_zero : tuple of array of bool or None
         The parts that are within tolerance only if they count as zero; None where that
         was not asked.
+    relative : array or None
+        The largest part of a residual, as a share of what it is compared with, where
+        residuals are tested part by part.
     vanished : array of bool or None
         Whether nothing is left of any part of the state, in samples of which there was
         something; None where that was not asked.
@@ -95,6 +98,7 @@ class Verdict(NamedTuple):
     vanished: Array | None = None
     state: tuple[Array, ...] | None = None
     by_zero: tuple[Array, ...] | None = None
+    relative: Array | None = None
 
 
 def opened(problem: Problem, first: Point) -> Evidence:
@@ -130,24 +134,16 @@ def point_scale(problem: Problem, point: Point) -> tuple[Array, ...]:
     return tuple([where(own > 0.0, own, size) for own, size in pairs])
 
 
-def _compared(problem: Problem, evidence: Evidence, point: Point) -> tuple[Array, ...]:
-    """What the parts of a residual are compared with."""
-    xp, now = problem.space.xp, point_scale(problem, point)
+def _compared(
+    problem: Problem, evidence: Evidence, point: Point, now: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """What the parts of a residual are compared with, of what shows `now`."""
+    xp = problem.space.xp
     if point.terms is None or evidence.initial is None:
         return now
     least = [_FIRST * size for size in evidence.initial]
     rows, where = zip(point.terms, now, least, strict=True), xp.where
     return tuple([where(own > 0.0, xp.maximum(a, b), a) for own, a, b in rows])
-
-
-def _with_scales(problem: Problem, evidence: Evidence, point: Point) -> Evidence:
-    """The evidence with what the residual at a point was compared with."""
-    xp, now = problem.space.xp, point_scale(problem, point)
-    pairs = zip(evidence.initial or now, now, strict=True)
-    initial = tuple([xp.where(old > 0.0, old, new) for old, new in pairs])
-    sizes = problem.tolerance.parts(problem.space, point.tested)
-    scale = _larger(xp, sizes, evidence.scale)
-    return evidence._replace(scale=scale, initial=initial)
 
 
 def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdict:
@@ -173,8 +169,7 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     """
     space, point = problem.space, step.point
     if problem.tests_parts:
-        passes, hidden, evidence = _parts_pass(problem, evidence, point)
-        return Verdict(passes, _plain(problem, old, step), evidence, hidden)
+        return _judged_by_parts(problem, evidence, old, step)
     hidden = problem.rounding(point) > FALL * evidence.highest
     exact = (point.residual_norm == 0.0) & ~hidden
     if problem.tolerance.test == "residual":
@@ -370,25 +365,36 @@ def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Arra
     )
 
 
-def _parts_pass(
-    problem: Problem, evidence: Evidence, point: Point
-) -> tuple[Array, Array, Evidence]:
+def _judged_by_parts(
+    problem: Problem, evidence: Evidence, old: Point, step: Step
+) -> Verdict:
     """Whether each part of a residual is within tolerance, and fell or is within what
-    goes with the start; whether one is lost in rounding; and what is known now.
+    goes with the start.
 
     The parts have units of their own: no sum of them is looked at.
     """
+    point = step.point
     space, tolerance, xp = problem.space, problem.tolerance, problem.space.xp
-    sizes = tolerance.parts(space, point.tested)
-    evidence = _with_scales(problem, evidence, point)
-    scales, initial = _compared(problem, evidence, point), evidence.initial or ()
+    sizes, now = tolerance.parts(space, point.tested), point_scale(problem, point)
+    evidence = evidence._replace(
+        scale=_larger(xp, sizes, evidence.scale),
+        initial=_first(xp, evidence.initial or now, now),
+    )
+    scales, initial = _compared(problem, evidence, point, now), evidence.initial or ()
     fall = [FALL * most for most in evidence.scale]
     limits = list(map(xp.maximum, fall, tolerance.bounds(initial)))
     most = list(map(xp.minimum, limits, tolerance.bounds(scales)))
     passes = space.every([size <= b for size, b in zip(sizes, most, strict=True)])
     pairs = zip(scales, limits, strict=True)
     hidden = ~space.every([space.rounding * size <= most for size, most in pairs])
-    return passes & ~hidden, hidden, evidence
+    ratios = [space.ratio(*pair) for pair in zip(sizes, scales, strict=True)]
+    return Verdict(
+        passes & ~hidden,
+        _plain(problem, old, step),
+        evidence,
+        hidden,
+        relative=reduce(xp.maximum, ratios),
+    )
 
 
 def parts_are_near(
@@ -398,15 +404,11 @@ def parts_are_near(
     compared with.
     """
     space, xp = problem.space, problem.space.xp
-    sizes = problem.tolerance.parts(space, point.tested)
-    large = map(xp.maximum, evidence.scale, _compared(problem, evidence, point))
+    sizes, now = (
+        problem.tolerance.parts(space, point.tested),
+        point_scale(problem, point),
+    )
+    large = map(xp.maximum, evidence.scale, _compared(problem, evidence, point, now))
     return space.every(
         [size <= share * most for size, most in zip(sizes, large, strict=True)]
     )
-
-
-def relative_residual(problem: Problem, evidence: Evidence, point: Point) -> Array:
-    """The largest part of a residual, as a share of what it is compared with."""
-    space, sizes = problem.space, problem.tolerance.parts(problem.space, point.tested)
-    pairs = zip(sizes, _compared(problem, evidence, point), strict=True)
-    return reduce(space.xp.maximum, [space.ratio(*pair) for pair in pairs])

@@ -212,12 +212,14 @@ class _Quotients:
         self.unknown, size = sizes == 0.0, xp.abs(self.entries)
         unit = units_of(space, sizes)
         largest = xp.max(size / unit, axis=-1, keepdims=True)
-        # Of a map the residual has the unit of the state.
-        length = problem.length_of_state(point)
-        length = xp.where((length > 0.0) & (length < xp.inf), length, space.one)
-        typical = unit * xp.where(largest > 0.0, largest, length[..., None])
+        # From zero, the residual of a map says how long a step is.
+        length = problem.length_of_state(point)[..., None]
+        told = (largest == 0.0) & (length > 0.0) & (length < xp.inf)
+        typical = unit * xp.where(largest > 0.0, largest, space.one)
+        typical = xp.where(told, length, typical)
         self.known = xp.where(self.unknown, typical, sizes)
-        self.resized(xp.maximum(size, 1e-3 * typical))
+        least = xp.where(told, space.one, 1e-3 * space.one) * typical
+        self.resized(xp.maximum(size, least))
         self.sparsity: Sparsity | None = None
         self.grown, self.straight = sizes < 0.0, sizes < 0.0
         self.flat = xp.any(self.grown, axis=-1)

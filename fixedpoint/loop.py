@@ -37,7 +37,6 @@ from fixedpoint.convergence import (
     judge,
     largest_known,
     parts_are_near,
-    relative_residual,
     vanished_states,
 )
 from fixedpoint.kernels import Kernel, kernel_of
@@ -218,7 +217,7 @@ class Loop:
             step=carry.step + 1,
             work=carry.work.plus(step.work),
         )
-        return self._improved_in(carry, self._is_better(carry, verdict), verdict.error)
+        return self._improved_in(carry, self._is_better(carry, verdict), verdict)
 
     def _ends(
         self, carry: Carry, verdict: Verdict, stalled: Array, precise: Array
@@ -279,20 +278,20 @@ class Loop:
             carry = carry._replace(point=choose(space, ends[lost], old, carry.point))
         return self.settle(carry, status)
 
-    def _improved_in(self, carry: Carry, better: Array, error: Array) -> Carry:
+    def _improved_in(self, carry: Carry, better: Array, verdict: Verdict) -> Carry:
         """The carry with new best iterates in the samples that are `better`."""
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
-        best = carry.best.renewed(space, better, point, error, self.index)
+        best = carry.best.renewed(space, better, point, verdict.error, self.index)
         every = xp.zeros_like(carry.improved) + carry.all_improved
         since = xp.maximum(carry.improved, every)
         renewed, fell = best is not carry.best and best.value is point.value, better
         if self.solver.latest:  # the last iterate is none the better for being the last
             least, norm = xp.minimum(carry.lowest, carry.reference), point.residual_norm
-            if self._compares_parts:
-                norm = relative_residual(self.problem, carry.evidence, point)
+            if verdict.relative is not None:
+                norm = verdict.relative
             fell = better & (norm < least)
             renewed = renewed and space.backend.known_here(fell)
-            if self._compares_parts:
+            if verdict.relative is not None:
                 carry = carry._replace(lowest=xp.where(fell, norm, carry.lowest))
         improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
         all_improved = carry.step if renewed else carry.all_improved

@@ -195,23 +195,29 @@ class InputStep(Operator):
         if terms is None:
             full = self._moved(state, gradient, 1.0)
             return Evaluation(image, leafwise(sub, full, state))
-        return Evaluation(image, self._relative(state, gradients), terms)
+        measured = input_sizes(state, gradients)
+        return Evaluation(image, self.relative(state, gradients, *measured), terms)
 
     def _moved(self, x: Any, gradient: Any, step: float) -> Any:
         moved = leafwise(lambda a, g: a - step * g, x, gradient)
         return moved if self.project is None else self.project(moved)
 
-    def _relative(self, x: Any, gradients: LocalGradients) -> Any:
+    def relative(
+        self,
+        x: Any,
+        gradients: LocalGradients,
+        space: Space,
+        length: Array,
+        size: Array,
+    ) -> Any:
         """The residual of a step as long as x; from zero, of one as long as the set
-        lets a step of length one become.
+        lets a step of length one become. `length` is that of x, `size` that of the
+        terms.
         """
-        space, at = input_vector(x, gradients)
-        terms, xp = input_vector(gradients.input_terms, gradients)[1], space.xp
-        length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])
         moved = partial(self._along, space, x, gradients.input_gradient)
         if not space.backend.known_all(length > 0.0):
             reach = space.norm(moved(_ratio(space, space.one, size)))
-            length = xp.where(length > 0.0, length, reach)
+            length = space.xp.where(length > 0.0, length, reach)
         t = _ratio(space, length, size)
         residual = space.scale(1.0 / t, moved(t))
         rebuild: Any = backend_of_state(x, "x").flatten(x)[1].rebuild
@@ -225,18 +231,23 @@ class InputStep(Operator):
         return tuple(space.backend.flatten(leafwise(sub, self.project(ahead), x))[0])
 
 
-def unit_step(space: Space, x: Vec, size: Array) -> Array:
-    """The t for which t∇ₓL is as long as x, if the terms of ∇ₓL are of this size and
-    nothing of them cancels; at zero, of length one.
+def unit_step(space: Space, length: Array, size: Array) -> Array:
+    """The t for which t∇ₓL is as long as x, of this `length`, if the terms of ∇ₓL are
+    of this `size` and nothing of them cancels; at zero, of length one.
     """
-    return _ratio(space, _ratio(space, space.norm(x), space.one), size)
+    return _ratio(space, _ratio(space, length, space.one), size)
 
 
-def input_vector(container: Any, gradients: LocalGradients) -> tuple[Space, Vec]:
-    """The leaves of an input, and their space: ℓ has the axes of the batch."""
-    backend = backend_of_state(container, "x")
-    leaves = tuple(backend.flatten(container)[0])
-    return Space.of(backend, leaves, gradients.objective.ndim), leaves
+def input_sizes(x: Any, gradients: LocalGradients) -> tuple[Space, Array, Array]:
+    """The space of an input, its length, and that of the terms of its gradient."""
+    backend = backend_of_state(x, "x")
+    at, terms = (
+        tuple(backend.flatten(container)[0]) for container in (x, gradients.input_terms)
+    )
+    # ℓ has the axes of the batch.
+    space = Space.of(backend, at, gradients.objective.ndim)
+    length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])
+    return space, length, size
 
 
 def _ratio(space: Space, a: Array, b: Array) -> Array:

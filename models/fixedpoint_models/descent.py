@@ -22,7 +22,7 @@ from fixedpoint.operators import (
     LocalGradients,
     StateMap,
 )
-from fixedpoint.operators.augmented import input_vector, unit_step
+from fixedpoint.operators.augmented import input_sizes, unit_step
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -248,14 +248,12 @@ class BeforeProjection(InputStep):
 
     def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """The image before the projection, and the residual of the projected step."""
-        found = super().evaluate(state, gradients)
-        space, x = input_vector(state, gradients)
-        (size,) = space.sound_norms(
-            [(input_vector(found.terms, gradients)[1], "euclidean")]
-        )
-        factor = partial(space.factor, unit_step(space, x, size))
+        space, *sizes = measured = input_sizes(state, gradients)
+        factor = partial(space.factor, unit_step(space, *sizes))
         ahead = lambda a, g: a - factor(a) * g
-        return found._replace(image=leafwise(ahead, state, gradients.input_gradient))
+        image = leafwise(ahead, state, gradients.input_gradient)
+        residual = self.relative(state, gradients, *measured)
+        return Evaluation(image, residual, gradients.input_terms)
 
 
 class DescentState(NamedTuple):
@@ -404,7 +402,8 @@ class TrackedDescent(ObjectiveSolver):
         x, step = (self._parts(part)[1] for part in (here.value, here.increment))
         space = self._inputs(problem.space, x).space
         # Blocks are in the order of their names.
-        return space.scale(-1.0 / unit_step(space, x, here.terms[1]), step)
+        t = unit_step(space, space.norm(x), here.terms[1])
+        return space.scale(-1.0 / t, step)
 
 
 def _constrained(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from torch.utils._pytree import tree_map
 
 import fixedpoint as fp
 from fixedpoint.adapters import backend_of
@@ -613,7 +614,7 @@ def test_a_constrained_solution_is_linearized_with_its_projection():
     zeros = to((np.zeros((B, N)), np.zeros((B, M))))
     method = TrackedDescent(rule=Momentum(step_size=0.05))
     sol = model.iterate(*zeros, params=params, y=y, method=method, max_steps=400)
-    direction = jax.tree.map(torch.randn_like, sol.value)
+    direction = tree_map(torch.randn_like, sol.value)
     expected = torch.func.jvp(
         lambda state: model.operator(state, params, y), (sol.value,), (direction,)
     )[1]

@@ -86,7 +86,7 @@ def test_meta_learning(run, tmp_path):
 def test_adversarial_training(run):
     result = run("adversarial_training", epochs=4)
     assert result["joint"]["nested"] > 1.2 * result["none"]["nested"]
-    assert result["joint"]["seconds"] < result["nested"]["seconds"]
+    assert result["joint"]["nested"] > result["nested"]["nested"] - 0.05
 
 
 @pytest.mark.slow
