@@ -16,6 +16,10 @@ from fixedpoint.space import Space
 # corrections.
 _QUADRATIC, _MOST = 0.125, 1e3
 
+# A first step that changes an entry by more than this share of its new size may lead to
+# where the derivative is another one.
+_LONG = 0.5
+
 # How much longer than expected a step may be, and how many times the error may be what
 # equations of a residual amount to that no step has met.
 _EXPECTED, _UNMET = 2.0, 2.0**UNITS
@@ -52,10 +56,11 @@ def after_elimination(
     known = known & system.accounts_for(simplified, rhs)
     theta = space.ratio(xp.linalg.vector_norm(weights * simplified, axis=-1), size)
     factor = _factor(space, theta, size / before)
-    vague = (before == xp.inf) & (theta > _QUADRATIC) | ~(factor < _MOST) | ~full
-    factor = xp.where(vague, _MOST * space.one, factor)
     # The matrix may be as far off as the entries have moved, in their new size.
     stretch = space.ratio(xp.abs(d), xp.abs(space.ravel(new.value)))
+    doubtful = (theta > _QUADRATIC) | xp.any(stretch > _LONG, axis=-1)
+    vague = (before == xp.inf) & doubtful | ~(factor < _MOST) | ~full
+    factor = xp.where(vague, _MOST * space.one, factor)
     simplified = simplified * xp.maximum(stretch, space.one)
     correction = space.unravel(xp.where(known[..., None], simplified, d))
     return Remaining(length, correction, xp.where(known, factor, space.infinity))

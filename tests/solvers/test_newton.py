@@ -919,3 +919,22 @@ def test_steps_from_zero_go_with_the_residual_of_a_map(contraction, solver, unit
     one = fp.fixed_point(lambda z: A @ z + b, np.zeros(4), solver=solver)
     assert sol.work.f == one.work.f
     np.testing.assert_array_equal(sol.value, unit * one.value)
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+def test_one_long_step_says_nothing_of_the_derivative_where_it_leads(rtol):
+    """A stirred reactor, ignited at a tenth of its feed: by the derivative of the hot
+    start, the cold state that the first step leads to is nearer than it is.
+    """
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        feed, flow = rng.uniform(500.0, 5000.0), 10.0 ** rng.uniform(-4.0, -2.0)
+
+        def F(u, feed=feed, flow=flow):
+            burnt = 1.2e9 * np.exp(-8750.0 / u[1]) * u[0]
+            heat = 4.18e6 * flow * (300.0 - u[1]) - 1e3 * (u[1] - 300.0)
+            return np.stack([flow * (feed - u[0]) - burnt, heat + 5e4 * burnt])
+
+        sol = fp.root(F, np.array([0.1 * feed, 400.0]), rtol=rtol)
+        known = fp.root(F, sol.value, rtol=1e-12).value
+        np.testing.assert_allclose(sol.value, known, rtol=10 * rtol)
