@@ -209,7 +209,9 @@ class Visit:
 def visits(python: str, wheel: Path) -> Iterator[Visit]:
     """What is tried with an interpreter."""
     pins = ["-c", str(ROOT / "constraints.txt")]
-    bounds = [requirement for requirement in oldest() if "scipy" not in requirement]
+    bounds = [
+        requirement for requirement in oldest(("jax",)) if "scipy" not in requirement
+    ]
     name = Path(python).name
     yield Visit(python, f"{name}, NumPy", [str(wheel)], ["numpy"])
     for title, extra in (("PyTorch", "torch"), ("JAX", "jax"), ("models", "models")):
