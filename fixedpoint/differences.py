@@ -257,9 +257,10 @@ class _Quotients:
             factors = self.factors(xp.stack(changes, axis=-1), growth)
             self.known = xp.where(self.unknown, self.known * factors, self.known)
             evaluations += self.keep(changes, factors < 1.0)
-            drowned = self.drowned(xp.stack(changes, axis=-1)) & (factors == 1.0)
+            drowned = self.drowned(xp.stack(changes, axis=-1))
             factors = xp.where(self.straight, space.one, factors)
-            factors = xp.where(drowned, _GROWTH * space.one, factors)
+            unchanged = drowned & (factors == 1.0)
+            factors = xp.where(unchanged, _GROWTH * space.one, factors)
             columns = self.columns(factors != 1.0)
             if not columns:
                 break
