@@ -254,22 +254,22 @@ class _Quotients:
         unit, evaluations = space.identity(space.real_size), 0
         noisy = self.grown
         for growth in growths(space):
-            factors = self.factors(xp.stack(changes, axis=-1), growth)
+            whole = xp.stack(changes, axis=-1)
+            factors, drowned = self.factors(whole, growth), self.drowned(whole)
+            if not self.columns(drowned | (factors != 1.0)):
+                break
             self.known = xp.where(self.unknown, self.known * factors, self.known)
             evaluations += self.keep(changes, factors < 1.0)
-            drowned = self.drowned(xp.stack(changes, axis=-1))
             factors = xp.where(self.straight, space.one, factors)
-            unchanged = drowned & (factors == 1.0)
-            factors = xp.where(unchanged, _GROWTH * space.one, factors)
-            columns = self.columns(factors != 1.0)
-            if not columns:
-                break
+            longer = drowned & (factors == 1.0)
+            factors = xp.where(longer, _GROWTH * space.one, factors)
             self.resized(self.sizes * factors)
             self.grown, noisy = self.grown | (factors > 1.0), noisy | drowned
+            self.learn(noisy)
+            columns = self.columns(factors != 1.0)
             for j in columns:
                 changes[j] = self.change(unit[..., j, :])
             evaluations += len(columns)
-        self.learn(noisy)
         return evaluations
 
     def learn(self, noisy: Array) -> None:
