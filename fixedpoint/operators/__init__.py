@@ -8,9 +8,11 @@ fixed points, free of the damping and step sizes that it contains:
 from fixedpoint.operators.augmented import (
     AdjointMap,
     InputStep,
+    L1Norm,
     Lagrangian,
     Local,
     LocalGradients,
+    Regularizer,
     StateMap,
     augmented,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "ForwardBackward",
     "InputStep",
     "Joint",
+    "L1Norm",
     "Lagrangian",
     "Local",
     "LocalGradients",
@@ -47,6 +50,7 @@ __all__ = [
     "Operator",
     "PeacemanRachford",
     "Project",
+    "Regularizer",
     "SoftThreshold",
     "StateMap",
     "augmented",

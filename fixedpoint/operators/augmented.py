@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from operator import add, neg, sub
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from fixedpoint.adapters import backend_of_state
 from fixedpoint.backend import Array, Pullback, Vec
-from fixedpoint.checks import check_positive
+from fixedpoint.checks import check_callable, check_count, check_positive
 from fixedpoint.operators.base import Evaluation, Joint, Map, Operator, leafwise
+from fixedpoint.operators.splitting import SoftThreshold
 from fixedpoint.space import Space
 
 
@@ -164,33 +165,114 @@ class AdjointMap(Map):
         return super().evaluate(state, *args)._replace(terms=args[0].state_terms)
 
 
+class Regularizer(Protocol):
+    """A convex function h of the input, by its values and its proximal operator."""
+
+    def __call__(self, x: Any) -> Any:
+        """h(x), one number per sample."""
+
+    def prox(self, v: Any, alpha: Any) -> Any:
+        """The x of the least αh(x) + ½‖x − v‖², where α is a number, or a container
+        like v of arrays that broadcast against its leaves.
+        """
+
+
+@dataclass(frozen=True)
+class L1Norm:
+    """The regularizer h(x) = w‖x‖₁, which makes inputs sparse.
+
+    Parameters
+    ----------
+    weight : float
+        The weight w.
+    batch_ndim : int, optional
+        How many axes of x index samples.
+
+    Examples
+    --------
+    >>> import numpy as np, fixedpoint as fp
+    >>> h, x = fp.operators.L1Norm(0.5), np.array([[3.0, -0.2]])
+    >>> h(x), h.prox(x, 2.0)
+    (array([1.6]), array([[2., 0.]]))
+    """
+
+    weight: float
+    batch_ndim: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("weight", self.weight)
+        check_count("batch_ndim", self.batch_ndim, 0)
+
+    def __call__(self, x: Any) -> Any:
+        """h(x), one number per sample."""
+        leaves = backend_of_state(x, "x").flatten(x)[0]
+        return self.weight * reduce(add, map(self._sum, leaves))
+
+    def _sum(self, leaf: Array) -> Array:
+        axes = tuple(range(self.batch_ndim, leaf.ndim))
+        return backend_of_state(leaf, "x").namespace(leaf).sum(abs(leaf), axis=axes)
+
+    def prox(self, v: Any, alpha: Any) -> Any:
+        """Soft thresholding."""
+        return SoftThreshold(self.weight)(v, alpha)
+
+
+@dataclass(frozen=True)
+class _Onto:
+    """A projection Π onto a convex set as a proximal operator, the same for every α."""
+
+    project: Callable[[Any], Any]
+
+    def __call__(self, v: Any, alpha: Any) -> Any:
+        del alpha
+        return self.project(v)
+
+
+def prox_of(
+    project: Callable[[Any], Any] | None, regularizer: Regularizer | None
+) -> Callable[[Any, Any], Any] | None:
+    """The proximal operator of inputs in a set, or with a regularizer, or free."""
+    if project is not None and regularizer is not None:
+        raise ValueError(
+            "project and regularizer must not be given together: the regularizer's "
+            "prox may project too"
+        )
+    if regularizer is not None:
+        return regularizer.prox
+    return project and _Onto(project)
+
+
 @dataclass(frozen=True)
 class InputStep(Operator):
-    """The block x ← Π(x − α∇ₓL), with the step-free residual (Π(x − t∇ₓL) − x)/t.
+    """The block x ← prox(x − α∇ₓL, α), with the step-free residual [prox(x − t∇ₓL, t) −
+    x]/t.
 
-    Free inputs have the residual −∇ₓL whatever t is. Others have that of a step as long
-    as x, if it went along all terms of the gradient: with t = ‖x‖/‖terms‖ the unit of ℓ
-    does not matter. Where no terms are given, t = 1.
+    prox(v, α) is the proximal operator of αh, h a convex function of x that is added to
+    L; of the set that x lies in, the projection. Free inputs have the residual −∇ₓL
+    whatever t is. Others have that of a step as long as x, if it went along all terms
+    of the gradient: with t = ‖x‖/‖terms‖ the unit of ℓ does not matter. Where no terms
+    are given, t = 1.
 
     Parameters
     ----------
     step_size : float
         The step α.
-    project : callable, optional
-        The projection Π onto a convex set, the identity by default.
+    prox : callable, optional
+        ``prox(v, alpha)``, as that of a :class:`Regularizer`; the identity by default.
     """
 
     step_size: float
-    project: Callable[[Any], Any] | None = None
+    prox: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_callable("prox", self.prox)
 
     def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """No evaluation: the gradient is there already."""
         gradient, terms = gradients.input_gradient, gradients.input_terms
         image = self._moved(state, gradient, self.step_size)
-        if self.project is None:
+        if self.prox is None:
             return Evaluation(image, leafwise(neg, gradient), terms)
         if terms is None:
             full = self._moved(state, gradient, 1.0)
@@ -200,7 +282,7 @@ class InputStep(Operator):
 
     def _moved(self, x: Any, gradient: Any, step: float) -> Any:
         moved = leafwise(lambda a, g: a - step * g, x, gradient)
-        return moved if self.project is None else self.project(moved)
+        return moved if self.prox is None else self.prox(moved, step)
 
     def relative(
         self,
@@ -224,11 +306,12 @@ class InputStep(Operator):
         return rebuild(residual)
 
     def _along(self, space: Space, x: Any, gradient: Any, t: Array) -> Vec:
-        """Π(x − t∇ₓL) − x, t one number per sample."""
-        assert self.project is not None
-        factor = partial(space.factor, t)
-        ahead = leafwise(lambda a, g: a - factor(a) * g, x, gradient)
-        return tuple(space.backend.flatten(leafwise(sub, self.project(ahead), x))[0])
+        """prox(x − t∇ₓL, t) − x, t one number per sample."""
+        assert self.prox is not None
+        steps = leafwise(partial(space.factor, t), x)
+        ahead = leafwise(lambda a, g, step: a - step * g, x, gradient, steps)
+        moved = leafwise(sub, self.prox(ahead, steps), x)
+        return tuple(space.backend.flatten(moved)[0])
 
 
 def unit_step(space: Space, length: Array, size: Array) -> Array:
@@ -261,6 +344,7 @@ def augmented(
     *,
     step_size: float,
     project: Callable[[Any], Any] | None = None,
+    regularizer: Regularizer | None = None,
     state_damping: float = 0.8,
     adjoint_damping: float = 0.6,
     vjp: Callable[..., tuple[Any, Pullback]] | None = None,
@@ -274,8 +358,9 @@ def augmented(
 
         z ← f(z, x) ,    μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z ,    x ← Π(x − α[(∂f/∂x)ᵀμ + ∂ℓ/∂x]) ,
 
-    each block damped by itself. One application costs one evaluation of f and one
-    vector-Jacobian product.
+    each block damped by itself. With a regularizer h it is min ℓ + h, and the proximal
+    operator of αh stands in the place of Π. One application costs one evaluation of f
+    and one vector-Jacobian product.
 
     Parameters
     ----------
@@ -285,6 +370,8 @@ def augmented(
         The step α.
     project : callable, optional
         The projection Π onto C.
+    regularizer : Regularizer, optional
+        What is added to ℓ in place of C: :class:`L1Norm`, for one.
     state_damping, adjoint_damping : float, optional
         Damping of the first two blocks.
 
@@ -320,6 +407,6 @@ def augmented(
     blocks: dict[str, Operator] = {
         "z": StateMap().damped(state_damping),
         "mu": AdjointMap().damped(adjoint_damping),
-        "x": InputStep(step_size, project),
+        "x": InputStep(step_size, prox_of(project, regularizer)),
     }
     return Joint(Lagrangian(f, loss, vjp, loss_gradient, output), blocks)

@@ -46,17 +46,22 @@ class SoftThreshold:
     def __post_init__(self) -> None:
         check_positive("threshold", self.threshold)
 
-    def __call__(self, v: Any, alpha: float = 1.0) -> Any:
-        """The proximal operator at `v`."""
-        bound = alpha * self.threshold
-        return leafwise(lambda leaf: leaf - _clipped(leaf, bound), v)
+    def __call__(self, v: Any, alpha: Any = 1.0) -> Any:
+        """The proximal operator at `v`, α a number, or a container like `v` of arrays
+        that broadcast against its leaves.
+        """
+        number = isinstance(alpha, (int, float))
+        alphas = leafwise(lambda _: alpha, v) if number else alpha
+        return leafwise(
+            lambda leaf, a: leaf - _clipped(leaf, a * self.threshold), v, alphas
+        )
 
 
 def _namespace(array: Array) -> Any:
     return backend_of((array,), ("the argument",)).namespace(array)
 
 
-def _clipped(v: Array, bound: float) -> Array:
+def _clipped(v: Array, bound: Any) -> Array:
     return _namespace(v).clip(v, -bound, bound)
 
 
