@@ -13,6 +13,7 @@ from fixedpoint.backend import Array, Pullback, Vec
 from fixedpoint.border import Border
 from fixedpoint.checks import check_callable, check_count, check_given, check_positive
 from fixedpoint.failure import Policy
+from fixedpoint.operators.augmented import prox_of
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
@@ -34,12 +35,13 @@ class AugmentedSolution:
     z, mu, x : array or container of arrays
         The joint iterate: state, adjoint and input.
     objective : array of the batch's shape
-        ℓ(z*(x), x, y), where z*(x) was solved for afresh from the start `z0`: NaN in a
-        sample for which that solve failed. The objective at the iterate z itself means
-        nothing as long as z is not an equilibrium.
+        ℓ(z*(x), x, y) + h(x), where z*(x) was solved for afresh from the start `z0`:
+        NaN in a sample for which that solve failed. The objective at the iterate z
+        itself means nothing as long as z is not an equilibrium.
     kkt : dict of str to array of the batch's shape
         At the joint iterate, ‖f(z, x) − z‖, ‖(∂f/∂z)ᵀμ + ∂ℓ/∂z − μ‖ and ‖Π(x − ∇ₓL) −
-        x‖, under the names of the blocks, ``"z"``, ``"mu"`` and ``"x"``.
+        x‖, under the names of the blocks, ``"z"``, ``"mu"`` and ``"x"``; Π stands for
+        the proximal operator of h, too.
     joint : Solution
         Status, steps and work of the joint iteration.
     """
@@ -70,6 +72,9 @@ class AugmentedDEQ:
         ``output(z, params)``, what the loss reads of z.
     project : callable, optional
         The projection onto C.
+    regularizer : Regularizer, optional
+        A convex function h(x) that is added to ℓ in place of C, by its values and its
+        proximal operator: :class:`fixedpoint.operators.L1Norm`, for one.
     step_size : float, optional
         The step α in x.
     state_damping, adjoint_damping : float, optional
@@ -104,6 +109,7 @@ class AugmentedDEQ:
     loss: Callable[..., Any]
     output: Callable[..., Any] | None = None
     project: Callable[[Any], Any] | None = None
+    regularizer: fp.operators.Regularizer | None = None
     step_size: float = 0.01
     state_damping: float = 0.8
     adjoint_damping: float = 0.6
@@ -114,8 +120,14 @@ class AugmentedDEQ:
     def __post_init__(self) -> None:
         check_given("f", self.f)
         check_given("loss", self.loss)
-        for name in ("output", "project", "vjp", "loss_gradient"):
+        for name in ("output", "project", "regularizer", "vjp", "loss_gradient"):
             check_callable(name, getattr(self, name))
+        if self.regularizer is not None and not hasattr(self.regularizer, "prox"):
+            raise TypeError(
+                "regularizer must have a method prox(v, alpha), as "
+                f"fixedpoint.operators.L1Norm has, got {self.regularizer!r}"
+            )
+        prox_of(self.project, self.regularizer)
         check_positive("step_size", self.step_size)
         check_count("batch_ndim", self.batch_ndim, 0)
 
@@ -133,12 +145,18 @@ class AugmentedDEQ:
             self._checked_loss,
             step_size=self.step_size,
             project=self.project,
+            regularizer=self.regularizer,
             state_damping=self.state_damping,
             adjoint_damping=self.adjoint_damping,
             vjp=self.vjp,
             loss_gradient=self.loss_gradient,
             output=self.output,
         )
+
+    @property
+    def prox(self) -> Callable[[Any, Any], Any] | None:
+        """The proximal operator of the inputs; None where they are free."""
+        return prox_of(self.project, self.regularizer)
 
     @property
     def problem(self) -> fp.operators.Lagrangian:
@@ -253,7 +271,7 @@ class AugmentedDEQ:
         """
         (space, inputs), (_, leaves) = self._vector(x), self._vector(z)
         traced = space.backend.is_traced((*inputs, *leaves))
-        if self.project is not None or self.vjp is not None or self.batch_ndim != 1:
+        if self.prox is not None or self.vjp is not None or self.batch_ndim != 1:
             return False
         if traced or not space.backend.differentiates or space.real_size > _FEW_INPUTS:
             return False
@@ -342,7 +360,7 @@ class AugmentedDEQ:
         )
 
     def objective(self, z0: Any, x: Any, *, params: Any, y: Any) -> Array:
-        """ℓ(z*(x), x, y) per sample, z*(x) solved for from `z0`; NaN where that
+        """ℓ(z*(x), x, y) + h(x) per sample, z*(x) solved for from `z0`; NaN where that
         fails.
         """
         x, params, y = _detached((x, params, y))
@@ -353,7 +371,12 @@ class AugmentedDEQ:
             batch_ndim=self.batch_ndim,
             on_failure="nan",
         )
-        return self.problem.loss_at(equilibrium.value, x, y, params)
+        return self.objective_at(equilibrium.value, x, params=params, y=y)
+
+    def objective_at(self, z: Any, x: Any, *, params: Any, y: Any) -> Array:
+        """ℓ(z, x, y) + h(x) per sample."""
+        loss = self.problem.loss_at(z, x, y, params)
+        return loss if self.regularizer is None else loss + self.regularizer(x)
 
     def kkt(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> dict[str, Array]:
         """The norm of each block's residual, undamped and step-free, per sample."""
@@ -367,7 +390,7 @@ class AugmentedDEQ:
         return {name: space.norm(vector) for name, (space, vector) in parts.items()}
 
     def lagrangian(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> Array:
-        """ℓ + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params
+        """ℓ + h + μᵀ(f(z, x) − z) per sample, at fixed z, μ and x: a function of params
         alone.
 
         By the envelope theorem its derivative with respect to params is, at a solution,
@@ -377,7 +400,8 @@ class AugmentedDEQ:
         z, mu, x = _detached((z, mu, x))
         defect = fp.operators.Map(self.f).evaluate(z, x, params).residual
         (space, multiplier), (_, constraint) = self._vector(mu), self._vector(defect)
-        return self.problem.loss_at(z, x, y, params) + space.dot(multiplier, constraint)
+        objective = self.objective_at(z, x, params=params, y=y)
+        return objective + space.dot(multiplier, constraint)
 
     def _vector(self, block: Any) -> tuple[Space, Vec]:
         """A block's leaves, and the space they lie in."""

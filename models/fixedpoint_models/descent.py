@@ -22,7 +22,7 @@ from fixedpoint.operators import (
     LocalGradients,
     StateMap,
 )
-from fixedpoint.operators.augmented import input_sizes, unit_step
+from fixedpoint.operators.augmented import input_sizes, prox_of, unit_step
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -336,13 +336,13 @@ class TrackedDescent(ObjectiveSolver):
         gradient would be zero, too, and the first step lost.
         """
         lagrangian = model.problem
+        if model.regularizer is not None:
+            raise ValueError(
+                "TrackedDescent is for inputs without a regularizer: use TrackedLBFGS"
+            )
         if mu0 is None:
             mu0 = lagrangian.loss_and_gradient(z0, x0, params, y)[1]
-        parts = {
-            "z": StateMap(),
-            "mu": AdjointMap(),
-            "x": InputStep(1.0, model.project),
-        }
+        parts = {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0, model.prox)}
         joint = Joint(lagrangian, parts)
         control |= {
             "solver": replace(self, container=tree.flatten(x0)[1]),
@@ -417,7 +417,7 @@ def _constrained(
 
     Its derivatives are those of the projected system.
     """
-    before = {**system.blocks, "x": BeforeProjection(1.0, project)}
+    before = {**system.blocks, "x": BeforeProjection(1.0, prox_of(project, None))}
     onto = partial(_projected, project)
     joint = replace(system, blocks=before)
     found = fp.fixed_point(joint, start, args, project=onto, **control)

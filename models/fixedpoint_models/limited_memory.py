@@ -35,6 +35,8 @@ from fixedpoint_models.sweeping import (
 if TYPE_CHECKING:
     from fixedpoint_models.augmented import AugmentedDEQ
 
+Masks = tuple[Array, ...]
+
 # Values that a new one is compared with.
 _VALUES = 8
 
@@ -149,9 +151,9 @@ class SearchState(NamedTuple):
     curvature : Curvature
         What is known of φ's Hessian.
     values : array (samples, 8)
-        φ at the last inputs that were accepted, the newest first; infinite before.
+        φ + h at the last inputs that were accepted, the newest first; infinite before.
     slope : array
-        The rate at which φ is expected to fall along the direction.
+        What φ is expected to change by along the direction.
     length : array
         The spectral step.
     part : array
@@ -195,6 +197,11 @@ class TrackedLBFGS(ObjectiveSolver):
     below the largest of its last values, else it is shortened: α = 1 at almost every
     step.
 
+    With a regularizer h, φ + h is what has to fall. The spectral step is prox(x − λg,
+    λ) − x = −λG, and G takes the place of g in the entries that it neither leaves where
+    they are nor takes to zero, where h is taken to be smooth. No entry changes its sign
+    in a step. Curvature is learnt in the entries that move.
+
     Parameters
     ----------
     memory : int, optional
@@ -209,7 +216,8 @@ class TrackedLBFGS(ObjectiveSolver):
     in limited memory methods", Math. Program. 63, 1994. Birgin, Martínez and Raydan,
     "Nonmonotone spectral projected gradient methods on convex sets", SIAM J. Optim. 10,
     2000. Bertsekas, "Projected Newton methods for optimization problems with simple
-    constraints", SIAM J. Control Optim. 20, 1982.
+    constraints", SIAM J. Control Optim. 20, 1982. Wright, Nowak and Figueiredo, "Sparse
+    reconstruction by separable approximation", IEEE Trans. Signal Process. 57, 2009.
 
     Examples
     --------
@@ -250,7 +258,7 @@ class TrackedLBFGS(ObjectiveSolver):
         The adjoint starts from ∂ℓ/∂z, if no `mu0` is given.
         """
         lagrangian, batch_ndim = model.problem, model.batch_ndim
-        x = x0 if model.project is None else model.project(x0)
+        x = x0 if model.prox is None else model.prox(x0, 0.0)
         first = fp.fixed_point(
             model.f,
             z0,
@@ -264,7 +272,7 @@ class TrackedLBFGS(ObjectiveSolver):
         z = first.value
         if mu0 is None:
             mu0 = lagrangian.loss_and_gradient(z, x, params, y)[1]
-        step = InputStep(1.0, model.project)
+        step = InputStep(1.0, model.prox)
         joint = Joint(lagrangian, {"z": StateMap(), "mu": AdjointMap(), "x": step})
         found = fp.fixed_point(
             joint,
@@ -272,9 +280,7 @@ class TrackedLBFGS(ObjectiveSolver):
             (params, y),
             solver=self,
             # Not the matrix of the joint map, but what step() asks for in its place.
-            jacobian=partial(
-                Searching, lagrangian, project=model.project, batch_ndim=batch_ndim
-            ),
+            jacobian=partial(Searching, lagrangian, model=model),
             batch_ndim=batch_ndim,
             **control,
         )
@@ -322,9 +328,12 @@ class TrackedLBFGS(ObjectiveSolver):
         """What is remembered after a trial x, at which the sweeps found so much."""
         where, g, slot = space.xp.where, found.gradient, state.count % self.memory
         value, doubt = found.value(space)
+        penalty = searching.penalty(space, x)
+        value = value + penalty
         accepted = _accepted(space, state, found, value, doubt)
         chosen = partial(space.either, accepted)
-        s, y = space.subtract(x, state.x), space.subtract(g, state.gradient)
+        s = space.subtract(x, state.x)
+        y = searching.changed(space, s, space.subtract(g, state.gradient))
         known = space.dots((s, y), (s, s), (y, y))
         curvature = state.curvature.noted(space, slot, (s, y), known)
         # What led to where an input had to be looked at again is not tried again.
@@ -334,6 +343,8 @@ class TrackedLBFGS(ObjectiveSolver):
         if not space.backend.known_here(length > 0.0):
             length = where(length > 0.0, length, _first(space, x, g, value))
         direction = searching.direction(space, (x, g), length, curvature, slot)
+        ahead = searching.penalty(space, space.add(x, direction))
+        slope = space.dot(g, direction) + ahead - penalty
         return SearchState(
             x=chosen(x, state.x),
             gradient=chosen(g, state.gradient),
@@ -342,7 +353,7 @@ class TrackedLBFGS(ObjectiveSolver):
             direction=chosen(direction, state.direction),
             curvature=curvature,
             values=_noted(space, state.values, accepted, value),
-            slope=where(accepted, space.dot(g, direction), state.slope),
+            slope=where(accepted, slope, state.slope),
             length=where(accepted, length, state.length),
             part=where(accepted, space.one, _shorter(space, state, value)),
             count=state.count + 1,
@@ -351,10 +362,9 @@ class TrackedLBFGS(ObjectiveSolver):
 
 @dataclass(frozen=True, eq=False)
 class Searching(Sweeping):
-    """The augmented system near a state, and the projection of its inputs."""
+    """The augmented system of a model near a state."""
 
-    project: Callable[[Any], Any] | None = None
-    batch_ndim: int = 1
+    model: AugmentedDEQ
 
     def inputs(self, space: Space, x: Vec) -> Space:
         """The space of inputs."""
@@ -391,7 +401,7 @@ class Searching(Sweeping):
             rtol=0.0,
             atol=like.asarray(bound),
             test="residual",
-            batch_ndim=self.batch_ndim,
+            batch_ndim=self.model.batch_ndim,
             max_steps=_MOST_SWEEPS,
             on_failure="return",
         )
@@ -407,26 +417,69 @@ class Searching(Sweeping):
         """From an input x and a gradient g, Π(x − Hg) − x; or Π(x − λg) − x where that
         is not downhill.
         """
-        (x, g), where, zero = at, space.xp.where, space.zero
-        spectral = self._projected(space, x, space.scale(-length, g))
-        step = g
-        if self.project is not None:  # H in the entries that the set leaves free
-            free = tuple([leaf != 0 for leaf in spectral])
-            step = tuple([where(*of, zero) for of in zip(free, g, strict=True)])
-        step = curvature.step(space, slot, step)
-        if self.project is not None:
-            step = self._projected(space, x, tuple(map(where, free, step, spectral)))
+        x, g = at
+        spectral = self._moved(space, x, space.scale(-length, g), length)
+        if self.model.regularizer is not None:
+            g = space.scale(space.ratio(-space.one, length), spectral)
+        free = self._free(space, x, spectral)
+        step = curvature.step(space, slot, _chosen(space, free, g, space.zeros(g)))
+        step = self._ahead(space, x, _chosen(space, free, step, spectral))
         slope, square, size = space.dots((g, step), (step, step), (g, g))
         down = slope <= -_DOWN * space.xp.sqrt(square * size)
         down = down & (curvature.scale > 0.0) & (square < space.xp.inf)
         return space.either(down, step, spectral)
 
-    def _projected(self, space: Space, x: Vec, step: Vec) -> Vec:
-        """The step, as far as it leads in the set."""
-        if self.project is None:
+    def _free(self, space: Space, x: Vec, spectral: Vec) -> Masks | None:
+        """The entries that a spectral step neither leaves where they are nor, with a
+        regularizer, takes to zero; None stands for all.
+        """
+        if self.model.prox is None:
+            return None
+        moving = tuple([leaf != 0 for leaf in spectral])
+        if self.model.regularizer is None:
+            return moving
+        pairs = zip(moving, space.add(x, spectral), strict=True)
+        return tuple([mask & (leaf != 0) for mask, leaf in pairs])
+
+    def _ahead(self, space: Space, x: Vec, step: Vec) -> Vec:
+        """The step, as far as it leads in the set; with a regularizer, no farther than
+        to zero in any entry.
+        """
+        if self.model.regularizer is not None:
+            pairs, xp = zip(x, step, strict=True), space.xp
+            step = tuple([xp.where(xp.sign(a) * (a + b) < 0, -a, b) for a, b in pairs])
+        return self._moved(space, x, step, space.full(0.0))
+
+    def changed(self, space: Space, s: Vec, y: Vec) -> Vec:
+        """The change y of a gradient in the entries of which the step s is not zero.
+
+        H is then that of the free entries alone, while the others stay where they are.
+        """
+        if self.model.prox is None:
+            return y
+        moved = tuple([leaf != 0 for leaf in s])
+        return _chosen(space, moved, y, space.zeros(y))
+
+    def _moved(self, space: Space, x: Vec, step: Vec, length: Array) -> Vec:
+        """The step, as far as it leads in the set; or prox(x + step, λ) − x."""
+        if self.model.prox is None:
             return step
-        there = self.project(self.given("x", space.add(x, step)))
+        lengths = self.given("x", tuple([space.factor(length, leaf) for leaf in x]))
+        there = self.model.prox(self.given("x", space.add(x, step)), lengths)
         return space.subtract(taken(space.xp, there), x)
+
+    def penalty(self, space: Space, x: Vec) -> Array:
+        """h(x)."""
+        if self.model.regularizer is None:
+            return space.zero
+        return space.xp.asarray(self.model.regularizer(self.given("x", x)))
+
+
+def _chosen(space: Space, masks: Masks | None, these: Vec, those: Vec) -> Vec:
+    """These entries where the masks hold, and those elsewhere."""
+    if masks is None:
+        return these
+    return tuple(map(space.xp.where, masks, these, those))
 
 
 def _accepted(

@@ -103,7 +103,7 @@ class JointIteration:
         }
         max_steps = control["max_steps"]
         best = _Best(
-            lambda state: model.problem.loss_at(state["z"], state["x"], y, params)
+            lambda state: model.objective_at(state["z"], state["x"], params=params, y=y)
         )
         state, work, taken = {"z": z0, "mu": mu0, "x": x0}, Work(), 0
         first = round(self.drop * max_steps)

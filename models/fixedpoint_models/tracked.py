@@ -213,10 +213,10 @@ class TrackedNewton(ObjectiveSolver):
         The adjoint starts from ∂ℓ/∂z at the first equilibrium, not from `mu0`.
         """
         del mu0
-        if model.project is not None or model.batch_ndim != 1:
+        if model.prox is not None or model.batch_ndim != 1:
             raise ValueError(
                 "TrackedNewton is for one axis of samples and inputs without "
-                "constraints: use TrackedDescent"
+                "constraints or regularizer: use TrackedLBFGS"
             )
         lagrangian = model.problem
         start, rest, work = self._opened(lagrangian, z0, x0, params, y)
