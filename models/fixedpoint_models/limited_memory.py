@@ -182,14 +182,15 @@ class TrackedLBFGS(ObjectiveSolver):
     Right for inputs of many entries, free or in a convex set that is known by its
     projection Π: a box, a ball, a simplex. From an input x,
 
-        d = Π(x − Hg) − x ,    x ← x + α d ,
+        d = Π(x − HG) − x ,    x ← x + α d ,    G = [x − Π(x − λg)]/λ ,
 
-    where g is the gradient of the reduced objective φ(x) = ℓ(z*(x), x), in the entries
-    that the projection leaves free, and H the matrix of limited-memory BFGS. The other
-    entries, and all of them where that does not lead downhill, move by the spectral
-    step λ = ⟨s, s⟩/⟨s, y⟩ in its place, s and y being what x and g changed by. State
-    and adjoint follow x by a few sweeps z ← f(z, x) and μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, from
-    where they were, accelerated by Anderson's method. The value of φ is taken to be
+    where g is the gradient of the reduced objective φ(x) = ℓ(z*(x), x), λ = ⟨s, s⟩/⟨s,
+    y⟩ the spectral step, s and y being what x and g changed by, and H the matrix of
+    limited-memory BFGS for G: it learns from what G changed by, both with the last λ.
+    Of free inputs G is g. Entries that the spectral step −λG leaves where they are stay
+    there, and where −HG does not lead downhill, it is taken instead. State and adjoint
+    follow x by a few sweeps z ← f(z, x) and μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, from where they
+    were, accelerated by Anderson's method. The value of φ is taken to be
 
         φ ≈ L = ℓ + μᵀ[f(z, x) − z] ,
 
@@ -197,10 +198,9 @@ class TrackedLBFGS(ObjectiveSolver):
     below the largest of its last values, else it is shortened: α = 1 at almost every
     step.
 
-    With a regularizer h, φ + h is what has to fall. The spectral step is prox(x − λg,
-    λ) − x = −λG, and G takes the place of g in the entries that it neither leaves where
-    they are nor takes to zero, where h is taken to be smooth. No entry changes its sign
-    in a step. Curvature is learnt in the entries that move.
+    With a regularizer h, φ + h is what has to fall, and the proximal operator of λh
+    stands in the place of Π. Entries that the spectral step takes to zero go there, and
+    none changes its sign in a step.
 
     Parameters
     ----------
@@ -216,8 +216,9 @@ class TrackedLBFGS(ObjectiveSolver):
     in limited memory methods", Math. Program. 63, 1994. Birgin, Martínez and Raydan,
     "Nonmonotone spectral projected gradient methods on convex sets", SIAM J. Optim. 10,
     2000. Bertsekas, "Projected Newton methods for optimization problems with simple
-    constraints", SIAM J. Control Optim. 20, 1982. Wright, Nowak and Figueiredo, "Sparse
-    reconstruction by separable approximation", IEEE Trans. Signal Process. 57, 2009.
+    constraints", SIAM J. Control Optim. 20, 1982. Stella, Themelis and Patrinos,
+    "Forward-backward quasi-Newton methods for nonsmooth optimization problems", Comput.
+    Optim. Appl. 67, 2017.
 
     Examples
     --------
@@ -333,16 +334,20 @@ class TrackedLBFGS(ObjectiveSolver):
         accepted = _accepted(space, state, found, value, doubt)
         chosen = partial(space.either, accepted)
         s = space.subtract(x, state.x)
-        y = searching.changed(space, s, space.subtract(g, state.gradient))
-        known = space.dots((s, y), (s, s), (y, y))
+        changed, square = space.dots((s, space.subtract(g, state.gradient)), (s, s))
+        length = _length(space, state, changed, square)
+        if not space.backend.known_here(length > 0.0):
+            length = where(length > 0.0, length, _first(space, x, g, value))
+        spectral, slopes = searching.mapping(space, x, g, length)
+        before = searching.mapping(space, state.x, state.gradient, length)[1]
+        y = space.subtract(slopes, before)
+        curved, size = space.dots((s, y), (y, y))
+        known = [curved, square, size]
         curvature = state.curvature.noted(space, slot, (s, y), known)
         # What led to where an input had to be looked at again is not tried again.
         scale = where(state.part == 0.0, space.zero, curvature.scale)
         curvature = curvature._replace(scale=scale)
-        length = _length(space, state, *known[:2])
-        if not space.backend.known_here(length > 0.0):
-            length = where(length > 0.0, length, _first(space, x, g, value))
-        direction = searching.direction(space, (x, g), length, curvature, slot)
+        direction = searching.direction(space, (x, slopes), spectral, curvature, slot)
         ahead = searching.penalty(space, space.add(x, direction))
         slope = space.dot(g, direction) + ahead - penalty
         return SearchState(
@@ -410,17 +415,14 @@ class Searching(Sweeping):
         self,
         space: Space,
         at: tuple[Vec, Vec],
-        length: Array,
+        spectral: Vec,
         curvature: Curvature,
         slot: Any,
     ) -> Vec:
-        """From an input x and a gradient g, Π(x − Hg) − x; or Π(x − λg) − x where that
+        """From an input x and G, the step Π(x − HG) − x; or the spectral one where that
         is not downhill.
         """
         x, g = at
-        spectral = self._moved(space, x, space.scale(-length, g), length)
-        if self.model.regularizer is not None:
-            g = space.scale(space.ratio(-space.one, length), spectral)
         free = self._free(space, x, spectral)
         step = curvature.step(space, slot, _chosen(space, free, g, space.zeros(g)))
         step = self._ahead(space, x, _chosen(space, free, step, spectral))
@@ -450,15 +452,12 @@ class Searching(Sweeping):
             step = tuple([xp.where(xp.sign(a) * (a + b) < 0, -a, b) for a, b in pairs])
         return self._moved(space, x, step, space.full(0.0))
 
-    def changed(self, space: Space, s: Vec, y: Vec) -> Vec:
-        """The change y of a gradient in the entries of which the step s is not zero.
-
-        H is then that of the free entries alone, while the others stay where they are.
-        """
+    def mapping(self, space: Space, x: Vec, g: Vec, length: Array) -> tuple[Vec, Vec]:
+        """The spectral step −λG, and G; of free inputs G is g."""
+        step = self._moved(space, x, space.scale(-length, g), length)
         if self.model.prox is None:
-            return y
-        moved = tuple([leaf != 0 for leaf in s])
-        return _chosen(space, moved, y, space.zeros(y))
+            return step, g
+        return step, space.scale(space.ratio(-space.one, length), step)
 
     def _moved(self, space: Space, x: Vec, step: Vec, length: Array) -> Vec:
         """The step, as far as it leads in the set; or prox(x + step, λ) − x."""

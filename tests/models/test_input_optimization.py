@@ -343,7 +343,7 @@ def test_data_in_params_is_refused():
 
 
 def test_constraints_are_refused_by_newton():
-    with pytest.raises(ValueError, match="TrackedDescent"):
+    with pytest.raises(ValueError, match="use TrackedLBFGS"):
         solved(TrackedNewton(), model=replace(MODEL, project=ball(1.0)))
 
 
