@@ -123,11 +123,12 @@ def ball_in_box(image: Any, radius: float, norm: str = "l2") -> Callable[[Any], 
     tensor([[0.1000, 0.3000]])
     """
     _check(radius, norm)
+    box = -image, 1.0 - image
 
     def project(x: Any) -> Any:
         if norm == "linf":
-            return _boxed(x, image, radius)
-        return _scaled_in_box(x, image, radius, 1.0)
+            return _boxed(x, box, radius)
+        return _scaled_in_box(x, box, radius, 1.0)
 
     return project
 
@@ -152,26 +153,29 @@ def linear_minimizer_in_box(
     tensor([[ 0.1000, -0.5000]])
     """
     _check(radius, norm)
+    box = -image, 1.0 - image
 
     def oracle(gradient: Any) -> Any:
         xp = array_namespace(gradient)
         if norm == "linf":
-            return _boxed(-radius * xp.sign(gradient), image, radius)
-        return _scaled_in_box(-gradient, image, radius, math.inf)
+            return _boxed(-radius * xp.sign(gradient), box, radius)
+        return _scaled_in_box(-gradient, box, radius, math.inf)
 
     return oracle
 
 
-def _boxed(x: Any, image: Any, radius: float) -> Any:
-    return _clipped(array_namespace(x).clip(x, -radius, radius), image)
+def _boxed(x: Any, box: tuple[Any, Any], radius: float) -> Any:
+    return _clipped(array_namespace(x).clip(x, -radius, radius), box)
 
 
-def _clipped(x: Any, image: Any) -> Any:
+def _clipped(x: Any, box: tuple[Any, Any]) -> Any:
     xp = array_namespace(x)
-    return xp.minimum(xp.maximum(x, -image), 1.0 - image)
+    return xp.minimum(xp.maximum(x, box[0]), box[1])
 
 
-def _scaled_in_box(direction: Any, image: Any, radius: float, largest: float) -> Any:
+def _scaled_in_box(
+    direction: Any, box: tuple[Any, Any], radius: float, largest: float
+) -> Any:
     """Clip td to the box, with the largest t ≤ `largest` of norm ≤ `radius`.
 
     Both the nearest point of ball and box and the best one in a direction are of this
@@ -184,20 +188,25 @@ def _scaled_in_box(direction: Any, image: Any, radius: float, largest: float) ->
     before = square = xp.zeros_like(size)
     now = (radius / xp.clip(size, _TINY, None)) ** 2
     for _ in range(_PASSES):
-        reached = _length(_clipped(xp.sqrt(now) * direction, image)) ** 2
+        reached = _square(_clipped(xp.sqrt(now) * direction, box))
         # Where rounding hides the rise, a small step is taken.
         rise = xp.clip(reached - square, 1e-3 * radius**2, None)
         step = xp.clip(radius**2 - reached, 0.0, None) * (now - before) / rise
         before, square, now = now, reached, now + step
     t = xp.clip(xp.sqrt(now), None, largest)
-    x = _clipped(t * direction, image)
+    x = _clipped(t * direction, box)
     return x * (radius / xp.clip(_length(x), radius, None))
 
 
 def _length(x: Any) -> Any:
     """The Euclidean norm of each sample, with axes to divide by."""
-    xp = array_namespace(x)
-    return xp.sqrt(xp.sum(x * x, axis=tuple(range(1, x.ndim)), keepdims=True))
+    return array_namespace(x).sqrt(_square(x))
+
+
+def _square(x: Any) -> Any:
+    """Its square."""
+    axes = tuple(range(1, x.ndim))
+    return array_namespace(x).sum(x * x, axis=axes, keepdims=True)
 
 
 def _check(radius: float, norm: str) -> None:
