@@ -134,6 +134,12 @@ class Border:
         triples = zip(map(self.backend.leaf, leaves), alike, self.names, strict=True)
         return self.vector([self._conforming(what, *triple) for triple in triples])
 
+    def found(self, container: Any) -> tuple[Any, ...]:
+        """The leaves of a state of which some are missing: None in their places."""
+        names = self.backend.paths(container, self.names[0].partition("[")[0])
+        leaves = dict(zip(names, self.backend.flatten(container)[0], strict=True))
+        return tuple(map(leaves.get, self.names))
+
     def _of_other_structure(self, container: Any, what: str) -> str:
         """What to say of a container that is not one of a state."""
         if container is None:
@@ -254,10 +260,8 @@ class Arguments:
 def _packed(map_: Map, border: Border, name: str, output: Any, value: Vec) -> Evaluated:
     """The leaves of what f returned, and of what an operator tells besides."""
     if isinstance(output, Evaluation) and map_.is_operator:
-        image = border.pack(output.image, value, name)
-        residual, terms = border.pack(output.residual, value, name), output.terms
-        terms = None if terms is None else border.pack(terms, value, name)
-        return image, Tested(residual, terms)
+        image, residual = [border.pack(part, value, name) for part in output[:2]]
+        return image, Tested(residual, border.found(output.terms))
     if map_.has_aux:
         if not isinstance(output, tuple) or len(output) != 2:
             raise ValueError(

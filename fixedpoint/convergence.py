@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
-from fixedpoint.point import Point
+from fixedpoint.point import Parts, Point
 from fixedpoint.problem import Problem, Sizes
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
@@ -119,31 +119,14 @@ def opened(problem: Problem, first: Point) -> Evidence:
     )
     if not problem.tests_parts:
         return evidence
-    initial = point_scale(problem, first)
-    return evidence._replace(initial=initial)
+    return evidence._replace(initial=problem.parts(first).scales)
 
 
-def point_scale(problem: Problem, point: Point) -> tuple[Array, ...]:
-    """What the parts of a residual are compared with, as far as the point itself shows:
-    those in units of their own with their terms, all others with f(z).
-    """
-    sizes = problem.residual_scale(point, ())
-    if point.terms is None:
-        return sizes
-    pairs, where = zip(point.terms, sizes, strict=True), problem.space.xp.where
-    return tuple([where(own > 0.0, own, size) for own, size in pairs])
-
-
-def _compared(
-    problem: Problem, evidence: Evidence, point: Point, now: tuple[Array, ...]
-) -> tuple[Array, ...]:
-    """What the parts of a residual are compared with, of what shows `now`."""
-    xp = problem.space.xp
-    if point.terms is None or evidence.initial is None:
-        return now
-    least = [_FIRST * size for size in evidence.initial]
-    rows, where = zip(point.terms, now, least, strict=True), xp.where
-    return tuple([where(own > 0.0, xp.maximum(a, b), a) for own, a, b in rows])
+def _compared(xp: Any, evidence: Evidence, parts: Parts) -> tuple[Array, ...]:
+    """What the parts of a residual are compared with, in view of the first."""
+    least = [_FIRST * size for size in evidence.initial or ()]
+    rows, larger = zip(parts.scales, parts.terms, least, strict=True), xp.maximum
+    return tuple([a if own is None else larger(a, b) for a, own, b in rows])
 
 
 def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdict:
@@ -169,12 +152,12 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     """
     space, point = problem.space, step.point
     if problem.tests_parts:
-        return _judged_by_parts(problem, evidence, old, step)
+        return _blockwise_test(problem, evidence, step)
     hidden = problem.rounding(point) > FALL * evidence.highest
     exact = (point.residual_norm == 0.0) & ~hidden
     if problem.tolerance.test == "residual":
         passes = _residual_passes(problem, evidence, point) & ~hidden
-        return Verdict(passes, _plain(problem, old, step), evidence, hidden)
+        return Verdict(passes, _plain(problem, step), evidence, hidden)
     if step.correction is None:
         error = space.xp.where(exact, space.zero, space.full(math.inf))
         return Verdict(exact, error, evidence, hidden)
@@ -221,11 +204,14 @@ def vanished_states(problem: Problem, verdict: Verdict, point: Point) -> Array:
     return some & space.every([size <= ZERO * most for size, most in pairs])
 
 
-def _plain(problem: Problem, old: Point, step: Step) -> Array:
-    """The correction, as the error."""
+def _plain(problem: Problem, step: Step) -> Array:
+    """The correction, as the error; of a map no less than the residual."""
     if step.correction is None:
         return problem.space.full(math.inf)
-    length = problem.sizes(old, step.point, step.correction).length
+    measured = step.correction, problem.tolerance.kind
+    (length,) = problem.space.sound_norms([measured])
+    if not problem.is_root:
+        length = problem.space.xp.maximum(length, step.point.residual_norm)
     if step.error_factor is None:
         return length
     known = ~problem.space.xp.isnan(step.error_factor)
@@ -365,22 +351,19 @@ def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Arra
     )
 
 
-def _judged_by_parts(
-    problem: Problem, evidence: Evidence, old: Point, step: Step
-) -> Verdict:
+def _blockwise_test(problem: Problem, evidence: Evidence, step: Step) -> Verdict:
     """Whether each part of a residual is within tolerance, and fell or is within what
     goes with the start.
 
     The parts have units of their own: no sum of them is looked at.
     """
-    point = step.point
     space, tolerance, xp = problem.space, problem.tolerance, problem.space.xp
-    sizes, now = tolerance.parts(space, point.tested), point_scale(problem, point)
-    evidence = evidence._replace(
-        scale=_larger(xp, sizes, evidence.scale),
-        initial=_first(xp, evidence.initial or now, now),
-    )
-    scales, initial = _compared(problem, evidence, point, now), evidence.initial or ()
+    parts = problem.parts(step.point)
+    sizes, now = parts.sizes, parts.scales
+    initial = _first(xp, evidence.initial or now, now)
+    scale = _larger(xp, sizes, evidence.scale)
+    evidence = evidence._replace(scale=scale, initial=initial)
+    scales = _compared(xp, evidence, parts)
     fall = [FALL * most for most in evidence.scale]
     limits = list(map(xp.maximum, fall, tolerance.bounds(initial)))
     most = list(map(xp.minimum, limits, tolerance.bounds(scales)))
@@ -390,7 +373,7 @@ def _judged_by_parts(
     ratios = [space.ratio(*pair) for pair in zip(sizes, scales, strict=True)]
     return Verdict(
         passes & ~hidden,
-        _plain(problem, old, step),
+        _plain(problem, step),
         evidence,
         hidden,
         relative=reduce(xp.maximum, ratios),
@@ -403,12 +386,7 @@ def parts_are_near(
     """Whether each part of a residual is a small share of its largest, or of what it is
     compared with.
     """
-    space, xp = problem.space, problem.space.xp
-    sizes, now = (
-        problem.tolerance.parts(space, point.tested),
-        point_scale(problem, point),
-    )
-    large = map(xp.maximum, evidence.scale, _compared(problem, evidence, point, now))
-    return space.every(
-        [size <= share * most for size, most in zip(sizes, large, strict=True)]
-    )
+    xp, parts = problem.space.xp, problem.parts(point)
+    large = map(xp.maximum, evidence.scale, _compared(xp, evidence, parts))
+    pairs = zip(parts.sizes, large, strict=True)
+    return problem.space.every([size <= share * most for size, most in pairs])

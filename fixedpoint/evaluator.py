@@ -18,15 +18,17 @@ class Tested(NamedTuple):
     residual : tuple of array
         Its leaves.
     terms : tuple of array or None
-        How large its terms are, where it has units of its own.
+        How large the terms of each leaf are; None where it is in the units of the
+        state.
     """
 
     residual: Leaves
-    terms: Leaves | None = None
+    terms: Leaves
 
     def across(self, convert: Callable[[Leaves], Leaves]) -> Tested:
         """The same, its leaves converted."""
-        return Tested(convert(self.residual), self.terms and convert(self.terms))
+        terms = [leaf if leaf is None else convert((leaf,))[0] for leaf in self.terms]
+        return Tested(convert(self.residual), tuple(terms))
 
 
 # What one evaluation of a map gives.

@@ -239,8 +239,8 @@ class Loop:
         diverged = norm > _DIVERGENCE * evidence.first
         if evidence.initial is None or self.problem.space.backend.known_none(diverged):
             return diverged
-        parts = self.problem.tolerance.parts(self.problem.space, carry.point.tested)
-        pairs = zip(parts, evidence.initial, strict=True)
+        sizes = self.problem.parts(carry.point).sizes
+        pairs = zip(sizes, evidence.initial, strict=True)
         grew = [size > _DIVERGENCE * first for size, first in pairs]
         return diverged & reduce(or_, grew)
 

@@ -10,6 +10,23 @@ from fixedpoint.space import Space
 Fields = TypeVar("Fields", bound=NamedTuple)
 
 
+class Parts(NamedTuple):
+    """The parts of a residual, each of which is tested by itself.
+
+    Attributes
+    ----------
+    sizes, scales : tuple of array
+        How large each is, and what it is compared with: its terms, where it is in units
+        of its own, and else f(z).
+    terms : tuple of array or None
+        The former of these; None in the place of the others.
+    """
+
+    sizes: tuple[Array, ...]
+    scales: tuple[Array, ...]
+    terms: tuple[Array | None, ...]
+
+
 class Point(NamedTuple):
     """A state, and what one evaluation told about it.
 
@@ -26,9 +43,8 @@ class Point(NamedTuple):
         The norm, per sample, of the residual that is tested.
     magnitude : array
         What the rounding errors of `increment` are relative to: ‖f(z)‖, or ‖F(z)‖.
-    terms : tuple of array or None
-        Of each part of a residual in units of its own, how large its terms are; zero
-        for parts that are in the units of the state.
+    parts : Parts or None
+        Its parts, if they were measured.
     """
 
     value: Vec
@@ -36,7 +52,7 @@ class Point(NamedTuple):
     residual: Vec | None
     residual_norm: Array
     magnitude: Array
-    terms: tuple[Array, ...] | None = None
+    parts: Parts | None = None
 
     @property
     def tested(self) -> Vec:
@@ -50,7 +66,9 @@ def choose(space: Space, mask: Array, new: Fields, old: Fields) -> Fields:
     def of_field(a: Any, b: Any) -> Any:
         if a is None or b is None:
             return None
-        where = space.where if isinstance(a, tuple) else space.xp.where
-        return where(mask, a, b)
+        if isinstance(a, tuple):
+            parts = list(map(of_field, a, b))
+            return type(a)(*parts) if hasattr(a, "_fields") else tuple(parts)
+        return space.xp.where(space.spread(mask, a), a, b)
 
     return new._make(map(of_field, new, old))

@@ -25,7 +25,7 @@ from fixedpoint.matrix import (
     matrix_of,
     product_with,
 )
-from fixedpoint.point import Point
+from fixedpoint.point import Parts, Point
 from fixedpoint.solution import Work
 from fixedpoint.space import Difference, Measured, Space
 from fixedpoint.tolerance import Tolerance
@@ -176,9 +176,23 @@ class Problem:
         increment, residual, target = self.increments(value, image, residual)
         tested = increment if residual is None else residual
         vectors = (tested,) if target is tested else (tested, target)
-        norms = self.space.sound_norms([(u, self.tolerance.kind) for u in vectors])
-        sizes = terms and self.tolerance.parts(self.space, terms)
-        return Point(value, increment, residual, norms[0], norms[-1], sizes)
+        lengths: list[Measured] = [(u, self.tolerance.kind) for u in vectors]
+        if terms is None or not self.tests_parts:
+            norms = self.space.sound_norms(lengths)
+            return Point(value, increment, residual, norms[0], norms[-1])
+        pairs = zip(terms, target, strict=True)
+        scale = tuple([size if own is None else own for own, size in pairs])
+        (sizes, scales), whole = self._parts((tested, scale), lengths)
+        rows = zip(scales, self.tolerance.have_terms(terms), strict=True)
+        parts = Parts(sizes, scales, tuple([a if own else None for a, own in rows]))
+        return Point(value, increment, residual, whole[0], whole[1], parts)
+
+    def parts(self, point: Point) -> Parts:
+        """The parts of the residual at a point."""
+        if point.parts is not None:
+            return point.parts
+        sizes = self.tolerance.parts(self.space, point.tested)
+        return Parts(sizes, self.residual_scale(point, ()), (None,) * len(sizes))
 
     def increments(
         self, value: Vec, image: Vec, residual: Vec | None
@@ -380,10 +394,8 @@ class Problem:
         """The point `value`, where the map cannot be evaluated."""
         xp, nan = self.space.xp, self.space.full(float("nan"))
         increment = tuple(xp.full_like(leaf, float("nan")) for leaf in value)
-        if not self.functions.has_residual:
-            return Point(value, increment, None, nan, nan)
-        unknown = self.tolerance.parts(self.space, increment)
-        return Point(value, increment, increment, nan, nan, unknown)
+        residual = increment if self.functions.has_residual else None
+        return Point(value, increment, residual, nan, nan)
 
     def linearize(self, point: Point) -> Linearization:
         """The products with the increment's derivative, exact where they can be."""

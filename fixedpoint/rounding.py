@@ -67,7 +67,7 @@ def at_rounding(
 def _lengths(problem: Problem, point: Point) -> tuple[Array, ...]:
     """The norm of a residual, or those of its parts where each is tested."""
     if problem.tests_parts:
-        return problem.tolerance.parts(problem.space, point.tested)
+        return problem.parts(point).sizes
     return (point.residual_norm,)
 
 

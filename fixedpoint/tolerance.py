@@ -141,8 +141,12 @@ class Tolerance:
             groups = self._groups(u)
         return list(zip(groups, self._kinds(len(groups)), strict=True))
 
+    def have_terms(self, terms: Sequence[Any]) -> list[bool]:
+        """The parts whose leaves have such, and not None."""
+        return [group[0] is not None for group in self._groups(tuple(terms))]
+
     def _groups(self, u: Vec) -> list[Vec]:
-        if self.norm == "leaves":
+        if self.norm in ("leaves", "entries"):
             return [(leaf,) for leaf in u]
         return [u[block] for block in self.blocks]
 

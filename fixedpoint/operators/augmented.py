@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from operator import add, neg, sub
 from typing import Any, NamedTuple, Protocol
 
 from fixedpoint.adapters import backend_of_state
-from fixedpoint.backend import Array, Pullback, Vec
+from fixedpoint.backend import Array, Pullback
 from fixedpoint.checks import check_callable, check_count, check_positive
 from fixedpoint.operators.base import Evaluation, Joint, Map, Operator, leafwise
 from fixedpoint.operators.splitting import SoftThreshold
@@ -125,12 +125,30 @@ class Lagrangian:
         return self.loss(seen, x, y, params)
 
     def __call__(self, state: Any, params: Any, y: Any) -> LocalGradients:
-        """One evaluation of f, one of ℓ, and one reverse pass through each."""
-        here = self.at(state["z"], state["x"], params, y)
-        pairs = list(zip(here.pullback(state["mu"]), here[-2:], strict=True))
+        """One evaluation of f, one of ℓ, and one reverse pass through both."""
+        value, objective, pulled, slopes = self._pulled(
+            state["z"], state["mu"], state["x"], params, y
+        )
+        pairs = list(zip(pulled, slopes, strict=True))
         gradients = [leafwise(add, *pair) for pair in pairs]
         terms = [leafwise(_sizes, *pair) for pair in pairs]
-        return LocalGradients(here.value, here.objective, *gradients, *terms)
+        return LocalGradients(value, objective, *gradients, *terms)
+
+    def _pulled(self, z: Any, mu: Any, x: Any, params: Any, y: Any) -> tuple[Any, ...]:
+        """The values of f and ℓ, μ pulled back through f, and the gradient of ℓ."""
+        if self.vjp is not None:
+            here = self.at(z, x, params, y)
+            return here.value, here.objective, here.pullback(mu), here[-2:]
+        backend = backend_of_state(z, "z")
+
+        def both(z: Any, x: Any, seen: Any, beside: Any) -> tuple[Any, Any]:
+            return self.f(z, x, params), self.loss_at(seen, beside, y, params)
+
+        # Each has inputs of its own, so that one pass tells their gradients apart.
+        (value, objective), pullback = backend.vjp(both, z, x, z, x)
+        ones = backend.namespace(objective).ones_like(objective)
+        pulled = pullback((mu, ones))
+        return value, objective, pulled[:2], pulled[2:]
 
 
 def _sizes(a: Any, b: Any) -> Any:
@@ -277,48 +295,41 @@ class InputStep(Operator):
         if terms is None:
             full = self._moved(state, gradient, 1.0)
             return Evaluation(image, leafwise(sub, full, state))
-        measured = input_sizes(state, gradients)
-        return Evaluation(image, self.relative(state, gradients, *measured), terms)
+        return Evaluation(image, self.along(state, gradients)[1], terms)
 
     def _moved(self, x: Any, gradient: Any, step: float) -> Any:
         moved = leafwise(lambda a, g: a - step * g, x, gradient)
         return moved if self.prox is None else self.prox(moved, step)
 
-    def relative(
-        self,
-        x: Any,
-        gradients: LocalGradients,
-        space: Space,
-        length: Array,
-        size: Array,
-    ) -> Any:
-        """The residual of a step as long as x; from zero, of one as long as the set
-        lets a step of length one become. `length` is that of x, `size` that of the
-        terms.
+    def along(self, x: Any, gradients: LocalGradients) -> tuple[Any, Any]:
+        """Where a step as long as x leads before it is projected, and its residual;
+        from zero, that of a step as long as the set lets one of length one become.
         """
-        moved = partial(self._along, space, x, gradients.input_gradient)
-        if not space.backend.known_all(length > 0.0):
-            reach = space.norm(moved(_ratio(space, space.one, size)))
-            length = space.xp.where(length > 0.0, length, reach)
-        t = _ratio(space, length, size)
-        residual = space.scale(1.0 / t, moved(t))
-        rebuild: Any = backend_of_state(x, "x").flatten(x)[1].rebuild
-        return rebuild(residual)
+        prox, (space, length, size) = self.prox, input_sizes(x, gradients)
+        assert prox is not None
 
-    def _along(self, space: Space, x: Any, gradient: Any, t: Array) -> Vec:
-        """prox(x − t∇ₓL, t) − x, t one number per sample."""
-        assert self.prox is not None
-        steps = leafwise(partial(space.factor, t), x)
-        ahead = leafwise(lambda a, g, step: a - step * g, x, gradient, steps)
-        moved = leafwise(sub, self.prox(ahead, steps), x)
-        return tuple(space.backend.flatten(moved)[0])
+        def moved(t: Array) -> tuple[Any, Any]:
+            steps = leafwise(lambda a: space.factor(t, a), x)
+            gradient = gradients.input_gradient
+            ahead = leafwise(lambda a, g, step: a - step * g, x, gradient, steps)
+            return ahead, leafwise(sub, prox(ahead, steps), x)
+
+        t = unit_step(space, length, size)
+        ahead, change = moved(t)
+        if not space.backend.known_all(length > 0.0):
+            reach = space.norm(tuple(space.backend.flatten(change)[0]))
+            t = space.xp.where(length > 0.0, t, unit_step(space, reach, size))
+            change = moved(t)[1]
+        return ahead, leafwise(lambda a: space.factor(1.0 / t, a) * a, change)
 
 
 def unit_step(space: Space, length: Array, size: Array) -> Array:
     """The t for which t∇ₓL is as long as x, of this `length`, if the terms of ∇ₓL are
     of this `size` and nothing of them cancels; at zero, of length one.
     """
-    return _ratio(space, _ratio(space, length, space.one), size)
+    where, one = space.xp.where, space.one
+    length, size = [where(a > 0.0, a, one) for a in (length, size)]
+    return length / size
 
 
 def input_sizes(x: Any, gradients: LocalGradients) -> tuple[Space, Array, Array]:
@@ -331,11 +342,6 @@ def input_sizes(x: Any, gradients: LocalGradients) -> tuple[Space, Array, Array]
     space = Space.of(backend, at, gradients.objective.ndim)
     length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])
     return space, length, size
-
-
-def _ratio(space: Space, a: Array, b: Array) -> Array:
-    """The quotient a/b; 1 where either is zero."""
-    return space.xp.where((a > 0.0) & (b > 0.0), space.ratio(a, b), space.one)
 
 
 def augmented(

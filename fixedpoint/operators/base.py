@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from operator import add, sub
 from typing import Any, NamedTuple
 
@@ -25,7 +24,8 @@ class Evaluation(NamedTuple):
         sizes.
     terms : array or container of arrays, optional
         Of a residual in units of its own, as a gradient is: the sum of the absolute
-        values of its terms, with which it is compared, and not with the state.
+        values of its terms, with which it is compared, and not with the state. Blocks
+        in the units of the state have None.
     """
 
     image: Any
@@ -35,6 +35,8 @@ class Evaluation(NamedTuple):
 
 def leafwise(function: Callable[..., Any], state: Any, *others: Any) -> Any:
     """Apply `function` to the leaves of containers of one structure."""
+    if hasattr(state, "dtype"):  # an array by itself
+        return function(state, *others)
     backend = backend_of_state(state, "state")
     leaves, structure = backend.flatten(state)
     columns = [backend.flatten(other)[0] for other in others]
@@ -271,22 +273,8 @@ class Joint(Operator):
             name: block.evaluate(state[name], shared)
             for name, block in self.blocks.items()
         }
-        images = {name: part.image for name, part in parts.items()}
-        residuals = {name: part.residual for name, part in parts.items()}
-        if all(part.terms is None for part in parts.values()):
-            return Evaluation(images, residuals)
-        return Evaluation(images, residuals, _terms(state, parts))
-
-
-def _terms(state: Any, parts: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """The terms of each block; none, where its residual is in the units of its
-    state.
-    """
-    none = partial(leafwise, lambda leaf: 0.0 * leaf)
-    return {
-        name: none(state[name]) if part.terms is None else part.terms
-        for name, part in parts.items()
-    }
+        columns = zip(*parts.values(), strict=True)
+        return Evaluation(*[dict(zip(parts, c, strict=True)) for c in columns])
 
 
 def check_blocks(blocks: Mapping[str, Any], state: Any) -> None:

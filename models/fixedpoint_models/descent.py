@@ -22,8 +22,7 @@ from fixedpoint.operators import (
     LocalGradients,
     StateMap,
 )
-from fixedpoint.operators.augmented import input_sizes, prox_of, unit_step
-from fixedpoint.operators.base import leafwise
+from fixedpoint.operators.augmented import prox_of, unit_step
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -248,12 +247,7 @@ class BeforeProjection(InputStep):
 
     def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """The image before the projection, and the residual of the projected step."""
-        space, *sizes = measured = input_sizes(state, gradients)
-        factor = partial(space.factor, unit_step(space, *sizes))
-        ahead = lambda a, g: a - factor(a) * g
-        image = leafwise(ahead, state, gradients.input_gradient)
-        residual = self.relative(state, gradients, *measured)
-        return Evaluation(image, residual, gradients.input_terms)
+        return Evaluation(*self.along(state, gradients), gradients.input_terms)
 
 
 class DescentState(NamedTuple):
@@ -371,7 +365,7 @@ class TrackedDescent(ObjectiveSolver):
         for _ in range(self.sweeps - 1):
             here = problem.trial(self._advanced(space, here, x), point)
         inputs = self._inputs(space, x)
-        gradient = self._gradient(problem, here)
+        gradient = self._gradient(problem, inputs.space, here)
         moved, memory = self.rule.move(inputs, x, gradient, state.memory)
         new = problem.trial(self._advanced(space, here, moved), point)
         pairs = zip(memory, state.memory, strict=True)
@@ -392,17 +386,15 @@ class TrackedDescent(ObjectiveSolver):
         mu, _, z = self._parts(space.add(here.value, here.increment))
         return (*mu, *x, *z)
 
-    def _gradient(self, problem: Problem, here: Point) -> Vec:
+    def _gradient(self, problem: Problem, space: Space, here: Point) -> Vec:
         """∇ₓL. The residual of free inputs is −∇ₓL; where inputs are projected, the
         operator alone leads along it.
         """
         if problem.functions.project is None:
             return tuple([-leaf for leaf in self._parts(here.tested)[1]])
-        assert here.terms is not None
         x, step = (self._parts(part)[1] for part in (here.value, here.increment))
-        space = self._inputs(problem.space, x).space
         # Blocks are in the order of their names.
-        t = unit_step(space, space.norm(x), here.terms[1])
+        t = unit_step(space, space.norm(x), problem.parts(here).scales[1])
         return space.scale(-1.0 / t, step)
 
 

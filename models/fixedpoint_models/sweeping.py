@@ -13,7 +13,6 @@ import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.adapters import backend_of
 from fixedpoint.backend import Array, Vec
-from fixedpoint.convergence import point_scale
 from fixedpoint.operators import Joint, Lagrangian
 from fixedpoint.operators.augmented import Local
 from fixedpoint.operators.base import leafwise
@@ -116,9 +115,8 @@ def is_sound(problem: Problem, point: Point, new: Point) -> Array:
 
     Each is in units of its own. From zero there is nothing to compare one with.
     """
-    space = problem.space
-    sizes, now = (problem.tolerance.parts(space, p.tested) for p in (new, point))
-    rows = zip(sizes, now, point_scale(problem, point), strict=True)
+    space, old = problem.space, problem.parts(point)
+    rows = zip(problem.parts(new).sizes, old.sizes, old.scales, strict=True)
     most = [(size, RUNAWAY * (left + scale)) for size, left, scale in rows]
     sound = [(size <= m) | ((m == 0.0) & (size < space.xp.inf)) for size, m in most]
     return space.every(sound)
