@@ -1,5 +1,7 @@
 """Attacks on equilibrium classifiers, and training against them."""
 
+from collections import Counter
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +58,36 @@ def test_an_attack_stays_in_the_ball_and_hurts(method, norm, trained):
         other / other.norm(dim=1, keepdim=True) if norm == "l2" else other.sign()
     )
     assert float(losses(trained, x).mean()) > 1.5 * float(losses(trained, other).mean())
+
+
+def work(experiment, attack, monkeypatch):
+    """The evaluations of f and the reverse passes that an attack takes."""
+    calls, watched = Counter(), copy(experiment)
+
+    def counted(name, function):
+        def call(*args, **options):
+            calls[name] += 1
+            return function(*args, **options)
+
+        return call
+
+    f, gradient = experiment.model.f, torch.autograd.grad
+    watched.model = replace(experiment.model, f=counted("f", f))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", counted("passes", gradient))
+        watched.attacked(watched.test, attack)
+    return calls
+
+
+def test_a_joint_attack_takes_a_fraction_of_the_work(trained, monkeypatch):
+    """One reverse pass an evaluation, and one for the first adjoint."""
+    nested = Attack(method="nested", steps=5, step_size=0.3, radius=0.5)
+    ours = work(trained, Attack(steps=12, radius=0.5), monkeypatch)
+    theirs = work(trained, nested, monkeypatch)
+    assert ours["passes"] == ours["f"] + 1
+    assert ours["f"] <= 13
+    assert 3 * ours["f"] < theirs["f"]
+    assert 3 * ours["passes"] < theirs["passes"]
 
 
 def norms(x, norm):
