@@ -325,7 +325,7 @@ def test_a_damped_block_is_tested_undamped(compiled_case, damping):
 def test_the_residual_of_an_input_step_is_free_of_the_step(xp_case):
     def residual(step_size):
         block = fp.operators.InputStep(
-            step_size, lambda x: xp_case.xp.clip(x, -1.0, 1.0)
+            step_size, lambda v, alpha: xp_case.xp.clip(v, -1.0, 1.0)
         )
         gradient = xp_case.asarray(np.array([0.3, -5.0, 2.0]))
         linear = fp.operators.LocalGradients(None, None, None, gradient)
