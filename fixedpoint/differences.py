@@ -377,11 +377,17 @@ class _Quotients:
         return spread * pattern / self.steps[..., None, :], len(changes)
 
     def confirms(self, matrix: Array) -> bool:
-        """Whether a random direction finds no entry that `matrix` lacks."""
-        space, xp = self.space, self.space.xp
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], space.real_size)
-        direction = xp.asarray(signs, dtype=space.dtype) + 0.0 * self.entries
-        moves, change = self.steps * direction, self.change(direction)
+        """Whether a random direction finds no entry that `matrix` lacks.
+
+        No two columns are moved by the same multiple of their steps: of those that
+        share an evaluation, one would hide an entry that the other lacks.
+        """
+        space, xp, random = self.space, self.space.xp, np.random.default_rng(0)
+        signs = random.choice([-1.0, 1.0], space.real_size)
+        multiples = signs * random.uniform(0.5, 1.0, space.real_size)
+        direction = xp.asarray(multiples, dtype=space.dtype) + 0.0 * self.entries
+        moves = (self.entries + self.steps * direction) - self.entries
+        change = self.change(direction)
         wrong = xp.abs(change - times(space, matrix, moves))
         # Row by row: the equations may differ in scale. What is not finite tells
         # nothing.

@@ -3,7 +3,7 @@ cost.
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -341,6 +341,31 @@ def test_entries_that_were_zero_at_the_start_are_found(solver, scale):
     )
     np.testing.assert_allclose(sol.value, exact.value, rtol=1e-5)
     assert int(sol.steps) <= int(exact.steps) + 2
+
+
+@pytest.mark.parametrize("pair", list(permutations(range(3), 2)))
+@pytest.mark.parametrize("solver", DENSE)
+def test_an_entry_that_appears_between_columns_differenced_together_is_found(
+    solver, pair
+):
+    """One evaluation makes all columns of a diagonal matrix, and hides what is added
+    to it elsewhere unless the columns are moved by different amounts.
+    """
+    row, column = pair
+
+    def F(x):
+        bend = 10.0 * np.maximum(x[column] - 1.0, 0.0) ** 2
+        return x**3 - 8.0 + bend * np.eye(3)[row]
+
+    def jacobian(x):
+        J = np.diag(3.0 * x**2)
+        J[row, column] = 20.0 * np.maximum(x[column] - 1.0, 0.0)
+        return J
+
+    sol = fp.root(F, np.full(3, 0.9), solver=solver, rtol=1e-10)
+    exact = fp.root(F, np.full(3, 0.9), solver=solver, rtol=1e-10, jacobian=jacobian)
+    np.testing.assert_allclose(sol.value, exact.value, rtol=1e-9)
+    assert int(sol.steps) <= int(exact.steps) + 1
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
