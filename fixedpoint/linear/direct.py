@@ -191,13 +191,6 @@ class System(ABC):
         bound = _SOUND * xp.abs(rhs) + _TRUST * terms
         return xp.all(xp.abs(left) <= bound, axis=-1)
 
-    def slope(self, entries: Array, merit: Array, weights: Array) -> Array:
-        """The rate bᵀAd/‖b‖ at which ½‖b − Ad‖² falls along d, in weighted norms."""
-        xp, space = self.space.xp, self.space
-        unit = weights * self.rhs * space.ratio(space.one, merit)[..., None]
-        slope = xp.sum(unit * weights * self.times(entries), axis=-1)
-        return xp.where(xp.isfinite(slope), slope, space.zero)
-
 
 class Dense(System):
     """A system with a dense matrix (batch, n, n)."""

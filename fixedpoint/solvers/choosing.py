@@ -142,16 +142,16 @@ def default_solver(
     ======= ============ ===========================================================
 
     The sequences and their order were chosen by measurement on
-    :mod:`fixedpoint.testing.problems`. A line search may get stuck in a minimizer of
-    ‖F‖ that is not a root, or creep along a curved valley, and gives way after thirty
-    short steps; Newton steps whose entries are only kept from exceeding a few times the
-    size of the state escape both, but fail where only descent helps. Where a method
-    with a matrix can follow, a linear solve gives way to it if it would take more
-    products than the matrix has columns. Where all that descend have ended in such a
-    minimizer, Broyden's method does not descend. Plain iteration comes last, except for
-    dense matrices: a contraction must not fail because its acceleration does. What
-    Anderson's method has led out of its domain, as the scale of a distribution to zero,
-    squared extrapolation often solves at once.
+    :mod:`fixedpoint.testing.problems`. A line search may get stuck where the derivative
+    is singular, or creep, and gives way after sixty short steps; Newton steps whose
+    entries are only kept from exceeding a few times the size of the state escape both,
+    but fail where only descent helps. Where a method with a matrix can follow, a linear
+    solve gives way to it if it would take more products than the matrix has columns.
+    Where all that descend have ended in a minimizer of ‖F‖ that is not a root,
+    Broyden's method does not descend. Plain iteration comes last, except for dense
+    matrices: a contraction must not fail because its acceleration does. What Anderson's
+    method has led out of its domain, as the scale of a distribution to zero, squared
+    extrapolation often solves at once.
 
     In a JAX trace every method is compiled, whether it is needed or not, and those of
     Newton's kind take several times as long to compile as all others. There fixed
@@ -191,7 +191,7 @@ def default_solver(
 @cache
 def _sequence(large: int, is_root: bool, has_jacobian: bool, is_batch: bool) -> Solver:
     """The sequence for a size: 0 up to the first bound, 1 up to the second, or 2."""
-    damped, bounded = Newton(short_steps=30), Newton(line_search=False, step_bound=0.5)
+    damped, bounded = Newton(short_steps=60), Newton(line_search=False, step_bound=0.5)
     linear = GMRES(restart=40, max_steps=80)
     krylov = NewtonKrylov(
         line_search=False,

@@ -23,7 +23,7 @@ from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.solvers.linear_model import LinearModel, matching
+from fixedpoint.solvers.linear_model import LinearModel, matching, units
 from fixedpoint.solvers.remaining import after_elimination, relative_weights
 from fixedpoint.space import Space
 
@@ -48,8 +48,8 @@ class LevenbergMarquardtState(NamedTuple):
     scales: Array  # (batch, n), D, the largest norm each column of the Jacobian has had
     sparsity: Sparsity | None  # this and those that follow as for Newton's method
     length: Array
-    weights: Array
     sizes: Array
+    weights: Array  # (batch, n), those of the equations, zero before the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class LevenbergMarquardt(Solver):
         none = space.full(0.0, (space.real_size,))
         sizes = space.xp.abs(space.ravel(point.value))
         return LevenbergMarquardtState(
-            space.full(0.0), none, None, space.full(math.inf), none, sizes
+            space.full(0.0), none, None, space.full(math.inf), sizes, none
         )
 
     def resume(
@@ -115,11 +115,10 @@ class LevenbergMarquardt(Solver):
         space, model = problem.space, LinearModel.at(problem, point, state)
         system, matrix = model.system, model.matrix
         value = space.ravel(point.value)
-        scaled = model.weights[..., :, None] * system.dense()
+        weights = units(space, system, value, state.weights)
+        scaled = weights[..., :, None] * system.dense()
         scales = space.xp.maximum(state.scales, column_norms(space, scaled))
-        trials = _Trials(
-            problem, point, model.weights, factorized(space, scaled, scales)
-        )
+        trials = _Trials(problem, point, weights, factorized(space, scaled, scales))
         radius = self._radius(space, state.radius, scales * value)
         end = trials.run(radius, problem.live(system.finite))
         moved = space.ravel(end.point.value) - value
@@ -132,8 +131,8 @@ class LevenbergMarquardt(Solver):
                 scales,
                 matrix.sparsity,
                 left.length,
-                model.weights,
                 model.sizes,
+                weights,
             ),
             matrix.work.plus(Work(f=end.trials)),
             model.failure(space, end.pending),

@@ -20,7 +20,6 @@ class LinearModel(NamedTuple):
 
     matrix: Matrix  # the Jacobian g′
     system: System  # g′d = −g, in whose solution the model vanishes
-    weights: Array  # (batch, n), of the equations, where their norm is taken
     sizes: Array  # (batch, n), the largest that each entry of the state has been
 
     @classmethod
@@ -31,9 +30,8 @@ class LinearModel(NamedTuple):
         matrix = problem.matrix(point, state.sparsity, sizes)
         rhs = -space.ravel(point.increment)
         system = System.of(space, matrix.entries, rhs, problem.factors)
-        weights = units(space, system, value, state.weights)
         found = sizes if matrix.sizes is None else matrix.sizes
-        return cls(matrix, system, weights, found)
+        return cls(matrix, system, found)
 
     @property
     def is_derivative(self) -> Array:

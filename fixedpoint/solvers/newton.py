@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.linear.direct import System
 from fixedpoint.matrix import Sparsity
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -17,6 +18,9 @@ from fixedpoint.solvers.linear_model import LinearModel, matching
 from fixedpoint.solvers.remaining import after_elimination
 from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
+
+# The share of the expected decrease that a step has to bring.
+_SUFFICIENT = 0.25
 
 # A step that the line search made shorter than this share of Newton's is short.
 _SHORT = 1 / 16
@@ -28,7 +32,6 @@ class NewtonState(NamedTuple):
     sparsity: Sparsity | None  # the Jacobian's zeros, as difference quotients found
     length: Array  # of the last correction, relative to the state; ∞ if not in full
     escapes: Array  # points with a singular derivative that were left
-    weights: Array  # (batch, n), those of the equations, zero before the first step
     sizes: Array  # (batch, n), the largest that each entry of the state has been
     short: Array  # steps in a row that the line search made short
 
@@ -38,11 +41,14 @@ class Newton(Solver):
     """Newton's method with the Jacobian as a matrix.
 
     Solves g′(z) d = −g(z) by elimination, or where g′ is singular in the least-squares
-    sense by a singular value decomposition, and backtracks along d until ½‖g‖² has
-    fallen sufficiently. The Jacobian is the caller's ``jacobian``, or is made column by
-    column from products or difference quotients; of these, columns that share no row
-    share an evaluation once the zeros are known. For systems of up to a few hundred
-    unknowns, or where ``jacobian`` gives a sparse matrix.
+    sense by a singular value decomposition, and backtracks along d until ‖g′(z)⁻¹g‖ has
+    fallen sufficiently, with entries relative to the largest that each has been. Unlike
+    ‖g‖ this natural level goes straight along d at first, whatever the units of the
+    equations and their condition, so that no curved valley has to be followed. The
+    Jacobian is the caller's ``jacobian``, or is made column by column from products or
+    difference quotients; of these, columns that share no row share an evaluation once
+    the zeros are known. For systems of up to a few hundred unknowns, or where
+    ``jacobian`` gives a sparse matrix.
 
     Where the derivative is singular, so that no d explains the residual, the state is
     moved by a sixteenth of itself, three times at most.
@@ -56,7 +62,7 @@ class Newton(Solver):
     ----------
     line_search : bool, optional
         Whether to damp. Without, every finite step is taken, which may escape a
-        local minimizer of ‖g‖ in which damping gets stuck.
+        place where the derivative is singular, at which damping gets stuck.
     step_bound : float, optional
         No entry of d may exceed this many times the largest entry of z: the others keep
         their full length, so that in a chain of equations each is solved as soon as
@@ -69,7 +75,8 @@ class Newton(Solver):
     ----------
     Dennis and Schnabel, "Numerical Methods for Unconstrained Optimization and Nonlinear
     Equations", SIAM, 1996. Deuflhard, "Newton Methods for Nonlinear Problems", Springer
-    2004, chapter 2: the simplified correction as an estimate of the error.
+    2004, chapter 2: the simplified correction as an estimate of the error; chapter 3:
+    the restricted natural monotonicity test of damped steps.
 
     Examples
     --------
@@ -106,9 +113,8 @@ class Newton(Solver):
         """Nothing is known of the Jacobian."""
         space = problem.space
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
-        none = space.full(0.0, (space.real_size,))
         sizes = space.xp.abs(space.ravel(point.value))
-        return NewtonState(None, space.full(math.inf), count, none, sizes, count)
+        return NewtonState(None, space.full(math.inf), count, sizes, count)
 
     def step(self, problem: Problem, point: Point, state: NewtonState) -> Step:
         """One Jacobian and one line search."""
@@ -130,10 +136,9 @@ class Newton(Solver):
         if self.short_steps is not None:
             short = space.xp.where(search.length < _SHORT, short + 1, 0 * short)
             useless = useless | (short >= self.short_steps)
-        weights, sizes = model.weights, model.sizes
         return Step(
             search.point,
-            NewtonState(matrix.sparsity, left.length, escapes, weights, sizes, short),
+            NewtonState(matrix.sparsity, left.length, escapes, model.sizes, short),
             matrix.work.plus(Work(f=search.trials)),
             model.failure(space, useless),
             correction=left.correction,
@@ -153,11 +158,35 @@ class Newton(Solver):
         self, space: Space, model: LinearModel, point: Point, escaping: Array
     ) -> tuple[Descent, Array]:
         """What to search along, and whether it is all of Newton's direction."""
-        xp, system, weights = space.xp, model.system, model.weights
+        xp, system = space.xp, model.system
         along = bounded(space, space.unravel(system.entries), point, self.step_bound)
-        merit = xp.linalg.vector_norm(weights * system.rhs, axis=-1)
-        slope = system.slope(space.ravel(along), merit, weights)
-        descent = Descent(along, merit, slope, weights)
+        own = xp.where(model.sizes > 0.0, model.sizes, xp.abs(system.entries))
+        level = _NaturalLevel(system, space.ratio(space.one, own))
+        merit, slope = level.length(system.entries), level.slope(space.ravel(along))
+        # A step that is a rounding error of the state cannot be too long.
+        merit = xp.where(merit <= space.rounding, space.infinity, merit)
+        descent = Descent(along, merit, slope, level.of, _SUFFICIENT)
         descent = escaped(space, point.value, escaping, descent)
         same = space.ravel(descent.direction) == system.entries
         return descent, xp.all(same, axis=-1)
+
+
+class _NaturalLevel(NamedTuple):
+    """The length of a residual's simplified correction, in weighted entries."""
+
+    system: System
+    weights: Array  # one over the size of each entry of the state
+
+    def of(self, increment: Vec) -> Array:
+        """That of the residual of an increment."""
+        return self.length(self.system.solved(-self.system.space.ravel(increment)))
+
+    def length(self, entries: Array) -> Array:
+        """That of a correction."""
+        return self.system.space.xp.linalg.vector_norm(self.weights * entries, axis=-1)
+
+    def slope(self, entries: Array) -> Array:
+        """The rate at which half its square falls along a direction, over it."""
+        space, d = self.system.space, self.weights * self.system.entries
+        unit = d * space.ratio(space.one, self.length(self.system.entries))[..., None]
+        return space.xp.sum(unit * self.weights * entries, axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -11,7 +12,6 @@ from fixedpoint.space import Space
 
 # A step is shortened to between a tenth and half of itself.
 _LEAST, _MOST = 0.1, 0.5
-_SUFFICIENT = 1e-4
 
 # Lengths that are tried.
 BACKTRACKS = 12
@@ -35,17 +35,14 @@ class Descent(NamedTuple):
     """A direction to search along."""
 
     direction: Vec  # the step d
-    merit: Array  # the norm of the residual at the old point
-    slope: Array  # the rate at which ½‖g‖² is expected to fall along d, over ‖g‖
-    weights: Array | None = None  # (batch, n), of the equations in their norm
+    merit: Array  # the level of the residual at the old point
+    slope: Array  # the rate at which half its square should fall along d, over it
+    level: Callable[[Vec], Array] | None = None  # of a residual, by default its norm
+    sufficient: float = 1e-4  # the share of the expected decrease that is asked for
 
     def measured(self, space: Space, increment: Vec) -> Array:
-        """The norm of a residual."""
-        if self.weights is None:
-            return space.norm(increment)
-        return space.xp.linalg.vector_norm(
-            space.ravel(increment) * self.weights, axis=-1
-        )
+        """The level of a residual."""
+        return space.norm(increment) if self.level is None else self.level(increment)
 
 
 def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Descent:
@@ -53,11 +50,10 @@ def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Desc
     if space.backend.known_none(escaping):
         return descent
     where = space.xp.where
-    return Descent(
-        space.where(escaping, _away(space, value), descent.direction),
-        where(escaping, space.infinity, descent.merit),
-        where(escaping, space.zero, descent.slope),
-        descent.weights,
+    return descent._replace(
+        direction=space.where(escaping, _away(space, value), descent.direction),
+        merit=where(escaping, space.infinity, descent.merit),
+        slope=where(escaping, space.zero, descent.slope),
     )
 
 
@@ -85,9 +81,10 @@ def backtrack(
 ) -> Search:
     """Armijo's rule along a direction, from the full step on.
 
-    Accepts z + λd if ‖g(z + λd)‖² ≤ ‖g‖² − 2 10⁻⁴ λ s, s the expected decrease of
-    ½‖g‖², else shortens λ to the minimizer of the parabola through what is known. All
-    norms are taken relative to ‖g‖, whose square may be beyond the range of floats.
+    Accepts z + λd if ‖g(z + λd)‖² ≤ ‖g‖² − 2cλs, with s the expected decrease of ½‖g‖²
+    and c the sufficient share of it, else shortens λ to the minimizer of the parabola
+    through what is known. All norms, or the levels in their place, are taken relative
+    to ‖g‖, whose square may be beyond the range of floats.
     Where g is not finite at a trial point λ is halved; without `monotone` that is all
     that is asked, and so it is of a step that is itself within tolerance: rounding
     errors may hide its decrease.
@@ -147,7 +144,8 @@ class _Rule(NamedTuple):
         """Whether the residual has fallen enough."""
         if not self.monotone:
             return True
-        enough = ratio * ratio <= 1.0 - 2 * _SUFFICIENT * length * self.slope
+        share = 2 * self.descent.sufficient * length
+        enough = ratio * ratio <= 1.0 - share * self.slope
         if self.problem.space.backend.known_here(enough):
             return enough
         return enough | self.problem.is_negligible(self.descent.direction, self.old)

@@ -282,7 +282,7 @@ def test_a_matrix_from_far_away_tells_nothing_of_the_error(units, solver):
         wrong = np.abs(u * sol.value / roots - 1.0).max(axis=-1).min()
         assert not bool(sol.converged) or wrong <= 0.1
         claimed += bool(sol.converged)
-    assert claimed >= 8
+    assert claimed >= 7
 
 
 @by_matrix

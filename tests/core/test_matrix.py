@@ -154,9 +154,8 @@ def test_one_unknown(eager_case, shape, form):
 def test_leaves_stand_one_after_the_other(xp_case, form):
     F = lambda x: {"a": 3.0 * x["a"] + x["b"] - 1.0, "b": -x["a"] + 2.0 * x["b"] - 2.0}
     x0 = {"b": np.zeros(1), "a": np.zeros(1)}
-    order = [0, 1] if xp_case.name == "jax" else [1, 0]
-    given = FORMS[form](A[np.ix_(order, order)])
-    sol = xp_case.solve(F, x0, by=fp.root, jacobian=given, solver=fp.Newton())
+    sol = xp_case.solve(F, x0, by=fp.root, jacobian=FORMS[form](A), solver=fp.Newton())
+    assert int(sol.steps) == 1
     value = np.concatenate([xp_case.to_numpy(sol.value[name]) for name in "ab"])
     np.testing.assert_allclose(value, np.linalg.solve(A, B), atol=1e-12)
 
@@ -400,7 +399,7 @@ def test_a_large_sparse_matrix_is_factored(counted, name):
     sol = fp.root(F, np.full(n, start), jacobian=J)
     assert sol.methods[int(sol.method)] == "Newton"
     assert int(sol.steps) == J.calls <= most
-    assert F.calls == sol.work.f <= 2 * most
+    assert F.calls == sol.work.f <= 2 * most + 1
     assert error(F, J, sol.value) <= 1e-6
 
 
@@ -410,7 +409,7 @@ def test_a_power_flow_is_found_from_a_flat_start(counted):
     sol = fp.root(F, flat, jacobian=J)
     np.testing.assert_allclose(sol.value, x, atol=1e-6)
     assert int(sol.steps) == J.calls <= 6
-    assert F.calls == sol.work.f <= 8
+    assert F.calls == sol.work.f <= 9
 
 
 def test_other_libraries_factor_it_too():
