@@ -14,7 +14,7 @@ import fixedpoint as fp
 from fixedpoint.adapters import backend_of
 from fixedpoint.space import Space
 from fixedpoint_models import AugmentedDEQ, TrackedLBFGS, ball
-from fixedpoint_models.limited_memory import Curvature
+from fixedpoint_models.secants import Curvature
 
 SIZE = 2000
 LIBRARIES = {"numpy": np, "strict": array_api_strict, "torch": torch, "jax": jnp}
