@@ -160,8 +160,7 @@ class Newton(Solver):
         """What to search along, and whether it is all of Newton's direction."""
         xp, system = space.xp, model.system
         along = bounded(space, space.unravel(system.entries), point, self.step_bound)
-        own = xp.where(model.sizes > 0.0, model.sizes, xp.abs(system.entries))
-        level = _NaturalLevel(system, space.ratio(space.one, own))
+        level = _NaturalLevel(system, model.sizes)
         merit, slope = level.length(system.entries), level.slope(space.ravel(along))
         # A step that is a rounding error of the state cannot be too long.
         merit = xp.where(merit <= space.rounding, space.infinity, merit)
@@ -172,10 +171,14 @@ class Newton(Solver):
 
 
 class _NaturalLevel(NamedTuple):
-    """The length of a residual's simplified correction, in weighted entries."""
+    """The length of a residual's simplified correction, in entries of their own units.
+
+    An entry that has been zero until now has no unit but what it is corrected by: no
+    first correction, small by chance, makes much of the next.
+    """
 
     system: System
-    weights: Array  # one over the size of each entry of the state
+    sizes: Array  # the largest that each entry of the state has been
 
     def of(self, increment: Vec) -> Array:
         """That of the residual of an increment."""
@@ -183,10 +186,19 @@ class _NaturalLevel(NamedTuple):
 
     def length(self, entries: Array) -> Array:
         """That of a correction."""
-        return self.system.space.xp.linalg.vector_norm(self.weights * entries, axis=-1)
+        space = self.system.space
+        relative = self._weights(entries) * entries
+        return space.xp.linalg.vector_norm(relative, axis=-1)
 
     def slope(self, entries: Array) -> Array:
         """The rate at which half its square falls along a direction, over it."""
-        space, d = self.system.space, self.weights * self.system.entries
-        unit = d * space.ratio(space.one, self.length(self.system.entries))[..., None]
-        return space.xp.sum(unit * self.weights * entries, axis=-1)
+        space, d = self.system.space, self.system.entries
+        weights = self._weights(d)
+        unit = weights * d * space.ratio(space.one, self.length(d))[..., None]
+        return space.xp.sum(unit * weights * entries, axis=-1)
+
+    def _weights(self, entries: Array) -> Array:
+        space, xp = self.system.space, self.system.space.xp
+        first = xp.maximum(xp.abs(self.system.entries), xp.abs(entries))
+        own = xp.where(self.sizes > 0.0, self.sizes, first)
+        return space.ratio(space.one, own)

@@ -1000,3 +1000,20 @@ def test_one_long_step_says_nothing_of_the_derivative_where_it_leads(rtol):
         sol = fp.root(F, np.array([0.1 * feed, 400.0]), rtol=rtol)
         known = fp.root(F, sol.value, rtol=1e-12).value
         np.testing.assert_allclose(sol.value, known, rtol=10 * rtol)
+
+
+def test_a_first_correction_that_is_small_by_chance_has_no_weight():
+    """From zero, entries have no other unit: one in 200 is tiny, and full steps are
+    right.
+    """
+    rng, n = np.random.default_rng(0), 200
+    A = rng.standard_normal((n, n)) / np.sqrt(n) + 2 * np.eye(n)
+    b = rng.standard_normal(n)
+    sol = fp.root(
+        lambda x: A @ x + np.tanh(x) ** 3 - b,
+        np.zeros(n),
+        jacobian=lambda x: A + np.diag(3 * np.tanh(x) ** 2 / np.cosh(x) ** 2),
+        solver=fp.Newton(),
+    )
+    assert int(sol.steps) == 4
+    assert sol.work.f == 5
