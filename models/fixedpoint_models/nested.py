@@ -16,6 +16,7 @@ from fixedpoint import tree
 from fixedpoint.operators import Lagrangian
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solvers import Solver
+from fixedpoint_torch.linearization import gradients
 
 Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
@@ -167,26 +168,20 @@ class Nested:
     ) -> tuple[Any, torch.Tensor, float, int]:
         """The adjoint, the gradient in x, the loss, and the products they took."""
         leaves, structure = tree.flatten(z)
-        leaves, x = (
-            [leaf.clone().requires_grad_() for leaf in leaves],
-            x.requires_grad_(),
-        )
+        x, *leaves = (leaf.detach().requires_grad_() for leaf in (x, *leaves))
         with torch.enable_grad():
             state = structure.rebuild(leaves)
-            image = tree.flatten(self.problem.f(state, x, params))[0]
+            image = tuple(tree.flatten(self.problem.f(state, x, params))[0])
             loss = self.problem.loss_at(state, x, y, params).sum()
-        *right, direct = torch.autograd.grad(
-            loss, (*leaves, x), retain_graph=True, materialize_grads=True
-        )
+        direct, *right = gradients((loss,), (x, *leaves), (torch.ones_like(loss),))
 
         def adjoint(mu: Any) -> Any:
-            seeds = tree.flatten(mu)[0]
-            pulled = torch.autograd.grad(image, leaves, seeds, retain_graph=True)
+            pulled = gradients(image, tuple(leaves), tuple(tree.flatten(mu)[0]))
             return structure.rebuild(
                 [a + b for a, b in zip(pulled, right, strict=True)]
             )
 
         solution = self._solve(adjoint, mu, ())
         mu = solution.value
-        pulled = torch.autograd.grad(image, x, tree.flatten(mu)[0])[0]
+        (pulled,) = gradients(image, (x,), tuple(tree.flatten(mu)[0]))
         return mu, pulled + direct, float(loss.detach()), solution.work.f + 1

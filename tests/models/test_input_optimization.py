@@ -20,6 +20,7 @@ from fixedpoint_models import (
     ConditionalGradient,
     JointIteration,
     Momentum,
+    Nested,
     TrackedDescent,
     TrackedLBFGS,
     TrackedNewton,
@@ -620,6 +621,33 @@ def test_a_constrained_solution_is_linearized_with_its_projection():
     )[1]
     for name, product in sol.linearize()(direction).items():
         torch.testing.assert_close(product, expected[name], rtol=1e-10, atol=1e-12)
+
+
+UNREAD = {
+    "state": lambda z, x, p: {"a": torch.tanh(x), "b": torch.tanh(x)},
+    "leaf": lambda z, x, p: {"a": torch.tanh(x), "b": 0.5 * z["a"]},
+    "input": lambda z, x, p: {"a": 0.5 * z["b"], "b": 0.5 * z["a"] + 1.0},
+    "either": lambda z, x, p: {"a": torch.ones(1, 3), "b": torch.ones(1, 3)},
+}
+
+
+@pytest.mark.parametrize("unread", UNREAD)
+def test_what_f_does_not_read_has_no_part_in_the_nested_gradient(unread):
+    f, zeros = UNREAD[unread], {name: torch.zeros(1, 3) for name in "ab"}
+    loss = lambda z, x, y, p: ((z["b"] - y) ** 2).sum(-1) + (x**2).sum(-1)
+    x = torch.full((1, 3), 0.3)
+    nested = Nested(Lagrangian(f, loss), torch.optim.SGD, fp.Anderson(), 1e-8)
+    found = nested.reduced(zeros, zeros, x, params=None, y=1.0)
+
+    def composed(x):
+        state = zeros
+        for _ in range(80):
+            state = f(state, x, None)
+        return loss(state, x, 1.0, None).sum()
+
+    expected = torch.func.grad(composed)(x)
+    torch.testing.assert_close(found.gradient, expected, rtol=1e-6, atol=1e-7)
+    assert not x.requires_grad
 
 
 @pytest.mark.parametrize(
