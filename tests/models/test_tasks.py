@@ -24,6 +24,7 @@ from fixedpoint_models.tasks.generative import (
     Settings,
     Solve,
     load,
+    mean_of_known,
     quality,
 )
 from fixedpoint_models.tasks.inverse import Inverse, Problem
@@ -386,6 +387,18 @@ def inverted(folder, *problems, **changes):
     )
 
 
+OWN = "fixedpoint_models.tasks.operators:own"
+
+
+@pytest.fixture
+def own_operator(monkeypatch):
+    """Gives the name above to an operator."""
+    module = "fixedpoint_models.tasks.operators"
+    return lambda operator: monkeypatch.setattr(
+        f"{module}.own", operator, raising=False
+    )
+
+
 def test_what_is_measured_without_noise_of_a_decoded_image_gives_it_back(folder):
     task = inverted(
         folder, Problem(name="half", kind="inpainting", hidden=3, prior=1e-6)
@@ -472,6 +485,57 @@ def test_the_commands_of_inverse_problems(folder, tmp_path):
     assert {name.partition("/")[0] for name in figures} == set(names)
 
 
+def halves(images):
+    """The Fourier coefficients that tell all of real images, conjugated lazily."""
+    return torch.fft.rfft2(images, norm="ortho").conj()
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_are_recovered_from_complex_measurements(folder, own_operator):
+    own_operator(halves)
+    task = inverted(
+        folder,
+        Problem(name="whole"),
+        Problem(name="fourier", kind="operator", operator=OWN),
+        Problem(name="noisy", kind="operator", operator=OWN, sigma=0.1),
+    )
+    _, exact, noisy = (measured.values for measured in task.measured)
+    complex_ = torch.view_as_complex(exact.reshape(len(exact), -1, 2))
+    torch.testing.assert_close(complex_, halves(task.images).flatten(1))
+    parts = (noisy - exact).reshape(-1, 2).std(0)
+    assert parts.tolist() == pytest.approx([0.1, 0.1], rel=0.1)
+    model = task.posed(task.settings.problems[1])
+    y, params = task.measured[1], task.generative.decoder.frozen(0.0)
+    lost = model.problem.loss(0.0 * task.images, torch.zeros(1), y, params)
+    expected = params["scale"] * halves(task.images).abs().square().sum((1, 2, 3))
+    torch.testing.assert_close(lost, expected)
+    figures = task.evaluate()
+    assert figures["fourier/psnr"] == pytest.approx(figures["whole/psnr"], abs=1.0)
+    assert figures["fourier/converged"] > 0.9
+    assert "fourier/psnr_measured" not in figures
+    assert task.draw(folder)[1].is_file()
+
+
+def test_the_mean_of_what_is_known():
+    assert mean_of_known(np.array([1.0, np.nan, 3.0])) == 2.0
+    assert np.isnan(mean_of_known(np.array([np.nan, np.nan])))
+
+
+def dimmed(images):
+    """Bright images at half their brightness, the others as they are."""
+    bright = images.mean((1, 2, 3), keepdim=True) > 0.3
+    return torch.where(bright, 0.5 * images, images)
+
+
+def test_measurements_that_leave_some_images_as_they_are(folder, own_operator):
+    own_operator(dimmed)
+    task = inverted(folder, Problem(name="own", kind="operator", operator=OWN))
+    task.generative.settings = replace(task.generative.settings, batch_size=1)
+    expected = np.mean(quality(dimmed(task.images), task.images)["psnr"])
+    assert 10.0 < expected < 110.0
+    assert task.evaluate()["own/psnr_measured"] == pytest.approx(expected, rel=1e-5)
+
+
 def constant(images):
     return torch.ones(len(images), 2)
 
@@ -494,14 +558,14 @@ def total(images):
         (constant, "is not differentiable"),
         (total, "a row for each image"),
         (failing, "failed .RuntimeError: first line.$"),
+        ("torch:log", "own: operator torch:log makes infinite values, or NaN"),
+        (lambda images: torch.fft.fft2(images).sum(), "a row for each image"),
     ],
 )
-def test_operators_that_cannot_be_used(operator, message, folder, monkeypatch):
+def test_operators_that_cannot_be_used(operator, message, folder, own_operator):
     if callable(operator):
-        monkeypatch.setattr(
-            "fixedpoint_models.tasks.operators.own", operator, raising=False
-        )
-        operator = "fixedpoint_models.tasks.operators:own"
+        own_operator(operator)
+        operator = OWN
     with pytest.raises(ConfigError, match=message):
         inverted(folder, Problem(name="own", kind="operator", operator=operator))
 

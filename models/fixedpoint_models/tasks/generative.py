@@ -557,6 +557,12 @@ def infer(
     return Inferred(value, found.converged, taken)
 
 
+def mean_of_known(values: Any) -> float:
+    """The mean of the entries of an array that are not NaN; NaN if there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
 def quality(
     decoded: Tensor, images: Tensor, masks: Tensor | None = None
 ) -> dict[str, list[float]]:
@@ -826,7 +832,7 @@ class Generative(Experiment):
         }
         radii = merged.pop("radius")
         failed = float(np.isnan(merged["objective"]).mean())
-        means = {name: float(np.nanmean(values)) for name, values in merged.items()}
+        means = {name: mean_of_known(values) for name, values in merged.items()}
         return {
             **means,
             "failed": failed,

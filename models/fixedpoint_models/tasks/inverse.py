@@ -22,7 +22,14 @@ from fixedpoint_models.principal import Components, principal_components
 from fixedpoint_models.runner import begin, load_checkpoint, restore
 from fixedpoint_models.tasks import baselines, generative
 from fixedpoint_models.tasks.base import Experiment
-from fixedpoint_models.tasks.generative import Generative, Solve, infer, quality, shown
+from fixedpoint_models.tasks.generative import (
+    Generative,
+    Solve,
+    infer,
+    mean_of_known,
+    quality,
+    shown,
+)
 
 Tensor = torch.Tensor
 SHOWN = 10
@@ -57,7 +64,8 @@ class Problem:
     operator : str, optional
         ``package.module:callable``, which takes images of shape (number, channels,
         height, width) to measurements, sample by sample and differentiably; see
-        :mod:`fixedpoint_models.tasks.operators`.
+        :mod:`fixedpoint_models.tasks.operators`. Complex measurements, as those of
+        ``torch.fft:fft2``, count as their real and imaginary parts, each with noise.
     prior : float, optional
         The weight of ‖x‖², by default that of training.
     """
@@ -257,15 +265,15 @@ class Inverse(Experiment):
         for images, values, masks in zip(*parts, strict=True):
             recovered, told = self._recover(problem, Measured(values, masks))
             rows.append({**told, **_judged(problem, recovered, images, masks)})
-            is_image = values.shape == images.shape and problem.kind != "inpainting"
-            if is_image and not torch.equal(values, images):
-                seen = values.clamp(0.0, 1.0)
-                rows[-1]["psnr_measured"] = quality(seen, images)["psnr"]
         joined = {
             k: np.array(list(itertools.chain(*(row[k] for row in rows))))
             for k in rows[0]
         }
-        means = {name: float(np.nanmean(values)) for name, values in joined.items()}
+        means = {name: mean_of_known(values) for name, values in joined.items()}
+        if _shows_images(problem, measured, self.images):
+            seen = measured.values.clamp(0.0, 1.0)
+            psnr = quality(seen, self.images)["psnr"]
+            means["psnr_measured"] = float(np.mean(psnr))
         if self.settings.baselines and problem.kind != "operator":
             means |= self._compared(problem, measured)
         return means
@@ -360,6 +368,12 @@ def _pasted(problem: Problem, images: Tensor, measured: Measured) -> Tensor:
     return torch.where(measured.masks > 0.0, known, images)
 
 
+def _shows_images(problem: Problem, measured: Measured, images: Tensor) -> bool:
+    """Whether measurements are whole images, and not the original ones."""
+    is_image = measured.values.shape == images.shape and problem.kind != "inpainting"
+    return is_image and not torch.equal(measured.values, images)
+
+
 def _judged(
     problem: Problem, recovered: Tensor, images: Tensor, masks: Tensor
 ) -> dict[str, list[float]]:
@@ -408,9 +422,18 @@ def _operator(problem: Problem) -> Callable[[Any, Any], Any]:
 
     def measured(images: Any, masks: Any) -> Any:
         del masks
-        return operator(images)
+        return _real_parts(operator(images))
 
     return measured
+
+
+def _real_parts(values: Any) -> Any:
+    """Rows of complex numbers as rows of their real and imaginary parts; what else an
+    operator returns as it is.
+    """
+    if not (isinstance(values, Tensor) and values.is_complex() and values.ndim):
+        return values
+    return torch.stack((values.real, values.imag), -1).flatten(1)
 
 
 def _imported(problem: Problem) -> Any:
@@ -438,6 +461,8 @@ def _checked(
         raise _unusable(problem, "did not return a tensor with a row for each image")
     if not measured.requires_grad:
         raise _unusable(problem, "is not differentiable")
+    if not measured.isfinite().all():
+        raise _unusable(problem, "makes infinite values, or NaN, of the images")
     return measured.detach()
 
 
