@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from numbers import Real
@@ -12,11 +14,17 @@ from typing import Any, TypeVar
 Choice = TypeVar("Choice")
 
 
-def check_positive(name: str, value: float, upper: float = float("inf")) -> None:
-    """Raise ValueError unless 0 < value ≤ upper."""
+# What `upper` is called where it is no bound of its own.
+_POSITIVE = {math.inf: "positive", sys.float_info.max: "positive and finite"}
+
+
+def check_positive(name: str, value: float, upper: float = sys.float_info.max) -> None:
+    """Raise ValueError unless 0 < value ≤ upper, which is math.inf for what may be
+    without limit.
+    """
     check_number(name, value)
     if not 0.0 < value <= upper:
-        bound = "positive" if upper == float("inf") else f"in (0, {upper:g}]"
+        bound = _POSITIVE.get(upper, f"in (0, {upper:g}]")
         raise ValueError(f"{name} must be {bound}, got {value!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Budget:
         if self.evaluations is not None:
             check_count("evaluations", self.evaluations, 1)
         if self.seconds is not None:
-            check_positive("seconds", self.seconds)
+            check_positive("seconds", self.seconds, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

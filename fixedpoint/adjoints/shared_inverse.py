@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -66,7 +67,7 @@ class SharedInverse(LinearAdjoint):
 
     def __post_init__(self) -> None:
         if self.fallback is not None:
-            check_positive("fallback", self.fallback)
+            check_positive("fallback", self.fallback, math.inf)
         check_count("outer_aware", self.outer_aware, 0)
         check_count("refine", self.refine, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -109,7 +110,7 @@ class Anderson(Solver):
     def __post_init__(self) -> None:
         check_count("memory", self.memory, 1)
         check_count("delay", self.delay, 0)
-        check_positive("safeguard", self.safeguard)
+        check_positive("safeguard", self.safeguard, math.inf)
         if not callable(self.damping):
             check_positive("damping", self.damping, 2.0)
         if self.type not in (1, 2):

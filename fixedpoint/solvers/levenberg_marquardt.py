@@ -84,7 +84,7 @@ class LevenbergMarquardt(Solver):
     radius: float = 100.0
 
     def __post_init__(self) -> None:
-        check_positive("radius", self.radius)
+        check_positive("radius", self.radius, math.inf)
 
     def init(self, problem: Problem, point: Point) -> LevenbergMarquardtState:
         """No radius, and no scales."""

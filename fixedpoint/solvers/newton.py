@@ -95,7 +95,7 @@ class Newton(Solver):
         if self.short_steps is not None:
             check_count("short_steps", self.short_steps, 1)
         if self.step_bound is not None:
-            check_positive("step_bound", self.step_bound)
+            check_positive("step_bound", self.step_bound, math.inf)
 
     def resume(
         self, space: Space, state: NewtonState, point: Point, fresh: NewtonState

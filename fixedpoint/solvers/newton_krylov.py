@@ -99,7 +99,7 @@ class NewtonKrylov(Solver):
         check_positive("forcing_max", self.forcing_max, 1.0)
         check_positive("gamma", self.gamma, 1.0)
         if self.step_bound is not None:
-            check_positive("step_bound", self.step_bound)
+            check_positive("step_bound", self.step_bound, math.inf)
         if not isinstance(self.linear, LinearSolver):
             raise TypeError(
                 f"linear must be a linear solver such as GMRES(), got {self.linear!r}"

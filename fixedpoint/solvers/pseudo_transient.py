@@ -73,7 +73,7 @@ class PseudoTransient(Solver):
     rtol: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_positive("time_step", self.time_step)
+        check_positive("time_step", self.time_step, math.inf)
         check_positive("rtol", self.rtol, 1.0)
         if not isinstance(self.linear, LinearSolver):
             raise TypeError(

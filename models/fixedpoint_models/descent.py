@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -163,7 +164,7 @@ class BarzilaiBorwein(DescentRule):
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
-        check_positive("growth", self.growth)
+        check_positive("growth", self.growth, math.inf)
 
     def start(self, inputs: Inputs, x: Vec) -> tuple[Vec, ...]:
         """The last input and gradient, and α, in every entry of an array like them."""

@@ -469,6 +469,40 @@ def test_settings_are_in_range(kind, name, values):
             kind(**{name: value})
 
 
+@pytest.mark.parametrize(
+    "unlimited",
+    [
+        fp.Newton(step_bound=INF),
+        fp.NewtonKrylov(step_bound=INF),
+        fp.LevenbergMarquardt(radius=INF),
+        fp.PseudoTransient(time_step=INF),
+        fp.Anderson(safeguard=INF),
+    ],
+)
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_what_may_be_without_limit(unlimited, start):
+    sol = fp.fixed_point(
+        lambda z: 0.5 * np.cos(z),
+        np.full(3, start),
+        solver=unlimited,
+        budget=fp.Budget(seconds=INF),
+    )
+    np.testing.assert_allclose(sol.value, 0.5 * np.cos(sol.value), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: fp.Anderson(weights=(1.0, INF)), "weights"),
+        (lambda: fp.operators.L1Norm(INF), "weight"),
+        (lambda: fp.operators.InputStep(INF), "step_size"),
+    ],
+)
+def test_what_must_be_finite(make, name):
+    with pytest.raises(ValueError, match=f"^{name} must be positive and finite"):
+        make()
+
+
 @pytest.mark.parametrize("kind", [fp.NewtonKrylov, fp.PseudoTransient])
 @pytest.mark.parametrize("linear", [fp.GMRES, "gmres", fp.Newton()])
 def test_a_linear_solver_is_one(kind, linear):
