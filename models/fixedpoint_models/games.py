@@ -83,6 +83,7 @@ class PatchGrid:
         """The images with rows and columns mirrored at the lower and the right edge,
         as few as patches need to cover them.
         """
+        self._check_sides(image)
         missing = [(self.size - side) % self.stride for side in image.shape[-2:]]
         return functional.pad(image, (0, missing[1], 0, missing[0]), mode="reflect")
 
@@ -90,17 +91,25 @@ class PatchGrid:
         """Raise ValueError unless `image` is (batch, 1, H, W), and the patches cover
         it.
         """
+        self._check_sides(image)
+        if any((side - self.size) % self.stride for side in image.shape[-2:]):
+            raise ValueError(
+                f"image must be covered by patches of side {self.size} with stride "
+                f"{self.stride}, "
+                f"got sides {tuple(image.shape[-2:])}"
+            )
+
+    def _check_sides(self, image: Tensor) -> None:
+        """Raise ValueError unless `image` is (batch, 1, H, W), and no smaller than a
+        patch.
+        """
         if image.ndim != 4 or image.shape[1] != 1:
             raise ValueError(
                 f"image must be of shape (batch, 1, H, W), got {tuple(image.shape)}"
             )
-        if any(
-            side < self.size or (side - self.size) % self.stride
-            for side in image.shape[-2:]
-        ):
+        if min(image.shape[-2:]) < self.size:
             raise ValueError(
-                f"image must be covered by patches of side {self.size} with stride "
-                f"{self.stride}, "
+                f"image must be no smaller than a patch, of side {self.size}, "
                 f"got sides {tuple(image.shape[-2:])}"
             )
 
@@ -191,7 +200,8 @@ class PatchGame(torch.nn.Module):
     Parameters
     ----------
     size : int, optional
-        The side of a patch, in pixels.
+        The side of a patch, in pixels: 2 or more, as nothing is left of one pixel less
+        its mean.
     atoms : int, optional
         Columns of D, which is an overcomplete cosine basis without the constant at
         first, lowest frequencies first; so is W, up to a factor.
@@ -257,6 +267,7 @@ class PatchGame(torch.nn.Module):
         max_steps: int = 1000,
     ) -> None:
         super().__init__()
+        check_count("size", size, 2)
         self.grid = PatchGrid(size, stride)
         check_positive("ridge", ridge)
         if not 0.0 <= coupling < math.inf:
@@ -396,6 +407,7 @@ class PatchGame(torch.nn.Module):
         True
         """
         _check_tiles(tile, margin, self.grid)
+        self._check_dtype(image)
         padded = self.grid.padded(image)
         whole = torch.empty_like(padded)
         rows, columns = (
@@ -418,13 +430,13 @@ class PatchGame(torch.nn.Module):
         Parameters
         ----------
         image : tensor of shape (batch, 1, H, W)
-            The noisy images.
+            The noisy images, of the dtype of the parameters.
         z0 : tensor, optional
             Where to start, by default at zero.
         **settings : object
             For :func:`fixedpoint.fixed_point`.
         """
-        self.grid.check(image)
+        self.check(image)
         params = self.params(image)
         if z0 is None:
             patches = params["own"].shape[-1]
@@ -441,6 +453,30 @@ class PatchGame(torch.nn.Module):
         }
         target = self.target(image, params)
         return fp.fixed_point(proximal_step, z0, (target, params), **(own | settings))
+
+    def check(self, image: Tensor) -> None:
+        """Raise TypeError unless `image` has the dtype of the parameters, and
+        ValueError unless patches cover it.
+        """
+        self._check_dtype(image)
+        self.grid.check(image)
+
+    def _check_dtype(self, image: Any) -> None:
+        """Raise TypeError unless `image` has the dtype of the parameters; autocast
+        casts other floats.
+        """
+        expected = self.atoms.dtype
+        given = getattr(image, "dtype", type(image).__name__)
+        is_cast = (
+            torch.is_tensor(image)
+            and image.is_floating_point()
+            and torch.is_autocast_enabled(image.device.type)
+        )
+        if given != expected and not is_cast:
+            raise TypeError(
+                f"image must be a tensor of {expected}, the dtype of the parameters, "
+                f"got {given}"
+            )
 
     def reconstruct(self, codes: Tensor, image: Tensor) -> Tensor:
         """The denoised images, of shape (batch, 1, H, W), that codes of the noisy ones
@@ -540,7 +576,7 @@ def train_denoiser(
     game : PatchGame
         The game.
     images : tensor of shape (number, 1, H, W)
-        Clean images.
+        Clean images, of the dtype of the game's parameters.
     sigma : float
         The standard deviation of the noise.
     steps : int
@@ -561,6 +597,9 @@ def train_denoiser(
     check_count("steps", steps, 0)
     check_count("batch_size", batch_size, 1)
     check_positive("learning_rate", learning_rate)
+    game.check(images)
+    if not len(images):
+        raise ValueError("images must be one or more, got none")
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(game.parameters(), lr=learning_rate)
     losses = []

@@ -4,6 +4,7 @@ good for.
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fixedpoint_models.games import (
     train_denoiser,
 )
 
+OTHERS = (torch.uint8, torch.half, torch.float64, torch.complex64)
 TIGHT = {"rtol": 1e-12, "atol": 1e-13, "max_steps": 20_000}
 
 
@@ -367,11 +369,13 @@ def test_training_improves_on_the_cosines_and_on_the_noise():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, "size must be an integer"),
+        ({"size": 0}, "size must be an integer, 2 or more"),
+        ({"size": 1, "atoms": 1}, "size must be an integer, 2 or more"),
         ({"atoms": 0}, "atoms must be an integer"),
         ({"stride": 0}, "stride must be an integer"),
         ({"size": 3, "stride": 4}, "stride must be at most the size, 3"),
         ({"weight": 0.0}, "weight must be positive"),
+        ({"weight": math.inf}, "weight must be positive and finite"),
         ({"coupling": -1.0}, "coupling must be finite and not negative"),
         ({"ridge": math.nan}, "ridge must be positive"),
         ({"ridge": 0.0}, "ridge must be positive"),
@@ -394,10 +398,57 @@ def test_bad_images_are_named(shape):
 
 
 @pytest.mark.parametrize(
+    "shape", [(8, 8), (1, 8, 8), (2, 3, 8, 8), (1, 1, 2, 8), (1, 1, 13, 1)]
+)
+def test_bad_images_in_tiles_are_named(shape):
+    game = PatchGame(3, 9, stride=2)
+    with pytest.raises(ValueError, match="image must be"):
+        game.denoise_in_tiles(torch.zeros(shape), 8, 4)
+
+
+@pytest.mark.parametrize(
+    "image", [torch.zeros(1, 1, 8, 8, dtype=d) for d in OTHERS] + [np.zeros((8, 8))]
+)
+def test_images_of_another_dtype_are_refused(image):
+    game = PatchGame(3, 9)
+    train = partial(train_denoiser, game, sigma=0.1, steps=1)
+    message = "must be a tensor of torch.float32, the dtype of the parameters, got "
+    for use in (game, game.denoise, game.denoise_in_tiles, train):
+        with pytest.raises(TypeError, match=f"{message}{image.dtype}"):
+            use(image)
+
+
+def test_autocast_takes_images_of_its_dtype():
+    game, noisy = PatchGame(3, 9, rtol=3e-2), images((1, 1, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        denoised = game.denoise(noisy.bfloat16())
+        with pytest.raises(TypeError, match=r"got torch\.uint8"):
+            game.denoise(noisy.to(torch.uint8))
+    expected = game.denoise(noisy.float())
+    torch.testing.assert_close(denoised.float(), expected, rtol=0.0, atol=3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("atoms", [1, 2, 40])
+def test_the_smallest_patches(atoms, dtype):
+    noisy = images((1, 1, 4, 5)).to(dtype)
+    denoised = PatchGame(2, atoms).to(dtype).denoise(noisy)
+    assert denoised.dtype == dtype
+    assert denoised.isfinite().all()
+
+
+@pytest.mark.parametrize(
     "settings",
-    [{"sigma": 0.0}, {"steps": -1}, {"batch_size": 0}, {"learning_rate": 0.0}],
+    [
+        {"sigma": 0.0},
+        {"steps": -1},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.inf},
+        {"images": torch.zeros(0, 1, 8, 8)},
+    ],
 )
 def test_bad_settings_of_the_training_are_named(settings):
-    given = {"sigma": 0.1, "steps": 1} | settings
+    given = {"images": torch.zeros(1, 1, 8, 8), "sigma": 0.1, "steps": 1} | settings
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
-        train_denoiser(PatchGame(3, 9), torch.zeros(1, 1, 8, 8), **given)
+        train_denoiser(PatchGame(3, 9), **given)
