@@ -28,7 +28,8 @@ class DEQ:
     of Equinox, of Flax NNX, or of any other library that registers its modules, or a
     ``jax.tree_util.Partial``. A plain function is a static part of the layer, and is
     passed what is to be differentiated: ``layer(x, params)`` for ``cell(z, x,
-    params)``.
+    params)``. A layer never changes its cell: what that writes to itself while it is
+    evaluated, such as running statistics, is lost.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ class DEQ:
             solution = self._solved(inputs, z, state=memory, **part)
             z, memory = jax.lax.stop_gradient((solution.value, solution.state))
             done = step
-            states.append(self.cell(z, *inputs))
+            states.append(_apply(z, self.cell, *inputs))
         end = self._solved(
             inputs, z, state=memory, max_steps=max(self.max_steps - done, 0)
         )
@@ -155,7 +156,7 @@ class DEQ:
             Products at most.
         """
         z = self.solve(*inputs, z0=z0).value
-        pullback = jax.vjp(lambda z: self.cell(z, *inputs), z)[1]
+        pullback = jax.vjp(lambda z: _apply(z, self.cell, *inputs), z)[1]
         radius: jax.Array = spectral_radius(
             # Of the transpose, whose eigenvalues are the same.
             lambda v: pullback(v)[0],
@@ -204,8 +205,8 @@ def _without(lost: jax.Array, leaf: jax.Array) -> jax.Array:
 
 
 def _apply(z: Any, cell: Any, *inputs: Any) -> Any:
-    """A cell as a function of its leaves too."""
-    return cell(z, *inputs)
+    """A cell as a function of its leaves too: what it writes to itself is lost."""
+    return jax.tree.map(lambda leaf: leaf, cell)(z, *inputs)
 
 
 _SETTINGS = tuple(

@@ -30,6 +30,19 @@ class Cell:
         return jnp.tanh(z @ self.W + self.b + x)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["W", "count"], meta_fields=[])
+@dataclasses.dataclass
+class Counting:
+    """A module that writes to itself, as those with statistics or random masks do."""
+
+    W: jax.Array
+    count: jax.Array
+
+    def __call__(self, z, x):
+        self.count = self.count + 1
+        return jnp.tanh(z @ self.W + x + jnp.cos(self.count))
+
+
 def function(z, x, params):
     return jnp.tanh(z @ params["W"] + params["b"] + x)
 
@@ -236,6 +249,55 @@ def test_failures_are_heeded(cell):
     layer = fj.DEQ(cell, on_failure="return", **settings)
     assert layer.solve(x).status.tolist() == [int(fp.Status.MAX_STEPS)] * 3
     assert bool(jnp.isfinite(jax.jit(layer)(x)).all())
+
+
+# Modules that change as they are evaluated.
+
+
+@pytest.mark.parametrize("solver", [fp.Picard(), None])
+def test_what_a_cell_writes_to_itself_is_lost(solver):
+    W, x = arrays()["W"], data()
+    layer = fj.DEQ(Counting(W, jnp.asarray(0)), solver=solver, rtol=1e-10)
+    first = lambda z, x: jnp.tanh(z @ W + x + jnp.cos(1))
+    expected = unrolled(first, jnp.zeros_like(x), x)
+    for wrap in (jax.jit, lambda function: function):
+        solution = wrap(lambda layer, x: layer.solve(x))(layer, x)
+        assert solution.converged.all()
+        assert_close(solution.value, expected, rtol=1e-8)
+        states = wrap(lambda x: layer.trajectory(x, steps=(0, 50)))(x)
+        assert_close(states[1:], [expected] * 2, rtol=1e-8)
+    radii = np.abs(np.linalg.eigvals(jacobians(first, expected, x))).max(-1)
+    assert_close(layer.spectral_radius(x), radii, rtol=1e-6)
+    assert layer.cell.count == 0
+
+
+def test_a_call_at_the_equilibrium_updates_statistics_and_masks():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Normalized(nnx.Module):
+        def __init__(self, width, rngs):
+            self.norm = nnx.BatchNorm(width, momentum=0.0, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, z, x):
+            return self.dropout(0.1 * self.norm(jnp.tanh(z) + x)) + x
+
+    x = data().astype(jnp.float32)
+    layer = fj.DEQ(Normalized(4, nnx.Rngs(0)))
+
+    @partial(nnx.jit, static_argnums=2)
+    @partial(nnx.value_and_grad, has_aux=True)
+    def loss(cell, x, update):
+        z = dataclasses.replace(layer, cell=cell)(x)
+        if update:
+            cell(z, x)
+        return squares(z), z
+
+    cell = layer.cell
+    first, again = (loss(cell, x, update)[0][1] for update in (False, True))
+    assert_close(first, again)
+    assert_close(cell.norm.mean[...], (jnp.tanh(first) + x).mean(0), rtol=1e-5)
+    assert not jnp.allclose(loss(cell, x, False)[0][1], first)
 
 
 # States on the way.
