@@ -33,7 +33,7 @@ class JaxAutodiff(Autodiff):
                 return numpy_algebra.iterate(known, value)
             except CapturedTracerError:
                 pass  # f is evaluated once more, in a trace of its own
-        run = hoisted(run, value)
+        run, value = hoisted(run, value)
         if any(map(is_staged, (*value, *run.problem.args))):
             return adjoint.attach(run, value)
         return programs.attach(adjoint, run, value)

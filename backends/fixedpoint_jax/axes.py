@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,16 +69,25 @@ def settled(body: Callable[[Any], Any], carry: Any) -> Any:
     Inside a ``shard_map`` the type of an array says over which axes of the mesh it
     varies. A history of zeros varies over none, until a vector is written to it.
     """
-    while any(types := [varying(leaf) for leaf in jax.tree.leaves(carry)]):
-        found = map(varying, jax.tree.leaves(jax.eval_shape(body, carry)))
-        missing = [new - old for new, old in zip(found, types, strict=True)]
-        if not any(missing):
-            break
+    while any(map(varying, jax.tree.leaves(carry))):
         leaves, structure = jax.tree.flatten(carry)
-        pairs = zip(leaves, missing, strict=True)
-        cast = [_varied(a, tuple(axes)) if axes else a for a, axes in pairs]
-        carry = jax.tree.unflatten(structure, cast)
+        wider = widened(leaves, jax.tree.leaves(jax.eval_shape(body, carry)))
+        if wider is leaves:
+            break
+        carry = jax.tree.unflatten(structure, wider)
     return carry
+
+
+def widened(leaves: Sequence[Any], like: Sequence[Any]) -> Sequence[Any]:
+    """The leaves, of types that vary over the axes of those in `like` too; the very
+    same sequence if they do.
+    """
+    pairs = zip(leaves, like, strict=True)
+    missing = [tuple(varying(new) - varying(old)) for old, new in pairs]
+    if not any(missing):
+        return leaves
+    cast = zip(leaves, missing, strict=True)
+    return tuple([_varied(leaf, axes) if axes else leaf for leaf, axes in cast])
 
 
 def _varied(array: Any, axes: tuple[str, ...]) -> Any:

@@ -15,6 +15,7 @@ from fixedpoint.backend import Vec
 from fixedpoint.functions import Product, of_chosen
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
+from fixedpoint_jax import axes
 
 
 def tangent(adjoint: LinearAdjoint, run: Run, end: Iteration, moved: Vec) -> Vec:
@@ -57,7 +58,8 @@ def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
     """
     product: Product = jax.linearize(f, value)[1]
     if _is_forward(jax.make_jaxpr(product)(value).jaxpr):
-        return product
+        # A unit vector, for one, is the same on all devices of a mesh.
+        return lambda v: product(tuple(axes.widened(v, value)))
     image, pullback = jax.vjp(f, value)
     transposed = jax.linear_transpose(lambda w: pullback(w)[0], image)
     return lambda v: transposed(v)[0]

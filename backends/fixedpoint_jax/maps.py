@@ -14,6 +14,7 @@ from fixedpoint.backend import Vec
 from fixedpoint.evaluator import Evaluated
 from fixedpoint.functions import Bridge, Mapped
 from fixedpoint.run import Run
+from fixedpoint_jax import axes
 
 MapAt = Callable[..., Mapped]
 
@@ -57,14 +58,15 @@ def is_staged(leaf: Any) -> bool:
     return False
 
 
-def hoisted(run: Run, value: Vec) -> Run:
-    """`run` with what its map captured in front of the arguments.
+def hoisted(run: Run, value: Vec) -> tuple[Run, Vec]:
+    """`run` with what its map captured in front of the arguments, and the value, which
+    varies over the axes of a mesh that its image varies over.
 
     The map is traced here, and never again.
     """
     problem, functions = run.problem, run.problem.functions
     whole = lambda value, args: functions.at(args)(value)
-    closed, shape = jax.make_jaxpr(whole, return_shape=True)(value, problem.args)
+    closed, shape, value = _traced(whole, value, problem.args)
     structure, count = jax.tree.structure(shape), len(closed.consts)
 
     def mapped(rest: Vec, value: Vec) -> Evaluated:
@@ -86,4 +88,20 @@ def hoisted(run: Run, value: Vec) -> Run:
         args=(*closed.consts, *problem.args),
         batched=(*(False,) * count, *problem.batched) if problem.batched else (),
     )
-    return dataclasses.replace(run, problem=problem)
+    return dataclasses.replace(run, problem=problem), value
+
+
+def _traced(
+    whole: Callable[[Vec, Vec], Evaluated], value: Vec, args: Vec
+) -> tuple[ClosedJaxpr, Evaluated, Vec]:
+    """The program of a map, what it returns, and the value that it is the program for.
+
+    Inside a ``shard_map`` a start may be the same on all devices where its image is
+    not. Then its type becomes that of the image, and the map is traced once more.
+    """
+    while True:
+        closed, shape = jax.make_jaxpr(whole, return_shape=True)(value, args)
+        wider = tuple(axes.widened(value, shape[0]))
+        if wider is value:
+            return closed, shape, value
+        value = wider

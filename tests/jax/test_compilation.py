@@ -122,3 +122,25 @@ def test_a_map_that_holds_a_tracer_is_compiled_too():
 
     jax.eval_shape(jax.grad(loss), jnp.ones(2))
     assert methods == [("Anderson", "Anderson")]
+
+
+@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="of older releases")
+@pytest.mark.parametrize("solver", [None, "picard", "anderson", "newton"])
+@pytest.mark.parametrize("varies", [True, False])
+def test_a_start_varies_over_the_mesh_axes_that_its_image_varies_over(solver, varies):
+    mesh = jax.sharding.Mesh(jax.devices()[:1], "d")
+    spec = jax.sharding.PartitionSpec("d")
+    x = jnp.arange(4.0)
+
+    def solve(x, common=lambda x: x):
+        f = lambda z, x: 0.5 * jnp.tanh(z[::-1]) + common(x)
+        return fp.fixed_point(f, jnp.zeros(4), (x,), solver=solver).value
+
+    mean = lambda x: jax.lax.pmean(x, "d")
+    spread = jax.shard_map(
+        solve if varies else lambda x: solve(x, mean),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec if varies else jax.sharding.PartitionSpec(),
+    )
+    np.testing.assert_allclose(jax.jit(spread)(x), solve(x), rtol=1e-5)
