@@ -19,8 +19,9 @@ from fixedpoint.solvers.remaining import after_elimination
 from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
 
-# The share of the expected decrease that a step has to bring.
-_SUFFICIENT = 0.25
+# The share of the expected decrease that a step has to bring; and what a fall of the
+# residual counts as, of the correction: one to about a third is enough by itself.
+_SUFFICIENT, _FALL = 0.25, 2.0
 
 # A step that the line search made shorter than this share of Newton's is short.
 _SHORT = 1 / 16
@@ -33,6 +34,7 @@ class NewtonState(NamedTuple):
     length: Array  # of the last correction, relative to the state; ∞ if not in full
     escapes: Array  # points with a singular derivative that were left
     sizes: Array  # (batch, n), the largest that each entry of the state has been
+    residuals: Array  # (batch, n), the same of those of the residual
     short: Array  # steps in a row that the line search made short
 
 
@@ -44,7 +46,8 @@ class Newton(Solver):
     sense by a singular value decomposition, and backtracks along d until ‖g′(z)⁻¹g‖ has
     fallen sufficiently, with entries relative to the largest that each has been. Unlike
     ‖g‖ this natural level goes straight along d at first, whatever the units of the
-    equations and their condition, so that no curved valley has to be followed. The
+    equations and their condition, so that no curved valley has to be followed; but it
+    is no measure beyond a kink, and a fall of ‖g‖ to about a third is enough, too. The
     Jacobian is the caller's ``jacobian``, or is made column by column from products or
     difference quotients; of these, columns that share no row share an evaluation once
     the zeros are known. For systems of up to a few hundred unknowns, or where
@@ -113,15 +116,20 @@ class Newton(Solver):
         """Nothing is known of the Jacobian."""
         space = problem.space
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
-        sizes = space.xp.abs(space.ravel(point.value))
-        return NewtonState(None, space.full(math.inf), count, sizes, count)
+        sizes, residuals = (
+            space.xp.abs(space.ravel(u)) for u in (point.value, point.increment)
+        )
+        length = space.full(math.inf)
+        return NewtonState(None, length, count, sizes, residuals, count)
 
     def step(self, problem: Problem, point: Point, state: NewtonState) -> Step:
         """One Jacobian and one line search."""
         space, model = problem.space, LinearModel.at(problem, point, state)
         system, matrix = model.system, model.matrix
         escaping = self._escaping(model, state.escapes)
-        descent, whole = self._descent(space, model, point, escaping)
+        residuals = space.xp.maximum(state.residuals, space.xp.abs(system.rhs))
+        level = _Level(system, model.sizes, residuals)
+        descent, whole = self._descent(space, level, point, escaping)
         pending = problem.live(system.finite)
         search = backtrack(problem, point, descent, pending, self.line_search)
         known = model.is_derivative & (search.length == 1.0) & ~search.pending
@@ -138,7 +146,9 @@ class Newton(Solver):
             useless = useless | (short >= self.short_steps)
         return Step(
             search.point,
-            NewtonState(matrix.sparsity, left.length, escapes, model.sizes, short),
+            NewtonState(
+                matrix.sparsity, left.length, escapes, model.sizes, residuals, short
+            ),
             matrix.work.plus(Work(f=search.trials)),
             model.failure(space, useless),
             correction=left.correction,
@@ -155,50 +165,62 @@ class Newton(Solver):
         return ~system.explained & (escapes < ESCAPES) | flat & (escapes < 1)
 
     def _descent(
-        self, space: Space, model: LinearModel, point: Point, escaping: Array
+        self, space: Space, level: _Level, point: Point, escaping: Array
     ) -> tuple[Descent, Array]:
         """What to search along, and whether it is all of Newton's direction."""
-        xp, system = space.xp, model.system
-        along = bounded(space, space.unravel(system.entries), point, self.step_bound)
-        level = _NaturalLevel(system, model.sizes)
-        merit, slope = level.length(system.entries), level.slope(space.ravel(along))
+        xp, entries = space.xp, level.system.entries
+        along = bounded(space, space.unravel(entries), point, self.step_bound)
+        merit, slope = level.length(entries), level.slope(space.ravel(along))
         # A step that is a rounding error of the state cannot be too long.
         merit = xp.where(merit <= space.rounding, space.infinity, merit)
         descent = Descent(along, merit, slope, level.of, _SUFFICIENT)
         descent = escaped(space, point.value, escaping, descent)
-        same = space.ravel(descent.direction) == system.entries
+        same = space.ravel(descent.direction) == entries
         return descent, xp.all(same, axis=-1)
 
 
-class _NaturalLevel(NamedTuple):
+class _Level(NamedTuple):
     """The length of a residual's simplified correction, in entries of their own units.
 
-    An entry that has been zero until now has no unit but what it is corrected by: no
-    first correction, small by chance, makes much of the next.
+    That of the matrix before is no measure beyond a kink, and blows up where it is
+    nearly singular: a residual that falls by far counts as well.
     """
 
     system: System
     sizes: Array  # the largest that each entry of the state has been
+    residuals: Array  # and of the residual
 
     def of(self, increment: Vec) -> Array:
         """That of the residual of an increment."""
-        return self.length(self.system.solved(-self.system.space.ravel(increment)))
+        space, system = self.system.space, self.system
+        rhs = -space.ravel(increment)
+        weights = _weights(space, self.residuals, system.rhs, rhs)
+        new, old = (
+            space.xp.linalg.vector_norm(weights * u, axis=-1) for u in (rhs, system.rhs)
+        )
+        fallen = _FALL * self.length(system.entries) * space.ratio(new, old)
+        return space.xp.minimum(self.length(system.solved(rhs)), fallen)
 
     def length(self, entries: Array) -> Array:
         """That of a correction."""
         space = self.system.space
-        relative = self._weights(entries) * entries
-        return space.xp.linalg.vector_norm(relative, axis=-1)
+        weights = _weights(space, self.sizes, self.system.entries, entries)
+        return space.xp.linalg.vector_norm(weights * entries, axis=-1)
 
     def slope(self, entries: Array) -> Array:
         """The rate at which half its square falls along a direction, over it."""
         space, d = self.system.space, self.system.entries
-        weights = self._weights(d)
+        weights = _weights(space, self.sizes, d, d)
         unit = weights * d * space.ratio(space.one, self.length(d))[..., None]
         return space.xp.sum(unit * weights * entries, axis=-1)
 
-    def _weights(self, entries: Array) -> Array:
-        space, xp = self.system.space, self.system.space.xp
-        first = xp.maximum(xp.abs(self.system.entries), xp.abs(entries))
-        own = xp.where(self.sizes > 0.0, self.sizes, first)
-        return space.ratio(space.one, own)
+
+def _weights(space: Space, sizes: Array, first: Array, entries: Array) -> Array:
+    """What makes entries relative to the largest that each has been.
+
+    One that has been zero until now has no unit but what it is first: small by chance,
+    that makes no more of what follows.
+    """
+    xp = space.xp
+    largest = xp.maximum(xp.abs(first), xp.abs(entries))
+    return space.ratio(space.one, xp.where(sizes > 0.0, sizes, largest))

@@ -183,7 +183,7 @@ class TrackedLBFGS(ObjectiveSolver):
         The adjoint starts from ∂ℓ/∂z, if no `mu0` is given.
         """
         lagrangian, batch_ndim = model.problem, model.batch_ndim
-        x = x0 if model.prox is None else model.prox(x0, 0.0)
+        x = x0 if model.project is None else model.project(x0)
         first = fp.fixed_point(
             model.f,
             z0,
@@ -230,6 +230,9 @@ class TrackedLBFGS(ObjectiveSolver):
         x = searching.parts(point.value)[1]
         found, work = searching.followed(space, point, self.forcing)
         after = self._remembered(searching.inputs(space, x), searching, state, x, found)
+        if problem.active is not None:  # no step tells what to do after the last
+            length = space.xp.where(problem.active, after.length, state.length)
+            after = after._replace(length=length)
         ahead = space.axpy(after.part, after.direction, after.x)
         new = problem.trial((*after.adjoint, *ahead, *after.state), point)
         sound = is_sound(problem, point, new)
@@ -271,7 +274,8 @@ class TrackedLBFGS(ObjectiveSolver):
         # What led to where an input had to be looked at again is not tried again.
         scale = where(state.part == 0.0, space.zero, curvature.scale)
         curvature = curvature._replace(scale=scale)
-        direction = searching.direction(space, (x, slopes), spectral, curvature, slot)
+        at = x, spectral, slopes
+        direction = searching.direction(space, at, length, curvature, slot)
         ahead = searching.penalty(space, space.add(x, direction))
         slope = space.dot(g, direction) + ahead - penalty
         return SearchState(
@@ -338,18 +342,18 @@ class Searching(Sweeping):
     def direction(
         self,
         space: Space,
-        at: tuple[Vec, Vec],
-        spectral: Vec,
+        at: tuple[Vec, Vec, Vec],
+        length: Array,
         curvature: Curvature,
         slot: Any,
     ) -> Vec:
-        """From an input x and G, the step Π(x − HG) − x; or the spectral one where that
-        is not downhill.
+        """From an input x, the spectral step and G, the step Π(x − HG) − x; or the
+        first where that is not downhill.
         """
-        x, g = at
+        x, spectral, g = at
         free = self._free(space, x, spectral)
         step = curvature.step(space, slot, _chosen(space, free, g, space.zeros(g)))
-        step = self._ahead(space, x, _chosen(space, free, step, spectral))
+        step = self._ahead(space, x, _chosen(space, free, step, spectral), length)
         slope, square, size = space.dots((g, step), (step, step), (g, g))
         down = slope <= -_DOWN * space.xp.sqrt(square * size)
         down = down & (curvature.scale > 0.0) & (square < space.xp.inf)
@@ -367,14 +371,15 @@ class Searching(Sweeping):
         pairs = zip(moving, space.add(x, spectral), strict=True)
         return tuple([mask & (leaf != 0) for mask, leaf in pairs])
 
-    def _ahead(self, space: Space, x: Vec, step: Vec) -> Vec:
+    def _ahead(self, space: Space, x: Vec, step: Vec, length: Array) -> Vec:
         """The step, as far as it leads in the set; with a regularizer, no farther than
         to zero in any entry.
         """
         if self.model.regularizer is not None:
             pairs, xp = zip(x, step, strict=True), space.xp
             step = tuple([xp.where(xp.sign(a) * (a + b) < 0, -a, b) for a, b in pairs])
-        return self._moved(space, x, step, space.full(0.0))
+        # Where h is infinite no step leads; otherwise it takes no part.
+        return self._moved(space, x, step, space.precision * length)
 
     def mapping(self, space: Space, x: Vec, g: Vec, length: Array) -> tuple[Vec, Vec]:
         """The spectral step −λG, and G; of free inputs G is g."""

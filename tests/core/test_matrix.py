@@ -378,7 +378,7 @@ def grid(n=1800):
 
 LARGE = {
     "bratu": (bratu, 3600, 0.0, 5),
-    "advection-line": (lambda: advection(60, None), 3600, 0.0, 12),
+    "advection-line": (lambda: advection(60, None), 3600, 0.0, 13),
     "advection-line-far": (lambda: advection(60, None), 3600, 5.0, 14),
     "advection-square": (lambda: advection(70, plane), 4900, 0.0, 13),
     "advection-square-far": (lambda: advection(70, plane), 4900, 5.0, 12),

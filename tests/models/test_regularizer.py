@@ -146,3 +146,39 @@ def test_what_serves_no_regularizer_says_what_does():
         AugmentedDEQ(cell, misfit, project=abs, regularizer=L1Norm(1.0))
     with pytest.raises(TypeError, match=r"must have a method prox\(v, alpha\)"):
         AugmentedDEQ(cell, misfit, regularizer=abs)
+
+
+class Moreau:
+    """‖x‖₁ by the projection of x/α, and the α that it was asked for."""
+
+    def __init__(self):
+        self.alphas = []
+
+    def __call__(self, x):
+        return abs(x).sum(-1)
+
+    def prox(self, v, alpha):
+        alpha = torch.as_tensor(alpha)
+        self.alphas.append(alpha.flatten())
+        return v - alpha * (v / alpha).clamp(-1.0, 1.0)
+
+
+def test_no_proximal_operator_is_asked_for_nothing():
+    """α is positive, and that of a sample that has ended stays what it was."""
+    y = torch.tensor([[4.0, -1.0, 0.1], [40.0, 1.0, 7.0]], dtype=torch.float64)
+    slow = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    weights = torch.tensor([1.0, 1e-2, 1e2], dtype=torch.float64)
+    given = Moreau()
+    model = AugmentedDEQ(
+        lambda z, x, p: 0.5 * z + x,
+        lambda z, x, y, p: ((1.0 + slow * (weights - 1.0)) * (z - y) ** 2).sum(-1),
+        regularizer=given,
+    )
+    sol = model.solve(0 * y, 0 * y, params=None, y=y, rtol=1e-6, max_steps=500)
+    assert bool(sol.joint.converged.all())
+    assert int(sol.joint.steps[1]) > int(sol.joint.steps[0])
+    # The spectral step, and what is a rounding error beside it.
+    assert float(torch.cat(given.alphas).min()) > 1e-20
+    scale = 1.0 + slow * (weights - 1.0)
+    expected = SoftThreshold(1.0)(0.5 * y, 1.0 / (8.0 * scale))
+    torch.testing.assert_close(sol.x, expected, rtol=1e-3, atol=1e-4)

@@ -1017,3 +1017,24 @@ def test_a_first_correction_that_is_small_by_chance_has_no_weight():
     )
     assert int(sol.steps) == 4
     assert sol.work.f == 5
+
+
+def test_beyond_a_kink_the_residual_tells_as_well():
+    """x − A|x| = c with ‖A‖ < 1: the full steps are right, and the matrix of one piece
+    says nothing of another.
+    """
+    evaluations = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        A = rng.standard_normal((7, 7))
+        A *= 0.9 / np.linalg.norm(A, 2)
+        x = rng.standard_normal(7)
+        c = x - A @ abs(x)
+        sol = fp.root(
+            lambda u, A=A, c=c: u - A @ abs(u) - c,
+            rng.standard_normal(7),
+            solver=fp.Newton(),
+        )
+        np.testing.assert_allclose(sol.value, x, rtol=1e-4, atol=1e-5)
+        evaluations += sol.work.f
+    assert evaluations < 1200
