@@ -1020,21 +1020,17 @@ def test_a_first_correction_that_is_small_by_chance_has_no_weight():
 
 
 def test_beyond_a_kink_the_residual_tells_as_well():
-    """x − A|x| = c with ‖A‖ < 1: the full steps are right, and the matrix of one piece
-    says nothing of another.
+    """x − A|x| = c with ‖A‖ < 1: full steps lead from piece to piece, and the matrix of
+    one says nothing of another. By the natural level alone one of these takes 619
+    evaluations.
     """
-    evaluations = 0
-    for seed in range(40):
+    for seed in range(100, 200):
         rng = np.random.default_rng(seed)
-        A = rng.standard_normal((7, 7))
-        A *= 0.9 / np.linalg.norm(A, 2)
-        x = rng.standard_normal(7)
-        c = x - A @ abs(x)
-        sol = fp.root(
-            lambda u, A=A, c=c: u - A @ abs(u) - c,
-            rng.standard_normal(7),
-            solver=fp.Newton(),
-        )
+        n = int(rng.integers(2, 9))
+        A = rng.standard_normal((n, n))
+        A *= 0.95 / np.linalg.norm(A, 2)
+        x = rng.standard_normal(n)
+        c, start = x - A @ abs(x), 10.0 ** rng.uniform(-1, 2) * rng.standard_normal(n)
+        sol = fp.root(lambda u, A=A, c=c: u - A @ abs(u) - c, start, solver=fp.Newton())
         np.testing.assert_allclose(sol.value, x, rtol=1e-4, atol=1e-5)
-        evaluations += sol.work.f
-    assert evaluations < 1200
+        assert sol.work.f < 250
