@@ -20,6 +20,7 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
+from fixedpoint_models.methods import beside
 from fixedpoint_models.objective_solver import ObjectiveSolver
 from fixedpoint_models.secants import Curvature
 from fixedpoint_models.sweeping import (
@@ -183,7 +184,7 @@ class TrackedLBFGS(ObjectiveSolver):
         The adjoint starts from ∂ℓ/∂z, if no `mu0` is given.
         """
         lagrangian, batch_ndim = model.problem, model.batch_ndim
-        x = x0 if model.project is None else model.project(x0)
+        x = _inside(model, x0)
         first = fp.fixed_point(
             model.f,
             z0,
@@ -401,6 +402,18 @@ class Searching(Sweeping):
         if self.model.regularizer is None:
             return space.zero
         return space.xp.asarray(self.model.regularizer(self.given("x", x)))
+
+
+def _inside(model: AugmentedDEQ, x: Any) -> Any:
+    """The start x in the set, or where the regularizer is finite."""
+    if model.prox is None:
+        return x
+    xp = array_namespace(*tree.flatten(x)[0])
+    near = model.prox(x, float(xp.finfo(tree.flatten(x)[0][0].dtype).eps))
+    if model.regularizer is None:
+        return near
+    finite = model.regularizer(x) < xp.inf
+    return leafwise(lambda a, b: xp.where(beside(finite, a), a, b), x, near)
 
 
 def _chosen(space: Space, masks: Masks | None, these: Vec, those: Vec) -> Vec:

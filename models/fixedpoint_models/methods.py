@@ -167,7 +167,7 @@ class _Best:
         self.cost = xp.where(better, cost, self.cost)
         self.residual = xp.where(residual < self.residual, residual, self.residual)
         self.state = leafwise(
-            lambda new, old: xp.where(_beside(better, new), new, old), state, self.state
+            lambda new, old: xp.where(beside(better, new), new, old), state, self.state
         )
         return False
 
@@ -176,7 +176,7 @@ def _copy(leaf: Any) -> Any:
     return 1.0 * leaf
 
 
-def _beside(mask: Any, leaf: Any) -> Any:
-    """`mask` with as many axes as `leaf`."""
+def beside(mask: Any, leaf: Any) -> Any:
+    """A mask of samples with as many axes as `leaf`."""
     xp = array_namespace(mask)
     return xp.reshape(mask, (*mask.shape, *(1,) * (leaf.ndim - mask.ndim)))

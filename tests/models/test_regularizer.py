@@ -163,6 +163,28 @@ class Moreau:
         return v - alpha * (v / alpha).clamp(-1.0, 1.0)
 
 
+def test_a_start_where_the_regularizer_is_infinite():
+    """Of positive inputs alone: the other sample stays where it begins."""
+
+    class Positive(L1Norm):
+        def __call__(self, x):
+            return torch.where((x < 0).any(-1), torch.inf, super().__call__(x))
+
+        def prox(self, v, alpha):
+            return super().prox(v, alpha).clamp(min=0.0)
+
+    y = torch.tensor([[4.0, -1.0, 0.1], [4.0, -1.0, 0.1]], dtype=torch.float64)
+    model = AugmentedDEQ(
+        lambda z, x, p: 0.5 * z + x,
+        lambda z, x, y, p: ((z - y) ** 2).sum(-1),
+        regularizer=Positive(1.0),
+    )
+    start = torch.tensor([[-1.0], [2.0]], dtype=torch.float64).expand(2, 3)
+    sol = model.solve(0 * y, start, params=None, y=y)
+    expected = torch.tensor([[1.875, 0.0, 0.0]], dtype=torch.float64).expand(2, 3)
+    torch.testing.assert_close(sol.x, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_no_proximal_operator_is_asked_for_nothing():
     """α is positive, and that of a sample that has ended stays what it was."""
     y = torch.tensor([[4.0, -1.0, 0.1], [40.0, 1.0, 7.0]], dtype=torch.float64)
