@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -251,7 +252,9 @@ class Solution(Generic[T]):
             word if one else f"{word}: {number} samples" for word, number in outcomes
         ]
         norm, steps = _numpy(self.residual_norm).max(), _numpy(self.steps).max()
-        error = "" if self.error is None else f"error {_numpy(self.error).max():.2g}, "
+        # An infinite error is one that the method does not estimate.
+        most = math.inf if self.error is None else float(_numpy(self.error).max())
+        error = f"error {most:.2g}, " if most < math.inf else ""
         size = f"largest {error}residual norm {norm:.2g}"
         return f"{'; '.join(counts)}; {size} after {steps} steps"
 
