@@ -8,11 +8,9 @@ fixed points, free of the damping and step sizes that it contains:
 from fixedpoint.operators.augmented import (
     AdjointMap,
     InputStep,
-    L1Norm,
     Lagrangian,
     Local,
     LocalGradients,
-    Regularizer,
     StateMap,
     augmented,
 )
@@ -25,6 +23,7 @@ from fixedpoint.operators.base import (
     Operator,
     Project,
 )
+from fixedpoint.operators.regularizers import L1Norm, Regularizer
 from fixedpoint.operators.splitting import (
     ForwardBackward,
     PeacemanRachford,

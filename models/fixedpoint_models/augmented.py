@@ -13,8 +13,8 @@ from fixedpoint.backend import Array, Pullback, Vec
 from fixedpoint.border import Border
 from fixedpoint.checks import check_callable, check_count, check_given, check_positive
 from fixedpoint.failure import Policy
-from fixedpoint.operators.augmented import prox_of
 from fixedpoint.operators.base import leafwise
+from fixedpoint.operators.regularizers import prox_of
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space

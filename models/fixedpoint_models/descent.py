@@ -23,7 +23,8 @@ from fixedpoint.operators import (
     LocalGradients,
     StateMap,
 )
-from fixedpoint.operators.augmented import prox_of, unit_step
+from fixedpoint.operators.augmented import unit_step
+from fixedpoint.operators.regularizers import prox_of
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work

@@ -408,8 +408,9 @@ def _inside(model: AugmentedDEQ, x: Any) -> Any:
     """The start x in the set, or where the regularizer is finite."""
     if model.prox is None:
         return x
-    xp = array_namespace(*tree.flatten(x)[0])
-    near = model.prox(x, float(xp.finfo(tree.flatten(x)[0][0].dtype).eps))
+    leaves = tree.flatten(x)[0]
+    xp = array_namespace(*leaves)
+    near = model.prox(x, float(xp.finfo(leaves[0].dtype).eps))
     if model.regularizer is None:
         return near
     finite = model.regularizer(x) < xp.inf
