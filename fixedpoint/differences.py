@@ -256,7 +256,7 @@ class _Quotients:
         for growth in growths(space):
             whole = xp.stack(changes, axis=-1)
             factors, drowned = self.factors(whole, growth), self.drowned(whole)
-            if not self.columns(drowned | (factors != 1.0)):
+            if space.backend.known_none(drowned | (factors != 1.0)):
                 break
             self.known = xp.where(self.unknown, self.known * factors, self.known)
             evaluations += self.keep(changes, factors < 1.0)
@@ -309,9 +309,9 @@ class _Quotients:
         Where an equation is satisfied, as many are in kinetics that begin without a
         product, such a change would be all that it has, and give it a wrong unit.
         """
-        if not self.columns(self.unknown):
-            return 0
         space, xp = self.space, self.space.xp
+        if space.backend.known_none(self.unknown):
+            return 0
         unit = space.identity(space.real_size)
         slopes = xp.abs(xp.stack(changes, axis=-1) / self.steps[..., None, :])
         doubtful = slopes < _SLIGHT * xp.max(slopes, axis=-1, keepdims=True)
@@ -326,8 +326,10 @@ class _Quotients:
 
     def bent(self, changes: list[Array]) -> tuple[Array, int]:
         """Whether g is not linear over a step that grew; and the evaluations taken."""
-        space, xp, grown = self.space, self.space.xp, self.columns(self.grown)
-        unit, bent = space.identity(space.real_size), xp.zeros_like(self.grown[..., 0])
+        space, xp, bent = self.space, self.space.xp, self.flat
+        if space.backend.known_none(self.grown):
+            return bent, 0
+        unit, grown = space.identity(space.real_size), self.columns(self.grown)
         for j in grown:
             half = self.change(0.5 * unit[..., j, :])
             wrong = xp.max(xp.abs(2.0 * half - changes[j]), axis=-1)

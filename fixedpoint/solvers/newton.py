@@ -128,13 +128,19 @@ class Newton(Solver):
         system, matrix = model.system, model.matrix
         escaping = self._escaping(model, state.escapes)
         residuals = space.xp.maximum(state.residuals, space.xp.abs(system.rhs))
-        level = _Level(system, model.sizes, residuals)
+        level = _Level.at(system, model.sizes, residuals)
         descent, whole = self._descent(space, level, point, escaping)
         pending = problem.live(system.finite)
         search = backtrack(problem, point, descent, pending, self.line_search)
         known = model.is_derivative & (search.length == 1.0) & ~search.pending
         left = after_elimination(
-            space, system, search.point, known, known & whole, state.length
+            space,
+            system,
+            search.point,
+            known,
+            known & whole,
+            state.length,
+            search.simplified,
         )
         idle = ~system.explained & ~escaping
         if not space.backend.known_here(~idle):
@@ -170,9 +176,9 @@ class Newton(Solver):
         """What to search along, and whether it is all of Newton's direction."""
         xp, entries = space.xp, level.system.entries
         along = bounded(space, space.unravel(entries), point, self.step_bound)
-        merit, slope = level.length(entries), level.slope(space.ravel(along))
+        slope = level.slope(space.ravel(along))
         # A step that is a rounding error of the state cannot be too long.
-        merit = xp.where(merit <= space.rounding, space.infinity, merit)
+        merit = xp.where(level.merit <= space.rounding, space.infinity, level.merit)
         descent = Descent(along, merit, slope, level.of, _SUFFICIENT)
         descent = escaped(space, point.value, escaping, descent)
         same = space.ravel(descent.direction) == entries
@@ -189,30 +195,39 @@ class _Level(NamedTuple):
     system: System
     sizes: Array  # the largest that each entry of the state has been
     residuals: Array  # and of the residual
+    merit: Array  # the length of Newton's correction
 
-    def of(self, increment: Vec) -> Array:
-        """That of the residual of an increment."""
+    @classmethod
+    def at(cls, system: System, sizes: Array, residuals: Array) -> _Level:
+        """That at a point."""
+        merit = _length(system.space, sizes, system.entries, system.entries)
+        return cls(system, sizes, residuals, merit)
+
+    def of(self, increment: Vec) -> tuple[Array, Array]:
+        """That of the residual of an increment, and the simplified correction."""
         space, system = self.system.space, self.system
         rhs = -space.ravel(increment)
         weights = _weights(space, self.residuals, system.rhs, rhs)
         new, old = (
             space.xp.linalg.vector_norm(weights * u, axis=-1) for u in (rhs, system.rhs)
         )
-        fallen = _FALL * self.length(system.entries) * space.ratio(new, old)
-        return space.xp.minimum(self.length(system.solved(rhs)), fallen)
-
-    def length(self, entries: Array) -> Array:
-        """That of a correction."""
-        space = self.system.space
-        weights = _weights(space, self.sizes, self.system.entries, entries)
-        return space.xp.linalg.vector_norm(weights * entries, axis=-1)
+        fallen = _FALL * self.merit * space.ratio(new, old)
+        simplified = system.solved(rhs)
+        length = _length(space, self.sizes, system.entries, simplified)
+        return space.xp.minimum(length, fallen), simplified
 
     def slope(self, entries: Array) -> Array:
         """The rate at which half its square falls along a direction, over it."""
         space, d = self.system.space, self.system.entries
         weights = _weights(space, self.sizes, d, d)
-        unit = weights * d * space.ratio(space.one, self.length(d))[..., None]
+        unit = weights * d * space.ratio(space.one, self.merit)[..., None]
         return space.xp.sum(unit * weights * entries, axis=-1)
+
+
+def _length(space: Space, sizes: Array, first: Array, entries: Array) -> Array:
+    """That of a correction, in entries of their own units."""
+    weights = _weights(space, sizes, first, entries)
+    return space.xp.linalg.vector_norm(weights * entries, axis=-1)
 
 
 def _weights(space: Space, sizes: Array, first: Array, entries: Array) -> Array:

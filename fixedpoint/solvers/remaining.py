@@ -34,11 +34,17 @@ class Remaining(NamedTuple):
 
 
 def after_elimination(
-    space: Space, system: System, new: Point, known: Array, full: Array, before: Array
+    space: Space,
+    system: System,
+    new: Point,
+    known: Array,
+    full: Array,
+    before: Array,
+    simplified: Array | None = None,
 ) -> Remaining:
     """What is left after the correction d that solves a system, or a part of it.
 
-    The next correction is the simplified one, d̄, with the same matrix. It is `known`
+    The next correction is the `simplified` one, d̄, with the same matrix. It is `known`
     where the step was not damped, and tells of the error where the step was `full`, so
     that no bound shortened it, and where d̄ accounts for the residual: a minimizer of
     that, which is no root, leaves a least-squares solution of zero. An entry that
@@ -52,7 +58,8 @@ def after_elimination(
     if space.backend.known_none(known):
         return Remaining(length, space.unravel(d), space.full(math.inf))
     rhs = -space.ravel(new.increment)
-    simplified = system.solved(rhs)
+    if simplified is None:
+        simplified = system.solved(rhs)
     known = known & system.accounts_for(simplified, rhs)
     theta = space.ratio(xp.linalg.vector_norm(weights * simplified, axis=-1), size)
     factor = _factor(space, theta, size / before)

@@ -37,12 +37,16 @@ class Descent(NamedTuple):
     direction: Vec  # the step d
     merit: Array  # the level of the residual at the old point
     slope: Array  # the rate at which half its square should fall along d, over it
-    level: Callable[[Vec], Array] | None = None  # of a residual, by default its norm
+    level: Callable[[Vec], tuple[Array, Array]] | None = None
     sufficient: float = 1e-4  # the share of the expected decrease that is asked for
 
-    def measured(self, space: Space, increment: Vec) -> Array:
-        """The level of a residual."""
-        return space.norm(increment) if self.level is None else self.level(increment)
+    def measured(self, space: Space, increment: Vec) -> tuple[Array, Array | None]:
+        """The level of a residual, by default its norm; and the simplified correction
+        that another level took.
+        """
+        if self.level is None:
+            return space.norm(increment), None
+        return self.level(increment)
 
 
 def escaped(space: Space, value: Vec, escaping: Array, descent: Descent) -> Descent:
@@ -74,6 +78,7 @@ class Search(NamedTuple):
     length: Array  # of the last step tried
     pending: Array  # the samples whose search failed
     trials: Any  # evaluations
+    simplified: Array | None  # Newton's next correction, as the level took it
 
 
 def backtrack(
@@ -102,7 +107,8 @@ def backtrack(
     merit = space.xp.where(asks, descent.merit, space.one)
     slope = space.ratio(descent.slope, descent.merit)
     rule = _Rule(problem, old, descent, monotone, slope, asks, merit)
-    first = Search(old, space.full(1.0), pending, 0)
+    unknown = None if descent.level is None else space.ravel(descent.direction)
+    first = Search(old, space.full(1.0), pending, 0, unknown)
     end: Search = loop(rule.is_unfinished, rule.trial, first, BACKTRACKS)
     return end
 
@@ -129,16 +135,17 @@ class _Rule(NamedTuple):
         value = space.axpy(length, self.descent.direction, self.old.value)
         value = space.where(search.pending, value, search.point.value)
         new, trials = self.problem.trial(value), search.trials + 1
-        ratio = self.descent.measured(space, new.increment) / self.merit
-        ratio = space.xp.where(self.asks, ratio, space.unknown)
+        level, simplified = self.descent.measured(space, new.increment)
+        ratio = space.xp.where(self.asks, level / self.merit, space.unknown)
         finite = (new.residual_norm < space.xp.inf) & ~space.xp.isnan(ratio)
         accepted = search.pending & finite & self._suffices(ratio, length)
         pending = search.pending & ~accepted
         if space.backend.known_none(pending) and space.backend.known_all(accepted):
-            return Search(new, length, pending, trials)
+            return Search(new, length, pending, trials, simplified)
         shorter = self._shorter(ratio, length, finite)
         point = choose(space, accepted, new, search.point)
-        return Search(point, space.xp.where(pending, shorter, length), pending, trials)
+        length = space.xp.where(pending, shorter, length)
+        return Search(point, length, pending, trials, simplified)
 
     def _suffices(self, ratio: Array, length: Array) -> Any:
         """Whether the residual has fallen enough."""
