@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from fixedpoint import tree
 from fixedpoint.adapters import numbers
@@ -22,6 +22,8 @@ from fixedpoint.run import SolverRun
 from fixedpoint.solvers import Solver, as_solver, default_solver
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance
+
+Settings = TypeVar("Settings", Map, Control)
 
 IMPLICIT = ImplicitAdjoint()
 
@@ -223,15 +225,20 @@ def with_fields(f: Any, control: Control | None, fields: Fields) -> tuple[Map, C
     """The map and the control, with the fields that are given by name."""
     if control is not None and not isinstance(control, Control):
         raise TypeError(f"control must be a Control, got {control!r}")
-    map_, control = f if type(f) is Map else Map(f), control or Control()
     given: dict[str, Any] = dict(fields)
     of_map = {name: given.pop(name) for name in _MAP & given.keys()}
     of_control = {name: given.pop(name) for name in _CONTROL & given.keys()}
     for name in given:
         here = f": here it is {_HERE[name]}" if name in _HERE else ""
         raise TypeError(f"unexpected keyword argument {name!r}{here}")
-    map_ = replace(map_, **of_map) if of_map else map_
-    return map_, replace(control, **of_control) if of_control else control
+    map_ = _with(f, of_map) if type(f) is Map else Map(f, **of_map)
+    if control is None:
+        return map_, Control(**of_control)
+    return map_, _with(control, of_control)
+
+
+def _with(settings: Settings, given: dict[str, Any]) -> Settings:
+    return replace(settings, **given) if given else settings
 
 
 # What other libraries call some of the keywords.

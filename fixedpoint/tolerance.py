@@ -93,7 +93,7 @@ class Tolerance:
             norm = "euclidean"
         if norm is None:
             norm = "entries" if space.dimension <= ENTRIES else "leaves"
-        return replace(self, rtol=rtol, norm=norm, blocks=blocks, segments=segments)
+        return Tolerance(rtol, self.atol, norm, self.test, blocks, segments)
 
     @property
     def is_zero(self) -> bool:
