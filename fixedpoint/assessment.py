@@ -1,0 +1,341 @@
+"""What a step makes of each sample: its best iterate, and whether and how it ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import or_
+from typing import Any
+
+from fixedpoint.backend import Array
+from fixedpoint.carry import RUNNING, Carry, ends_alone, marked
+from fixedpoint.claims import (
+    FLAT,
+    IRREGULAR,
+    NOT_ZERO,
+    Claim,
+    Review,
+    refused,
+    tiny_parts,
+)
+from fixedpoint.convergence import (
+    Verdict,
+    largest_known,
+    parts_are_near,
+    vanished_states,
+)
+from fixedpoint.point import Point, choose
+from fixedpoint.problem import Problem
+from fixedpoint.rounding import at_rounding
+from fixedpoint.solution import Status, Work
+from fixedpoint.solvers.base import Solver, Step
+
+# A residual this many times the first one, and tolerance, has diverged.
+_DIVERGENCE = 1e10
+
+# After so many windows without a smallest residual, a method that follows the map has
+# stalled if the residual at the end of a window is not below that of the window before.
+_PATIENCE = 5
+
+# After so many steps without a smaller residual, whether it is rounding is looked into.
+_SUSPICIOUS = (3, 12, 48)
+
+# The rounding errors of a residual are not looked for above this share of the largest
+# one.
+_FALLEN = 1e-3
+
+# A minimum by values is as good as known at this share of the root of their rounding.
+_ROOT = 0.1
+
+# An estimated error of more than this share of the state leaves too few digits of it.
+_DIGITS = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """Tells samples that end from those that go on.
+
+    ``index`` is the place of the solver in its sequence, ``first`` where it starts, and
+    ``begin`` the step from which on it runs.
+    """
+
+    solver: Solver
+    index: int
+    problem: Problem
+    first: Point
+    begin: Any
+
+    def of(
+        self, carry: Carry, step: Step, verdict: Verdict
+    ) -> tuple[Carry, Array | None]:
+        """The carry after a step, with the best iterates that there are then; and new
+        statuses, if a sample may have ended.
+        """
+        old, carry = carry.point, self._renewed(carry, step, verdict)
+        carry, stalled = self._checked_for_stalls(carry)
+        carry, precise = self._precise(carry, verdict, stalled, step.failure)
+        ends = self._ends(carry, verdict, stalled, precise)
+        ending = carry.live(reduce(or_, ends.values()))
+        if step.failure is None and self.problem.space.backend.known_none(ending):
+            return carry, None
+        carry, wrong, collapsed = self._reviewed(carry, old, verdict)
+        ends[Status.CONVERGED] = verdict.satisfied & ~wrong | precise
+        ends[Status.COLLAPSED] = collapsed
+        converged = carry.live(verdict.satisfied)
+        carry = self._limited(carry, carry.live(precise & ~converged))
+        return self._decided(carry, old, step.failure, ends)
+
+    def _renewed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
+        """The carry after a step, with the best iterates that there are then."""
+        carry = carry._replace(
+            point=step.point,
+            state=step.state,
+            evidence=verdict.evidence,
+            step=carry.step + 1,
+            work=carry.work.plus(step.work),
+        )
+        return self._improved_in(carry, self._is_better(carry, verdict), verdict)
+
+    def _ends(
+        self, carry: Carry, verdict: Verdict, stalled: Array, precise: Array
+    ) -> dict[Status, Array]:
+        """Which samples end, for each reason, before any is looked at again."""
+        norm = carry.point.residual_norm
+        return {
+            Status.DIVERGED: self._diverged(carry),
+            Status.STALLED: stalled,
+            Status.NON_FINITE: ~(norm < self.problem.space.xp.inf),
+            Status.CONVERGED: verdict.satisfied | precise,
+        }
+
+    def _diverged(self, carry: Carry) -> Array:
+        """The samples whose residual has grown out of all proportion, and so has one of
+        its parts, where these have units of their own.
+        """
+        norm, evidence = carry.point.residual_norm, carry.evidence
+        diverged = norm > _DIVERGENCE * evidence.first
+        if evidence.initial is None or self.problem.space.backend.known_none(diverged):
+            return diverged
+        sizes = self.problem.parts(carry.point).sizes
+        pairs = zip(sizes, evidence.initial, strict=True)
+        grew = [size > _DIVERGENCE * first for size, first in pairs]
+        return diverged & reduce(or_, grew)
+
+    def _is_better(self, carry: Carry, verdict: Verdict) -> Array:
+        """The samples whose new iterate is to be returned, if none better comes."""
+        limit = carry.best.residual_norm
+        if self.solver.latest:
+            limit = self.problem.space.xp.inf
+        wanted = carry.point.residual_norm < limit
+        return carry.live(verdict.satisfied | (wanted & ~verdict.hidden))
+
+    def _limited(self, carry: Carry, precise: Array) -> Carry:
+        """The carry, where the arithmetic of the `precise` samples cannot do better."""
+        where, best = self.problem.space.xp.where, carry.best
+        last = self.problem.space.xp.minimum(best.error, carry.evidence.sizes[..., 0])
+        best = best._replace(error=where(precise, last, best.error))
+        return carry._replace(precise=carry.precise | precise, best=best)
+
+    def _decided(
+        self,
+        carry: Carry,
+        old: Point,
+        failure: Array | None,
+        ends: dict[Status, Array],
+    ) -> tuple[Carry, Array]:
+        """The carry with new statuses: of several that hold, the last in `ends`."""
+        space, xp, lost = self.problem.space, self.problem.space.xp, Status.NON_FINITE
+        status = xp.zeros_like(carry.status) if failure is None else failure
+        for reason, mask in ends.items():
+            status = marked(xp, status, mask, reason)
+        if carry.active is not None:
+            status = xp.where(carry.active, status, carry.status)
+        alone = ends_alone(space, ends[lost])
+        if not alone and not space.backend.known_here(~ends[lost]):
+            carry = carry._replace(point=choose(space, ends[lost], old, carry.point))
+        return carry, status
+
+    def _improved_in(self, carry: Carry, better: Array, verdict: Verdict) -> Carry:
+        """The carry with new best iterates in the samples that are `better`."""
+        space, xp, point = self.problem.space, self.problem.space.xp, carry.point
+        best = carry.best.renewed(space, better, point, verdict.error, self.index)
+        every = xp.zeros_like(carry.improved) + carry.all_improved
+        since = xp.maximum(carry.improved, every)
+        renewed, fell = best is not carry.best and best.value is point.value, better
+        if self.solver.latest:  # the last iterate is none the better for being the last
+            least, norm = xp.minimum(carry.lowest, carry.reference), point.residual_norm
+            if verdict.relative is not None:
+                norm = verdict.relative
+            fell = better & (norm < least)
+            renewed = renewed and space.backend.known_here(fell)
+            if verdict.relative is not None:
+                carry = carry._replace(lowest=xp.where(fell, norm, carry.lowest))
+        improved = xp.where(fell, xp.zeros_like(since) + carry.step, since)
+        all_improved = carry.step if renewed else carry.all_improved
+        return carry._replace(best=best, improved=improved, all_improved=all_improved)
+
+    def _checked_for_stalls(self, carry: Carry) -> tuple[Carry, Array]:
+        """The samples whose residual has long stopped falling.
+
+        In another norm than that in which the map contracts, its residual may rise, at
+        first and when a part changes its sign. So a method that follows the map has
+        stalled only if the smallest residual is two windows old, and none of the last
+        window is below that which ended the one before; or if it is much older, and the
+        last one is not.
+        """
+        xp, patience = self.problem.space.xp, self.solver.patience(self.problem.space)
+        age = carry.step - carry.improved
+        if not self.solver.is_plain:
+            return carry, age >= patience
+        norm = carry.point.residual_norm
+        lowest = xp.where(norm < carry.lowest, norm, carry.lowest)
+        over = (xp.zeros_like(age) + (carry.step - self.begin)) % patience == 0
+        still = (lowest >= carry.reference) & (age >= 2 * patience)
+        restless = (norm >= carry.reference) & (age >= _PATIENCE * patience)
+        stalled = over & (still | restless)
+        reference = xp.where(over, norm, carry.reference)
+        lowest = xp.where(over, xp.zeros_like(lowest) + xp.inf, lowest)
+        return carry._replace(lowest=lowest, reference=reference), stalled
+
+    def _precise(
+        self, carry: Carry, verdict: Verdict, stalled: Array, failure: Array | None
+    ) -> tuple[Carry, Array]:
+        """The samples whose residual is rounding, among those that do not improve."""
+        backend = self.problem.space.backend
+        if self.problem.tolerance.is_zero:
+            return carry, self.problem.space.xp.zeros_like(verdict.satisfied)
+        stuck = stalled if failure is None else stalled | (failure != RUNNING)
+        for count in _SUSPICIOUS:
+            stuck = stuck | (carry.step - carry.improved == count)
+        if backend.communicator is None and backend.known_none(stuck):
+            return carry, stuck
+        stuck = carry.live(stuck & self._is_near(carry, verdict))
+        known = stuck & self._is_lost_in_values(carry)
+        asked = stuck & ~known
+        noise = partial(at_rounding, self.problem, carry.point, self.first, asked)
+        carry, found = self._asked(carry, asked, noise)
+        return carry, known | found
+
+    def _is_lost_in_values(self, carry: Carry) -> Array:
+        """The samples whose objective is rounded by more than what is left to gain.
+
+        Near a minimum an objective grows by the square of what a gradient does, so that
+        one that is compared by values is known to the root of their rounding. Steps
+        that do not improve for long are by chance.
+        """
+        space, evidence = self.problem.space, carry.evidence
+        if not self.compares_parts:
+            return space.xp.zeros_like(carry.improved, dtype=space.xp.bool)
+        share = _ROOT * space.rounding**0.5
+        small = parts_are_near(self.problem, evidence, carry.point, share)
+        return small & (carry.step - carry.improved >= _SUSPICIOUS[1])
+
+    def _is_near(self, carry: Carry, verdict: Verdict) -> Array:
+        """The samples so near a solution that their residual may be rounding alone.
+
+        Where the error may be as large as the state, the iteration has run away, and
+        only so has rounding come to cover the residual.
+        """
+        space, xp, point = self.problem.space, self.problem.space.xp, carry.point
+        evidence, size = carry.evidence, carry.evidence.sizes[..., 0]
+        if self.problem.tests_parts:
+            near = parts_are_near(self.problem, evidence, point, _FALLEN)
+        else:
+            near = point.residual_norm <= _FALLEN * evidence.highest
+            near = near | self.problem.is_small(point, size, _FALLEN)
+        amplified = 0.5 * largest_known(space, evidence) * point.residual_norm
+        error = xp.maximum(xp.where(size < xp.inf, size, space.zero), amplified)
+        state = xp.maximum(space.norm(self.first.value), space.norm(point.value))
+        lost = error > _DIGITS * state
+        return near & ~(verdict.satisfied | verdict.hidden | lost)
+
+    def _reviewed(
+        self, carry: Carry, old: Point, verdict: Verdict
+    ) -> tuple[Carry, Array, Array]:
+        """The samples whose convergence is refused; and those that became zero where
+        that is no answer. See :class:`~fixedpoint.claims.Review`.
+        """
+        problem, space, new = self.problem, self.problem.space, carry.point
+        sizes = verdict.state or problem.tolerance.parts(space, new.value)
+        tiny = tiny_parts(sizes, carry.evidence)
+        claim = self._claim(carry.live(verdict.satisfied), verdict, new, tiny)
+        review = Review(problem, self.first, old, new, carry.evidence)
+        question = partial(review.findings, claim)
+        carry, found = self._asked(carry, claim.doubtful, question, space.xp.int32)
+        has: Callable[[int], Array] = lambda bit: (found & bit) != 0
+        unfounded = claim.zero & has(NOT_ZERO)
+        if not space.backend.known_here(~unfounded):
+            none = [part & space.spread(unfounded, part) for part in claim.tiny]
+            evidence = refused(space, sizes, carry.evidence, none)
+            carry = carry._replace(evidence=evidence)
+        collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
+        return carry, unfounded | has(FLAT), collapsed
+
+    def _claim(
+        self,
+        converged: Array,
+        verdict: Verdict,
+        new: Point,
+        tiny: tuple[Array, ...],
+    ) -> Claim:
+        """The samples that converge for a reason that may be wrong."""
+        problem, space = self.problem, self.problem.space
+        zero = vanished = converged & ~converged
+        if not self.solver.is_plain:
+            vanished = converged & vanished_states(problem, verdict, new)
+        if verdict.by_zero is not None:
+            zero = converged & ~space.every([~part for part in verdict.by_zero])
+            pairs = zip(verdict.by_zero, tiny, strict=True)
+            tiny = tuple([a | (b & space.spread(vanished, b)) for a, b in pairs])
+        asks = self._asks_farther_on(space.backend.is_traced((converged,)))
+        return Claim(zero, vanished, converged if asks else None, tiny)
+
+    def _asks_farther_on(self, is_traced: bool) -> bool:
+        """Whether a long last step is looked at.
+
+        In a trace only that of a small state, since two more of them are kept.
+        """
+        tolerance = self.problem.tolerance
+        small = tolerance.norm == "entries" or not is_traced
+        return tolerance.test == "error" and small and not self.problem.is_affine
+
+    def _asked(
+        self,
+        carry: Carry,
+        mask: Array,
+        question: Callable[[], tuple[Array, Any]],
+        dtype: Any = None,
+    ) -> tuple[Carry, Array]:
+        """The answer of the samples of `mask`, evaluated only if there are any; false,
+        or zero, of the others.
+        """
+        backend, xp = self.problem.space.backend, self.problem.space.xp
+        if ends_alone(self.problem.space, mask):
+            mask = mask & carry.running  # an element of a vmap may have ended
+        integer = getattr(carry.work.f, "dtype", xp.int32)
+        nothing = xp.zeros_like(mask, dtype=dtype), xp.zeros_like(mask, dtype=integer)
+
+        spent: list[Any] = []
+
+        def answer() -> tuple[Array, ...]:
+            holds, evaluations = question()
+            spent.append(evaluations)
+            return holds, nothing[1] + evaluations
+
+        found = backend.replaced_where(nothing, mask, answer, evaluates=True)
+        if found is nothing:
+            return carry, found[0]
+        most = spent[0]
+        if backend.is_traced((mask,)):
+            most = xp.max(found[1]) if math.prod(mask.shape) else 0
+        work = Work(f=most)
+        return carry._replace(work=carry.work.plus(work)), found[0]
+
+    @property
+    def compares_parts(self) -> bool:
+        """Whether iterates are compared part by part: a norm of all would be in the
+        units of one.
+        """
+        return self.solver.latest and self.problem.tests_parts
