@@ -3,6 +3,7 @@ cost.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -1034,3 +1035,37 @@ def test_beyond_a_kink_the_residual_tells_as_well():
         sol = fp.root(lambda u, A=A, c=c: u - A @ abs(u) - c, start, solver=fp.Newton())
         np.testing.assert_allclose(sol.value, x, rtol=1e-4, atol=1e-5)
         assert sol.work.f < 250
+
+
+def test_a_search_is_that_of_each_sample_alone(compiled_case, numpy_case):
+    """On every library: samples of a batch, in units far apart, that accept different
+    lengths, some of them beyond kinks.
+    """
+    rng, rows, n = np.random.default_rng(5), 12, 4
+    A = rng.standard_normal((rows, n, n))
+    A *= 0.95 / np.linalg.norm(A, 2, axis=(1, 2), keepdims=True)
+    solution, start = rng.standard_normal((2, rows, n))
+    unit = 10.0 ** rng.integers(-6, 7, (rows, 1))
+    cubic = np.arange(rows)[:, None] % 2 * 10.0
+
+    def function(xp):
+        def F(u, A, c, cubic, unit):
+            v = u / unit
+            return v + cubic * v**3 - xp.sum(A * xp.abs(v)[..., None, :], axis=-1) - c
+
+        return F
+
+    c = function(np)(solution, A, 0.0, cubic, 1.0)
+    solve = partial(numpy_case.solve, function(np), by=fp.root, solver=fp.Newton())
+    rest, alone = (A, c, cubic, unit), []
+    for i in range(rows):
+        own = tuple([a[i] for a in rest])
+        alone.append(solve(unit[i] * 30.0 * start[i], own))
+    steps = np.array([int(sol.steps) for sol in alone])
+    assert len(set(steps)) > 3
+    settings = {"by": fp.root, "solver": fp.Newton(), "batch_ndim": 1}
+    F = function(compiled_case.xp)
+    sol = compiled_case.solve(F, unit * 30.0 * start, rest, **settings)
+    value, taken = map(compiled_case.to_numpy, (sol.value, sol.steps))
+    np.testing.assert_allclose(value / unit, solution, rtol=1e-4, atol=1e-6)
+    assert (abs(taken - steps) <= 1).all()
