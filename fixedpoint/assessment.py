@@ -10,7 +10,7 @@ from operator import or_
 from typing import Any
 
 from fixedpoint.backend import Array
-from fixedpoint.carry import RUNNING, Carry, ends_alone, marked
+from fixedpoint.carry import RUNNING, Best, Carry, ends_alone, marked
 from fixedpoint.claims import (
     FLAT,
     IRREGULAR,
@@ -28,9 +28,10 @@ from fixedpoint.convergence import (
 )
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import at_rounding
+from fixedpoint.rounding import at_rounding, noise_norm
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.space import Difference
 
 # A residual this many times the first one, and tolerance, has diverged.
 _DIVERGENCE = 1e10
@@ -48,6 +49,14 @@ _FALLEN = 1e-3
 
 # A minimum by values is as good as known at this share of the root of their rounding.
 _ROOT = 0.1
+
+# A state that has grown by more than the first of these since the start has run away;
+# one that has by the second since the best iterate is far from it.
+_GROWN, _FAR = 1e8, 1e4
+
+# An iterate from which the state has moved by more than this share of its new length
+# is another one.
+_OTHER = 0.5
 
 # An estimated error of more than this share of the state leaves too few digits of it.
 _DIGITS = 0.01
@@ -73,7 +82,7 @@ class Assessment:
         """The carry after a step, with the best iterates that there are then; and new
         statuses, if a sample may have ended.
         """
-        old, carry = carry.point, self._renewed(carry, step, verdict)
+        old, best, carry = carry.point, carry.best, self._renewed(carry, step, verdict)
         carry, stalled = self._checked_for_stalls(carry)
         carry, precise = self._precise(carry, verdict, stalled, step.failure)
         ends = self._ends(carry, verdict, stalled, precise)
@@ -81,7 +90,11 @@ class Assessment:
         if step.failure is None and self.problem.space.backend.known_none(ending):
             return carry, None
         carry, wrong, collapsed = self._reviewed(carry, old, verdict)
-        ends[Status.CONVERGED] = verdict.satisfied & ~wrong | precise
+        sound = verdict.satisfied & ~wrong | precise
+        carry, vague = self._unresolved(carry, old, best, carry.live(sound))
+        precise = precise & ~vague
+        ends[Status.STALLED] = stalled | vague
+        ends[Status.CONVERGED] = sound & ~vague
         ends[Status.COLLAPSED] = collapsed
         converged = carry.live(verdict.satisfied)
         carry = self._limited(carry, carry.live(precise & ~converged))
@@ -131,6 +144,20 @@ class Assessment:
         wanted = carry.point.residual_norm < limit
         return carry.live(verdict.satisfied | (wanted & ~verdict.hidden))
 
+    def _without_runaways(self, carry: Carry, better: Array, satisfied: Array) -> Array:
+        """The samples that are `better`, but for those whose state is far larger than
+        that of the best iterate, and the residual hardly less, maybe by rounding.
+
+        In a trace it is not asked.
+        """
+        space, best, point = self.problem.space, carry.best, carry.point
+        alike = better & ~satisfied
+        alike = alike & (point.residual_norm > _FALLEN * best.residual_norm)
+        if space.backend.is_traced((alike,)) or space.backend.known_none(alike):
+            return better
+        before, now = space.norms(best.value, point.value)
+        return better & ~(alike & (before > 0.0) & (now > _FAR * before))
+
     def _limited(self, carry: Carry, precise: Array) -> Carry:
         """The carry, where the arithmetic of the `precise` samples cannot do better."""
         where, best = self.problem.space.xp.where, carry.best
@@ -160,7 +187,10 @@ class Assessment:
     def _improved_in(self, carry: Carry, better: Array, verdict: Verdict) -> Carry:
         """The carry with new best iterates in the samples that are `better`."""
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
-        best = carry.best.renewed(space, better, point, verdict.error, self.index)
+        kept = better
+        if not self.solver.latest:
+            kept = self._without_runaways(carry, better, verdict.satisfied)
+        best = carry.best.renewed(space, kept, point, verdict.error, self.index)
         every = xp.zeros_like(carry.improved) + carry.all_improved
         since = xp.maximum(carry.improved, every)
         renewed, fell = best is not carry.best and best.value is point.value, better
@@ -235,8 +265,9 @@ class Assessment:
     def _is_near(self, carry: Carry, verdict: Verdict) -> Array:
         """The samples so near a solution that their residual may be rounding alone.
 
-        Where the error may be as large as the state, the iteration has run away, and
-        only so has rounding come to cover the residual.
+        Where the error may be as large as the state, or that has grown by many orders
+        of magnitude, the iteration has run away, and only so has rounding come to cover
+        the residual.
         """
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
         evidence, size = carry.evidence, carry.evidence.sizes[..., 0]
@@ -247,8 +278,9 @@ class Assessment:
             near = near | self.problem.is_small(point, size, _FALLEN)
         amplified = 0.5 * largest_known(space, evidence) * point.residual_norm
         error = xp.maximum(xp.where(size < xp.inf, size, space.zero), amplified)
-        state = xp.maximum(space.norm(self.first.value), space.norm(point.value))
-        lost = error > _DIGITS * state
+        start, state = space.norms(self.first.value, point.value)
+        lost = error > _DIGITS * xp.maximum(start, state)
+        lost = lost | (start > 0.0) & (state > _GROWN * start)
         return near & ~(verdict.satisfied | verdict.hidden | lost)
 
     def _reviewed(
@@ -272,6 +304,51 @@ class Assessment:
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
         return carry, unfounded | has(FLAT), collapsed
+
+    def _unresolved(
+        self, carry: Carry, old: Point, best: Best, converged: Array
+    ) -> tuple[Carry, Array]:
+        """The samples that converge only because rounding hides the residual, or their
+        last step.
+
+        Where equations contradict each other by little, and are singular, iterates run
+        away until they can be told from zero no more, while the best one before, far
+        away, has a residual below that rounding. Where a function is flat, a step may
+        be lost in the rounding of the state, and the residual be more than what that
+        brings about. In a trace it is not asked, since more evaluations would be
+        compiled.
+        """
+        space, point = self.problem.space, carry.point
+        if space.backend.is_traced((converged,)):
+            return carry, converged & ~converged
+        far = self._is_far(best, point, converged)
+        pairs = zip(point.value, old.value, strict=True)
+        still = converged & space.every([a == b for a, b in pairs])
+        still = still & self.problem.is_root & (point.residual_norm > 0.0)
+        asked, norm = far | still, point.residual_norm
+        noise = partial(noise_norm, self.problem, point, asked)
+        carry, size = self._asked(carry, asked, noise, norm.dtype)
+        hidden = far & (best.residual_norm <= size)
+        if not space.backend.known_none(hidden):
+            carry = carry._replace(best=choose(space, hidden, best, carry.best))
+        return carry, hidden | still & (norm > size)
+
+    def _is_far(self, best: Best, point: Point, converged: Array) -> Array:
+        """The samples whose best iterate is elsewhere, with a residual hardly larger,
+        or far smaller than what they converge to.
+        """
+        space, norm = self.problem.space, point.residual_norm
+        alike = best.residual_norm <= norm / _FALLEN
+        grown = norm == 0.0
+        if not self.problem.is_root:
+            grown = point.magnitude > _FAR * self.first.magnitude
+        far = converged & (alike | grown)
+        if space.backend.known_none(far):
+            return far
+        moved = Difference(point.value, best.value)
+        length, before, now = space.norms(moved, best.value, point.value)
+        elsewhere = alike & (length > _OTHER * now)
+        return far & (elsewhere | (before > 0.0) & (now > _FAR * before))
 
     def _claim(
         self,

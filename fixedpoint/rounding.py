@@ -64,6 +64,14 @@ def at_rounding(
     return covered & space.every(near), evaluations + further
 
 
+def noise_norm(problem: Problem, point: Point, asked: Array) -> tuple[Array, Any]:
+    """How large a residual may be at a point and yet be noise, in the samples that are
+    `asked`, and the evaluations it took.
+    """
+    noise, evaluations = _noise(problem, point, asked)
+    return _NOISE * problem.space.norm(noise), evaluations
+
+
 def _lengths(problem: Problem, point: Point) -> tuple[Array, ...]:
     """The norm of a residual, or those of its parts where each is tested."""
     if problem.tests_parts:

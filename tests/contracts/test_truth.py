@@ -365,3 +365,49 @@ def test_what_a_linear_solve_leaves_of_small_equations_is_met_before_a_claim(
         error = np.linalg.norm(sol.value - known)
         wrong += bool(sol.converged) and error > 10 * rtol * np.linalg.norm(known)
     assert wrong <= 2
+
+
+SINGULAR = [
+    None,
+    *("broyden", "newton", "levenberg_marquardt", "newton_krylov"),
+]
+
+
+@pytest.mark.parametrize("solver", SINGULAR)
+def test_equations_that_contradict_each_other_have_no_root(solver):
+    """A singular matrix lets iterates run away along its null space, until rounding
+    hides what the equations leave; closer by it is a thousandth of their right sides to
+    a tenth of a millionth.
+    """
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(2, 8))
+        rank = int(rng.integers(1, n))
+        B = rng.standard_normal((n, rank)) @ rng.standard_normal((rank, n))
+        b = B @ rng.standard_normal(n)
+        b += 10.0 ** rng.uniform(-5.5, -3.0) * rng.standard_normal(n)
+        left = B @ np.linalg.lstsq(B, b, rcond=1e-12)[0] - b
+        if np.linalg.norm(left) < 1e-6 * np.linalg.norm(b):
+            continue
+        equation, unknown = 10.0 ** rng.integers(-6, 7, 2)
+        start = unknown * 10.0 ** rng.integers(-1, 3) * rng.standard_normal(n)
+        F = lambda x, B=B, b=b, e=equation, s=unknown: e * (B @ (x / s) - b)
+        sol = fp.root(F, start, solver=solver, max_steps=500, on_failure="return")
+        assert not sol.converged, seed
+
+
+@pytest.mark.parametrize("solver", SINGULAR)
+def test_a_step_that_rounding_swallows_is_no_root_where_a_function_is_flat(solver):
+    """Of exponentials that underflow nothing can be told, however short a correction
+    looks beside a state that is far out.
+    """
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(2, 7))
+        rank = int(rng.integers(1, n))
+        B = rng.standard_normal((n, rank)) @ rng.standard_normal((rank, n))
+        b = B @ rng.standard_normal(n) + 0.1 * rng.standard_normal(n)
+        F = lambda x, B=B, b=b: B @ np.expm1(np.clip(x, -50.0, 50.0)) - b
+        start = 100.0 * rng.standard_normal(n)
+        sol = fp.root(F, start, solver=solver, max_steps=500, on_failure="return")
+        assert not sol.converged, seed
