@@ -12,6 +12,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import blank, marked, shortened
 from fixedpoint.failure import Policy
 from fixedpoint.functions import Mapped
+from fixedpoint.interval import Bracket, Ends, chosen, ratio
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import Status, Trace, Work
@@ -27,93 +28,6 @@ _PLAIN_STEPS = 8
 # times farther; where F is not defined the square root of that, until it is hardly any
 # farther.
 _REACH, _NEAR = 4.0, 1.001
-
-
-class Bracket(NamedTuple):
-    """Three points, and F there."""
-
-    x1: Array  # the latest point, an end of the bracket
-    f1: Array
-    x2: Array  # the other end
-    f2: Array
-    x3: Array  # the point that was an end before; at first the other end
-    f3: Array
-
-    def moved(self, xp: Any, x: Array, f: Array) -> Bracket:
-        """The bracket that is left once F is `f` at `x`, between the ends."""
-        same = (f > 0) == (self.f1 > 0)
-        staying = _chosen(xp, same, self[2:4], self[:2])
-        leaving = _chosen(xp, same, self[:2], self[2:4])
-        return Bracket(x, f, *staying, *leaving)
-
-    def best_first(self, xp: Any) -> Bracket:
-        """The same points, the end with the smaller |F| in front."""
-        size1, size2 = xp.abs(self.f1), xp.abs(self.f2)
-        first = (size1 <= size2) | xp.isnan(size2)
-        x1, f1 = _chosen(xp, first, self[:2], self[2:4])
-        x2, f2 = _chosen(xp, first, self[2:4], self[:2])
-        return Bracket(x1, f1, x2, f2, self.x3, self.f3)
-
-    @property
-    def half_width(self) -> Array:
-        """Half the width, without overflow."""
-        return abs(0.5 * self.x2 - 0.5 * self.x1)
-
-    def safe(self, xp: Any) -> Array:
-        """Chandrupatla's inequalities: the inverse parabola is monotonic between the
-        ends.
-
-        Comparisons with NaN, which infinite values of F lead to, do not hold.
-        """
-        x1, f1, x2, f2, x3, f3 = self
-        xi = _ratio(xp, x1 - x2, x3 - x2)
-        phi = _ratio(xp, f1 - f2, f3 - f2)
-        inside = (xi >= 0) & (xi <= 1) & (x3 != x2)  # at first there are but two points
-        xi = xp.where(inside, xi, xp.zeros_like(xi))
-        return inside & (1.0 - xp.sqrt(1.0 - xi) < phi) & (phi < xp.sqrt(xi))
-
-    def fraction(self, xp: Any) -> Array:
-        """The share of the way from x1 to x2 at the root of the inverse parabola."""
-        x1, f1, x2, f2, x3, f3 = self
-        alpha = _ratio(xp, x3 - x1, x2 - x1)
-        linear = _ratio(xp, f1, f1 - f2) * _ratio(xp, f3, f3 - f2)
-        return linear + alpha * _ratio(xp, f1, f3 - f1) * _ratio(xp, f2, f3 - f2)
-
-    def middle(self, xp: Any, tiny: float, late: Any) -> Array:
-        """Half-way between the ends; if `late`, on a logarithmic scale, or at zero."""
-        plain = 0.5 * self.x1 + 0.5 * self.x2
-        near = xp.minimum(xp.abs(self.x1), xp.abs(self.x2))
-        far = xp.maximum(xp.abs(self.x1), xp.abs(self.x2))
-        floor = xp.full_like(near, tiny)
-        logarithmic = xp.sign(plain) * xp.sqrt(xp.maximum(near, floor)) * xp.sqrt(far)
-        middle = xp.where((far > 4.0 * near) & late, logarithmic, plain)
-        return xp.where(self.straddles_zero & late, xp.zeros_like(plain), middle)
-
-    @property
-    def holds(self) -> Array:
-        """Whether a root lies between the ends, or is one."""
-        return _opposed(self.f1, self.f2) | (self.f1 == 0) | (self.f2 == 0)
-
-    @property
-    def straddles_zero(self) -> Array:
-        """Whether zero lies strictly between the ends."""
-        return _opposed(self.x1, self.x2)
-
-
-def _opposed(a: Array, b: Array) -> Array:
-    """Whether one is negative and the other positive."""
-    return ((a < 0) & (b > 0)) | ((a > 0) & (b < 0))
-
-
-def _ratio(xp: Any, a: Array, b: Array) -> Array:
-    """The quotient a/b, or a where b = 0."""
-    return a / xp.where(b == 0, xp.ones_like(b), b)
-
-
-def _chosen(xp: Any, mask: Array, these: Vec, those: Vec) -> Vec:
-    """These arrays where the mask holds, and those elsewhere."""
-    pairs = zip(these, those, strict=True)
-    return tuple([xp.where(mask, this, that) for this, that in pairs])
 
 
 class Opening(NamedTuple):
@@ -152,29 +66,6 @@ class Search(NamedTuple):
     # turn later. A compiler may evaluate F twice, for its value and for its sign, and
     # round differently: decisions have to be made on the value that is stored.
     latest: tuple[Array, Array] | None
-
-
-class Ends(NamedTuple):
-    """The ends that were given."""
-
-    x1: Array  # finite points, where the end itself is infinite in its place
-    x2: Array
-    free1: Array  # whether the end may be moved outwards until the signs differ
-    free2: Array
-
-    @classmethod
-    def of(cls, xp: Any, x1: Array, x2: Array, expand: bool) -> Ends:
-        """Those of two arrays; all of them may be moved, or just the infinite ones."""
-        infinite1, infinite2 = xp.isinf(x1), xp.isinf(x2)
-        one, two = (_finite(xp, x, other) for x, other in ((x1, x2), (x2, x1)))
-        return cls(one, two, infinite1 | expand, infinite2 | expand)
-
-
-def _finite(xp: Any, x: Array, other: Array) -> Array:
-    """The end x, or if it is infinite a point on that side of the other, or of 0."""
-    base = xp.where(xp.isfinite(other), other, xp.zeros_like(other))
-    away = base + xp.sign(x) * xp.maximum(xp.abs(base), xp.ones_like(base))
-    return xp.where(xp.isinf(x), away, x)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -323,12 +214,12 @@ class _Loop:
         bracket = self.narrowed(search, x, f, active & ~lost)
         new = active & ~search.found & bracket.holds
         opened, found = Opening.of(xp, bracket), search.found | new
-        opening = Opening(*_chosen(xp, new, opened, search.opening))
+        opening = Opening(*chosen(xp, new, opened, search.opening))
         status, reference = self.assessed(bracket, opening, found, search.reference)
         status = self._sought(search, x, lost, status)
         changed = reference, self._reached(search, lost), status, search.steps + 1
         kept = search.reference, search.reach, search.status, search.steps
-        reference, reach, status, steps = _chosen(xp, active, changed, kept)
+        reference, reach, status, steps = chosen(xp, active, changed, kept)
         return search._replace(
             bracket=bracket,
             opening=opening,
@@ -357,9 +248,9 @@ class _Loop:
     def narrowed(self, search: Search, x: Array, f: Array, where: Array) -> Bracket:
         """The brackets with the new point, or the ends moved outwards to it."""
         xp, old = self.xp, search.bracket
-        outer = _stretched(xp, old, x, f, self.moves_first(search.step - 1))
-        ends = _chosen(xp, search.found, old.moved(xp, x, f), outer)
-        return Bracket(*_chosen(xp, where, ends, old))
+        outer = old.stretched(xp, x, f, self.moves_first(search.step - 1))
+        ends = chosen(xp, search.found, old.moved(xp, x, f), outer)
+        return Bracket(*chosen(xp, where, ends, old))
 
     def recorded(self, search: Search) -> Search:
         """Write down where the search stands."""
@@ -391,8 +282,7 @@ class _Loop:
 
     def moves_first(self, step: Any) -> Array:
         """Whether it is the first end's turn to be moved outwards."""
-        none = self.xp.zeros_like(self.ends.free1, dtype=self.xp.int32)
-        return self.ends.free1 & (((step + none) % 2 == 0) | ~self.ends.free2)
+        return self.ends.free1 & ((step % 2 == 0) | ~self.ends.free2)
 
     def beyond(self, search: Search) -> Array:
         """A point outside the ends, at the due multiple of their width."""
@@ -411,7 +301,7 @@ class _Loop:
         be far larger, it would be rounded.
         """
         xp, near = self.xp, bracket.best_first(self.xp)
-        least = _ratio(xp, 0.5 * self.narrow(near.x1), near.half_width)
+        least = ratio(xp, 0.5 * self.narrow(near.x1), near.half_width)
         least = xp.minimum(least, xp.full_like(least, 0.5))
         fraction = xp.minimum(xp.maximum(near.fraction(xp), least), 1.0 - least)
         interpolated = near.x1 + fraction * (near.x2 - near.x1)
@@ -452,20 +342,6 @@ class _Loop:
         return marked(xp, status, small, Status.CONVERGED), reference
 
 
-def _stretched(xp: Any, old: Bracket, x: Array, f: Array, first: Array) -> Bracket:
-    """The ends once one was moved outwards to x, or the bracket on that side if the
-    sign differs.
-
-    The third point of a new bracket is one of its ends, as at the beginning.
-    """
-    one, two, new = old[:2], old[2:4], (x, f)
-    near = _chosen(xp, first, one, two)
-    holds = _opposed(f, near[1]) | (f == 0)
-    one = _chosen(xp, holds, new, _chosen(xp, first, new, one))
-    two = _chosen(xp, holds, near, _chosen(xp, first, two, new))
-    return Bracket(*one, *two, *two)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScalarAdjoint(LinearAdjoint):
     """Differentiate a scalar root by a division.
@@ -483,7 +359,7 @@ class ScalarAdjoint(LinearAdjoint):
         space, xp = system.space, system.space.xp
         (v,) = system.rhs
         (slope,) = system.product((xp.ones_like(v),))
-        u = xp.where(v == 0, xp.zeros_like(v), _ratio(xp, -v, slope))
+        u = xp.where(v == 0, xp.zeros_like(v), ratio(xp, -v, slope))
         solved = (v == 0) | ((slope != 0) & xp.isfinite(u))
         end, norm = system.unfinished((u,), 1), xp.abs(slope * u + v)
         norm, none = xp.astype(norm, space.dtype), xp.zeros_like(end.status)
