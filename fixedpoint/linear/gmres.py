@@ -11,6 +11,7 @@ from fixedpoint.checks import check_count
 from fixedpoint.columns import Columns, products
 from fixedpoint.linear.bare_cycle import DEEP, FALL, FALLEN, KEPT, TIGHT, BareCycle
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
+from fixedpoint.linear.leads import Corrections, Leads, is_led, leading, led_by
 from fixedpoint.matrix import times
 from fixedpoint.space import Space
 
@@ -20,23 +21,6 @@ _NEW = 1e-6
 
 # A cycle that leaves more than this of the residual is the last one.
 _STAGNATION = 0.99
-
-
-class Corrections(NamedTuple):
-    """What is kept of the systems before."""
-
-    vectors: Columns  # the correction of a cycle, then a ring of unit solutions
-    count: Any  # solutions so far
-    wanted: Array  # whether they pay: the last system took more products than they will
-
-
-class _Leads(NamedTuple):
-    """What leads the space of a cycle: some of the `vectors`."""
-
-    vectors: Columns
-    first: Any  # the first one that does
-    count: Any  # how many do
-    wanted: Array  # the samples in which they do
 
 
 class _Cycle(NamedTuple):
@@ -68,7 +52,7 @@ class _Carry(NamedTuple):
     busy: Array
     taken: Array
     steps: Any  # directions so far, a product each
-    leads: _Leads | None
+    leads: Leads | None
 
 
 class _Image(NamedTuple):
@@ -141,16 +125,16 @@ class GMRES(LinearSolver):
         """Solve from zero."""
         space, parts = system.space, 2 if any(system.space.complex_leaves) else 1
         x, norm, busy = system.start()
-        rows = _rows(space, memory)
+        rows = 0 if memory is None else memory.rows(space)
         size = min(parts * self.restart, space.dimension + rows)
         most = parts * self.max_steps
         taken = space.xp.zeros_like(busy, dtype=space.xp.int32)
-        leads = None if memory is None else _leading(space, memory)
+        leads = None if memory is None else memory.leads(space)
         start = _Carry(x, space.copy(system.rhs), norm, busy, taken, 0, leads)
         end = system.run(partial(_cycled, system, size, most), start, most)
         if memory is not None:
-            memory = memory._replace(vectors=end.leads.vectors, wanted=end.taken > rows)
-            memory = _remembered(space, memory, end.x)
+            vectors, wanted = end.leads.vectors, end.taken > rows
+            memory = Corrections(vectors, memory.count, wanted).followed(space, end.x)
         return LinearSolution(end.x, end.norm, end.steps), memory
 
 
@@ -168,55 +152,12 @@ def _cycled(system: LinearSystem, size: int, most: int, carry: _Carry) -> _Carry
     return _closed(system, carry, end)
 
 
-def _rows(space: Space, memory: Corrections | None) -> int:
-    """How many solutions there is room for."""
-    return 0 if memory is None else memory.vectors.width(space) - 1
-
-
-def _leading(space: Space, memory: Corrections) -> _Leads:
-    """The solutions before the first cycle."""
-    rows, count = _rows(space, memory), memory.count
-    count = (
-        min(count, rows) if isinstance(count, int) else space.xp.minimum(count, rows)
-    )
-    return _Leads(memory.vectors, 1, count, memory.wanted)
-
-
-def _remembered(space: Space, memory: Corrections, x: Vec) -> Corrections:
-    """The solutions with one more, in place of the oldest."""
-    slot, unit = 1 + memory.count % _rows(space, memory), space.norm(x)
-    vectors, _ = memory.vectors.push_scaled(
-        space, slot, space.ratio(space.one, unit), x
-    )
-    return memory._replace(vectors=vectors, count=memory.count + 1)
-
-
-def _is_led(leads: _Leads | None, slot: Any) -> Any:
-    """Whether the direction `slot` is along what is known, by sample; False where all
-    are known not to be.
-    """
-    if leads is None or (isinstance(leads.count, int) and slot >= leads.count):
-        return False
-    return leads.wanted & (slot < leads.count)
-
-
-def _led(
-    space: Space, leads: _Leads | None, slot: Any, other: Vec, unit: Array
-) -> tuple[Vec, Array]:
-    """What leads the direction `slot`, or the `other`, and one over its length."""
-    led = _is_led(leads, slot)
-    if leads is None or led is False:
-        return other, unit
-    lead = leads.vectors.column(space, leads.first + slot)
-    return space.either(led, lead, other), space.select(led, space.one, unit)
-
-
 def _opened(space: Space, size: int, carry: _Carry, keeps: bool) -> _Cycle:
     """A cycle with no direction yet, which `keeps` those it takes or not. The triangle
     is that of the unit matrix where not filled.
     """
     unit = space.ratio(space.one, carry.norm)
-    toward, unit = _led(space, carry.leads, 0, carry.r, unit)
+    toward, unit = leading(space, carry.leads, 0, carry.r, unit)
     return _Cycle(
         directions=_workspace(space, "directions", size) if keeps else None,
         basis=_workspace(space, "basis", size),
@@ -247,7 +188,7 @@ def _workspace(space: Space, name: str, size: int) -> Columns:
 def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
     """The subspace with one more direction, and the residual over it."""
     space, before = system.space, cycle.norm
-    led = _is_led(carry.leads, cycle.size)
+    led = is_led(carry.leads, cycle.size)
     cycle, p, known = _directed(system, cycle, led)
     image, length, holds = _beside(system, carry, cycle, p, known)
     cycle, q = _added(space, cycle, image, length)
@@ -256,7 +197,12 @@ def _extended(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Cycle:
         busy=cycle.busy & (holds | led) & (cycle.norm > system.target),
         taken=space.select(unknown, cycle.taken + 1, cycle.taken),
     )
-    return _next_direction(space, carry, cycle, q, (cycle.norm <= FALL * before) | led)
+    # Next along the residual if that fell, else along the newest vector of the basis.
+    fell = (cycle.norm <= FALL * before) | led
+    unit = space.select(fell, space.ratio(space.one, cycle.norm), space.one)
+    along = space.either(fell, cycle.r, q)
+    along, unit = leading(space, carry.leads, cycle.size, along, unit)
+    return cycle._replace(next=along, unit=unit, fell=fell)
 
 
 def _added(
@@ -278,18 +224,6 @@ def _added(
         size=slot + 1,
     )
     return cycle, q
-
-
-def _next_direction(
-    space: Space, carry: _Carry, cycle: _Cycle, q: Vec, fell: Array
-) -> _Cycle:
-    """The subspace, with its next direction along the residual if that `fell`, else
-    along the newest vector q of the basis.
-    """
-    unit = space.select(fell, space.ratio(space.one, cycle.norm), space.one)
-    along = space.either(fell, cycle.r, q)
-    along, unit = _led(space, carry.leads, cycle.size, along, unit)
-    return cycle._replace(next=along, unit=unit, fell=fell)
 
 
 def _beside(
@@ -432,10 +366,7 @@ def _closed(system: LinearSystem, carry: _Carry, cycle: _Cycle) -> _Carry:
     busy = carry.busy & (norm > system.target) & (norm > enough)
     busy = busy & (norm < _STAGNATION * carry.norm)
     if leads is not None:
-        step = space.subtract(x, carry.x)
-        unit = space.ratio(space.one, space.norm(step))
-        vectors, _ = leads.vectors.push_scaled(space, 0, unit, step)
-        leads = _Leads(vectors, 0, 1, busy)
+        leads = leads.renewed(space, space.subtract(x, carry.x), busy)
     steps = carry.steps + cycle.size
     return _Carry(x, cycle.r, norm, busy, cycle.taken, steps, leads)
 
@@ -457,14 +388,4 @@ def _combined(space: Space, carry: _Carry, cycle: _Cycle, y: Array) -> Vec:
     weights = weights + times(space, following, after)
     x = space.axpy(xp.sum(shares, axis=-1), cycle.r, carry.x)
     x = cycle.basis.first(space, size).added_to(space, x, weights)
-    return x if leads is None else _led_by(space, x, leads, y)
-
-
-def _led_by(space: Space, x: Vec, leads: _Leads, y: Array) -> Vec:
-    """The solution with what the directions that were known have of it."""
-    rows = space.xp.arange(leads.vectors.width(space), **space.place)
-    slots = space.xp.arange(y.shape[-1], **space.place)
-    which = (rows[:, None] == leads.first + slots) & (slots < leads.count)
-    y = space.select(leads.wanted[..., None], y, space.zero)
-    weights = times(space, space.as_coefficient(which), y)
-    return leads.vectors.added_to(space, x, weights)
+    return x if leads is None else led_by(space, x, leads, y)
