@@ -89,10 +89,6 @@ class Backend:
         """Whether the flag is true for any of those who take part."""
         return flag if self.communicator is None else self.communicator.agree(flag)
 
-    def agreed_by_all(self, flag: bool) -> bool:
-        """Whether the flag is true for all of those who take part."""
-        return not self.agreed(not flag)
-
     def namespace(self, array: Array) -> Any:
         """The array-API namespace of `array`."""
         return array_api_compat.array_namespace(array)
@@ -157,7 +153,7 @@ class Backend:
 
     def known_all(self, mask: Array) -> bool:
         """Whether `mask` is readable, and all of it true for all who take part."""
-        return self.is_readable(mask) and self.agreed_by_all(self.known_here(mask))
+        return self.is_readable(mask) and not self.agreed(not self.known_here(mask))
 
     def known_none(self, mask: Array) -> bool:
         """Whether `mask` is readable, and none of it true for any who takes part."""
@@ -241,9 +237,8 @@ class Backend:
 
     def singular(self, matrices: Array) -> tuple[Array, Array, Array]:
         """The thin singular value decompositions of small matrices."""
-        left, values, right = self.namespace(matrices).linalg.svd(
-            matrices, full_matrices=False
-        )
+        svd = self.namespace(matrices).linalg.svd
+        left, values, right = svd(matrices, full_matrices=False)
         return left, values, right
 
     def empty(self, xp: Any) -> Callable[..., Array]:
@@ -297,9 +292,8 @@ class Backend:
         if kind == "max":
             return xp.max(xp.abs(array), axis=tuple(range(-axes, 0)))
         square = self.inner(array, array, axes)
-        return xp.sqrt(
-            xp.real(square) if xp.isdtype(square.dtype, "complex floating") else square
-        )
+        is_complex = xp.isdtype(square.dtype, "complex floating")
+        return xp.sqrt(xp.real(square) if is_complex else square)
 
     def products(self, rows: Array, vector: Array, axes: int) -> Array:
         """The inner products ⟨v, hⱼ⟩ with each of the rows of a history."""
@@ -316,9 +310,8 @@ class Backend:
     ) -> Array:
         """The array `onto` − Σⱼ cⱼhⱼ of the rows of a history."""
         row = joined(onto, axes)[..., None, :]
-        total = self.minus_product(row, weights[..., None, :], joined(rows, axes))[
-            ..., 0, :
-        ]
+        total = self.minus_product(row, weights[..., None, :], joined(rows, axes))
+        total = total[..., 0, :]
         return total if axes == 1 else self.namespace(onto).reshape(total, onto.shape)
 
     def deducted(self, onto: Array, weights: Array, rows: Array, axes: int) -> Array:
@@ -326,10 +319,8 @@ class Backend:
         size, piece = math.prod(onto.shape[onto.ndim - axes :]), self.piece(onto)
         if piece is None or size <= piece:
             return self.minus_combination(onto, weights, rows, axes)
-        whole = joined(onto, axes)
-        for part, past in self.pieces((whole, joined(rows, axes)), 1):
-            part[...] = self.minus_combination(part, weights, past, 1)
-        return whole.reshape(onto.shape)
+        less = lambda part, past: self.minus_combination(part, weights, past, 1)
+        return self.filled(onto, less, (onto, rows), axes)
 
     def piece(self, array: Array) -> int | None:
         """The entries of a sample that are best taken together; None stands for all.

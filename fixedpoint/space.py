@@ -401,7 +401,7 @@ class Space:
         self, u: Vec | Difference, kind: Kind, unit: Array | None = None
     ) -> Array:
         if isinstance(kind, tuple):
-            return self._segment_norms(self.formed(u)[0], kind)
+            return self._segment_norms(self.formed(u)[0], kind, unit)
         if isinstance(u, Difference):
             leaves = zip(*u, strict=True)
             norms = [self._norm_in_pieces(pair, kind, unit) for pair in leaves]
@@ -418,18 +418,15 @@ class Space:
         norm = self.backend.norm(wide, kind, self.entry_axes(leaf))
         return self.cast(norm, self.dtype)
 
-    def _segment_norms(self, row: Array, sizes: tuple[int, ...]) -> Array:
-        """The norm of each segment, where squares neither under- nor overflow."""
-        wide = self.cast(row, self.dtype)
-        return self.xp.sqrt(self.backend.segmented(wide * wide, sizes, "sum"))
-
-    def _segment_norms_in(
-        self, unit: Array, row: Array, sizes: tuple[int, ...]
+    def _segment_norms(
+        self, row: Array, sizes: tuple[int, ...], unit: Array | None
     ) -> Array:
         """The norm of each segment, calculated in a `unit` of its own."""
-        index = np.repeat(np.arange(len(sizes)), sizes)
-        units = self.xp.take(unit, self.xp.asarray(index, **self.place), axis=-1)
-        return unit * self._segment_norms(self.cast(row, self.dtype) / units, sizes)
+        xp, wide = self.xp, self.cast(row, self.dtype)
+        if unit is not None:
+            index = np.repeat(np.arange(len(sizes)), sizes)
+            wide = wide / xp.take(unit, xp.asarray(index, **self.place), axis=-1)
+        return xp.sqrt(self.backend.segmented(wide * wide, sizes, "sum"))
 
     def _norm_in_pieces(self, leaves: Vec, kind: str, unit: Array | None) -> Array:
         """The norm of a leaf, or of the difference of two."""
@@ -441,9 +438,9 @@ class Space:
         """The size of each entry of a leaf, as a coefficient."""
         return self.cast(self.xp.abs(leaf), self.dtype)
 
-    def safe_norm(self, u: Vec | Difference, kind: Kind = "euclidean") -> Array:
+    def safe_norm(self, u: Vec) -> Array:
         """The norm of each sample, where squares may under- or overflow."""
-        return self._norm_anew(u, kind, self._norms([(u, kind)])[0])
+        return self._norm_anew(u, "euclidean", self.norm(u))
 
     def _norm_anew(self, u: Vec | Difference, kind: Kind, norm: Array) -> Array:
         """The norm, in powers of two where squares were lost from `norm`."""
@@ -453,8 +450,6 @@ class Space:
         where, (large, least) = self.xp.where, self._units
         unit = where(norm < self.small, least, self.one)
         unit = where(norm == self.xp.inf, large, unit)
-        if isinstance(kind, tuple):
-            return self._segment_norms_in(unit, self.formed(u)[0], kind)
         return unit * self._norms([(u, kind)], unit)[0]
 
     @cached_property
@@ -462,8 +457,8 @@ class Space:
         """What a norm whose squares overflowed is calculated in, and a small one."""
         exponent = math.frexp(float(self._coarsest.max))[1]
         powers = 3 * exponent // 4, math.frexp(self.small)[1] - (exponent - 8) // 2
-        constant = partial(self.backend.constant, xp=self.xp, dtype=self.dtype)
-        large, least = [constant(2.0**power, place=self.place) for power in powers]
+        kind, make = (self.xp, self.dtype, self.place), self.backend.constant
+        large, least = [make(2.0**power, *kind) for power in powers]
         return large, least
 
     def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
@@ -543,17 +538,11 @@ class Space:
 
     def ravel(self, u: Vec) -> Array:
         """The real entries of u in one axis, as coefficients: (batch, n)."""
-        rows = [
-            self.cast(part, self.dtype)
-            for leaf in self.rows(u)
-            for part in self._real_parts(leaf)
-        ]
-        return rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=-1)
-
-    def _real_parts(self, leaf: Array) -> list[Array]:
-        if not self.xp.isdtype(leaf.dtype, "complex floating"):
-            return [leaf]
-        return [self.xp.real(leaf), self.xp.imag(leaf)]
+        xp, parts = self.xp, []
+        for row, is_complex in zip(self.rows(u), self.complex_leaves, strict=True):
+            parts += [xp.real(row), xp.imag(row)] if is_complex else [row]
+        parts = [self.cast(part, self.dtype) for part in parts]
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
 
     def unravel(self, entries: Array) -> Vec:
         """The inverse of :meth:`ravel`."""
