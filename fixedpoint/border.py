@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import compress
 from typing import Any
 
 from fixedpoint import tree
@@ -120,10 +121,16 @@ class Border:
 
     def pack(self, container: Any, like: Vec, what: str) -> Vec:
         """The vector of what `what` returned, whose leaves must be like a state's."""
-        if self.is_bare and _alike(container, like[0]):
-            return (container,)
-        if self.is_bare and isinstance(container, list):
-            container = numbers(container)
+        if self.is_bare:
+            old = like[0]
+            if (
+                type(container) is type(old)
+                and container.shape == old.shape
+                and container.dtype == old.dtype
+            ):
+                return (container,)
+            if isinstance(container, list):
+                container = numbers(container)
         leaves = self.backend.outputs(container, self.structure)
         if leaves is None:
             raise ValueError(self._of_other_structure(container, what))
@@ -222,15 +229,6 @@ def guessing(start: Any) -> Iterator[None]:
         raise
 
 
-def _alike(new: Any, old: Array) -> bool:
-    """Whether `new` can take the place of `old`."""
-    return (
-        type(new) is type(old)
-        and new.shape == old.shape
-        and bool(new.dtype == old.dtype)
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Arguments:
     """The arguments of a map: the arrays among them are leaves, all else constants."""
@@ -243,10 +241,10 @@ class Arguments:
     def of(cls, backend: Backend, args: tuple[Any, ...]) -> tuple[Arguments, Vec]:
         """Those like `args`, and the arrays of these."""
         leaves, structure = backend.flatten(args)
-        places = tuple(i for i, leaf in enumerate(leaves) if backend.is_array(leaf))
-        constants = tuple(None if backend.is_array(leaf) else leaf for leaf in leaves)
-        arrays = tuple([leaves[i] for i in places])
-        return cls(structure, places, constants), arrays
+        known = list(map(backend.is_array, leaves))
+        places = tuple(compress(range(len(leaves)), known))
+        constants = [None if k else leaf for leaf, k in zip(leaves, known, strict=True)]
+        return cls(structure, places, tuple(constants)), tuple(compress(leaves, known))
 
     def unpack(self, arrays: Vec) -> tuple[Any, ...]:
         """The arguments, as given."""
@@ -295,10 +293,8 @@ class MapOnLeaves:
         arguments, arrays = Arguments.of(backend, args)
         packed = partial(_packed, map_, border, name)
         evaluator = backend.evaluator(value, border.unpack, packed)
-        return cls(map_, border, arguments, evaluator), (
-            *arrays,
-            *backend.lift(map_.f),
-        )
+        arrays = (*arrays, *backend.lift(map_.f))
+        return cls(map_, border, arguments, evaluator), arrays
 
     def functions(
         self, adjoint_preconditioner: Callable[..., Any] | None = None

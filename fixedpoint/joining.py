@@ -68,12 +68,9 @@ class Joined:
 
     def vector(self, leaves: Sequence[Array]) -> Vec:
         """The leaves of a container as a vector."""
-        return tuple([self._together(leaves[run]) for run in self.runs])
-
-    def _together(self, leaves: Sequence[Array]) -> Array:
-        if len(leaves) == 1:
-            return leaves[0]
-        return self.backend.concatenated(leaves, self.batch_ndim)
+        runs, join = [leaves[run] for run in self.runs], self.backend.concatenated
+        ndim = self.batch_ndim
+        return tuple([run[0] if len(run) == 1 else join(run, ndim) for run in runs])
 
     def leaves(self, vector: Vec) -> list[Array]:
         """The leaves of a container that a vector stands for, as views of it."""
