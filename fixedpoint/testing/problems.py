@@ -160,20 +160,17 @@ def _constant(values: np.ndarray, like: Array) -> Array:
     """`values` as an array of the library, dtype and device of `like`."""
     device = getattr(like, "device", None)
     place = {} if device is None else {"device": device}
-    constant: Array = array_namespace(like).asarray(values, dtype=like.dtype, **place)
-    return constant
+    return array_namespace(like).asarray(values, dtype=like.dtype, **place)
 
 
 def _vector(*entries: Array) -> Array:
-    stacked: Array = array_namespace(entries[0]).stack(entries)
-    return stacked
+    return array_namespace(entries[0]).stack(entries)
 
 
 def _padded(x: Array, before: int, after: int) -> Array:
     """`x` between zeros."""
-    zeros = [_constant(np.zeros(count), x) for count in (before, after)]
-    padded: Array = array_namespace(x).concat([zeros[0], x, zeros[1]])
-    return padded
+    left, right = (_constant(np.zeros(count), x) for count in (before, after))
+    return array_namespace(x).concat([left, x, right])
 
 
 def _grid(n: int) -> np.ndarray:
@@ -880,9 +877,8 @@ def _sinkhorn(z: Array, kernel: np.ndarray, masses: np.ndarray) -> Array:
 def _logsumexp(x: Array, axis: int) -> Array:
     xp = array_namespace(x)
     largest = xp.max(x, axis=axis, keepdims=True)
-    return xp.log(xp.sum(xp.exp(x - largest), axis=axis)) + xp.squeeze(
-        largest, axis=axis
-    )
+    sizes = xp.sum(xp.exp(x - largest), axis=axis)
+    return xp.log(sizes) + xp.squeeze(largest, axis=axis)
 
 
 def pagerank_map(damping: float = 0.85, n: int = 100, seed: int = 0) -> Problem:
@@ -899,10 +895,8 @@ def pagerank_map(damping: float = 0.85, n: int = 100, seed: int = 0) -> Problem:
     """
     links = _links(n, np.random.default_rng(seed)).astype(float)
     links[:, links.sum(axis=0) == 0.0] = 1.0  # those who find no link start anew too
-    matrix, offset = (
-        damping * links / links.sum(axis=0),
-        np.full(n, (1.0 - damping) / n),
-    )
+    matrix = damping * links / links.sum(axis=0)
+    offset = np.full(n, (1.0 - damping) / n)
     root = np.linalg.solve(np.eye(n) - matrix, offset)
     function = partial(_affine, matrix=matrix, offset=offset)
     return Problem(

@@ -86,10 +86,8 @@ class KnownMap:
 
     def __call__(self, z: Any, matrices: dict[str, Array], offset: Array) -> Any:
         """The image of z, or the residual, in the containers of :meth:`start`."""
-        turned = _product(matrices["inner"], self.joined(z))
-        return self._split(
-            _product(matrices["outer"], _elementwise(self.shape, turned)) + offset
-        )
+        seen = _elementwise(self.shape, _product(matrices["inner"], self.joined(z)))
+        return self._split(_product(matrices["outer"], seen) + offset)
 
     @property
     def batch_ndim(self) -> int:
@@ -114,10 +112,8 @@ class KnownMap:
     def args(self, t: Array) -> tuple[dict[str, Array], Array]:
         """θ(t), on the array library of t."""
         solution, inner = self.solution(t), _constant(self.inner, t)
-        outer = (
-            _constant(self.outer, t)
-            + _constant(self.drift, t) * t.sum(-1)[..., None, None]
-        )
+        moved = _constant(self.drift, t) * t.sum(-1)[..., None, None]
+        outer = _constant(self.outer, t) + moved
         image = _product(outer, _elementwise(self.shape, _product(inner, solution)))
         offset = -image if self.is_root else solution - image
         return {"outer": outer, "inner": inner}, offset
@@ -158,8 +154,7 @@ class KnownMap:
         if not self.splits:
             return z
         leaves = [z["head"], *z["tail"]]
-        joined: Array = array_namespace(leaves[0]).concat(leaves, axis=-1)
-        return joined
+        return array_namespace(leaves[0]).concat(leaves, axis=-1)
 
     def _split(self, vector: Array) -> Any:
         if not self.splits:
@@ -229,24 +224,19 @@ def known_map(
     """
     rng = np.random.default_rng(seed)
     vector = (size,) if samples is None else (samples, size)
-    jacobian, inner = (
-        _jacobian(rng, vector, radius, skew),
-        _orthogonal(rng, (size, size)),
-    )
+    jacobian = _jacobian(rng, vector, radius, skew)
+    inner = _orthogonal(rng, (size, size))
     derivative = np.eye(size) - jacobian
     small = np.minimum(1.0, np.linalg.norm(derivative, -2, axis=(-2, -1)))[..., None]
-    center, amplitude = (
-        rng.uniform(-0.5, 0.5, vector),
-        small * rng.uniform(0.2, 0.5, vector),
-    )
+    center = rng.uniform(-0.5, 0.5, vector)
+    amplitude = small * rng.uniform(0.2, 0.5, vector)
     quarters = rng.integers(0, 4, vector) + rng.uniform(0.4, 0.6, vector)
     phase = 0.5 * np.pi * quarters  # so that no derivative vanishes
     slope = _SLOPES[shape](_product(inner, center + amplitude * np.sin(phase)))
     outer = (derivative if is_root else jacobian) @ inner.T / slope[..., None, :]
     drift = 0.3 * small[..., None] * rng.standard_normal((*vector, size))
-    frequency = rng.choice([-1.0, 1.0], (*vector, 2)) * rng.uniform(
-        0.5, 1.5, (*vector, 2)
-    )
+    signs = rng.choice([-1.0, 1.0], (*vector, 2))
+    frequency = signs * rng.uniform(0.5, 1.5, (*vector, 2))
     return KnownMap(
         is_root=is_root,
         shape=shape,
@@ -277,9 +267,8 @@ def _jacobian(
     schur = schur + radius * rng.uniform(-1.0, 1.0, vector)[..., None] * np.eye(size)
     angle = np.pi * rng.choice([0.0, 0.0, 0.3, 1.0], vector[:-1])
     cosine, sine = radius * np.cos(angle), radius * np.sin(angle)
-    schur[..., :2, :2] = np.stack([cosine, -sine, sine, cosine], -1).reshape(
-        *vector[:-1], 2, 2
-    )
+    schur[..., 0, 0] = schur[..., 1, 1] = cosine
+    schur[..., 0, 1], schur[..., 1, 0] = -sine, sine
     turn = _orthogonal(rng, (*vector, size))
     return np.asarray(turn @ schur @ np.swapaxes(turn, -1, -2))
 
@@ -309,11 +298,10 @@ def known_maps(largest: float = 0.999, **settings: Any) -> SearchStrategy[KnownM
     """
     from hypothesis import strategies as st  # noqa: PLC0415  hypothesis is optional
 
+    radii = st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999])
     drawn = {
         "seed": st.integers(0, 2**32 - 1),
-        "radius": st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999]).map(
-            lambda r: min(r, largest)
-        ),
+        "radius": radii.map(lambda r: min(r, largest)),
         "size": st.integers(3, 6),
         "shape": st.sampled_from(_SHAPES),
         "leaves": st.integers(1, 3),
