@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.util import find_spec
@@ -271,9 +271,8 @@ class Solution(Generic[T]):
     def _by(self, methods: Any) -> str:
         if not self.methods:
             return ""
-        found = sorted(set(methods.tolist()))
-        names = dict.fromkeys(self.methods[index] for index in found)
-        return f" ({', '.join(names)})" if names else ""
+        names = dict.fromkeys(self.methods[k] for k in sorted(set(methods.tolist())))
+        return f" ({', '.join(names)})"
 
     def linearize(self) -> Callable[[Any], Any]:
         """The Jacobian-vector products at the solution, v ↦ f′(z)v or v ↦ F′(x)v.
@@ -318,16 +317,15 @@ class Solution(Generic[T]):
 
     def __copy__(self) -> Solution[T]:
         """A copy with the same map."""
-        return self._with(self.__dict__)
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Solution[T]:
         """A copy of all but the map, which it shares, as functions are."""
         memo[id(self.linearization)] = self.linearization
-        return self._with(deepcopy(self.__dict__, memo))
-
-    def _with(self, attributes: dict[str, Any]) -> Solution[T]:
-        new = object.__new__(type(self))
-        new.__dict__.update(attributes)
+        new = copy(self)
+        new.__dict__ = deepcopy(self.__dict__, memo)
         return new
 
     def __getstate__(self) -> dict[str, Any]:

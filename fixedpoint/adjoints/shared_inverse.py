@@ -10,6 +10,7 @@ from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.adjoints.implicit import linear_problem
 from fixedpoint.adjoints.system import AdjointSystem
 from fixedpoint.backend import Vec
+from fixedpoint.carry import marked
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.control import Control, Memory
 from fixedpoint.iterate import Iteration, Solve
@@ -106,16 +107,13 @@ def _aware(
     system: AdjointSystem, inverse: BroydenState, u: Vec, steps: int
 ) -> Iteration:
     """Broyden's method on the adjoint system, from u and the inverse."""
-    most = 2 * system.space.real_size
-    wider = inverse.widened(
-        system.space, min(steps, max(most - inverse.used.shape[-1], 0))
-    )
+    left = max(2 * system.space.real_size - inverse.used.shape[-1], 0)
+    wider = inverse.widened(system.space, min(steps, left))
     solver = Broyden(memory=wider.used.shape[-1])
     problem = linear_problem(system, Tolerance(system.rtol, 0.0, "euclidean"))
     control, memory = Control(max_steps=steps), Memory(solver, wider)
-    return Solve(
-        problem=problem, control=control, solver=solver, memory=memory
-    ).iterate(u)
+    solve = Solve(problem=problem, control=control, solver=solver, memory=memory)
+    return solve.iterate(u)
 
 
 def _refined(
@@ -128,16 +126,14 @@ def _refined(
     u = space.mask(closer, end.value)
     rhs = space.where(closer, left, v)
     target = system.rtol * space.xp.maximum(space.norm(v), space.norm(u))
-    inner = LinearSystem(
-        space, system.operator, rhs, target, lambda w: inverse.times(space, w)
-    )
+    times = lambda w: inverse.times(space, w)
+    inner = LinearSystem(space, system.operator, rhs, target, times)
     solution, _ = GMRES(restart=products, max_steps=products).solve(inner, None)
     done = solution.residual_norm <= target
-    status = space.xp.where(done, 0 * end.status + int(Status.CONVERGED), end.status)
     return end._replace(
         value=space.add(u, solution.value),
         residual_norm=solution.residual_norm,
-        status=status,
+        status=marked(space.xp, end.status, done, Status.CONVERGED),
         steps=end.steps + solution.products,
         work=end.work.plus(Work(vjp=solution.products + 1)),
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.carry import marked
 from fixedpoint.control import Memory
 from fixedpoint.differences import has_units, units_of_state
 from fixedpoint.functions import Bridge, Product
@@ -145,7 +146,7 @@ class AdjointSystem:
         sound = dense.finite & dense.accounts_for(u, dense.rhs)
         failed = 0 * end.status + int(Status.LINEAR_SOLVE_FAILED)
         return end._replace(
-            status=space.xp.where(sound, 0 * failed + int(Status.CONVERGED), failed),
+            status=marked(space.xp, failed, sound, Status.CONVERGED),
             residual_norm=norm(dense.rhs - dense.times(u), axis=-1),
             error=norm(more, axis=-1),
         )
@@ -161,12 +162,8 @@ class AdjointSystem:
 
     def operator(self, u: Vec) -> Vec:
         """The product with I − A, or for roots −A."""
-        image = self.product(u)
-        return (
-            self.space.negative(image)
-            if self.is_root
-            else self.space.subtract(u, image)
-        )
+        space, image = self.space, self.product(u)
+        return space.negative(image) if self.is_root else space.subtract(u, image)
 
     def unfinished(self, u: Vec, products: int) -> Iteration:
         """An approximation that nobody has tested: its residual is not a number."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fixedpoint.adjoints.base import Adjoint
@@ -60,9 +59,7 @@ class Unrolled(Adjoint):
             control = _HeardOnce(**{name: getattr(control, name) for name in _FIELDS})
         backend = run.backend.recording(self.checkpoint)
         space = Space.of(backend, value, problem.space.batch_ndim)
-        recorded = dataclasses.replace(
-            run, problem=dataclasses.replace(problem, space=space), control=control
-        )
+        recorded = replace(run, problem=replace(problem, space=space), control=control)
         end: Iteration = backend.run(
             lambda value, args: recorded.at(args).iterate(value), value, problem.args
         )
@@ -70,7 +67,7 @@ class Unrolled(Adjoint):
         return end._replace(residual_norm=norm, error=error)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Control))
+_FIELDS = tuple(field.name for field in fields(Control))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -171,9 +171,8 @@ def _step(system: LinearSystem, carry: _Carry) -> _Carry:
     if lanczos is not None:
         lanczos = lanczos._replace(ratios=_written(space, lanczos.ratios, steps, ratio))
     p = space.axpy(ratio, p, z)
-    busy = (
-        busy & (norm_new > system.target) & (norm_new < space.xp.inf) & (length != 0.0)
-    )
+    busy = busy & (norm_new > system.target) & (norm_new < space.xp.inf)
+    busy = busy & (length != 0.0)
     along = square + ratio * ratio * along  # r is orthogonal to what p was
     return _Carry(x, r, p, rz_new, norm_new, along, busy, steps + 1, lanczos)
 
@@ -263,8 +262,8 @@ def _tridiagonal(space: Space, diagonal: Array, beside: Array) -> Array:
 def _combined(space: Space, weights: Array, past: Array) -> Array:
     """The Ritz vectors; those of a sample that is not finite are zero."""
     xp = space.xp
-    weights = weights if weights.dtype == past.dtype else xp.astype(weights, past.dtype)
     lead = space.batch_ndim + 1
-    rows = xp.matmul(weights, joined(past, past.ndim - lead))
+    columns = joined(past, past.ndim - lead)
+    rows = xp.matmul(space.cast(weights, past.dtype), columns)
     vectors = xp.reshape(rows, (*rows.shape[:lead], *past.shape[lead:]))
     return xp.where(xp.isfinite(vectors), vectors, xp.zeros_like(vectors))

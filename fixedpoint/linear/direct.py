@@ -40,9 +40,8 @@ def factorized(space: Space, matrix: Array, scales: Array) -> Factors:
     """The factors of `matrix` with its columns divided by `scales`."""
     xp = space.xp
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
-    matrix = xp.where(
-        finite[..., None, None], matrix / scales[..., None, :], space.zero
-    )
+    matrix = matrix / scales[..., None, :]
+    matrix = xp.where(finite[..., None, None], matrix, space.zero)
     left, values, right = space.backend.singular(*space.backend.stop((matrix,)))
     least = matrix.shape[-1] * space.precision * values[..., :1]
     values = xp.where(values > least, values, space.zero)
@@ -59,9 +58,8 @@ def column_norms(space: Space, matrix: Array) -> Array:
 def solved(space: Space, factors: Factors, rhs: Array) -> Array:
     """The least-squares solution J⁺b."""
     none = space.xp.zeros_like(rhs[..., :1])
-    return rotated_back(
-        space, factors, damped(space, factors, rotated(space, factors, rhs), none)
-    )
+    turned = damped(space, factors, rotated(space, factors, rhs), none)
+    return rotated_back(space, factors, turned)
 
 
 def rotated(space: Space, factors: Factors, rhs: Array) -> Array:
@@ -96,9 +94,8 @@ def _recorded(
     start = times(space, across, inverse * known)
     left = times(space, across, rhs - times(space, core, start)) - lam * start
     normal = xp.matmul(across, core) + lam[..., None] * unit
-    normal = xp.where(
-        kept[..., None], scale[..., None] * normal * scale[..., None, :], unit
-    )
+    normal = scale[..., None] * normal * scale[..., None, :]
+    normal = xp.where(kept[..., None], normal, unit)
     return start + scale * backend.solve(normal, scale * left)
 
 
@@ -171,9 +168,8 @@ class System(ABC):
         """Whether x accounts for any of b, equations in units of coefficients."""
         xp, space = self.space.xp, self.space
         weights = space.ratio(space.one, xp.maximum(self._terms, xp.abs(self.rhs)))
-        left, whole = (
-            xp.linalg.vector_norm(weights * u, axis=-1) for u in (self._left, self.rhs)
-        )
+        norm = xp.linalg.vector_norm
+        left, whole = (norm(weights * u, axis=-1) for u in (self._left, self.rhs))
         return left / whole <= _UNEXPLAINED
 
     @cached_property
@@ -197,12 +193,10 @@ class Dense(System):
 
     def __init__(self, space: Space, matrix: Array, rhs: Array) -> None:
         xp = space.xp
-        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(
-            xp.isfinite(rhs), axis=-1
-        )
-        matrix = xp.where(
-            finite[..., None, None], matrix, space.identity(rhs.shape[-1])
-        )
+        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))
+        finite = finite & xp.all(xp.isfinite(rhs), axis=-1)
+        self.unit = space.identity(rhs.shape[-1])
+        matrix = xp.where(finite[..., None, None], matrix, self.unit)
         self.space, self.finite, self.matrix = space, finite, matrix
         self.rhs = xp.where(finite[..., None], rhs, space.zero)
         self.scales = column_norms(space, matrix)
@@ -225,11 +219,8 @@ class Dense(System):
         if space.backend.known_all(trusted):
             return entries
         if space.backend.records:
-            # The derivative of what elimination makes of a singular matrix is not
-            # finite.
-            sound = xp.where(
-                trusted[..., None, None], self.scaled, space.identity(rhs.shape[-1])
-            )
+            # The derivative of a solution with a singular matrix is not finite.
+            sound = xp.where(trusted[..., None, None], self.scaled, self.unit)
             entries = space.backend.solve(sound, b) / self.scales
         least = solved(space, factorized(space, self.matrix, self.scales), rhs)
         return xp.where(trusted[..., None], entries, least)
@@ -299,9 +290,8 @@ class Sparse(System):
     def row_maxima(self, sizes: Array) -> Array:
         """The largest |aᵢⱼ| sizeⱼ of each row."""
         columns = self.space.backend.numpy(sizes)[None, :]
-        return as_coefficients(
-            self.space, _largest(abs(self.matrix).multiply(columns).tocsr(), axis=1)
-        )
+        terms = abs(self.matrix).multiply(columns).tocsr()
+        return as_coefficients(self.space, _largest(terms, axis=1))
 
     def dense(self) -> Array:
         """A as an array."""

@@ -257,9 +257,8 @@ def unit_step(space: Space, length: Array, size: Array) -> Array:
 def input_sizes(x: Any, gradients: LocalGradients) -> tuple[Space, Array, Array]:
     """The space of an input, its length, and that of the terms of its gradient."""
     backend = backend_of_state(x, "x")
-    at, terms = (
-        tuple(backend.flatten(container)[0]) for container in (x, gradients.input_terms)
-    )
+    at = tuple(backend.flatten(x)[0])
+    terms = tuple(backend.flatten(gradients.input_terms)[0])
     # ℓ has the axes of the batch.
     space = Space.of(backend, at, gradients.objective.ndim)
     length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])

@@ -193,13 +193,8 @@ class Project(Wrapper):
     def evaluate(self, state: Any, *args: Any) -> Evaluation:
         """One evaluation of T."""
         image, residual, terms = self.operator.evaluate(state, *args)
-        residual = self.undamped(state, residual)
-        return Evaluation(self.project(image), residual, terms)
-
-    def undamped(self, state: Any, residual: Any) -> Any:
-        """The residual Π(z + r) − z."""
         whole = self.project(leafwise(add, state, residual))
-        return leafwise(sub, whole, state)
+        return Evaluation(self.project(image), leafwise(sub, whole, state), terms)
 
 
 @dataclass(frozen=True)

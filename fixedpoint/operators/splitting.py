@@ -50,19 +50,17 @@ class SoftThreshold:
         """The proximal operator at `v`, α a number, or a container like `v` of arrays
         that broadcast against its leaves.
         """
+
+        def shrunk(leaf: Array, a: Any = alpha) -> Array:
+            bound = a * self.threshold
+            return leaf - _namespace(leaf).clip(leaf, -bound, bound)
+
         number = isinstance(alpha, (int, float))
-        alphas = leafwise(lambda _: alpha, v) if number else alpha
-        return leafwise(
-            lambda leaf, a: leaf - _clipped(leaf, a * self.threshold), v, alphas
-        )
+        return leafwise(shrunk, v) if number else leafwise(shrunk, v, alpha)
 
 
 def _namespace(array: Array) -> Any:
     return backend_of((array,), ("the argument",)).namespace(array)
-
-
-def _clipped(v: Array, bound: Any) -> Array:
-    return _namespace(v).clip(v, -bound, bound)
 
 
 @dataclass(frozen=True)
