@@ -113,8 +113,7 @@ class ImplicitAdjoint(LinearAdjoint):
         a solution are says nothing of their units.
         """
         space, backend, end = system.space, system.space.backend, self._solved(system)
-        left, sizes, products = system.equations(end.value)
-        uneven = system.is_uneven(left, sizes, self._share(system))
+        uneven, _, products = system.equations(end.value, self._rtol(system))
         end = end._replace(work=end.work.plus(Work(f=products)), state=None)
 
         def eliminated(tried: _Tried) -> _Tried:
@@ -141,10 +140,10 @@ class ImplicitAdjoint(LinearAdjoint):
             is_better = (found.status == int(Status.CONVERGED)) | (tried.times == 0)
             renewed = tried.uneven & is_better
             end = _renewed(space, renewed, tried.end, found._replace(value=value))
-            left, sizes, products = system.equations(end.value)
+            uneven, sizes, products = system.equations(end.value, self._rtol(system))
             end = end._replace(work=end.work.plus(Work(f=products)))
-            uneven = tried.uneven & system.is_uneven(left, sizes, self._share(system))
-            return _Tried(uneven, end, tried.times + 1, system.scales(sizes))
+            uneven, scales = tried.uneven & uneven, system.scales(sizes)
+            return _Tried(uneven, end, tried.times + 1, scales)
 
         def goes_on(tried: _Tried) -> Any:
             return (tried.times < 2) & backend.any(tried.uneven)
@@ -154,10 +153,6 @@ class ImplicitAdjoint(LinearAdjoint):
         first = _Tried(start.status == start.status, start, 0, Scales(none, none))
         last: _Tried = backend.while_loop(goes_on, again, first, 2)
         return last.end
-
-    def _share(self, system: AdjointSystem) -> float:
-        """What an equation may leave of its largest term."""
-        return 10.0 * self._rtol(system)
 
     def _rtol(self, system: AdjointSystem) -> float:
         return system.rtol if self.rtol is None else self.rtol

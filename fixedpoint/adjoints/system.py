@@ -103,8 +103,9 @@ class AdjointSystem:
             precondition=inverse and (lambda w: times(columns, inverse(over(w, rows)))),
         )
 
-    def equations(self, u: Vec) -> tuple[Vec, Vec, int]:
-        """What u leaves of each equation, the size of its terms, and products taken.
+    def equations(self, u: Vec, rtol: float) -> tuple[Array, Vec, int]:
+        """Whether u leaves of an equation more than ten times `rtol` of its terms, by
+        sample; the size of these terms, and products taken.
 
         The terms of a root's equation may cancel: they are as large as the products
         with either half of u.
@@ -117,12 +118,9 @@ class AdjointSystem:
         if not self.is_root:
             left, terms = space.subtract(left, u), [*terms, u]
         sizes = [reduce(xp.maximum, map(xp.abs, of)) for of in zip(*terms, strict=True)]
-        return left, tuple(sizes), len(images)
-
-    def is_uneven(self, left: Vec, sizes: Vec, share: float) -> Array:
-        """Whether an equation leaves more than a share of its terms."""
-        xp, pairs = self.space.xp, zip(left, sizes, strict=True)
-        return ~self.space.every([xp.abs(rest) <= share * most for rest, most in pairs])
+        share, pairs = 10.0 * rtol, zip(left, sizes, strict=True)
+        holds = space.every([xp.abs(rest) <= share * most for rest, most in pairs])
+        return ~holds, tuple(sizes), len(images)
 
     def scales(self, sizes: Vec) -> Scales:
         """What makes equations and entries comparable, by the size of an equation's

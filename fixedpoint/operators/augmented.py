@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fixedpoint.adapters import backend_of_state
 from fixedpoint.backend import Array, Pullback
 from fixedpoint.checks import check_callable, check_positive
-from fixedpoint.operators.base import Evaluation, Joint, Map, Operator, leafwise
+from fixedpoint.operators.base import Evaluation, Joint, Operator, leafwise
 from fixedpoint.operators.regularizers import Regularizer, prox_of
 from fixedpoint.space import Space
 
@@ -156,30 +156,24 @@ def _sizes(a: Any, b: Any) -> Any:
     return total if total.dtype == a.dtype else total + 0.0 * a
 
 
-def _value(_: Any, gradients: LocalGradients) -> Any:
-    return gradients.value
-
-
-def _state_gradient(_: Any, gradients: LocalGradients) -> Any:
-    return gradients.state_gradient
-
-
-class StateMap(Map):
+@dataclass(frozen=True)
+class StateMap(Operator):
     """The block z ← f(z, x), read off a :class:`LocalGradients`."""
 
-    def __init__(self) -> None:
-        super().__init__(_value)
+    def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
+        """No evaluation: the value is there already."""
+        image = gradients.value
+        return Evaluation(image, leafwise(sub, image, state))
 
 
-class AdjointMap(Map):
+@dataclass(frozen=True)
+class AdjointMap(Operator):
     """The block μ ← (∂f/∂z)ᵀμ + ∂ℓ/∂z, read off a :class:`LocalGradients`."""
 
-    def __init__(self) -> None:
-        super().__init__(_state_gradient)
-
-    def evaluate(self, state: Any, *args: Any) -> Evaluation:
+    def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """No evaluation: the gradient is there already, and so are its terms."""
-        return super().evaluate(state, *args)._replace(terms=args[0].state_terms)
+        image = gradients.state_gradient
+        return Evaluation(image, leafwise(sub, image, state), gradients.state_terms)
 
 
 @dataclass(frozen=True)
