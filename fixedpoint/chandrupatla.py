@@ -168,11 +168,11 @@ class _Loop:
             status=status,
             steps=xp.zeros_like(status),
             step=0,
-            running=True,
+            running=self.run.backend.any(status == int(Status.RUNNING)),
             trace=blank(self.space, stop + 1) if control.record else None,
             latest=first[:2] if self.run.backend.is_traced(first) else None,
         )
-        return self.recorded(self.counted(search))
+        return self.recorded(search)
 
     def _begun(self, first: Bracket, found: Array, status: Array) -> Array:
         """The status where an end is a root, or no search can begin."""
@@ -185,12 +185,6 @@ class _Loop:
         status = marked(xp, status, undefined, Status.NON_FINITE)
         status = marked(xp, status, small, Status.CONVERGED)
         return marked(xp, status, ~sound, Status.NON_FINITE)
-
-    def counted(self, search: Search) -> Search:
-        """The search, and whether any entry still runs."""
-        return search._replace(
-            running=self.run.backend.any(search.status == int(Status.RUNNING))
-        )
 
     def turn(self, search: Search) -> Search:
         """One step of the entries that are unfinished."""
@@ -261,24 +255,20 @@ class _Loop:
         size = self.space.as_coefficient(self.xp.abs(f))
         norms = write(search.trace.residual_norm, index, size)
         work = self.space.full(0.0) + (2.0 + search.step)
-        return search._replace(
-            trace=Trace(norms, write(search.trace.evaluations, index, work))
-        )
+        evaluations = write(search.trace.evaluations, index, work)
+        return search._replace(trace=Trace(norms, evaluations))
 
     def observed(self, search: Search) -> Search:
-        """Heed the callback and the budget."""
-        xp, control = self.xp, self.run.control
+        """Heed the callback and the budget, and see whether any entry still runs."""
+        xp, control, status = self.xp, self.run.control, search.status
         if not control.is_plain:
             x, f, *_ = search.bracket.best_first(xp)
-            evaluations = 2 + search.step
-            for over, reason in control.ends(
-                self.deadline, search.step, (x,), xp.abs(f), evaluations
-            ):
-                ended = (search.status == int(Status.RUNNING)) & over
-                search = search._replace(
-                    status=marked(xp, search.status, ended, reason)
-                )
-        return self.counted(search)
+            now = search.step, (x,), xp.abs(f), 2 + search.step
+            for over, reason in control.ends(self.deadline, *now):
+                running = status == int(Status.RUNNING)
+                status = marked(xp, status, running & over, reason)
+        running = self.run.backend.any(status == int(Status.RUNNING))
+        return search._replace(status=status, running=running)
 
     def moves_first(self, step: Any) -> Array:
         """Whether it is the first end's turn to be moved outwards."""
