@@ -334,21 +334,22 @@ class Assessment:
         return carry, hidden | still & (norm > size)
 
     def _is_far(self, best: Best, point: Point, converged: Array) -> Array:
-        """The samples whose best iterate is elsewhere, with a residual hardly larger,
-        or far smaller than what they converge to.
+        """The samples whose best iterate is far smaller than what they converge to, or
+        of roots elsewhere, with a residual hardly larger.
         """
         space, norm = self.problem.space, point.residual_norm
-        alike = best.residual_norm <= norm / _FALLEN
-        grown = norm == 0.0
-        if not self.problem.is_root:
-            grown = point.magnitude > _FAR * self.first.magnitude
-        far = converged & (alike | grown)
+        if self.problem.is_root:
+            far = converged & ((best.residual_norm <= norm / _FALLEN) | (norm == 0.0))
+        else:
+            far = converged & (point.magnitude > _FAR * self.first.magnitude)
         if space.backend.known_none(far):
             return far
         moved = Difference(point.value, best.value)
         length, before, now = space.norms(moved, best.value, point.value)
-        elsewhere = alike & (length > _OTHER * now)
-        return far & (elsewhere | (before > 0.0) & (now > _FAR * before))
+        grown = (before > 0.0) & (now > _FAR * before)
+        if not self.problem.is_root:
+            return far & grown
+        return far & ((norm > 0.0) & (length > _OTHER * now) | grown)
 
     def _claim(
         self,
