@@ -90,7 +90,7 @@ def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 def _poison(space: Space, converged: Array, value: Vec) -> Vec:
     """The samples that failed times NaN: so are their derivatives."""
-    one = space.full(1.0)
+    one = space.xp.ones_like(converged, dtype=space.dtype)
     factor = space.xp.where(converged, one, space.xp.full_like(one, space.xp.nan))
     return space.scale(factor, value)
 

@@ -11,7 +11,7 @@ from fixedpoint.adjoints.base import Adjoint, Autodiff, LinearAdjoint
 from fixedpoint.backend import Vec
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
-from fixedpoint_jax import numpy_algebra, programs
+from fixedpoint_jax import meshes, numpy_algebra, programs
 from fixedpoint_jax.derivatives import no_tangent, tangent
 from fixedpoint_jax.maps import (
     CapturedTracerError,
@@ -26,7 +26,13 @@ class JaxAutodiff(Autodiff):
 
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, by the adjoint's rules in a trace or where f holds tracers."""
-        functions, backend = run.problem.functions, run.backend
+        functions, backend, args = run.problem.functions, run.backend, run.problem.args
+        if meshes.is_explicit((*value, *args)):
+            attach = lambda value, args: self.attach(adjoint, run.at(args), value)
+            ndim = run.problem.space.batch_ndim
+            solved: Any = lambda value, args: meshes.solved(ndim, value, args, attach)
+            traced = backend.is_traced((*value, *args))
+            return (jax.jit(solved) if traced else solved)(value, args)  # type: ignore[no-any-return]
         if not backend.is_traced((*value, *run.problem.args)):
             try:
                 known = run.with_functions(at=without_tracers(functions.at))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import fixedpoint as fp
 from fixedpoint_jax import MeshAxes
@@ -35,10 +35,11 @@ SOLVERS = {
 }
 
 
-def mesh(names: tuple[str, ...]) -> Mesh:
-    """All devices in a line or in a grid."""
-    devices = np.array(jax.devices())
-    return Mesh(devices.reshape((4, 2) if len(names) == 2 else -1), names)
+def mesh(names: tuple[str, ...], kind: str = "Auto") -> Mesh:
+    """All devices in a line or in a grid, with axes of a kind."""
+    shape = (4, 2) if len(names) == 2 else (8,)
+    types = (getattr(AxisType, kind),) * len(names)
+    return jax.make_mesh(shape, names, axis_types=types)
 
 
 def coupled(z: Any, a: Any) -> Any:
@@ -64,10 +65,15 @@ def count(compiled: Any, operation: str) -> int:
 
 
 def compiled(
-    name: str, names: Any, spec: Any, shape: Any, batch_ndim: int
+    name: str,
+    names: Any,
+    spec: Any,
+    shape: Any,
+    batch_ndim: int,
+    kind: str = "Auto",
 ) -> dict[str, Any]:
     """A solve under ``jit``, where the compiler spreads what is computed."""
-    place = NamedSharding(mesh(names), PartitionSpec(*spec))
+    place = NamedSharding(mesh(names, kind), PartitionSpec(*spec))
     a, z0 = (
         jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
     )
@@ -99,12 +105,9 @@ def compiled(
     }
 
 
-def eager(
-    name: str, names: Any, spec: Any, shape: Any, batch_ndim: int
-) -> dict[str, Any]:
+def eager(name: str, names: Any, spec: Any, shape: Any, kind: str) -> dict[str, Any]:
     """A solve outside of ``jit``."""
-    del batch_ndim
-    place = NamedSharding(mesh(names), PartitionSpec(*spec))
+    place = NamedSharding(mesh(names, kind), PartitionSpec(*spec))
     a, z0 = (
         jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
     )
@@ -188,8 +191,13 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in ("Picard", "Broyden", "NewtonKrylov"):
         yield f"jit-{name}", compiled(name, *SPECS[3], 0)
     yield "jit-Anderson-batch", compiled("Anderson", *SPECS[3], 1)
+    for place in SPECS[0], SPECS[3]:
+        case = f"explicit-Anderson-{'-'.join(map(str, place[1]))}"
+        yield case, compiled("Anderson", *place, 0, "Explicit")
+    yield "explicit-Broyden-batch", compiled("Broyden", *SPECS[3], 1, "Explicit")
     for name in ("Anderson", "NewtonKrylov"):
-        yield f"eager-{name}", eager(name, *SPECS[2], 0)
+        yield f"eager-{name}", eager(name, *SPECS[2], "Auto")
+    yield "eager-explicit", eager("Anderson", *SPECS[2], "Explicit")
     for name in ("Picard", "Broyden", "NewtonKrylov"):
         yield f"map-{name}-entries", manual(name, "entries", check=True)
     yield "map-Anderson-entries-unchecked", manual("Anderson", "entries", check=False)

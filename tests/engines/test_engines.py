@@ -42,7 +42,12 @@ SPECS = {
     "jit-Picard": ["x", None, "y"],
     "jit-Broyden": ["x", None, "y"],
     "jit-NewtonKrylov": ["x", None, "y"],
+    "explicit-Anderson-d": ["d", None],
+    "explicit-Anderson-x-None-y": ["x", None, "y"],
+    "explicit-Broyden-batch": ["x", None, "y"],
 }
+# Once in a program, where axes become automatic or explicit again.
+GATHERS = {case: 2 for case in SPECS if case.startswith("explicit")}
 # In the whole program, the questions that are seldom asked included; twice that on two
 # axes.
 REDUCTIONS = {
@@ -63,7 +68,7 @@ def test_states_on_eight_devices():
     found = results(str(HERE / "on_eight_devices.py"), XLA_FLAGS=flags)
     for case, spec in SPECS.items():
         check_compiled(case, found.pop(case), spec)
-    for case in ("eager-Anderson", "eager-NewtonKrylov"):
+    for case in ("eager-Anderson", "eager-NewtonKrylov", "eager-explicit"):
         result = found.pop(case)
         assert result["spec"] == ["x", "y"], case
         assert result["steps"][0] == result["steps"][1], case
@@ -77,8 +82,8 @@ def test_states_on_eight_devices():
 
 
 def check_compiled(case, result, spec):
-    """Nothing is gathered, and shardings are kept."""
-    assert result["gathers"] == 0, case
+    """Nothing is gathered in a loop, and shardings are kept."""
+    assert result["gathers"] <= GATHERS.get(case, 0), case
     assert result["reductions"] <= REDUCTIONS.get(case, 100), case
     assert result["spec"] == result["slope_spec"] == spec, case
     assert result["error"] < 1e-14, case
