@@ -91,10 +91,11 @@ class Assessment:
             return carry, None
         carry, wrong, collapsed = self._reviewed(carry, old, verdict)
         sound = verdict.satisfied & ~wrong | precise
-        carry, vague = self._unresolved(carry, old, best, carry.live(sound))
-        precise = precise & ~vague
-        ends[Status.STALLED] = stalled | vague
-        ends[Status.CONVERGED] = sound & ~vague
+        if not self.problem.space.backend.is_traced((sound,)):
+            carry, vague = self._unresolved(carry, old, best, carry.live(sound))
+            precise, sound = precise & ~vague, sound & ~vague
+            ends[Status.STALLED] = stalled | vague
+        ends[Status.CONVERGED] = sound
         ends[Status.COLLAPSED] = collapsed
         converged = carry.live(verdict.satisfied)
         carry = self._limited(carry, carry.live(precise & ~converged))
@@ -151,9 +152,11 @@ class Assessment:
         In a trace it is not asked.
         """
         space, best, point = self.problem.space, carry.best, carry.point
-        alike = better & ~satisfied
-        alike = alike & (point.residual_norm > _FALLEN * best.residual_norm)
-        if space.backend.is_traced((alike,)) or space.backend.known_none(alike):
+        if space.backend.is_traced((better,)):
+            return better
+        alike = point.residual_norm > _FALLEN * best.residual_norm
+        alike = alike & better & ~satisfied
+        if space.backend.known_none(alike):
             return better
         before, now = space.norms(best.value, point.value)
         return better & ~(alike & (before > 0.0) & (now > _FAR * before))
@@ -319,8 +322,6 @@ class Assessment:
         compiled.
         """
         space, point = self.problem.space, carry.point
-        if space.backend.is_traced((converged,)):
-            return carry, converged & ~converged
         far = self._is_far(best, point, converged)
         pairs = zip(point.value, old.value, strict=True)
         still = converged & space.every([a == b for a, b in pairs])
