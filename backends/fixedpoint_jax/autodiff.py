@@ -27,13 +27,13 @@ class JaxAutodiff(Autodiff):
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, by the adjoint's rules in a trace or where f holds tracers."""
         functions, backend, args = run.problem.functions, run.backend, run.problem.args
+        traced = backend.is_traced((*value, *args))
         if meshes.is_explicit((*value, *args)):
             attach = lambda value, args: self.attach(adjoint, run.at(args), value)
             ndim = run.problem.space.batch_ndim
             solved: Any = lambda value, args: meshes.solved(ndim, value, args, attach)
-            traced = backend.is_traced((*value, *args))
             return (jax.jit(solved) if traced else solved)(value, args)  # type: ignore[no-any-return]
-        if not backend.is_traced((*value, *run.problem.args)):
+        if not traced:
             try:
                 known = run.with_functions(at=without_tracers(functions.at))
                 return numpy_algebra.iterate(known, value)

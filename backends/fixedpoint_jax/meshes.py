@@ -79,10 +79,8 @@ def _put(leaf: Any, mesh: Any, spec: Any) -> Any:
 
 
 def _mesh(leaf: Any) -> Any:
-    """The mesh on which a leaf lies: of a tracer, what is known of it."""
-    if isinstance(leaf, jax.core.Tracer):
-        return getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
-    return getattr(getattr(leaf, "sharding", None), "mesh", None)
+    """The mesh on which a leaf lies, if that is known."""
+    return getattr(_sharding(leaf), "mesh", None)
 
 
 def _has_explicit_axes(leaf: Any) -> bool:
@@ -91,6 +89,11 @@ def _has_explicit_axes(leaf: Any) -> bool:
 
 def _spec(leaf: Any) -> Any:
     """How a leaf is spread; not at all if that is not known."""
-    holder = jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf
-    found = getattr(getattr(holder, "sharding", None), "spec", None)
+    found = getattr(_sharding(leaf), "spec", None)
     return _SPEC() if found is None else found
+
+
+def _sharding(leaf: Any) -> Any:
+    """That of an array, or of a tracer what its type says."""
+    holder = jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf
+    return getattr(holder, "sharding", None)

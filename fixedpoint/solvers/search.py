@@ -37,6 +37,7 @@ class Descent(NamedTuple):
     direction: Vec  # the step d
     merit: Array  # the level of the residual at the old point
     slope: Array  # the rate at which half its square should fall along d, over it
+    # Of a residual, and the simplified correction; by default its norm.
     level: Callable[[Vec], tuple[Array, Array]] | None = None
     sufficient: float = 1e-4  # the share of the expected decrease that is asked for
 
