@@ -216,14 +216,16 @@ class Dense(System):
         left = xp.max(xp.abs(times(space, self.scaled, entries) - b), axis=-1)
         trusted = left <= _TRUST * xp.max(xp.abs(b), axis=-1)
         entries = entries / self.scales
-        if space.backend.known_all(trusted):
-            return entries
-        if space.backend.records:
+        if space.backend.records and not space.backend.known_all(trusted):
             # The derivative of a solution with a singular matrix is not finite.
             sound = xp.where(trusted[..., None, None], self.scaled, self.unit)
             entries = space.backend.solve(sound, b) / self.scales
-        least = solved(space, factorized(space, self.matrix, self.scales), rhs)
-        return xp.where(trusted[..., None], entries, least)
+        least = lambda: (self._least_squares(rhs),)
+        return space.backend.replaced_where((entries,), ~trusted, least)[0]
+
+    def _least_squares(self, rhs: Array) -> Array:
+        """The least-squares solution."""
+        return solved(self.space, factorized(self.space, self.matrix, self.scales), rhs)
 
     def eliminated(self, rhs: Array) -> Array:
         """The solution by elimination, not finite where the matrix is singular."""
