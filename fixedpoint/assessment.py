@@ -397,18 +397,21 @@ class Assessment:
         nothing = xp.zeros_like(mask, dtype=dtype), xp.zeros_like(mask, dtype=integer)
 
         spent: list[Any] = []
+        traced = backend.is_traced((mask,))
 
         def answer() -> tuple[Array, ...]:
             holds, evaluations = question()
-            spent.append(evaluations)
+            if not traced:  # a symbol must not outlive its trace
+                spent.append(evaluations)
             return holds, nothing[1] + evaluations
 
         found = backend.replaced_where(nothing, mask, answer, evaluates=True)
         if found is nothing:
             return carry, found[0]
-        most = spent[0]
-        if backend.is_traced((mask,)):
+        if traced:
             most = xp.max(found[1]) if math.prod(mask.shape) else 0
+        else:
+            most = spent[0]
         work = Work(f=most)
         return carry._replace(work=carry.work.plus(work)), found[0]
 

@@ -46,6 +46,7 @@ class JaxAutodiff(Autodiff):
 
     def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, its derivative that of a linear system."""
+        args, run = run.problem.args, run.at(())  # the rules outlive a trace
 
         @jax.custom_jvp
         def solved(value: Vec, args: Vec) -> Iteration:
@@ -59,4 +60,4 @@ class JaxAutodiff(Autodiff):
             u = tangent(adjoint, run.at(primals[1]), end, tangents[1])
             return end, jax.tree.map(no_tangent, end)._replace(value=u)
 
-        return solved(value, run.problem.args)
+        return solved(value, args)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
 from fixedpoint.backend import Vec
 from fixedpoint.evaluator import Evaluated
@@ -52,7 +52,7 @@ def is_staged(leaf: Any) -> bool:
     """
     while _is_tracer(leaf):
         inner = getattr(leaf, "primal", getattr(leaf, "val", None))
-        if inner is None:
+        if inner is None or isinstance(inner, Var):
             return True
         leaf = inner
     return False
@@ -68,9 +68,10 @@ def hoisted(run: Run, value: Vec) -> tuple[Run, Vec]:
     whole = lambda value, args: functions.at(args)(value)
     closed, shape, value = _traced(whole, value, problem.args)
     structure, count = jax.tree.structure(shape), len(closed.consts)
+    jaxpr = closed.jaxpr  # what is kept must not hold what was captured
 
     def mapped(rest: Vec, value: Vec) -> Evaluated:
-        function = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, rest[:count]))
+        function = jaxpr_as_fun(ClosedJaxpr(jaxpr, rest[:count]))
         outputs: Evaluated = jax.tree.unflatten(
             structure, function(*value, *rest[count:])
         )
@@ -80,7 +81,7 @@ def hoisted(run: Run, value: Vec) -> tuple[Run, Vec]:
         functions.of_part(slice(count, None)),
         at=lambda rest: partial(mapped, rest),
         image=lambda value, rest: mapped(rest, value)[0],
-        program=(closed.jaxpr, structure),
+        program=(jaxpr, structure),
     )
     problem = dataclasses.replace(
         problem,

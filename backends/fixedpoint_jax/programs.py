@@ -36,7 +36,8 @@ def attach(adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
     if key is None:
         return adjoint.attach(run, value)
     if key not in _programs:
-        program = jax.jit(lambda value, args: adjoint.attach(run.at(args), value))
+        bare = run.at(())  # arguments are not kept with a program
+        program = jax.jit(lambda value, args: adjoint.attach(bare.at(args), value))
         _programs[key] = program, run.problem.functions.program
     _programs.move_to_end(key)
     if len(_programs) > _KEPT:
