@@ -27,6 +27,9 @@ _GMRES = NewtonKrylov(
     linear=GMRES(restart=50, max_steps=500), forcing=1e-3, line_search=False
 )
 
+# Up to so many unknowns, a product for each costs no more than an iterative solve.
+_MATRIX = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImplicitAdjoint(LinearAdjoint):
@@ -46,8 +49,10 @@ class ImplicitAdjoint(LinearAdjoint):
     Parameters
     ----------
     solver : Solver or str, optional
-        How to solve the adjoint system, by default ``Anderson(memory=10)``; for roots,
-        and with a preconditioner, :class:`NewtonKrylov`, one step of which is GMRES.
+        How to solve the adjoint system. By default, up to sixteen unknowns (and
+        `max_steps`), by elimination, or by least squares where its matrix is singular;
+        else ``Anderson(memory=10)``, or for roots, and with a preconditioner,
+        :class:`NewtonKrylov`, one step of which is GMRES.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
         − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
@@ -100,11 +105,20 @@ class ImplicitAdjoint(LinearAdjoint):
 
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution, as accurate as the tolerance asks."""
+        if self._eliminates(system):
+            return system.eliminated()
         if system.units is None:
             return self._solved(system)
         small = system.is_root and system.space.dimension <= ENTRIES
         end = self._confirmed(system) if small else self._solved_in_units(system)
         return end._replace(state=Memory(self._method(system), ()))
+
+    def _eliminates(self, system: AdjointSystem) -> bool:
+        """Whether the system is small, and nothing says how to solve it."""
+        told = self.solver, system.start, system.precondition
+        size = system.space.real_size
+        is_small = size <= min(_MATRIX, self.max_steps)
+        return is_small and all(part is None for part in told)
 
     def _confirmed(self, system: AdjointSystem) -> Iteration:
         """The solution, by elimination where an equation does not hold.

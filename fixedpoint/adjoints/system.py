@@ -132,13 +132,13 @@ class AdjointSystem:
         return Scales(_reciprocals(self.space, sizes) if self.is_root else units, units)
 
     def eliminated(self) -> Iteration:
-        """The solution by elimination, with one correction, which is its error."""
+        """The solution with a matrix, and one correction, which is its error."""
         space, norm = self.space, self.space.xp.linalg.vector_norm
         column = lambda unit: space.ravel(self.operator(space.unravel(unit)))
         matrix = space.backend.mapped(column, space.identity(space.real_size))
         dense = Dense(space, matrix, space.ravel(self.rhs))
-        first = dense.eliminated(dense.rhs)
-        more = dense.eliminated(dense.rhs - dense.times(first))
+        first = dense.solved(dense.rhs)
+        more = dense.solved(dense.rhs - dense.times(first))
         u = first + more
         end = self.unfinished(space.unravel(u), space.real_size)
         sound = dense.finite & dense.accounts_for(u, dense.rhs)

@@ -244,7 +244,7 @@ def test_settings_are_checked(make, name):
 
 
 def test_the_report_of_the_backward_solve():
-    _, sol = torch_gradient(fp.ImplicitAdjoint(rtol=1e-10))
+    _, sol = torch_gradient(fp.ImplicitAdjoint(solver="anderson", rtol=1e-10))
     report = sol.backward
     assert report.status.tolist() == [1, 1, 1]
     close(report.value.numpy(), EXACT, 1e-8)
@@ -254,6 +254,14 @@ def test_the_report_of_the_backward_solve():
         report.residual_norm.numpy(), norms, rtol=1e-3, atol=1e-14
     )
     assert report.products == int(report.steps.max()) + 1
+
+
+def test_a_small_adjoint_takes_a_product_for_each_unknown():
+    _, sol = torch_gradient(fp.ImplicitAdjoint())
+    assert sol.backward.products == 6
+    close(sol.backward.value.numpy(), EXACT, 1e-13)
+    _, sol = torch_gradient(fp.ImplicitAdjoint(max_steps=5, on_failure="return"))
+    assert sol.backward.products == 6  # five steps of Anderson's method, from v
 
 
 def test_the_report_by_a_callback(gradient):

@@ -219,9 +219,12 @@ def test_derivatives_up_to_the_third(library, torch_modes, jax_modes, kind):
 
 
 def test_derivatives_with_nothing_but_tolerances_set(library):
-    """The solver and the adjoint that nobody chose."""
-    for seed in range(5) if library is TORCH else [0]:
-        known = known_map(seed, radius=0.999, size=5, leaves=3)
+    """The solver and the adjoint that nobody chose: one with a matrix, up to sixteen
+    unknowns.
+    """
+    for seed in range(6) if library is TORCH else [0]:
+        size = 5 if seed % 2 else 18
+        known = known_map(seed, radius=0.999, size=size, leaves=3)
         check(library, "rrr" if library is TORCH else "r", known, is_default=True)
 
 
@@ -658,6 +661,23 @@ def test_a_singular_derivative_is_told(problem, solver):
     assert torch.autograd.grad(value.sum(), b)[0].isnan().any()
 
 
+@pytest.mark.parametrize("mode", ["jacrev", "jacfwd"])
+def test_a_small_system_is_solved_though_its_matrix_is_singular(library, mode):
+    """Two of three equations are the same, and so are the unknowns that they hold: of
+    all derivatives that satisfy them, the shortest one.
+    """
+    ones = library.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
+
+    def solution(t):
+        right = t * library.array([1.0, 1.0, 3.0])
+        start = library.array([1.0, 1.0, 3.0 / 2.0])
+        return fp.root(lambda x, right: ones @ x - right, start, (right,)).value
+
+    derivative = library.compiled(getattr(library.calculus, mode)(solution))
+    found = derivative(library.array(2.0))
+    assert_close(library.numpy(found), [0.5, 0.5, 1.5])
+
+
 # Torch alone: graphs.
 
 
@@ -724,11 +744,12 @@ def test_memory_of_the_backward_pass_does_not_grow_with_the_steps():
 
 @pytest.mark.parametrize("mode", ["jacrev", "jacfwd"])
 @pytest.mark.parametrize("is_root", [False, True])
-def test_first_derivatives_in_mixed_units(library, is_root, mode):
+@pytest.mark.parametrize("size", [4, 20])
+def test_first_derivatives_in_mixed_units(library, size, is_root, mode):
     """Each entry of the state in a unit of its own; equations go with them."""
     if library is JAX and mode == "jacfwd":
         pytest.skip("compiled for its reverse mode alone, which has more to go wrong")
-    known = known_map(5, radius=0.7, size=4, is_root=is_root)
+    known = known_map(5, radius=0.7, size=size, is_root=is_root)
     solve = fp.root if is_root else fp.fixed_point
 
     def solution(t, units):
@@ -738,23 +759,27 @@ def test_first_derivatives_in_mixed_units(library, is_root, mode):
 
     derivative = library.compiled(getattr(library.calculus, mode)(solution))
     for apart in (3, 6, 8, 11):
-        units = library.array(10.0 ** (apart * np.array([1.0, -1.0, 0.0, 0.5])))
+        exponents = np.tile([1.0, -1.0, 0.0, 0.5], size // 4)
+        units = library.array(10.0 ** (apart * exponents))
         found = derivative(library.zeros(known), units)
         assert_close(library.numpy(found), known.derivative(1), 1e-6)
 
 
 @pytest.mark.parametrize("modes", ["r", "f", "rr", "fr"])
 @pytest.mark.parametrize("which", ["equations", "unknowns", "both"])
-def test_derivatives_of_roots_whose_equations_have_units_of_their_own(modes, which):
+@pytest.mark.parametrize("size", [4, 18])
+def test_derivatives_of_roots_whose_equations_have_units_of_their_own(
+    modes, which, size
+):
     """Seen in one norm, equations in small units are none; those of a tangent are the
     root's own, and those of a cotangent are in one over the units of the unknowns.
     """
-    known = known_map(5, radius=0.7, size=4, is_root=True)
+    known = known_map(5, radius=0.7, size=size, is_root=True)
     for apart in (3, 6, 8):
         rng = np.random.default_rng(apart)
-        units, rows = torch.asarray(10.0 ** rng.uniform(-apart, apart, (2, 4)))
-        units = torch.ones(4) if which == "equations" else units
-        rows = torch.ones(4) if which == "unknowns" else rows
+        units, rows = torch.asarray(10.0 ** rng.uniform(-apart, apart, (2, size)))
+        units = torch.ones(size) if which == "equations" else units
+        rows = torch.ones(size) if which == "unknowns" else rows
 
         def derivative(t, units=units, rows=rows):
             scaled = lambda z, *args: rows * known(z / units, *args)
