@@ -131,7 +131,8 @@ def default_solver(
     ..      more         :class:`Anderson`; :class:`NewtonKrylov`; :class:`Picard`
     ..      in a trace   :class:`Anderson`, then with damping
     root    up to 64     :class:`Newton` with a line search, then with bounded steps
-                         instead; :class:`LevenbergMarquardt`; :class:`Broyden`
+                         instead; not in a trace: :class:`LevenbergMarquardt`;
+    ..                   :class:`Broyden`
     ..      up to 2000   :class:`NewtonKrylov` with bounded steps; :class:`Newton`
                          with bounded steps, then with a line search
     ..      more         :class:`NewtonKrylov` with bounded steps, then with a line
@@ -155,9 +156,10 @@ def default_solver(
 
     In a JAX trace every method is compiled, whether it is needed or not, and those of
     Newton's kind take several times as long to compile as all others. There fixed
-    points are sought by Anderson's method alone, and then again with a damping of 0.1.
-    If others are needed, as for maps that are far from contracting, name the whole
-    sequence: ``solver=default_solver(size, is_root=False)``.
+    points are sought by Anderson's method alone, and then again with a damping of 0.1;
+    roots of few unknowns by Newton's alone. If others are needed, as for maps that are
+    far from contracting, name the whole sequence:
+    ``solver=default_solver(size, is_root=False)``.
 
     Parameters
     ----------
@@ -185,7 +187,16 @@ def default_solver(
     large = (size > _SMALL) + (size > _DENSE)
     if is_compiled and not (is_root or has_jacobian):
         return _IN_TRACES
-    return _sequence(large, is_root, has_jacobian, is_batch)
+    sequence = _sequence(large, is_root, has_jacobian, is_batch)
+    if is_compiled and not (large or has_jacobian):
+        return _of_newton(sequence)
+    return sequence
+
+
+@cache
+def _of_newton(sequence: Solver) -> Solver:
+    """Newton's methods alone, of a sequence."""
+    return Fallback([rung for rung in sequence.sequence if isinstance(rung, Newton)])
 
 
 @cache
