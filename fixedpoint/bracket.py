@@ -17,7 +17,7 @@ from fixedpoint.checks import check_bound, check_bounds, check_count, check_func
 from fixedpoint.control import Budget, Control, check_callback
 from fixedpoint.failure import Policy, check_policy
 from fixedpoint.operators.base import Map, Operator
-from fixedpoint.problem import RootProblem
+from fixedpoint.root_problem import RootProblem
 from fixedpoint.solution import Solution
 from fixedpoint.space import Space
 from fixedpoint.tolerance import Tolerance

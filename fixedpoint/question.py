@@ -17,7 +17,8 @@ from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
 from fixedpoint.failure import Policy, check_policy, shorten
 from fixedpoint.operators.base import Map, check_blocks
-from fixedpoint.problem import Problem, RootProblem
+from fixedpoint.problem import Problem
+from fixedpoint.root_problem import RootProblem
 from fixedpoint.run import SolverRun
 from fixedpoint.solvers import Solver, as_solver, default_solver
 from fixedpoint.space import Space

@@ -16,7 +16,8 @@ from fixedpoint.failure import Policy, check_policy
 from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.linear import GMRES
-from fixedpoint.problem import Problem, RootProblem
+from fixedpoint.problem import Problem
+from fixedpoint.root_problem import RootProblem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space

@@ -278,7 +278,7 @@ class AugmentedDEQ:
         if space.batch_shape[0] == 0:  # no sample to try it with
             return False
         rows, xp = (0, 0) if space.batch_shape[0] == 1 else (0,), space.xp
-        taken = xp.asarray(rows, dtype=xp.int64, **space.place)
+        taken = xp.asarray(rows, dtype=xp.int32, **space.place)
         few = [leafwise(lambda a: xp.take(a, taken, axis=0), part) for part in (z, x)]
         try:
             image = tree.flatten(self.f(*_detached((*few, params))))[0]
