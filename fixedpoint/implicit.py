@@ -46,7 +46,8 @@ def implicit_vjp(
     args : tuple
         The arguments.
     is_root : bool, optional
-        Whether `value` is a root.
+        Whether `value` is a root, and the products are those of F. Nothing else tells:
+        with the wrong answer the result is wrong, without an error.
     batch_ndim : int, optional
         The first `batch_ndim` axes of every leaf of z index independent problems.
     adjoint : LinearAdjoint, optional

@@ -157,5 +157,5 @@ print(24.0 * amperes.detach() / (2e-8 * T**3 + 0.4))  # by hand
 
 # %%
 # For NumPy arrays :func:`~fixedpoint.implicit_vjp` forms them from products that you
-# write. :doc:`/jacobians` has sparse matrices and preconditioners,
-# :doc:`/finding_roots` the rest.
+# write; that it is a root they know by ``is_root=True`` alone. :doc:`/jacobians` has
+# sparse matrices and preconditioners, :doc:`/finding_roots` the rest.
