@@ -11,6 +11,7 @@ from typing import Any
 
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_callable, check_count, check_positive, check_takes
+from fixedpoint.keywords import by_name
 from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver
 
@@ -18,6 +19,7 @@ from fixedpoint.solvers.base import Solver
 _STEPS = 1000
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What a solve may spend; it is checked between steps.
@@ -40,6 +42,7 @@ class Budget:
             check_positive("seconds", self.seconds, math.inf)
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Control:
     """How far an iteration may go, and who watches it: all that is the run's.

@@ -16,6 +16,7 @@ from fixedpoint.checks import check_callable, check_count, check_function, check
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
 from fixedpoint.failure import Policy, check_policy, shorten
+from fixedpoint.keywords import OF_CALLS, unexpected
 from fixedpoint.operators.base import Map, check_blocks
 from fixedpoint.problem import Problem
 from fixedpoint.root_problem import RootProblem
@@ -230,8 +231,7 @@ def with_fields(f: Any, control: Control | None, fields: Fields) -> tuple[Map, C
     of_map = {name: given.pop(name) for name in _MAP & given.keys()}
     of_control = {name: given.pop(name) for name in _CONTROL & given.keys()}
     for name in given:
-        here = f": here it is {_HERE[name]}" if name in _HERE else ""
-        raise TypeError(f"unexpected keyword argument {name!r}{here}")
+        raise TypeError(unexpected(name, _MAP | _CONTROL | OF_CALLS))
     map_ = _with(f, of_map) if type(f) is Map else Map(f, **of_map)
     if control is None:
         return map_, Control(**of_control)
@@ -242,17 +242,6 @@ def _with(settings: Settings, given: dict[str, Any]) -> Settings:
     return replace(settings, **given) if given else settings
 
 
-# What other libraries call some of the keywords.
-_HERE = {
-    "fprime": "jacobian=",
-    "jac": "jacobian=",
-    "max_iter": "max_steps=",
-    "maxiter": "max_steps=",
-    "method": "solver=",
-    "throw": 'on_failure="return"',
-    "tol": "rtol= or atol=",
-    "xtol": "rtol=",
-}
 _MAP = {field.name for field in fields_of(Map)} - {"f"}
 _CONTROL = {field.name for field in fields_of(Control)}
 

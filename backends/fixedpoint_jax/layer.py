@@ -14,12 +14,14 @@ import fixedpoint as fp
 from fixedpoint.border import first_state, guessing
 from fixedpoint.checks import changed_settings, check_cell, checked_steps
 from fixedpoint.failure import Policy
+from fixedpoint.keywords import by_name
 from fixedpoint.question import check_layer, methods_of
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
 
 
+@by_name
 @dataclasses.dataclass(frozen=True, eq=False)
 class DEQ:
     """A deep equilibrium layer: z with z = cell(z, x), differentiated implicitly.

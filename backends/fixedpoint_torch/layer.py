@@ -15,6 +15,7 @@ from fixedpoint.adapters import type_name
 from fixedpoint.border import first_state, guessing
 from fixedpoint.checks import changed_settings, check_cell, checked_steps
 from fixedpoint.failure import Policy
+from fixedpoint.keywords import by_name
 from fixedpoint.question import check_layer, methods_of
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
@@ -50,6 +51,7 @@ class Statistics:
     backward: fp.BackwardReport | None
 
 
+@by_name
 class DEQ(torch.nn.Module):
     """A deep equilibrium layer: z with z = cell(z, x), differentiated implicitly.
 

@@ -15,6 +15,7 @@ from fixedpoint.control import Control, Memory
 from fixedpoint.failure import Policy, check_policy
 from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, Solve
+from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import Problem
 from fixedpoint.root_problem import RootProblem
@@ -32,6 +33,7 @@ _GMRES = NewtonKrylov(
 _MATRIX = 16
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class ImplicitAdjoint(LinearAdjoint):
     """Differentiate z* = f(z*, θ) by the implicit function theorem.

@@ -9,6 +9,7 @@ from fixedpoint.adjoints.system import AdjointSystem
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.iterate import Iteration
+from fixedpoint.keywords import by_name
 from fixedpoint.run import Run
 from fixedpoint.solvers import Solver
 
@@ -38,6 +39,7 @@ class _Terms(_OfMaps):
         check_positive("damping", self.damping, 2.0)
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class JacobianFree(_OfMaps, LinearAdjoint):
     """Differentiate one application of f at z*, as if z* on its right were a constant.
@@ -67,6 +69,7 @@ class JacobianFree(_OfMaps, LinearAdjoint):
         return system.unfinished(system.rhs, 0)
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class NeumannSeries(_Terms, LinearAdjoint):
     """Differentiate by the first terms of the Neumann series of (I − Jᵀ)⁻¹.
@@ -111,6 +114,7 @@ class NeumannSeries(_Terms, LinearAdjoint):
         return system.unfinished(u, self.steps - 1)
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class PhantomGradient(_Terms):
     """Differentiate a few damped steps from z*, held constant at their start.

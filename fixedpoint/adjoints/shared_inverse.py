@@ -14,6 +14,7 @@ from fixedpoint.carry import marked
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.control import Control, Memory
 from fixedpoint.iterate import Iteration, Solve
+from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES, LinearSystem
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Broyden, Solver
@@ -21,6 +22,7 @@ from fixedpoint.solvers.broyden import BroydenState
 from fixedpoint.tolerance import Tolerance
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class SharedInverse(LinearAdjoint):
     """Differentiate with the inverse that Broyden's method left behind (SHINE).

@@ -10,11 +10,13 @@ from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count
 from fixedpoint.control import Control
 from fixedpoint.iterate import Iteration
+from fixedpoint.keywords import by_name
 from fixedpoint.run import Run
 from fixedpoint.solution import Status
 from fixedpoint.space import Space
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Unrolled(Adjoint):
     """Differentiate what the solver did, step by step.

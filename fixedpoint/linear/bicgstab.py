@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
+from fixedpoint.keywords import by_name
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
 
@@ -39,6 +40,7 @@ class _Carry(NamedTuple):
     products: Any
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class BiCGStab(LinearSolver):
     """BiCGStab, preconditioned from the right.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec, joined
 from fixedpoint.checks import check_count
 from fixedpoint.columns import Columns
+from fixedpoint.keywords import by_name
 from fixedpoint.linear.bare_gradients import BareGradients
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.space import Space
@@ -50,6 +51,7 @@ class _Carry(NamedTuple):
     lanczos: _Lanczos | None
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class ConjugateGradient(LinearSolver):
     """Conjugate gradients, for Jacobians that are symmetric and positive or negative

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
 from fixedpoint.columns import Columns, products
+from fixedpoint.keywords import by_name
 from fixedpoint.linear.bare_cycle import DEEP, FALL, FALLEN, KEPT, TIGHT, BareCycle
 from fixedpoint.linear.base import LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.linear.leads import Corrections, Leads, is_led, leading, led_by
@@ -65,6 +66,7 @@ class _Image(NamedTuple):
     size: Array  # the length of the image
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class GMRES(LinearSolver):
     """Flexible GMRES, preconditioned from the right, restarted and augmented.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.columns import Columns, products, push_secant
+from fixedpoint.keywords import by_name
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -36,6 +37,7 @@ class AndersonState(NamedTuple):
     proposal: Vec  # the next iterate
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Anderson(Solver):
     """Anderson acceleration, with damping and a safeguard.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count
 from fixedpoint.columns import Columns, products
+from fixedpoint.keywords import by_name
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Status, Work
@@ -62,6 +63,7 @@ class BroydenState(NamedTuple):
         )
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Broyden(Solver):
     """Broyden's method in its inverse form, with limited memory and restarts.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array
 from fixedpoint.checks import check_positive
+from fixedpoint.keywords import by_name
 from fixedpoint.linear.direct import (
     Factors,
     column_norms,
@@ -52,6 +53,7 @@ class LevenbergMarquardtState(NamedTuple):
     weights: Array  # (batch, n), those of the equations, zero before the first step
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class LevenbergMarquardt(Solver):
     """The Levenberg-Marquardt method as a trust region, for small systems.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.keywords import by_name
 from fixedpoint.linear.direct import System
 from fixedpoint.matrix import Sparsity
 from fixedpoint.point import Point
@@ -38,6 +39,7 @@ class NewtonState(NamedTuple):
     short: Array  # steps in a row that the line search made short
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Newton(Solver):
     """Newton's method with the Jacobian as a matrix.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
+from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.point import Point
 from fixedpoint.problem import Linearization, Problem
@@ -33,6 +34,7 @@ class NewtonKrylovState(NamedTuple):
     escapes: Array  # points with a singular derivative that were left
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class NewtonKrylov(Solver):
     """Damped inexact Newton iteration, free of matrices.

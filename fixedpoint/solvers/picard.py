@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
+from fixedpoint.keywords import by_name
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
@@ -21,6 +22,7 @@ EXPLAINED = 0.9
 PARALLEL = 1e-3
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Picard(Solver):
     """Damped Picard iteration, z ← z + τ(f(z) − z).

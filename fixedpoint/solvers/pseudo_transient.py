@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.functions import Product
+from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
@@ -31,6 +32,7 @@ class PseudoTransientState(NamedTuple):
     linear: Any  # what the linear solver remembers
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class PseudoTransient(Solver):
     """Pseudo-transient continuation: Newton's method as the end of a flow.

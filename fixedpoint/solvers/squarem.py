@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
+from fixedpoint.keywords import by_name
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
@@ -32,6 +33,7 @@ class SquaremState(NamedTuple):
     doubts: Array  # cycles in a row after which the error seems small, but is not known
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class SQUAREM(Solver):
     """Squared extrapolation, scheme S3, made for the EM algorithm.

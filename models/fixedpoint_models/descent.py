@@ -15,6 +15,7 @@ from fixedpoint.adapters import backend_of
 from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.functions import Bridge
+from fixedpoint.keywords import by_name
 from fixedpoint.operators import (
     AdjointMap,
     Evaluation,
@@ -91,6 +92,7 @@ class Inputs:
         return tuple(tree.flatten(container)[0])
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Momentum(DescentRule):
     """Gradient steps with Nesterov's momentum: v ← βv + g, x ← x − α(g + βv).
@@ -140,6 +142,7 @@ class Momentum(DescentRule):
         return space.subtract(x, space.scale(self.step_size, ahead)), (velocity,)
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class BarzilaiBorwein(DescentRule):
     """Gradient steps x ← x − αg, α per sample from the last step s and y = Δg.
@@ -191,6 +194,7 @@ class BarzilaiBorwein(DescentRule):
         return moved, (x, gradient, space.scale(size, tuple(map(xp.ones_like, x))))
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class ConditionalGradient(DescentRule):
     """Steps toward the point of C that is best for the linearized loss, x ← x + γ(x̂ −
@@ -264,6 +268,7 @@ class DescentState(NamedTuple):
     memory: tuple[Vec, ...]
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class TrackedDescent(ObjectiveSolver):
     """Descent in the input, with state and adjoint tracked: a single loop.

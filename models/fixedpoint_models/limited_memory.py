@@ -13,6 +13,7 @@ import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.keywords import by_name
 from fixedpoint.operators import AdjointMap, InputStep, Joint, StateMap
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
@@ -100,6 +101,7 @@ class SearchState(NamedTuple):
     count: Any = 0
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class TrackedLBFGS(ObjectiveSolver):
     """L-BFGS in the input, with state and adjoint tracked: a single loop.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from array_api_compat import array_namespace
 
 import fixedpoint as fp
+from fixedpoint.keywords import by_name
 from fixedpoint.operators.base import leafwise
 from fixedpoint.solution import Work
 
@@ -38,6 +39,7 @@ class Method(Protocol):
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class JointIteration:
     """The joint fixed point as it was published: a baseline.

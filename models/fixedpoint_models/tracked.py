@@ -14,6 +14,7 @@ from fixedpoint import tree
 from fixedpoint.adapters import backend_of
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
+from fixedpoint.keywords import by_name
 from fixedpoint.operators import (
     AdjointMap,
     InputStep,
@@ -129,6 +130,7 @@ class Tracking(Sweeping):
         return self.told(xp, here, state, adjoint)
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class TrackedNewton(ObjectiveSolver):
     """Newton's method in the input, with state and adjoint tracked: a single loop.
