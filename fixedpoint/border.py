@@ -353,9 +353,27 @@ class MapOnLeaves:
 
         def at(value: Vec, arrays: Vec) -> Any:
             inverse = given(unpack(value), *self.arguments.unpack(arrays))
-            is_matrix = hasattr(inverse, "solve") or hasattr(inverse, "matvec")
-            if is_matrix or not callable(inverse):
+            if self._is_matrix_free(inverse):
                 return inverse
             return lambda v: pack(inverse(unpack(v)), value, "preconditioner")
 
         return at
+
+    def _is_matrix_free(self, inverse: Any) -> bool:
+        """Whether what a preconditioner returned has products of flat vectors, and is
+        not a function on containers.
+
+        Raises
+        ------
+        TypeError
+            If it is neither.
+        """
+        is_array = self.border.backend.is_array(inverse)  # Torch's have a solve, too
+        flat = hasattr(inverse, "solve") or hasattr(inverse, "matvec")
+        if is_array or not (flat or callable(inverse)):
+            raise TypeError(
+                "preconditioner must return a function v ↦ Pv, a linear operator or a "
+                f"factorization with a method solve, got {type_name(inverse)}: for the "
+                "matrix P of an approximate inverse return lambda v: P @ v"
+            )
+        return flat

@@ -72,7 +72,21 @@ def check_given(name: str, f: Any) -> None:
 def check_callable(name: str, value: Any) -> None:
     """Raise TypeError unless `value` can be called, or is None."""
     if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
+        got = type(value).__name__ if hasattr(value, "shape") else repr(value)
+        raise TypeError(f"{name} must be callable, got {got}")
+
+
+def check_preconditioner(given: Any) -> None:
+    """Raise TypeError unless `given` can be called for a preconditioner, or is None."""
+    is_operator = hasattr(given, "matvec") and hasattr(given, "shape")
+    is_matrix = hasattr(given, "shape") or hasattr(given, "solve")
+    if is_operator or (is_matrix and not callable(given)):
+        raise TypeError(
+            "preconditioner must be a function of z and args that returns v ↦ Pv, got "
+            f"{type(given).__name__}: for the same P everywhere write lambda *_: P, or "
+            "for a matrix lambda *_: lambda v: P @ v"
+        )
+    check_callable("preconditioner", given)
 
 
 def check_takes(name: str, function: Any, given: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.adjoints.system import AdjointSystem, Scales
 from fixedpoint.backend import Array
-from fixedpoint.checks import check_count
+from fixedpoint.checks import check_callable, check_count, check_preconditioner
 from fixedpoint.control import Control, Memory
 from fixedpoint.failure import Policy, check_policy
 from fixedpoint.functions import Functions
@@ -105,6 +105,8 @@ class ImplicitAdjoint(LinearAdjoint):
             object.__setattr__(self, "solver", as_solver(self.solver))
         check_count("max_steps", self.max_steps, 0)
         check_policy("on_failure", self.on_failure)
+        check_preconditioner(self.preconditioner)
+        check_callable("report", self.report)
 
     def solve(self, system: AdjointSystem) -> Iteration:
         """The solution, as accurate as the tolerance asks."""

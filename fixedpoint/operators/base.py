@@ -9,7 +9,12 @@ from operator import add, sub
 from typing import Any, NamedTuple
 
 from fixedpoint.adapters import backend_of_state
-from fixedpoint.checks import check_callable, check_given, check_positive
+from fixedpoint.checks import (
+    check_callable,
+    check_given,
+    check_positive,
+    check_preconditioner,
+)
 
 
 class Evaluation(NamedTuple):
@@ -135,8 +140,9 @@ class Map(Operator):
 
     def __post_init__(self) -> None:
         check_given("f", self.f)
-        for name in ("jvp", "preconditioner", "project"):
+        for name in ("jvp", "project"):
             check_callable(name, getattr(self, name))
+        check_preconditioner(self.preconditioner)
 
     @property
     def is_operator(self) -> bool:

@@ -1,0 +1,56 @@
+"""Bad input of which the language or an array library would say too little."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+import fixedpoint as fp
+
+
+@pytest.mark.parametrize(
+    ("inverse", "x0", "kind"),
+    [
+        (np.eye(3), np.ones(3), "numpy.ndarray"),
+        (scipy.sparse.eye_array(3).tocsr(), np.ones(3), "csr_array"),
+        (torch.eye(3), torch.ones(3), "torch.Tensor"),
+        (jnp.eye(3), jnp.ones(3), "jax.Array"),
+        (None, np.ones(3), "NoneType"),
+    ],
+)
+def test_a_preconditioner_returns_a_function(inverse, x0, kind):
+    says = rf"preconditioner must return a function v ↦ Pv.* got \S*{kind}: for the mat"
+    with pytest.raises(TypeError, match=says):
+        fp.root(
+            lambda x: x**3 - 8.0,
+            x0,
+            solver=fp.NewtonKrylov(),
+            preconditioner=lambda x: inverse,
+        )
+
+
+def test_the_preconditioner_of_an_adjoint_returns_a_function():
+    adjoint = fp.ImplicitAdjoint(preconditioner=lambda z, a: torch.eye(2))
+    a = torch.ones(2, requires_grad=True)
+    sol = fp.fixed_point(
+        lambda z, a: 0.5 * torch.cos(a * z), torch.ones(2), (a,), adjoint=adjoint
+    )
+    with pytest.raises(TypeError, match="preconditioner must return a function"):
+        sol.value.sum().backward()
+
+
+@pytest.mark.parametrize("make", [fp.Map, fp.ImplicitAdjoint])
+@pytest.mark.parametrize(
+    "inverse",
+    [
+        np.eye(3),
+        scipy.sparse.linalg.aslinearoperator(np.eye(3)),
+        scipy.sparse.linalg.splu(scipy.sparse.eye_array(3).tocsc()),
+    ],
+)
+def test_a_preconditioner_is_a_function(make, inverse):
+    name = type(inverse).__name__
+    says = f"preconditioner must be a function .*, got {name}: for the same P everywher"
+    with pytest.raises(TypeError, match=says):
+        make(*(np.cos,) * (make is fp.Map), preconditioner=inverse)
