@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ class Border:
         if new.shape != old.shape:
             raise ValueError(
                 f"{what} must keep the shape of {name}: expected {tuple(old.shape)}, "
-                f"got {tuple(new.shape)}"
+                f"got {tuple(new.shape)}{_not_square(what, new, old, name)}"
             )
         conforming = self.backend.conform(new, old)
         if conforming.dtype != old.dtype:
@@ -178,6 +179,17 @@ class Border:
                 f"{new.dtype}. Give the start the dtype that f computes in"
             )
         return conforming
+
+
+def _not_square(what: str, new: Array, old: Array, name: str) -> str:
+    """What to do where a root has another number of equations than of unknowns."""
+    if what != "F" or name != "x0" or math.prod(new.shape) == math.prod(old.shape):
+        return ""
+    return (
+        ". root() solves square systems, of as many equations as unknowns, not least "
+        "squares: for these find a root of Jᵀ F, the gradient of ‖F‖²/2, or use "
+        "scipy.optimize.least_squares"
+    )
 
 
 def _remedy(like: Any, what: str) -> str:
