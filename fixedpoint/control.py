@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fixedpoint.adapters import type_name
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_callable, check_count, check_positive, check_takes
 from fixedpoint.keywords import by_name
@@ -56,7 +57,7 @@ class Control:
         Evaluations or seconds that the solve may spend.
     callback : callable, optional
         ``callback(step, z, residual_norm)`` after each step; a true value ends the
-        solve. :class:`Progress` is one that draws a bar.
+        solve, of all samples. :class:`Progress` is one that draws a bar.
     record : bool, optional
         Keep the course of the residual in ``sol.trace``.
     batched_args : tuple of bool, optional
@@ -132,11 +133,31 @@ class Control:
     ) -> Iterator[tuple[Any, Status]]:
         """Whether to end after a step, for each reason that there may be."""
         if self.callback is not None:
-            yield bool(self.callback(step, value, norm)), Status.STOPPED
+            yield _is_true(self.callback(step, value, norm)), Status.STOPPED
         if self.budget is not None and self.budget.evaluations is not None:
             yield evaluations >= self.budget.evaluations, Status.OUT_OF_BUDGET
         if deadline is not None:
             yield time.monotonic() > deadline, Status.OUT_OF_BUDGET
+
+
+def _is_true(answer: Any) -> bool:
+    """What a callback says.
+
+    Raises
+    ------
+    TypeError
+        If it says something for each sample.
+    """
+    try:
+        return bool(answer)
+    except (TypeError, ValueError, RuntimeError):
+        shape = (
+            f" of the shape {tuple(answer.shape)}" if hasattr(answer, "shape") else ""
+        )
+        raise TypeError(
+            "callback must return one truth value, whether to end the whole solve, got "
+            f"{type_name(answer)}{shape}: say by .all() or .any() what is meant"
+        ) from None
 
 
 def check_callback(callback: Any) -> None:

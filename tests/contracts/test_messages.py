@@ -54,3 +54,37 @@ def test_a_preconditioner_is_a_function(make, inverse):
     says = f"preconditioner must be a function .*, got {name}: for the same P everywher"
     with pytest.raises(TypeError, match=says):
         make(*(np.cos,) * (make is fp.Map), preconditioner=inverse)
+
+
+@pytest.mark.parametrize("xp", [np, torch, jnp])
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_a_root_of_more_equations_than_unknowns(xp, lead):
+    def F(x):
+        return xp.concatenate([x, 2.0 * x[..., :2]], -1)
+
+    says = (
+        r"expected \(.*3,?\), got .* square systems.* scipy\.optimize\.least_squares$"
+    )
+    for solver in (None, fp.LevenbergMarquardt()):
+        with pytest.raises(ValueError, match=says):
+            fp.root(F, xp.ones((*lead, 3)), solver=solver, batch_ndim=len(lead))
+
+
+def test_a_root_whose_equations_are_laid_out_otherwise():
+    with pytest.raises(ValueError, match=r"expected \(3,\), got \(3, 1\)$"):
+        fp.root(lambda x: x[:, None], np.ones(3))
+    with pytest.raises(ValueError, match=r"expected \(3,\), got \(5,\)$"):
+        fp.fixed_point(lambda x: np.ones(5), np.ones(3))
+
+
+@pytest.mark.parametrize("xp", [np, torch, jnp])
+def test_a_callback_that_answers_for_each_sample(xp):
+    x0, callback = xp.ones((2, 1)), lambda step, x, norm: norm < 1e-3
+    F = lambda x: x**3 - 8.0
+    says = r"callback must return one truth value.* got \S+ of the shape \(2,"
+    with pytest.raises(TypeError, match=says):
+        fp.root(F, x0, batch_ndim=1, callback=callback)
+    with pytest.raises(TypeError, match=says):
+        fp.bracketed_root(F, 0.0 * x0, 5.0 * x0, callback=callback)
+    one = fp.root(F, x0[:1], batch_ndim=1, callback=callback, on_failure="return")
+    assert one.status == int(fp.Status.STOPPED)
