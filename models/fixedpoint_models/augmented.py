@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import fixedpoint as fp
 from fixedpoint import tree
@@ -22,8 +23,29 @@ from fixedpoint_models.limited_memory import TrackedLBFGS
 from fixedpoint_models.methods import Method, zeros_like
 from fixedpoint_models.tracked import TrackedNewton
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # Entries of an input for which a matrix of their square is cheap.
 _FEW_INPUTS = 128
+
+
+def _naming_none(method: Callable[P, R]) -> Callable[P, R]:
+    """A method whose errors say which of `params` and `y` are None: f and ℓ are the
+    user's, and what they read of None tells nobody so.
+    """
+
+    @wraps(method)
+    def noted(*args: P.args, **given: P.kwargs) -> R:
+        try:
+            return method(*args, **given)
+        except (AttributeError, TypeError) as error:
+            for name, reader in (("params", "f or loss reads"), ("y", "loss reads")):
+                if given.get(name, ()) is None:
+                    error.add_note(f"{name} is None: if {reader} it, give {name}=...")
+            raise
+
+    return noted
 
 
 @dataclass
@@ -169,6 +191,7 @@ class AugmentedDEQ:
             self.output,
         )
 
+    @_naming_none
     def iterate(
         self,
         z0: Any,
@@ -308,9 +331,9 @@ class AugmentedDEQ:
         z0, x0 : array or container of arrays
             Where to start; also where the equilibrium is solved for afresh at the end.
         params : array or container of arrays
-            The parameters of f and ℓ.
+            The parameters of f and ℓ, or None if they read none.
         y : array or container of arrays
-            The data of ℓ.
+            The data of ℓ, or None if it reads none.
         mu0 : like z0, optional
             The first adjoint. By default zero for the joint fixed point, and ∂ℓ/∂z
             elsewhere; :class:`TrackedNewton` makes its own.

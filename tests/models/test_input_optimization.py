@@ -769,3 +769,16 @@ def test_a_batch_of_none():
     sol = asked(ZERO[:0], ZERO[:0])
     assert sol.x.shape == (0, 2)
     assert sol.objective.shape == sol.joint.status.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["params", "y"])
+@pytest.mark.parametrize("method", [AugmentedDEQ.solve, AugmentedDEQ.iterate])
+def test_what_is_none_and_read_is_named(method, name):
+    model = AugmentedDEQ(
+        lambda z, x, w: w["w"] * z + x, lambda z, x, y, w: ((z - y) ** 2).sum(-1)
+    )
+    given = {"params": {"w": torch.tensor(0.5)}, "y": ZERO} | {name: None}
+    with pytest.raises(TypeError) as caught:
+        method(model, ZERO, ZERO, **given)
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"{name} is None: if ")
