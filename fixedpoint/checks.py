@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from numbers import Real
 from operator import index
+from types import ModuleType
 from typing import Any, TypeVar
 
 Choice = TypeVar("Choice")
@@ -64,9 +65,26 @@ def check_function(name: str, f: Any, args: Any) -> None:
 
 
 def check_given(name: str, f: Any) -> None:
-    """Raise TypeError unless `f` can be called."""
+    """Raise TypeError unless `f` can be called, and is no class in place of one of its
+    callable objects.
+    """
     if not callable(f):
-        raise TypeError(f"{name} must be callable, got {type(f).__name__}")
+        raise TypeError(f"{name} must be callable, got {_named(f)}")
+    if isinstance(f, type) and any("__call__" in vars(base) for base in f.__mro__):
+        raise TypeError(
+            f"{name} must be a function or a callable object, got the class "
+            f"{f.__name__}: give {f.__name__}(...)"
+        )
+
+
+def _named(f: Any) -> str:
+    """What something is that cannot be called, with what may tell it was not meant."""
+    if isinstance(f, ModuleType):
+        return f"the module {f.__name__}: give a function of it"
+    if isinstance(f, (tuple, list)):
+        kinds = ", ".join(type(entry).__name__ for entry in f)
+        return f"a {type(f).__name__} of {kinds or 'nothing'}"
+    return type(f).__name__
 
 
 def check_callable(name: str, value: Any) -> None:
@@ -135,12 +153,16 @@ def checked_steps(steps: Any) -> tuple[int, ...]:
 
 
 def check_cell(cell: Any) -> None:
-    """Raise TypeError if the cell of a layer is a class, of which none was made yet."""
+    """Raise TypeError unless the cell of a layer can be called, and if it is a class,
+    of which none was made yet.
+    """
     if isinstance(cell, type):
         name = cell.__name__
         raise TypeError(
             f"cell must be a function or a module, got the class {name}: give {name}()"
         )
+    if not callable(cell):
+        raise TypeError(f"cell must be a function or a module, got {_named(cell)}")
 
 
 def chosen(

@@ -227,9 +227,13 @@ def _flattened(layer: DEQ) -> tuple[Any, Any]:
 
 
 def _unflattened(static: Any, children: Any) -> DEQ:
+    """A layer as it was; in place of the cell there may be anything, as JAX puts it."""
     cell, settings = static
     (cell,) = children or (cell,)
-    return DEQ(cell, **dict(zip((*_SETTINGS, "start"), settings, strict=True)))
+    layer, names = object.__new__(DEQ), ("cell", *_SETTINGS, "start")
+    for name, value in zip(names, (cell, *settings), strict=True):
+        object.__setattr__(layer, name, value)
+    return layer
 
 
 jax.tree_util.register_pytree_with_keys(DEQ, _flattened, _unflattened)

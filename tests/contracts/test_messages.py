@@ -1,5 +1,6 @@
 """Bad input of which the language or an array library would say too little."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ import scipy.sparse
 import torch
 
 import fixedpoint as fp
+import fixedpoint_jax
+import fixedpoint_torch
 
 
 @pytest.mark.parametrize(
@@ -88,3 +91,48 @@ def test_a_callback_that_answers_for_each_sample(xp):
         fp.bracketed_root(F, 0.0 * x0, 5.0 * x0, callback=callback)
     one = fp.root(F, x0[:1], batch_ndim=1, callback=callback, on_failure="return")
     assert one.status == int(fp.Status.STOPPED)
+
+
+class Half:
+    def __call__(self, z, *x):
+        return 0.5 * z
+
+
+NOT_MEANT = [
+    (np.linalg, "the module numpy.linalg: give a function of it"),
+    ((Half(),), "a tuple of Half"),
+    ([Half(), 3], "a list of Half, int"),
+    ((), "a tuple of nothing"),
+    ("cos", "str"),
+]
+
+
+@pytest.mark.parametrize(("f", "got"), NOT_MEANT)
+def test_what_came_in_place_of_a_function(f, got):
+    for call in (fp.fixed_point, fp.root, fp.steps, fp.Map):
+        with pytest.raises(TypeError, match=f"^[fF] must be callable, got {got}$"):
+            call(f, *(1.0,) * (call is not fp.Map))
+    with pytest.raises(TypeError, match=f"^F must be callable, got {got}$"):
+        fp.bracketed_root(f, 0.0, 1.0)
+    for layer in (fixedpoint_torch.DEQ, fixedpoint_jax.DEQ):
+        says = f"^cell must be a function or a module, got {got}$"
+        with pytest.raises(TypeError, match=says):
+            layer(f)
+
+
+@pytest.mark.parametrize("kind", [Half, torch.nn.Linear])
+def test_a_class_in_place_of_its_object(kind):
+    says = f"got the class {kind.__name__}: give {kind.__name__}"
+    with pytest.raises(TypeError, match=says):
+        fp.fixed_point(kind, torch.ones(2))
+
+
+def test_a_class_may_be_a_function():
+    assert float(fp.fixed_point(np.float64, 1.0).value) == 1.0
+
+
+def test_jax_may_put_anything_in_place_of_a_cell():
+    layer = fixedpoint_jax.DEQ(jax.tree_util.Partial(lambda w, z, x: w * z, 0.5))
+    leaves, structure = jax.tree.flatten(layer, is_leaf=lambda part: part is layer.cell)
+    assert jax.tree.unflatten(structure, [None] * len(leaves)).cell is None
+    assert jax.tree.map(lambda w: 2.0 * w, layer).cell.args == (1.0,)
