@@ -12,7 +12,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import blank, marked, shortened
 from fixedpoint.failure import Policy
 from fixedpoint.functions import Mapped
-from fixedpoint.interval import Bracket, Ends, chosen, ratio
+from fixedpoint.interval import Bracket, Ends, chosen, least, ratio
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import Status, Trace, Work
@@ -20,8 +20,8 @@ from fixedpoint.space import Space
 
 # Halving the interval brings a root near zero closer by one binary digit a step, and
 # never there. A bracket that has not become narrow after this many steps is therefore
-# cut at zero, and from then on every other time halved on a logarithmic scale, which
-# takes ten steps from 1 to 1e-300.
+# cut at zero, and from then on halved on a logarithmic scale as long as one end is more
+# than four times the other: eleven times at most, and ten from 1 to 1e-300.
 _PLAIN_STEPS = 8
 
 # An end that is moved outwards goes so many times as far, and the next time so many
@@ -53,7 +53,10 @@ class Search(NamedTuple):
     # Whether there is a bracket. A compiler that evaluates F twice may find it zero
     # only once: what was found is kept.
     found: Array
-    reference: Array  # the mean of |F| at the ends of the last bracket that was wide
+    # The mean of |F| at the ends of the last bracket that was wide; if it was infinite
+    # in all of these, that of the first where it is not, and infinite so long. Zero
+    # where no bracket was wide.
+    reference: Array
     # Where a bracket is sought: how many times farther than the last one the next end
     # is tried.
     reach: Array
@@ -107,7 +110,8 @@ def _iteration(space: Space, end: Search) -> Iteration:
     """What is reported of a search."""
     xp = space.xp
     x, f, *_ = end.bracket.best_first(xp)
-    width = xp.where(f == 0, xp.zeros_like(f), 2.0 * end.bracket.half_width)
+    width = xp.abs(end.bracket.x2 - end.bracket.x1)
+    width = xp.where(f == 0, xp.zeros_like(f), width)
     width = xp.where(end.found, width, xp.full_like(width, xp.inf))
     norm, width = (xp.astype(a, space.dtype) for a in (xp.abs(f), width))
     late = end.status == int(Status.RUNNING)
@@ -191,7 +195,7 @@ class _Loop:
         if search.latest is not None:
             search = self.advanced(search, *search.latest)
         xp, old = self.xp, search.bracket
-        late = (search.step >= _PLAIN_STEPS) & (search.step % 2 == 0)
+        late = search.step >= _PLAIN_STEPS
         x = xp.where(search.found, self.trial(old, late), self.beyond(search))
         x = xp.where(search.status == int(Status.RUNNING), x, old.x1)
         f = self.run.evaluate(x, self.run.problem.mapped)
@@ -291,43 +295,64 @@ class _Loop:
         be far larger, it would be rounded.
         """
         xp, near = self.xp, bracket.best_first(self.xp)
-        least = ratio(xp, 0.5 * self.narrow(near.x1), near.half_width)
-        least = xp.minimum(least, xp.full_like(least, 0.5))
-        fraction = xp.minimum(xp.maximum(near.fraction(xp), least), 1.0 - least)
+        share = ratio(xp, 0.5 * self.gap(near), near.half_width)
+        share = xp.minimum(share, xp.full_like(share, 0.5))
+        fraction = xp.minimum(xp.maximum(near.fraction(xp), share), 1.0 - share)
         interpolated = near.x1 + fraction * (near.x2 - near.x1)
+        new = (interpolated != near.x1) & (interpolated != near.x2)
+        new = new & xp.isfinite(interpolated)  # else a ratio of distances overflowed
         safe = bracket.safe(xp) & ~(bracket.straddles_zero & late)
-        middle = bracket.middle(xp, float(self.info.smallest_normal), late)
-        return xp.where(safe, interpolated, middle)
-
-    def limit(self, x: Array) -> Array:
-        """Half the width of a bracket at x that is at the limit of rounding."""
-        return float(self.info.eps) * self.xp.abs(x) + float(self.info.smallest_normal)
+        middle = bracket.middle(xp, self.info, self.run.xtol, late)
+        return xp.where(safe & new, interpolated, middle)
 
     def narrow(self, x: Array) -> Array:
-        """Half the width of a bracket at x that counts as narrow."""
-        asked = self.run.xtol + self.run.problem.tolerance.rtol * self.xp.abs(x)
-        return self.xp.maximum(asked, self.limit(x))
+        """Half the width of a bracket at x that counts as narrow; it may underflow."""
+        xp, size = self.xp, self.xp.abs(x)
+        asked = self.run.xtol + self.run.problem.tolerance.rtol * size
+        return xp.maximum(asked, float(self.info.eps) * size)
+
+    def gap(self, near: Bracket) -> Array:
+        """The same at the first end, and what there is in its place if it is zero."""
+        xp, narrow = self.xp, self.narrow(near.x1)
+        return xp.where(narrow > 0, narrow, least(xp, near.half_width, self.info))
+
+    def at_limit(self, bracket: Bracket, x: Array) -> Array:
+        """Whether a bracket at x cannot be halved but for rounding."""
+        half, size = bracket.half_width, self.xp.abs(x)
+        return (half <= float(self.info.eps) * size) | bracket.is_adjacent(self.xp)
+
+    def compared(
+        self, bracket: Bracket, opening: Opening, x: Array, reference: Array
+    ) -> tuple[Array, Array]:
+        """The mean of |F| at the ends, and the reference that it has to fall from."""
+        xp, half = self.xp, bracket.half_width
+        size = 0.5 * xp.abs(bracket.f1) + 0.5 * xp.abs(bracket.f2)
+        floor = least(xp, opening.half_width, self.info)
+        between = xp.sqrt(opening.half_width) * xp.sqrt(
+            xp.maximum(self.narrow(x), floor)
+        )
+        wide, finite = half >= between, xp.isfinite(size)
+        infinite = xp.full_like(size, xp.inf)
+        late = finite & xp.isinf(reference)
+        reference = xp.where(wide & ~finite & (reference == 0), infinite, reference)
+        return size, xp.where((wide & finite) | late, size, reference)
 
     def assessed(
         self, bracket: Bracket, opening: Opening, found: Array, reference: Array
     ) -> tuple[Array, Array]:
         """The status of each entry, and the reference that F has to fall from."""
-        xp, half = self.xp, bracket.half_width
-        x, f, *_ = bracket.best_first(xp)
-        residual = xp.abs(f)
-        narrow, limit = self.narrow(x), self.limit(x)
-        size = 0.5 * xp.abs(bracket.f1) + 0.5 * xp.abs(bracket.f2)
-        between = xp.sqrt(opening.half_width) * xp.sqrt(narrow)
-        wide = (half >= between) & xp.isfinite(size)
-        reference = xp.where(wide, size, reference)
+        xp, (x, f, *_) = self.xp, bracket.best_first(self.xp)
+        residual, limited = xp.abs(f), self.at_limit(bracket, x)
+        size, reference = self.compared(bracket, opening, x, reference)
+        narrow = (bracket.half_width <= self.narrow(x)) | limited
         little = math.sqrt(float(self.info.eps)) * opening.smaller
         fell = (size < 0.5 * reference) | (residual <= little)
-        grew = (half <= limit) & (residual > reference)
+        grew = (reference > 0) & (xp.isinf(reference) | (residual > reference))
         small = residual <= self.run.problem.tolerance.atol
         status = xp.zeros_like(x, dtype=xp.int32)
-        status = marked(xp, status, half <= limit, Status.STALLED)
-        status = marked(xp, status, grew, Status.DIVERGED)
-        status = marked(xp, status, (half <= narrow) & fell, Status.CONVERGED)
+        status = marked(xp, status, limited, Status.STALLED)
+        status = marked(xp, status, limited & grew, Status.DIVERGED)
+        status = marked(xp, status, narrow & fell, Status.CONVERGED)
         status = marked(xp, status, ~found, Status.RUNNING)
         return marked(xp, status, small, Status.CONVERGED), reference
 

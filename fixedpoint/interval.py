@@ -70,14 +70,30 @@ class Bracket(NamedTuple):
         linear = ratio(xp, f1, f1 - f2) * ratio(xp, f3, f3 - f2)
         return linear + alpha * ratio(xp, f1, f3 - f1) * ratio(xp, f2, f3 - f2)
 
-    def middle(self, xp: Any, tiny: float, late: Any) -> Array:
-        """Half-way between the ends; if `late`, on a logarithmic scale, or at zero."""
-        plain = 0.5 * self.x1 + 0.5 * self.x2
+    def half_way(self, xp: Any) -> Array:
+        """The point half-way between the ends.
+
+        Neither form overflows; 0.5 x1 + 0.5 x2 would, as a compiler may write it.
+        """
+        mean, apart = 0.5 * (self.x1 + self.x2), 0.5 * (self.x2 - self.x1)
+        return xp.where(self.straddles_zero, mean, self.x1 + apart)
+
+    def is_adjacent(self, xp: Any) -> Array:
+        """Whether no number lies between the ends, as the arithmetic has them."""
+        middle = self.half_way(xp)
+        return (middle == self.x1) | (middle == self.x2)
+
+    def middle(self, xp: Any, info: Any, xtol: Any, late: Any) -> Array:
+        """Half-way between the ends; if `late`, on a logarithmic scale down to `xtol`,
+        or at zero.
+        """
+        plain = self.half_way(xp)
         near = xp.minimum(xp.abs(self.x1), xp.abs(self.x2))
         far = xp.maximum(xp.abs(self.x1), xp.abs(self.x2))
-        floor = xp.full_like(near, tiny)
-        logarithmic = xp.sign(plain) * xp.sqrt(xp.maximum(near, floor)) * xp.sqrt(far)
-        middle = xp.where((far > 4.0 * near) & late, logarithmic, plain)
+        floor = xp.maximum(least(xp, far, info), 0.0 * far + xtol)
+        size = xp.sqrt(xp.maximum(near, floor)) * xp.sqrt(far)
+        inside = (far > 4.0 * near) & (size > near) & (size < far)
+        middle = xp.where(inside & late, xp.sign(plain) * size, plain)
         return xp.where(self.straddles_zero & late, xp.zeros_like(plain), middle)
 
     @property
@@ -110,13 +126,25 @@ class Ends(NamedTuple):
 def _finite(xp: Any, x: Array, other: Array) -> Array:
     """The end x, or if it is infinite a point on that side of the other, or of 0."""
     base = xp.where(xp.isfinite(other), other, xp.zeros_like(other))
-    away = base + xp.sign(x) * xp.maximum(xp.abs(base), xp.ones_like(base))
-    return xp.where(xp.isinf(x), away, x)
+    size, most = xp.abs(base), float(xp.finfo(x.dtype).max)
+    step = xp.minimum(xp.maximum(size, xp.ones_like(base)), most - size)
+    return xp.where(xp.isinf(x), base + xp.sign(x) * step, x)
 
 
 def _opposed(a: Array, b: Array) -> Array:
     """Whether one is negative and the other positive."""
     return ((a < 0) & (b > 0)) | ((a > 0) & (b < 0))
+
+
+def least(xp: Any, size: Array, info: Any) -> Array:
+    """The least number worth telling from zero beside a `size`.
+
+    That is the smallest normal one, which every arithmetic has; below its quadruple the
+    smallest of all, which some take for zero.
+    """
+    normal = float(info.smallest_normal)
+    floor = xp.full_like(size, normal)
+    return xp.where(size > 4.0 * normal, floor, float(info.eps) * floor)
 
 
 def ratio(xp: Any, a: Array, b: Array) -> Array:
