@@ -27,6 +27,8 @@ CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
 MOST_FAILED = 0.5
 """Training ends where a larger part of an epoch's solves failed."""
 _SHOWN = ("loss", "failed")
+# With what the columns of the metrics begin.
+_COLUMNS = ["epoch", "learning_rate", "seconds"]
 _KEYS = {"task", "config", "module", "optimizer", "epoch", "random", "experiment"}
 
 
@@ -204,7 +206,8 @@ class Run:
         Raises
         ------
         CheckpointError
-            If the checkpoint is of another task or other settings.
+            If the checkpoint is of another task or other settings, or a file that no
+            run has written is where the metrics would be.
         TrainingError
             If a gradient is not finite, or most solves of an epoch failed.
         """
@@ -412,13 +415,18 @@ class Log:
     epoch : int
         The epochs that are kept of a file that is there: a run may have been
         interrupted after a row was written and before the checkpoint was.
+
+    Raises
+    ------
+    CheckpointError
+        If there is a file of that name that no run has written.
     """
 
     def __init__(self, folder: Path, epoch: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / METRICS
         self.columns: list[str] = []
-        rows = self._rows() if epoch else []
+        rows = self._rows()
         self.file.unlink(missing_ok=True)
         for row in rows:
             if int(row["epoch"]) <= epoch:
@@ -426,10 +434,23 @@ class Log:
         self.board = _tensorboard(folder, epoch)
 
     def _rows(self) -> list[dict[str, str]]:
-        if not self.file.exists():
+        """What an earlier run wrote; a last row that was cut short is left out."""
+        if not self.file.exists() or self.file.stat().st_size == 0:
             return []
-        with self.file.open(newline="", encoding="utf-8") as stream:
-            return list(csv.DictReader(stream))
+        try:
+            with self.file.open(newline="", encoding="utf-8") as stream:
+                columns, *rows = csv.reader(stream, strict=True)
+        except (ValueError, csv.Error):
+            columns, rows = [], []  # not even a table, and refused like another one
+        if rows and len(rows[-1]) < len(columns):
+            del rows[-1]
+        whole = all(len(row) == len(columns) and row[0].isdecimal() for row in rows)
+        if columns[: len(_COLUMNS)] != _COLUMNS or not whole:
+            raise CheckpointError(
+                f"{self.file}: not the metrics of a run, which would be written there; "
+                "move it away"
+            )
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def write(self, row: dict[str, float]) -> None:
         """Add an epoch."""

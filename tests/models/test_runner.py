@@ -562,6 +562,50 @@ def test_a_finished_run_is_trained_on(config, tmp_path):
     assert after[:-1] == before
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\xff\x00\x01",
+        b"not a table\n",
+        b"name,loss\nmine,0.5\n",
+        b'epoch,learning_rate,seconds,loss\nthe first,1,1,1\n"',
+        b"epoch,learning_rate,seconds,loss\n1,1,1,1,1\n",
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_metrics_of_something_else_are_not_replaced(config, tmp_path, content, resumed):
+    file = tmp_path / "out" / "metrics.csv"
+    arguments = ("generative", "--config", config, "--output", file.parent)
+    if resumed:
+        succeed("train", *arguments)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    says = f"{file}: not the metrics of a run, which would be written there; move it"
+    assert says in refuse("train", *arguments, *("--epochs", 3) * resumed)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_metrics_that_were_cut_short_are_taken_up(config, tmp_path, cut):
+    """As by a process that was killed while it wrote a row before the checkpoint."""
+    folder = tmp_path / "out"
+    arguments = ("generative", "--config", config, "--output", folder)
+    succeed("train", *arguments)
+    before = (folder / "metrics.csv").read_bytes()
+    row = before.splitlines(keepends=True)[-1]
+    (folder / "metrics.csv").write_bytes(before + b"9" + row[:cut])
+    epochs = len(rows(folder))
+    succeed("train", *arguments, "--epochs", epochs)
+    assert [int(row["epoch"]) for row in rows(folder)] == list(range(1, epochs + 1))
+
+
+def test_an_empty_file_of_metrics_is_written_to(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.csv").write_bytes(b"")
+    succeed("train", "generative", "--config", config, "--output", tmp_path / "out")
+    assert rows(tmp_path / "out")[0]["epoch"] == "1"
+
+
 def test_what_is_offered_for_training_can_be_trained():
     assert trained() == [name for name in offered() if task_class(name).trains]
     assert "inverse" not in succeed("train", "--help").output
