@@ -206,10 +206,12 @@ def _kept(
 
 def _written(space: Space, numbers: Array, steps: Any, new: Array) -> Array:
     """`numbers` with a new one at the place `steps`, if there is such a place."""
-    slot = steps % numbers.shape[-1]
-    fits = 1.0 * (steps < numbers.shape[-1])
-    kept = fits * new + (1.0 - fits) * numbers[..., slot]
-    return space.backend.write(numbers, (..., slot), kept)
+    slot, fits = steps % numbers.shape[-1], steps < numbers.shape[-1]
+    if fits is False:
+        return numbers
+    if fits is not True:  # it is traced
+        new = space.xp.where(fits, new, numbers[..., slot])
+    return space.backend.write(numbers, (..., slot), new)
 
 
 def _trimmed(space: Space, lanczos: _Lanczos, steps: Any, least: int) -> _Lanczos:
