@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from numbers import Real
 from operator import index
@@ -200,22 +200,3 @@ def chosen(
 
 def _letters(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
-
-
-def changed_settings(made_by: Callable[..., Any], now: Mapping[str, Any]) -> list[str]:
-    """The keyword settings that differ from the defaults of what takes them, as they
-    are written in a call.
-
-    Examples
-    --------
-    >>> def solve(f, *, memory=5, damping=1.0): ...
-    >>> changed_settings(solve, {"f": None, "memory": 3, "damping": 1.0})
-    ['memory=3']
-    """
-    found = inspect.signature(made_by).parameters.values()
-    settings = [entry for entry in found if entry.kind is entry.KEYWORD_ONLY]
-    return [
-        f"{entry.name}={now[entry.name]!r}"
-        for entry in settings
-        if repr(now[entry.name]) != repr(entry.default)
-    ]

@@ -190,6 +190,9 @@ class Memory:
     solver: Solver
     contents: Any
 
+    def __repr__(self) -> str:
+        return f"Memory({self.solver!r}, contents=<{type(self.contents).__name__}>)"
+
     def converted(self, convert: Callable[[Any], Any]) -> Memory:
         """The same, its contents converted."""
         return Memory(self.solver, convert(self.contents))

@@ -11,11 +11,9 @@ from enum import IntEnum
 from importlib.util import find_spec
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
-from fixedpoint.adapters import backend_of, backend_of_state, type_name
+from fixedpoint.adapters import backend_of, backend_of_state
 from fixedpoint.backend import Array
-
-_HEAD = 6  # entries of a value that are shown
-
+from fixedpoint.shown import brief, glimpse, represented
 
 # The container of a state.
 T = TypeVar("T")
@@ -108,6 +106,10 @@ class Trace(NamedTuple):
     residual_norm: Array
     evaluations: Array
 
+    def __repr__(self) -> str:
+        parts = [f"{name}={brief(part)}" for name, part in self._asdict().items()]
+        return f"Trace({', '.join(parts)})"
+
 
 @dataclass
 class BackwardReport:
@@ -132,6 +134,8 @@ class BackwardReport:
     residual_norm: Array | None = None
     steps: Array | None = None
     products: int = 0
+
+    __repr__ = represented
 
     def note(self, value: Any, end: Any) -> None:
         """Fill in how a linear solve ended."""
@@ -352,7 +356,7 @@ class Solution(Generic[T]):
 
     def _summary(self) -> dict[str, str]:
         """What a representation says, line by line."""
-        found = {"value": _shown(self.value), "message": self.message}
+        found = {"value": glimpse(self.value), "message": self.message}
         if self.trace is not None and not self._is_traced():
             found["trace"] = f"{_numpy(self.steps).max(initial=0)} steps"
         return found | {"work": str(self.work)}
@@ -390,21 +394,6 @@ class ConvergenceWarning(UserWarning):
 
 class DomainError(ArithmeticError):
     """Raised by a map where it is not defined: a trial point is then not finite."""
-
-
-def _shown(value: Any) -> str:
-    """An array in a line, its head if it is long; what another container holds."""
-    backend = backend_of_state(value, "value")  # which may know the container alone
-    leaves, _ = backend.flatten(value)
-    if len(leaves) != 1 or leaves[0] is not value:
-        arrays = "an array" if len(leaves) == 1 else f"{len(leaves)} arrays"
-        return f"{type(value).__name__} of {arrays}"
-    shape = f"{type_name(value)} of shape {tuple(value.shape)}, {value.dtype}"
-    if backend.is_traced((value,)):
-        return shape
-    entries = backend.numpy(value).reshape(-1)
-    head = ", ".join(f"{entry:.6g}" for entry in entries[:_HEAD].tolist())
-    return f"{head}{', ...' if len(entries) > _HEAD else ''} ({shape})"
 
 
 def _constant(container: Any) -> Any:

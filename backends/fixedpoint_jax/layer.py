@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 import fixedpoint as fp
 from fixedpoint.border import first_state, guessing
-from fixedpoint.checks import changed_settings, check_cell, checked_steps
+from fixedpoint.checks import check_cell, checked_steps
 from fixedpoint.failure import Policy
 from fixedpoint.keywords import by_name
 from fixedpoint.question import check_layer, methods_of
+from fixedpoint.shown import brief, changed_settings
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
@@ -84,7 +85,7 @@ class DEQ:
 
     def __repr__(self) -> str:
         """The cell, and the settings that are not the defaults."""
-        parts = [repr(self.cell), *changed_settings(DEQ, vars(self))]
+        parts = [_shown(self.cell), *changed_settings(DEQ, vars(self))]
         return f"DEQ({', '.join(parts)})"
 
     def __call__(self, *inputs: Any, z0: Any = None) -> Any:
@@ -204,6 +205,14 @@ def _without(lost: jax.Array, leaf: jax.Array) -> jax.Array:
     """The leaf, not a number in the samples that were lost."""
     mask = jnp.reshape(lost, (*lost.shape, *(1,) * (leaf.ndim - lost.ndim)))
     return jnp.where(mask, jnp.asarray(jnp.nan, leaf.dtype), leaf)
+
+
+def _shown(cell: Any) -> str:
+    """A cell; modules represent themselves, and of JAX's own the parts are arrays."""
+    if not isinstance(cell, jax.tree_util.Partial):
+        return repr(cell)
+    named = [f"{name}={brief(value)}" for name, value in cell.keywords.items()]
+    return f"Partial({', '.join([repr(cell.func), *map(brief, cell.args), *named])})"
 
 
 def _apply(z: Any, cell: Any, *inputs: Any) -> Any:

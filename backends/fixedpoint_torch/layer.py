@@ -13,10 +13,11 @@ import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.adapters import type_name
 from fixedpoint.border import first_state, guessing
-from fixedpoint.checks import changed_settings, check_cell, checked_steps
+from fixedpoint.checks import check_cell, checked_steps
 from fixedpoint.failure import Policy
 from fixedpoint.keywords import by_name
 from fixedpoint.question import check_layer, methods_of
+from fixedpoint.shown import changed_settings, represented
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
 from fixedpoint.tolerance import Norm, Test
@@ -49,6 +50,8 @@ class Statistics:
     error: torch.Tensor
     work: fp.Work
     backward: fp.BackwardReport | None
+
+    __repr__ = represented
 
 
 @by_name

@@ -19,6 +19,7 @@ from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES
 from fixedpoint.problem import Problem
 from fixedpoint.root_problem import RootProblem
+from fixedpoint.shown import represented
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space
@@ -99,6 +100,8 @@ class ImplicitAdjoint(LinearAdjoint):
     max_steps: int = 500
     on_failure: Policy = "raise"
     report: Callable[..., Any] | None = None
+
+    __repr__ = represented
 
     def __post_init__(self) -> None:
         if self.solver is not None:

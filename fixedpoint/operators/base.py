@@ -15,6 +15,7 @@ from fixedpoint.checks import (
     check_positive,
     check_preconditioner,
 )
+from fixedpoint.shown import represented
 
 
 class Evaluation(NamedTuple):
@@ -137,6 +138,8 @@ class Map(Operator):
     preconditioner: Callable[..., Any] | None = field(default=None, kw_only=True)
     project: Callable[[Any], Any] | None = field(default=None, kw_only=True)
     has_aux: bool = field(default=False, kw_only=True)
+
+    __repr__ = represented
 
     def __post_init__(self) -> None:
         check_given("f", self.f)

@@ -16,6 +16,7 @@ from fixedpoint.checks import check_callable, check_count, check_given, check_po
 from fixedpoint.failure import Policy
 from fixedpoint.operators.base import leafwise
 from fixedpoint.operators.regularizers import prox_of
+from fixedpoint.shown import brief, glimpse
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
@@ -74,6 +75,13 @@ class AugmentedSolution:
     objective: Array
     kkt: dict[str, Array]
     joint: fp.Solution[Any]
+
+    def __repr__(self) -> str:
+        """The iterate, and how the joint iteration ended."""
+        names = "z", "mu", "x", "objective"
+        lines = [f"{name}: {glimpse(getattr(self, name))}" for name in names]
+        lines += [f"kkt: {brief(self.kkt)}", f"joint: {self.joint.message}"]
+        return "\n    ".join(["AugmentedSolution", *lines])
 
 
 @dataclass(frozen=True)
