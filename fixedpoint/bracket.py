@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fixedpoint.adapters import backend_of, numbers
+from fixedpoint.adapters import backend_of, numbers, of_one_backend
 from fixedpoint.adjoints.base import solving
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec
-from fixedpoint.border import Border, MapOnLeaves
+from fixedpoint.border import Border, MapOnLeaves, note_mixture
 from fixedpoint.chandrupatla import BracketRun, ScalarAdjoint
 from fixedpoint.checks import check_bound, check_bounds, check_count, check_function
 from fixedpoint.control import Budget, Control, check_callback
@@ -139,7 +139,11 @@ def bracketed_root(
         expand=bool(expand),
     )
     policy = "raise" if adjoint is None else adjoint.on_failure
-    end = solving(ScalarAdjoint(on_failure=policy), run)(value)
+    try:
+        end = solving(ScalarAdjoint(on_failure=policy), run)(value)
+    except (TypeError, RuntimeError) as error:
+        note_mixture(error, value, args, "lower")
+        raise
     return run.packed(end, "bracketed_root", on_failure, map_, args)
 
 
@@ -236,7 +240,8 @@ def _widened(
     F is evaluated once more then.
     """
     xp = backend.namespace(x)
-    arrays = [leaf for leaf in backend.flatten(args)[0] if backend.is_array(leaf)]
+    leaves = backend.flatten(args)[0]
+    arrays = [a for a in leaves if backend.is_array(a) and of_one_backend(a, x)]
     if not any(_is_wider(xp, array, x) for array in arrays):
         return x, other
     try:

@@ -136,3 +136,21 @@ def test_jax_may_put_anything_in_place_of_a_cell():
     leaves, structure = jax.tree.flatten(layer, is_leaf=lambda part: part is layer.cell)
     assert jax.tree.unflatten(structure, [None] * len(leaves)).cell is None
     assert jax.tree.map(lambda w: 2.0 * w, layer).cell.args == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("a", "remedy"),
+    [(torch.tensor(2.0), "torch.as_tensor"), (jnp.asarray(2.0), "jnp.asarray")],
+)
+@pytest.mark.parametrize("lower", [0.0, [0.0, 1.0]])
+def test_plain_ends_with_arguments_of_another_library(a, remedy, lower):
+    says = rf"F must return an array for lower.* Give lower as {remedy}\(...\)"
+    with pytest.raises(TypeError, match=says):
+        fp.bracketed_root(lambda x, a: a * a.reshape(1) - 4.0, lower, 4.0, (a,))
+
+
+def test_ends_and_arguments_that_cannot_be_combined():
+    with pytest.raises(TypeError) as caught:
+        fp.bracketed_root(lambda x, a: x - a, 0.0, 4.0, (torch.tensor(2.0),))
+    note = "lower is a numpy.ndarray, args[0] a torch.Tensor. Give lower as torch.as_t"
+    assert caught.value.__notes__[0].startswith(note)
