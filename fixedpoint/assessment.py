@@ -9,7 +9,7 @@ from functools import partial, reduce
 from operator import or_
 from typing import Any
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import RUNNING, Best, Carry, ends_alone, marked
 from fixedpoint.claims import (
     FLAT,
@@ -21,6 +21,7 @@ from fixedpoint.claims import (
     tiny_parts,
 )
 from fixedpoint.convergence import (
+    Evidence,
     Verdict,
     largest_known,
     parts_are_near,
@@ -28,7 +29,7 @@ from fixedpoint.convergence import (
 )
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import at_rounding, noise_norm
+from fixedpoint.rounding import at_rounding, is_noise, noise_norm
 from fixedpoint.solution import Status, Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.space import Difference
@@ -57,6 +58,9 @@ _GROWN, _FAR = 1e8, 1e4
 # An iterate from which the state has moved by more than this share of its new length
 # is another one.
 _OTHER = 0.5
+
+# A step that changes a root's residual by less than this share has left it what it was.
+_MOVED = 1e-3
 
 # An estimated error of more than this share of the state leaves too few digits of it.
 _DIGITS = 0.01
@@ -311,28 +315,46 @@ class Assessment:
     def _unresolved(
         self, carry: Carry, old: Point, best: Best, converged: Array
     ) -> tuple[Carry, Array]:
-        """The samples that converge only because rounding hides the residual, or their
-        last step.
+        """The samples that converge only because rounding hides the residual, or
+        because a step of next to nothing is all that is left of the method.
 
         Where equations contradict each other by little, and are singular, iterates run
         away until they can be told from zero no more, while the best one before, far
         away, has a residual below that rounding. Where a function is flat, a step may
-        be lost in the rounding of the state, and the residual be more than what that
-        brings about. In a trace it is not asked, since more evaluations would be
-        compiled.
+        be lost in the rounding of the state, and a method that has solved some of the
+        equations may have forgotten the others: then the residual stays what it was,
+        and is more than what rounding brings about. In a trace it is not asked, since
+        more evaluations would be compiled.
         """
         space, point = self.problem.space, carry.point
         far = self._is_far(best, point, converged)
-        pairs = zip(point.value, old.value, strict=True)
-        still = converged & space.every([a == b for a, b in pairs])
-        still = still & self.problem.is_root & (point.residual_norm > 0.0)
-        asked, norm = far | still, point.residual_norm
-        noise = partial(noise_norm, self.problem, point, asked)
-        carry, size = self._asked(carry, asked, noise, norm.dtype)
+        noise = partial(noise_norm, self.problem, point, far)
+        carry, size = self._asked(carry, far, noise, point.residual_norm.dtype)
         hidden = far & (best.residual_norm <= size)
         if not space.backend.known_none(hidden):
             carry = carry._replace(best=choose(space, hidden, best, carry.best))
-        return carry, hidden | still & (norm > size)
+        still = self._is_still(carry, old, converged)
+        carry, covered = self._asked(
+            carry, still, partial(is_noise, self.problem, point, still)
+        )
+        return carry, hidden | still & ~covered
+
+    def _is_still(self, carry: Carry, old: Point, converged: Array) -> Array:
+        """The samples of which the last step has left a root's residual what it was, in
+        the equation that has fallen least since the start.
+        """
+        problem, space, point = self.problem, self.problem.space, carry.point
+        asked = converged & (point.residual_norm > 0.0)
+        is_error = problem.tolerance.test == "error"
+        if not (problem.is_root and is_error) or space.backend.known_none(asked):
+            return asked & ~asked
+        change = space.subtract(point.increment, old.increment)
+        of = partial(_relative, problem, carry.evidence)
+        now, moved = of(point.increment), of(change)
+        most = reduce(space.xp.maximum, [space.norm((r,), "max") for r in now])
+        rows = zip(now, moved, strict=True)
+        other = [(r < space.spread(most, r)) | (m > _MOVED * r) for r, m in rows]
+        return asked & ~space.every(other)
 
     def _is_far(self, best: Best, point: Point, converged: Array) -> Array:
         """The samples whose best iterate is far smaller than what they converge to, or
@@ -421,3 +443,10 @@ class Assessment:
         units of one.
         """
         return self.solver.latest and self.problem.tests_parts
+
+
+def _relative(problem: Problem, evidence: Evidence, u: Vec) -> tuple[Array, ...]:
+    """The parts of a residual, each relative to what it was at first."""
+    sizes = problem.tolerance.parts(problem.space, u)
+    pairs = zip(sizes, evidence.scale, strict=True)
+    return tuple([problem.space.ratio(size, first) for size, first in pairs])

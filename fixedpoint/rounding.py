@@ -47,8 +47,7 @@ def at_rounding(
     is evaluated again where it was not kept.
     """
     space = problem.space
-    noise, evaluations = _noise(problem, point, asked)
-    covered = asked & space.every(_covered(problem, point, noise))
+    covered, evaluations = is_noise(problem, point, asked)
     if problem.tests_parts and not first.tested:
         first, evaluations = problem.evaluate(first.value), evaluations + 1
     now, then = _lengths(problem, point), _lengths(problem, first)
@@ -62,6 +61,14 @@ def at_rounding(
     rows = zip(fell, now, parts(space, before), strict=True)
     near = [done | (size <= _GROWTH * noise) for done, size, noise in rows]
     return covered & space.every(near), evaluations + further
+
+
+def is_noise(problem: Problem, point: Point, asked: Array) -> tuple[Array, Any]:
+    """Whether no part of the residual is larger than rounding may make it, in the
+    samples that are `asked`, and the evaluations it took.
+    """
+    noise, evaluations = _noise(problem, point, asked)
+    return asked & problem.space.every(_covered(problem, point, noise)), evaluations
 
 
 def noise_norm(problem: Problem, point: Point, asked: Array) -> tuple[Array, Any]:

@@ -411,3 +411,36 @@ def test_a_step_that_rounding_swallows_is_no_root_where_a_function_is_flat(solve
         start = 100.0 * rng.standard_normal(n)
         sol = fp.root(F, start, solver=solver, max_steps=500, on_failure="return")
         assert not sol.converged, seed
+
+
+def of_exponentials(seed):
+    """A function that is zero where A(x − x*) is, in units of its own for each equation
+    and unknown, the answer, a start far away, and the derivative at the answer but for
+    the units of equations.
+    """
+    rng = np.random.default_rng(seed)
+    A, known = rng.standard_normal((3, 3)), rng.standard_normal(3)
+    units = 10.0 ** rng.uniform(-6.0, 6.0, 3)
+    rows = 10.0 ** rng.uniform(-6.0, 6.0, 3)
+    start = known + 10.0 ** rng.uniform(-2.0, 2.0) * rng.standard_normal(3)
+    F = lambda x: rows * np.expm1(np.clip(A @ (x / units - known), -50.0, 50.0))
+    return F, units * known, units * start, A / units
+
+
+@pytest.mark.parametrize(
+    ("solver", "seeds"),
+    [
+        ("broyden", [782, *range(30)]),
+        ("newton_krylov", [617, *range(30)]),
+        ("anderson", range(30)),
+    ],
+)
+def test_an_equation_that_the_last_steps_did_not_change_is_not_solved(solver, seeds):
+    """Far out slopes are steep: what is known of them says that next to nothing is left
+    to do, and one equation that comes to its end makes the correction short.
+    """
+    for seed in seeds:
+        F, known, start, J = of_exponentials(seed)
+        sol = fp.root(F, start, solver=solver, on_failure="return")
+        error = np.abs(J @ (sol.value - known)) / (np.abs(J) @ np.abs(known))
+        assert not sol.converged or np.all(error <= 1e-5), seed
