@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import or_
 from typing import Any
 
-from fixedpoint.backend import Array, Vec
-from fixedpoint.carry import RUNNING, Best, Carry, ends_alone, marked
+from fixedpoint.backend import Array
+from fixedpoint.carry import RUNNING, Carry, ends_alone, marked
 from fixedpoint.claims import (
     FLAT,
     IRREGULAR,
@@ -21,7 +20,6 @@ from fixedpoint.claims import (
     tiny_parts,
 )
 from fixedpoint.convergence import (
-    Evidence,
     Verdict,
     largest_known,
     parts_are_near,
@@ -29,10 +27,10 @@ from fixedpoint.convergence import (
 )
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import at_rounding, is_noise, noise_norm
-from fixedpoint.solution import Status, Work
+from fixedpoint.rounding import at_rounding
+from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.space import Difference
+from fixedpoint.unresolved import FALLEN, answered, unresolved, without_runaways
 
 # A residual this many times the first one, and tolerance, has diverged.
 _DIVERGENCE = 1e10
@@ -44,23 +42,11 @@ _PATIENCE = 5
 # After so many steps without a smaller residual, whether it is rounding is looked into.
 _SUSPICIOUS = (3, 12, 48)
 
-# The rounding errors of a residual are not looked for above this share of the largest
-# one.
-_FALLEN = 1e-3
-
 # A minimum by values is as good as known at this share of the root of their rounding.
 _ROOT = 0.1
 
-# A state that has grown by more than the first of these since the start has run away;
-# one that has by the second since the best iterate is far from it.
-_GROWN, _FAR = 1e8, 1e4
-
-# An iterate from which the state has moved by more than this share of its new length
-# is another one.
-_OTHER = 0.5
-
-# A step that changes a root's residual by less than this share has left it what it was.
-_MOVED = 1e-3
+# A state that has grown by more than this since the start has run away.
+_GROWN = 1e8
 
 # An estimated error of more than this share of the state leaves too few digits of it.
 _DIGITS = 0.01
@@ -96,7 +82,9 @@ class Assessment:
         carry, wrong, collapsed = self._reviewed(carry, old, verdict)
         sound = verdict.satisfied & ~wrong | precise
         if not self.problem.space.backend.is_traced((sound,)):
-            carry, vague = self._unresolved(carry, old, best, carry.live(sound))
+            carry, vague = unresolved(
+                self.problem, self.first, carry, old, best, carry.live(sound)
+            )
             precise, sound = precise & ~vague, sound & ~vague
             ends[Status.STALLED] = stalled | vague
         ends[Status.CONVERGED] = sound
@@ -149,22 +137,6 @@ class Assessment:
         wanted = carry.point.residual_norm < limit
         return carry.live(verdict.satisfied | (wanted & ~verdict.hidden))
 
-    def _without_runaways(self, carry: Carry, better: Array, satisfied: Array) -> Array:
-        """The samples that are `better`, but for those whose state is far larger than
-        that of the best iterate, and the residual hardly less, maybe by rounding.
-
-        In a trace it is not asked.
-        """
-        space, best, point = self.problem.space, carry.best, carry.point
-        if space.backend.is_traced((better,)):
-            return better
-        alike = point.residual_norm > _FALLEN * best.residual_norm
-        alike = alike & better & ~satisfied
-        if space.backend.known_none(alike):
-            return better
-        before, now = space.norms(best.value, point.value)
-        return better & ~(alike & (before > 0.0) & (now > _FAR * before))
-
     def _limited(self, carry: Carry, precise: Array) -> Carry:
         """The carry, where the arithmetic of the `precise` samples cannot do better."""
         where, best = self.problem.space.xp.where, carry.best
@@ -196,7 +168,7 @@ class Assessment:
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
         kept = better
         if not self.solver.latest:
-            kept = self._without_runaways(carry, better, verdict.satisfied)
+            kept = without_runaways(self.problem, carry, better, verdict.satisfied)
         best = carry.best.renewed(space, kept, point, verdict.error, self.index)
         every = xp.zeros_like(carry.improved) + carry.all_improved
         since = xp.maximum(carry.improved, every)
@@ -252,7 +224,7 @@ class Assessment:
         known = stuck & self._is_lost_in_values(carry)
         asked = stuck & ~known
         noise = partial(at_rounding, self.problem, carry.point, self.first, asked)
-        carry, found = self._asked(carry, asked, noise)
+        carry, found = answered(self.problem, carry, asked, noise)
         return carry, known | found
 
     def _is_lost_in_values(self, carry: Carry) -> Array:
@@ -279,10 +251,10 @@ class Assessment:
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
         evidence, size = carry.evidence, carry.evidence.sizes[..., 0]
         if self.problem.tests_parts:
-            near = parts_are_near(self.problem, evidence, point, _FALLEN)
+            near = parts_are_near(self.problem, evidence, point, FALLEN)
         else:
-            near = point.residual_norm <= _FALLEN * evidence.highest
-            near = near | self.problem.is_small(point, size, _FALLEN)
+            near = point.residual_norm <= FALLEN * evidence.highest
+            near = near | self.problem.is_small(point, size, FALLEN)
         amplified = 0.5 * largest_known(space, evidence) * point.residual_norm
         error = xp.maximum(xp.where(size < xp.inf, size, space.zero), amplified)
         start, state = space.norms(self.first.value, point.value)
@@ -302,7 +274,9 @@ class Assessment:
         claim = self._claim(carry.live(verdict.satisfied), verdict, new, tiny)
         review = Review(problem, self.first, old, new, carry.evidence)
         question = partial(review.findings, claim)
-        carry, found = self._asked(carry, claim.doubtful, question, space.xp.int32)
+        carry, found = answered(
+            self.problem, carry, claim.doubtful, question, space.xp.int32
+        )
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         unfounded = claim.zero & has(NOT_ZERO)
         if not space.backend.known_here(~unfounded):
@@ -311,68 +285,6 @@ class Assessment:
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
         return carry, unfounded | has(FLAT), collapsed
-
-    def _unresolved(
-        self, carry: Carry, old: Point, best: Best, converged: Array
-    ) -> tuple[Carry, Array]:
-        """The samples that converge only because rounding hides the residual, or
-        because a step of next to nothing is all that is left of the method.
-
-        Where equations contradict each other by little, and are singular, iterates run
-        away until they can be told from zero no more, while the best one before, far
-        away, has a residual below that rounding. Where a function is flat, a step may
-        be lost in the rounding of the state, and a method that has solved some of the
-        equations may have forgotten the others: then the residual stays what it was,
-        and is more than what rounding brings about. In a trace it is not asked, since
-        more evaluations would be compiled.
-        """
-        space, point = self.problem.space, carry.point
-        far = self._is_far(best, point, converged)
-        noise = partial(noise_norm, self.problem, point, far)
-        carry, size = self._asked(carry, far, noise, point.residual_norm.dtype)
-        hidden = far & (best.residual_norm <= size)
-        if not space.backend.known_none(hidden):
-            carry = carry._replace(best=choose(space, hidden, best, carry.best))
-        still = self._is_still(carry, old, converged)
-        carry, covered = self._asked(
-            carry, still, partial(is_noise, self.problem, point, still)
-        )
-        return carry, hidden | still & ~covered
-
-    def _is_still(self, carry: Carry, old: Point, converged: Array) -> Array:
-        """The samples of which the last step has left a root's residual what it was, in
-        the equation that has fallen least since the start.
-        """
-        problem, space, point = self.problem, self.problem.space, carry.point
-        asked = converged & (point.residual_norm > 0.0)
-        is_error = problem.tolerance.test == "error"
-        if not (problem.is_root and is_error) or space.backend.known_none(asked):
-            return asked & ~asked
-        change = space.subtract(point.increment, old.increment)
-        of = partial(_relative, problem, carry.evidence)
-        now, moved = of(point.increment), of(change)
-        most = reduce(space.xp.maximum, [space.norm((r,), "max") for r in now])
-        rows = zip(now, moved, strict=True)
-        other = [(r < space.spread(most, r)) | (m > _MOVED * r) for r, m in rows]
-        return asked & ~space.every(other)
-
-    def _is_far(self, best: Best, point: Point, converged: Array) -> Array:
-        """The samples whose best iterate is far smaller than what they converge to, or
-        of roots elsewhere, with a residual hardly larger.
-        """
-        space, norm = self.problem.space, point.residual_norm
-        if self.problem.is_root:
-            far = converged & ((best.residual_norm <= norm / _FALLEN) | (norm == 0.0))
-        else:
-            far = converged & (point.magnitude > _FAR * self.first.magnitude)
-        if space.backend.known_none(far):
-            return far
-        moved = Difference(point.value, best.value)
-        length, before, now = space.norms(moved, best.value, point.value)
-        grown = (before > 0.0) & (now > _FAR * before)
-        if not self.problem.is_root:
-            return far & grown
-        return far & ((norm > 0.0) & (length > _OTHER * now) | grown)
 
     def _claim(
         self,
@@ -402,51 +314,9 @@ class Assessment:
         small = tolerance.norm == "entries" or not is_traced
         return tolerance.test == "error" and small and not self.problem.is_affine
 
-    def _asked(
-        self,
-        carry: Carry,
-        mask: Array,
-        question: Callable[[], tuple[Array, Any]],
-        dtype: Any = None,
-    ) -> tuple[Carry, Array]:
-        """The answer of the samples of `mask`, evaluated only if there are any; false,
-        or zero, of the others.
-        """
-        backend, xp = self.problem.space.backend, self.problem.space.xp
-        if ends_alone(self.problem.space, mask):
-            mask = mask & carry.running  # an element of a vmap may have ended
-        integer = getattr(carry.work.f, "dtype", xp.int32)
-        nothing = xp.zeros_like(mask, dtype=dtype), xp.zeros_like(mask, dtype=integer)
-
-        spent: list[Any] = []
-        traced = backend.is_traced((mask,))
-
-        def answer() -> tuple[Array, ...]:
-            holds, evaluations = question()
-            if not traced:  # a symbol must not outlive its trace
-                spent.append(evaluations)
-            return holds, nothing[1] + evaluations
-
-        found = backend.replaced_where(nothing, mask, answer, evaluates=True)
-        if found is nothing:
-            return carry, found[0]
-        if traced:
-            most = xp.max(found[1]) if math.prod(mask.shape) else 0
-        else:
-            most = spent[0]
-        work = Work(f=most)
-        return carry._replace(work=carry.work.plus(work)), found[0]
-
     @property
     def compares_parts(self) -> bool:
         """Whether iterates are compared part by part: a norm of all would be in the
         units of one.
         """
         return self.solver.latest and self.problem.tests_parts
-
-
-def _relative(problem: Problem, evidence: Evidence, u: Vec) -> tuple[Array, ...]:
-    """The parts of a residual, each relative to what it was at first."""
-    sizes = problem.tolerance.parts(problem.space, u)
-    pairs = zip(sizes, evidence.scale, strict=True)
-    return tuple([problem.space.ratio(size, first) for size, first in pairs])
