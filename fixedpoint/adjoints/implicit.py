@@ -129,7 +129,8 @@ class ImplicitAdjoint(LinearAdjoint):
         return is_small and all(part is None for part in told)
 
     def _confirmed(self, system: AdjointSystem) -> Iteration:
-        """The solution, by elimination where an equation does not hold.
+        """The solution, by elimination where an equation does not hold, or a Krylov
+        method fails.
 
         The norm of all may see only those in large units, and what the entries of such
         a solution are says nothing of their units.
@@ -137,6 +138,7 @@ class ImplicitAdjoint(LinearAdjoint):
         space, backend, end = system.space, system.space.backend, self._solved(system)
         uneven, _, products = system.equations(end.value, self._rtol(system))
         end = end._replace(work=end.work.plus(Work(f=products)), state=None)
+        uneven = uneven | (end.status == int(Status.LINEAR_SOLVE_FAILED))
 
         def eliminated(tried: _Tried) -> _Tried:
             found = system.eliminated()

@@ -137,14 +137,11 @@ class AdjointSystem:
         column = lambda unit: space.ravel(self.operator(space.unravel(unit)))
         matrix = space.backend.mapped(column, space.identity(space.real_size))
         dense = Dense(space, matrix, space.ravel(self.rhs))
-        first = dense.solved(dense.rhs)
-        more = dense.solved(dense.rhs - dense.times(first))
-        u = first + more
+        u, more = dense.refined()
         end = self.unfinished(space.unravel(u), space.real_size)
-        sound = dense.finite & dense.accounts_for(u, dense.rhs)
         failed = 0 * end.status + int(Status.LINEAR_SOLVE_FAILED)
         return end._replace(
-            status=marked(space.xp, failed, sound, Status.CONVERGED),
+            status=marked(space.xp, failed, dense.holds(u), Status.CONVERGED),
             residual_norm=norm(dense.rhs - dense.times(u), axis=-1),
             error=norm(more, axis=-1),
         )

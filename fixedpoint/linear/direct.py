@@ -15,6 +15,9 @@ from fixedpoint.space import Space
 # What elimination may leave of the right-hand side, for its solution to be used.
 _TRUST = 1e-6
 
+# Rounding errors that a term of an equation may make.
+_ROUNDINGS = 8.0
+
 # A solution that leaves more of the right-hand side has reduced nothing: the matrix is
 # singular. One that leaves less than this part of every entry has missed none.
 _UNEXPLAINED, _SOUND = 1.0 - 1e-6, 0.5
@@ -182,6 +185,14 @@ class System(ABC):
         terms = self.row_maxima(self.space.xp.abs(entries))
         return self._is_small(self.times(entries) - rhs, rhs, terms)
 
+    def holds(self, entries: Array) -> Array:
+        """Whether entries satisfy every equation, but for rounding of its terms."""
+        xp, rounding = self.space.xp, _ROUNDINGS * self.space.precision
+        terms = xp.maximum(self.row_maxima(xp.abs(entries)), xp.abs(self.rhs))
+        share = max(_TRUST, entries.shape[-1] * rounding)
+        left = xp.abs(self.times(entries) - self.rhs)
+        return self.finite & xp.all(left <= share * terms, axis=-1)
+
     def _is_small(self, left: Array, rhs: Array, terms: Array) -> Array:
         xp = self.space.xp
         bound = _SOUND * xp.abs(rhs) + _TRUST * terms
@@ -228,6 +239,22 @@ class Dense(System):
         if rhs.shape[-1] == 1:
             return self.space.ratio(rhs, matrix[..., 0])
         return self.space.backend.solve(matrix, rhs)
+
+    def refined(self) -> tuple[Array, Array]:
+        """The solution by elimination, corrected once, and the correction; where that
+        does not solve the system, the least-squares solution.
+        """
+
+        def eliminated(rhs: Array) -> Array:
+            return self._eliminated(self.scaled, rhs / self.rows) / self.scales
+
+        first = eliminated(self.rhs)
+        more = eliminated(self.rhs - self.times(first))
+        wrong, none = ~self.holds(first + more), self.space.xp.zeros_like(more)
+        least = lambda: (self._least_squares(self.rhs), none)
+        replaced = self.space.backend.replaced_where
+        entries, more = replaced((first + more, more), wrong, least)
+        return entries, more
 
     def _least_squares(self, rhs: Array) -> Array:
         """The least-squares solution."""

@@ -663,19 +663,32 @@ def test_a_singular_derivative_is_told(problem, solver):
 
 @pytest.mark.parametrize("mode", ["jacrev", "jacfwd"])
 def test_a_small_system_is_solved_though_its_matrix_is_singular(library, mode):
-    """Two of three equations are the same, and so are the unknowns that they hold: of
-    all derivatives that satisfy them, the shortest one.
-    """
+    """Two of three equations are the same, and so are the unknowns that they hold."""
     ones = library.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
 
     def solution(t):
         right = t * library.array([1.0, 1.0, 3.0])
-        start = library.array([1.0, 1.0, 3.0 / 2.0])
-        return fp.root(lambda x, right: ones @ x - right, start, (right,)).value
+        start = library.array([1.0, 1.0, 1.5])
+        return fp.root(lambda x, right: ones @ x - right, start, (right,)).value.sum()
 
     derivative = library.compiled(getattr(library.calculus, mode)(solution))
     found = derivative(library.array(2.0))
-    assert_close(library.numpy(found), [0.5, 0.5, 1.5])
+    np.testing.assert_allclose(library.numpy(found), 2.5, 1e-12)
+
+
+@pytest.mark.parametrize("cotangent", [[1.0, 0.6, 1.0], [1.0, 0.0, 0.0]])
+def test_a_small_system_that_contradicts_itself_has_no_derivative(library, cotangent):
+    ones = library.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
+    adjoint = fp.ImplicitAdjoint(on_failure="nan")
+
+    def solution(right):
+        start = library.array([1.0, 1.0, 1.5])
+        F = lambda x, right: ones @ x - right
+        value = fp.root(F, start, (right,), adjoint=adjoint).value
+        return (value * library.array(cotangent)).sum()
+
+    gradient = library.compiled(library.calculus.grad(solution))
+    assert np.isnan(library.numpy(gradient(library.array([2.0, 2.0, 3.0])))).all()
 
 
 # Torch alone: graphs.
