@@ -19,6 +19,10 @@ from fixedpoint.solvers import Solver
 
 Tensor = torch.Tensor
 Params = dict[str, Any]
+GAIN = 0.1
+"""Of what is learned about surroundings, next to what is learned about atoms: many
+entries add up, and Adam moves all of them equally far.
+"""
 
 
 @dataclass(frozen=True)
@@ -114,22 +118,115 @@ class PatchGrid:
             )
 
 
-def proximal_step(codes: Tensor, target: Tensor, params: Params) -> Tensor:
+class Surroundings(torch.nn.Module):
+    """What tells of a patch, and of those around it, how much there is to see.
+
+    The filters' squared answers to the patch less its mean, in units of a scale of each
+    filter's own, are averaged over all patches that begin within each of the reaches,
+    after a logarithm of one more than them. The patch's own are taken along.
+
+    Parameters
+    ----------
+    size : int
+        The side of a patch.
+    atoms : int
+        Of the game.
+    filters : int
+        As many cosines at first, lowest frequencies first.
+    reaches : tuple of int
+        In pixels, to each side.
+    scale : float
+        The scales at first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fixedpoint_models.games import PatchGrid, Surroundings
+    >>> seen = Surroundings(size=4, atoms=25, filters=10, reaches=(4,), scale=0.1)
+    >>> seen(torch.rand(1, 1, 12, 12), PatchGrid(4)).shape
+    torch.Size([1, 20, 81])
+    """
+
+    SHARED = ("filters", "mix", "window", "trust")
+    """What games for several levels of noise may share."""
+
+    def __init__(
+        self,
+        size: int,
+        atoms: int,
+        filters: int,
+        reaches: tuple[int, ...],
+        scale: float,
+    ) -> None:
+        super().__init__()
+        check_count("filters", filters, 1)
+        for reach in reaches:
+            check_count("reaches", reach, 0)
+        self.reaches, number = reaches, filters * (1 + len(reaches))
+        self.filters = torch.nn.Parameter(cosines(size, filters + 1)[:, 1:].clone())
+        self.log_scales = torch.nn.Parameter(torch.full((filters, 1), math.log(scale)))
+        self.mix = torch.nn.Parameter(torch.zeros(atoms, number))
+        self.window = torch.nn.Parameter(torch.zeros(size**2, 1))
+        self.trust = torch.nn.Parameter(torch.zeros(1, number))
+
+    def forward(self, image: Tensor, grid: PatchGrid) -> Tensor:
+        """Of each patch, shape (batch, entries, patches)."""
+        patches = grid.cut(image)
+        patches = patches - patches.mean(1, keepdim=True)
+        answers = (self.filters * torch.exp(-self.log_scales.T)).T @ patches
+        logs = torch.log1p(answers.square())
+        rows = (image.shape[-2] - grid.size) // grid.stride + 1
+        around = logs.reshape(*logs.shape[:2], rows, -1)
+        means = [_box_mean(around, reach // grid.stride) for reach in self.reaches]
+        # Of noise alone, whatever the filter, about a half at first.
+        return torch.cat([logs, *(mean.flatten(2) for mean in means)], 1) - 0.5
+
+    def shift(self, seen: Tensor) -> Tensor:
+        """What is added to the raw weights, of shape (batch, atoms, patches)."""
+        shift: Tensor = GAIN * self.mix @ seen
+        return shift
+
+    def shares(self, seen: Tensor) -> Tensor:
+        """What each patch's pixels count for in the answer: the window times a factor
+        of each patch's own, of shape (batch, pixels, patches).
+        """
+        shares: Tensor = torch.exp(self.window) * torch.exp(GAIN * self.trust @ seen)
+        return shares
+
+
+def _box_mean(maps: Tensor, reach: int) -> Tensor:
+    """Of maps (..., rows, columns), the mean over those within reach, as products with
+    banded matrices.
+    """
+    down, across = (_band(maps, side, reach) for side in maps.shape[-2:])
+    mean: Tensor = down @ (maps @ across.T)
+    return mean
+
+
+def _band(like: Tensor, number: int, reach: int) -> Tensor:
+    """The matrix of means over indices no farther than reach."""
+    index = torch.arange(number, device=like.device)
+    near = ((index[:, None] - index).abs() <= reach).to(like.dtype)
+    return near / near.sum(1, keepdim=True)
+
+
+def proximal_step(codes: Tensor, own: Params, params: Params) -> Tensor:
     """One simultaneous proximal gradient step of all agents of a :class:`PatchGame`.
 
     Parameters
     ----------
     codes : tensor of shape (batch, atoms, patches)
         The codes zᵢ, as columns.
-    target : tensor of shape (batch, pixels, patches)
-        See :meth:`PatchGame.target`.
+    own : dict
+        See :meth:`PatchGame.own`.
     params : dict
         See :meth:`PatchGame.params`.
     """
     dictionary = params["dictionary"]
     # The gradient of all but the penalty, with respect to own codes.
-    gradient = dictionary.T @ (_pull(dictionary @ codes, params) - target)
-    return _proximal_map(torch.add(codes, gradient, alpha=-params["step"]), params)
+    gradient = dictionary.T @ (_pull(dictionary @ codes, params) - own["target"])
+    moved = torch.add(codes, gradient, alpha=-params["step"])
+    return _proximal_map(moved, own, params["slopes"])
 
 
 def _pull(pieces: Tensor, params: Params) -> Tensor:
@@ -143,11 +240,11 @@ def _pull(pieces: Tensor, params: Params) -> Tensor:
     return pull
 
 
-def _proximal_map(moved: Tensor, params: Params) -> Tensor:
+def _proximal_map(moved: Tensor, own: Params, slopes: tuple[float, Tensor]) -> Tensor:
     """Of the penalty times the step: zero up to αw, and two slopes beyond."""
-    (near, far), (zero, knee) = params["slopes"], params["knots"]
-    left = moved - torch.clamp(moved, -zero, zero)
-    return torch.addcmul(far * left, near - far, torch.clamp(left, -knee, knee))
+    near, far = slopes
+    left = moved - torch.clamp(moved, *own["zero"])
+    return torch.addcmul(far * left, near - far, torch.clamp(left, *own["knee"]))
 
 
 class PatchGame(torch.nn.Module):
@@ -168,11 +265,15 @@ class PatchGame(torch.nn.Module):
     from which the ℓ₁ norm would subtract: but for ρ it is the reversed Huber function,
     the sum of the minimax concave penalty and the ridge ½ct² that makes it convex.
 
+    With `filters`, the weights are each patch's own: of the noisy image, softplus(rₖ +
+    Mₖsᵢ), where sᵢ tells what is seen in the patch and around it
+    (:class:`Surroundings`). They are data of the game, as y is, and no agent's choice.
+
     The answer is the image in which each pixel is the mean of its values in all mᵢ +
-    Wzᵢ at the Nash equilibrium, where no agent gains by changing its own code alone.
-    The synthesis dictionary W has no part in the game: it makes up for what the
-    penalty takes away. D, W, and the weights and curvatures, one of each for each
-    atom, are learned by differentiating the equilibrium implicitly.
+    Wzᵢ, with `filters` a weighted one, at the Nash equilibrium, where no agent gains by
+    changing its own code alone. The synthesis dictionary W has no part in the game: it
+    makes up for what the penalty takes away. D, W, and the weights and curvatures, one
+    of each for each atom, are learned by differentiating the equilibrium implicitly.
 
     *Existence and uniqueness.* Let z be all codes, 𝒟 the block diagonal matrix of the
     D, B the diagonal matrix with 1/n for a pixel that is in n patches, and Π what
@@ -186,8 +287,9 @@ class PatchGame(torch.nn.Module):
     are the gradients of a convex function of z. The slope of φₖ grows at the rate of ρ
     at least, and jumps up at 0: with the penalties that function is strongly convex for
     ρ > 0. Its one minimizer is the one equilibrium, whatever D, W, w and c are, and a
-    continuous function of them and of y. A ridge is needed: where D has more columns
-    than rows, Dzᵢ alone does not determine Wzᵢ.
+    continuous function of them and of y; nor need w be the same for all patches, and
+    what surroundings make of it is smooth in y. A ridge is needed: where D has more
+    columns than rows, Dzᵢ alone does not determine Wzᵢ.
 
     *Convergence.* With ‖D‖ = 1, to which D is scaled, the Hessian of all but the
     penalties lies between 0 and L = 1 + κ, and a gradient step with α < 2/L expands no
@@ -217,6 +319,11 @@ class PatchGame(torch.nn.Module):
         ρ > 0. The smaller, the slower solvers are.
     step : float, optional
         The step α, below 2/L; by default 1.5/L. The equilibrium does not depend on it.
+    filters : int, optional
+        Filters that look at each patch's surroundings. With 0 weights are the same for
+        all patches.
+    reaches : tuple of int, optional
+        How far around, in pixels; the mean is taken within each.
     solver : Solver, optional
         By default ``fixedpoint.Anderson()``, and ``fixedpoint.SQUAREM()`` where that
         stalls.
@@ -260,6 +367,8 @@ class PatchGame(torch.nn.Module):
         coupling: float = 0.5,
         ridge: float = 0.2,
         step: float | None = None,
+        filters: int = 0,
+        reaches: tuple[int, ...] = (4, 12),
         solver: Solver | None = None,
         adjoint: fp.Adjoint | None = None,
         rtol: float = 1e-4,
@@ -280,6 +389,9 @@ class PatchGame(torch.nn.Module):
         self.adjoint = adjoint or fp.ImplicitAdjoint()
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
         self._begin(size, atoms, weight, curvature)
+        self.seen: Surroundings | None = None
+        if filters:
+            self.seen = Surroundings(size, atoms, filters, tuple(reaches), weight)
 
     def _begin(self, size: int, atoms: int, weight: float, curvature: float) -> None:
         """The parameters before training."""
@@ -307,9 +419,14 @@ class PatchGame(torch.nn.Module):
         scaled: Tensor = self.atoms / torch.linalg.matrix_norm(self.atoms, 2)
         return scaled
 
-    def weights(self) -> Tensor:
-        """The weights w, one for each atom."""
-        return functional.softplus(self.raw_weights)
+    def weights(self, seen: Tensor | None = None) -> Tensor:
+        """The weights w, of shape (atoms, 1), or (batch, atoms, patches) where they
+        depend on surroundings.
+        """
+        raw = self.raw_weights[:, None]
+        if self.seen is not None and seen is not None:
+            raw = raw + self.seen.shift(seen)
+        return functional.softplus(raw)
 
     def curvatures(self) -> Tensor:
         """The curvatures c of the penalty, one for each atom."""
@@ -326,11 +443,11 @@ class PatchGame(torch.nn.Module):
         """
         count = self.grid.count(image, image.shape)
         share = self.coupling * (1.0 - 1.0 / count)
-        slopes, knots = self._shrinkage()
+        near = 1.0 + self.step * self.ridge
+        far = near + self.step * self.curvatures()[:, None]
         return {
             "dictionary": self.dictionary(),
-            "slopes": slopes,
-            "knots": knots,
+            "slopes": (1.0 / near, 1.0 / far),
             "grid": self.grid,
             "shape": image.shape,
             "count": count,
@@ -339,18 +456,10 @@ class PatchGame(torch.nn.Module):
             "step": self.step,
         }
 
-    def _shrinkage(self) -> tuple[tuple[float, Tensor], tuple[Tensor, Tensor]]:
-        """Of the proximal map the two slopes, where the first begins, and how far from
-        there the second does; for each atom, as columns.
-        """
-        weights, curvatures = self.weights()[:, None], self.curvatures()[:, None]
-        stretch = 1.0 + self.step * self.ridge
-        slopes = 1.0 / stretch, 1.0 / (stretch + self.step * curvatures)
-        return slopes, (self.step * weights, stretch * weights / curvatures)
-
-    def target(self, image: Tensor, params: Params) -> Tensor:
-        """The part of the gradients that codes have no part in, Py − m − κ(I − B)(I −
-        Π)m, not multiplied by 𝒟ᵀ yet.
+    def own(self, image: Tensor, params: Params, seen: Tensor | None = None) -> Params:
+        """What is of each image's own: of the gradients, the part that codes have no
+        part in, Py − m − κ(I − B)(I − Π)m, not multiplied by 𝒟ᵀ yet; and where the
+        proximal map bends.
 
         Parameters
         ----------
@@ -358,18 +467,50 @@ class PatchGame(torch.nn.Module):
             The noisy images.
         params : dict
             See :meth:`params`.
+        seen : tensor, optional
+            Their surroundings, where they are known already.
 
         Returns
         -------
-        tensor of shape (batch, pixels, patches)
+        dict
+            The "target", of shape (batch, pixels, patches), and below and above what
+            the first slope begins, "zero", and how far from there the second does,
+            "knee".
         """
         patches = self.grid.cut(image)
         means = patches.mean(1, keepdim=True).expand_as(patches)
-        return patches - _pull(means, params)
+        weights = self.weights(self.look(image) if seen is None else seen)
+        zero = self.step * weights.expand(len(image), -1, -1)
+        knee = zero * ((1.0 / self.step + self.ridge) / self.curvatures()[:, None])
+        return {
+            "target": patches - _pull(means, params),
+            "zero": (-zero, zero),
+            "knee": (-knee, knee),
+        }
+
+    def look(self, image: Tensor) -> Tensor | None:
+        """The surroundings of all patches, if weights depend on them."""
+        return None if self.seen is None else self.seen(image, self.grid)
 
     def forward(self, image: Tensor) -> Tensor:
         """The denoised images, of shape (batch, 1, H, W) as the noisy ones."""
-        return self.reconstruct(self.solve(image).value, image)
+        return self.answer(image)[0]
+
+    def answer(self, image: Tensor, **settings: Any) -> tuple[Tensor, fp.Solution[Any]]:
+        """The denoised images and the equilibrium that they stand for, for which
+        surroundings are looked at once.
+
+        Parameters
+        ----------
+        image : tensor of shape (batch, 1, H, W)
+            The noisy images.
+        **settings : object
+            For :func:`fixedpoint.fixed_point`.
+        """
+        self.check(image)
+        seen = self.look(image)
+        found = self.solve(image, seen=seen, **settings)
+        return self.reconstruct(found.value, image, seen), found
 
     def denoise(self, image: Tensor) -> Tensor:
         """As :meth:`forward`, without derivatives."""
@@ -416,13 +557,17 @@ class PatchGame(torch.nn.Module):
         with torch.no_grad():
             for (solved, kept, part), (solved2, kept2, part2) in product(rows, columns):
                 square = padded[..., solved, solved2]
-                codes = self.solve(square, **settings).value
-                denoised = self.reconstruct(codes, square)
+                denoised = self.answer(square, **settings)[0]
                 whole[..., kept, kept2] = denoised[..., part, part2]
         return whole[..., : image.shape[-2], : image.shape[-1]]
 
     def solve(
-        self, image: Tensor, z0: Tensor | None = None, **settings: Any
+        self,
+        image: Tensor,
+        z0: Tensor | None = None,
+        *,
+        seen: Tensor | None = None,
+        **settings: Any,
     ) -> fp.Solution[Any]:
         """The codes of the equilibrium, of shape (batch, atoms, patches), with their
         status.
@@ -433,6 +578,8 @@ class PatchGame(torch.nn.Module):
             The noisy images, of the dtype of the parameters.
         z0 : tensor, optional
             Where to start, by default at zero.
+        seen : tensor, optional
+            The surroundings, where they are known already.
         **settings : object
             For :func:`fixedpoint.fixed_point`.
         """
@@ -441,7 +588,7 @@ class PatchGame(torch.nn.Module):
         if z0 is None:
             patches = params["own"].shape[-1]
             z0 = image.new_zeros(len(image), self.atoms.shape[1], patches)
-        own: dict[str, Any] = {
+        usual: dict[str, Any] = {
             "solver": self.solver,
             "adjoint": self.adjoint,
             "rtol": self.rtol,
@@ -451,8 +598,8 @@ class PatchGame(torch.nn.Module):
             "batch_ndim": 1,
             "batched_args": (True, False),
         }
-        target = self.target(image, params)
-        return fp.fixed_point(proximal_step, z0, (target, params), **(own | settings))
+        own = self.own(image, params, seen)
+        return fp.fixed_point(proximal_step, z0, (own, params), **(usual | settings))
 
     def check(self, image: Tensor) -> None:
         """Raise TypeError unless `image` has the dtype of the parameters, and
@@ -478,12 +625,19 @@ class PatchGame(torch.nn.Module):
                 f"got {given}"
             )
 
-    def reconstruct(self, codes: Tensor, image: Tensor) -> Tensor:
+    def reconstruct(
+        self, codes: Tensor, image: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
         """The denoised images, of shape (batch, 1, H, W), that codes of the noisy ones
         stand for.
         """
         means = self.grid.cut(image).mean(1, keepdim=True)
-        return self.grid.average(self.synthesis @ codes + means, image.shape)
+        pieces = self.synthesis @ codes + means
+        if self.seen is None:
+            return self.grid.average(pieces, image.shape)
+        shares = self.seen.shares(self.seen(image, self.grid) if seen is None else seen)
+        total = self.grid.sum(shares, image.shape)
+        return self.grid.sum(shares * pieces, image.shape) / total
 
     def with_stride(self, stride: int) -> PatchGame:
         """The game of patches `stride` pixels apart that shares all parameters with

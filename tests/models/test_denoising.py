@@ -36,6 +36,7 @@ def settings(tmp_path_factory):
         levels=(15.0, 50.0),
         size=4,
         atoms=20,
+        filters=10,
         crop=16,
         batch_size=4,
         batches=4,
@@ -84,12 +85,16 @@ def test_all_levels_share_dictionaries_and_have_penalties_of_their_own(settings)
     games = experiment.module.games
     assert games[0].atoms is games[1].atoms
     assert games[0].synthesis is games[1].synthesis
-    assert len(list(experiment.module.parameters())) == 6
+    assert len(list(experiment.module.parameters())) == 12
     batch = next(experiment.batches(0))
     figures = experiment.step(batch)
     assert figures["failed"] == 0.0
     assert games[0].atoms.grad.abs().sum() > 0.0
     assert games[0].synthesis.grad.abs().sum() > 0.0
+    for name in ("filters", "mix", "window", "trust"):
+        assert getattr(games[0].seen, name) is getattr(games[1].seen, name)
+    for name in ("mix", "window", "trust"):
+        assert getattr(games[0].seen, name).grad.abs().sum() > 0.0
     for name in ("raw_weights", "raw_curvatures"):
         assert getattr(games[0], name).grad.abs().sum() > 0.0
         assert getattr(games[1], name).grad is None
@@ -110,7 +115,8 @@ def test_the_command_line_trains_evaluates_and_draws(settings, tmp_path):
     config, out = tmp_path / "small.yaml", tmp_path / "out"
     config.write_text(
         f"task: denoising\ntrain: {settings.train}\ntest: {settings.test}\n"
-        "levels: [25]\nsize: 4\natoms: 20\ncrop: 16\ntile: 16\nbatches: 5\n"
+        "levels: [25]\nsize: 4\natoms: 20\nfilters: 10\ncrop: 16\ntile: 16\n"
+        "batches: 5\n"
         "training: {epochs: 2, learning_rate: 2e-2}\n"
     )
     for command in ("train", "evaluate", "sample"):

@@ -35,6 +35,10 @@ def small_game(seed=0, size=3, atoms=14, **settings):
         game.synthesis.copy_(torch.randn(game.atoms.shape, generator=generator))
         game.raw_weights.uniform_(-4.0, -1.5, generator=generator)
         game.raw_curvatures.uniform_(-3.0, 1.0, generator=generator)
+        for name, rate in (("mix", 1.0), ("window", 0.5), ("trust", 1.0)):
+            if game.seen is not None:
+                drawn = getattr(game.seen, name)
+                drawn.copy_(rate * torch.randn(drawn.shape, generator=generator))
     return game
 
 
@@ -59,10 +63,11 @@ class Costs:
     """
 
     def __init__(self, game, image, codes):
-        self.D, self.w = (
-            game.dictionary().detach().numpy(),
-            game.weights().detach().numpy(),
-        )
+        self.D = game.dictionary().detach().numpy()
+        weights = game.weights(game.look(image[None, None])).detach().numpy()
+        weights = weights.reshape(len(game.raw_weights), -1)
+        # One column for each agent, as there is of codes.
+        self.w = np.broadcast_to(weights, codes.shape)
         self.c = game.curvatures().detach().numpy()
         self.kappa, self.rho, self.z = game.coupling, game.ridge, codes
         self.image = image.numpy().ravel()
@@ -79,14 +84,14 @@ class Costs:
         """Dz and the mean of the agent's patch."""
         return self.D @ code + self.image[self.windows[agent]].mean()
 
-    def penalty(self, code):
-        size, knee = np.abs(code), self.w / self.c
-        beyond = self.c * size**2 / 2 + self.w**2 / self.c / 2
-        return np.where(size < knee, self.w * size, beyond).sum()
+    def penalty(self, agent, code):
+        size, w = np.abs(code), self.w[:, agent]
+        beyond = self.c * size**2 / 2 + w**2 / self.c / 2
+        return np.where(size < w / self.c, w * size, beyond).sum()
 
-    def slope(self, code):
+    def slope(self, agent, code):
         """Of the penalty without the ridge, for codes that are not zero."""
-        return np.sign(code) * np.maximum(self.w, self.c * np.abs(code))
+        return np.sign(code) * np.maximum(self.w[:, agent], self.c * np.abs(code))
 
     def cost(self, agent, code):
         """Of one agent, with the codes of the others as they are."""
@@ -95,7 +100,7 @@ class Costs:
         piece = self.piece(agent, code)
         gap, apart = self.image[pixels] - piece, piece - self.average(codes)[pixels]
         smooth = gap @ gap + self.rho * code @ code + self.kappa * apart @ apart
-        return smooth / 2 + self.penalty(code)
+        return smooth / 2 + self.penalty(agent, code)
 
     def rows(self, agent):
         """X and y of the agent's cost ½‖y − Xz‖² and the penalty without the ridge,
@@ -117,22 +122,26 @@ class Costs:
         return np.concatenate(X), np.concatenate(y)
 
 
-@pytest.mark.parametrize(("coupling", "stride"), [(0.0, 1), (0.7, 1), (5.0, 2)])
-def test_no_agent_gains_by_itself(coupling, stride):
+@pytest.mark.parametrize(
+    ("coupling", "stride", "filters"),
+    [(0.0, 1, 0), (0.7, 1, 0), (5.0, 2, 0), (0.7, 1, 8)],
+)
+def test_no_agent_gains_by_itself(coupling, stride, filters):
     """Zero is in the subdifferential of each agent's cost, the others' codes held
     fixed.
     """
-    game, noisy = small_game(coupling=coupling, stride=stride), images((1, 1, 7, 9))
+    settings = {"coupling": coupling, "stride": stride, "filters": filters}
+    game, noisy = small_game(**settings), images((1, 1, 7, 9))
     sol = game.solve(noisy, **TIGHT)
     assert sol.value.shape == (1, 14, len(windows(7, 9, 3, stride)))
     costs = Costs(game, noisy[0, 0], sol.value[0].detach().numpy())
     on = np.zeros(2)
     for agent in range(len(costs.windows)):
-        (X, y), z = costs.rows(agent), costs.z[:, agent]
-        slope = X.T @ (X @ z - y)
-        np.testing.assert_allclose(slope[z != 0], -costs.slope(z)[z != 0], atol=1e-6)
-        assert (np.abs(slope) <= costs.w + 1e-6)[z == 0].all()
-        on += np.array([(z != 0).sum(), (np.abs(z) > costs.w / costs.c).sum()])
+        (X, y), z, w = costs.rows(agent), costs.z[:, agent], costs.w[:, agent]
+        slope, own = X.T @ (X @ z - y), costs.slope(agent, z)
+        np.testing.assert_allclose(slope[z != 0], -own[z != 0], atol=1e-6)
+        assert (np.abs(slope) <= w + 1e-6)[z == 0].all()
+        on += np.array([(z != 0).sum(), (np.abs(z) > w / costs.c).sum()])
     assert 0.1 * costs.z.size < on[1] < on[0] - 0.1 * costs.z.size
     assert on[0] < 0.9 * costs.z.size
 
@@ -174,7 +183,7 @@ def test_codes_are_those_of_scikit_learn(coupling, ridge, atoms):
     codes = game.solve(noisy, **TIGHT).value[0].detach().numpy()
     costs = Costs(game, noisy[0, 0], codes)
     for agent in range(len(costs.windows)):
-        best = lasso(*costs.rows(agent), costs.w)
+        best = lasso(*costs.rows(agent), costs.w[:, agent])
         np.testing.assert_allclose(codes[:, agent], best, atol=1e-6)
 
 
@@ -187,10 +196,11 @@ def test_the_equilibrium_depends_on_neither_solver_nor_step(solver, step):
     torch.testing.assert_close(other.value, there, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("coupling", [0.0, 5.0])
-def test_the_equilibrium_is_one_from_any_start(coupling):
+@pytest.mark.parametrize(("coupling", "filters"), [(0.0, 0), (5.0, 0), (5.0, 8)])
+def test_the_equilibrium_is_one_from_any_start(coupling, filters):
     """Where the atoms are twice as many as the pixels, and more of the codes large."""
-    game, noisy = small_game(coupling=coupling, atoms=18), images((1, 1, 6, 7))
+    settings = {"coupling": coupling, "atoms": 18, "filters": filters}
+    game, noisy = small_game(**settings), images((1, 1, 6, 7))
     there = game.solve(noisy, **TIGHT).value
     for seed, size in enumerate((0.1, 1.0, 100.0)):
         start = size * (images(there.shape, seed) - 0.5)
@@ -198,14 +208,17 @@ def test_the_equilibrium_is_one_from_any_start(coupling):
         torch.testing.assert_close(found, there, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("coupling", [0.0, 0.7, 5.0])
-def test_the_map_is_the_contraction_that_is_promised(coupling):
-    game, noisy = small_game(coupling=coupling), images((1, 1, 6, 7))
+@pytest.mark.parametrize(
+    ("coupling", "filters"), [(0.0, 0), (0.7, 0), (5.0, 0), (5.0, 8)]
+)
+def test_the_map_is_the_contraction_that_is_promised(coupling, filters):
+    game = small_game(coupling=coupling, filters=filters)
+    noisy = images((1, 1, 6, 7))
     params, shape = game.params(noisy), game.solve(noisy).value.shape
-    target, factor = game.target(noisy, params), 1 / (1 + game.step * game.ridge)
+    own, factor = game.own(noisy, params), 1 / (1 + game.step * game.ridge)
     for seed in range(10):
         a, b = images(shape, seed) - 0.5, images(shape, 10 + seed) - 0.5
-        moved = proximal_step(a, target, params) - proximal_step(b, target, params)
+        moved = proximal_step(a, own, params) - proximal_step(b, own, params)
         assert moved.norm() <= factor * (a - b).norm() * (1 + 1e-12)
 
 
@@ -216,6 +229,61 @@ def test_brightness_is_not_coded():
     torch.testing.assert_close(brighter, codes, rtol=1e-8, atol=1e-9)
     moved = game.reconstruct(brighter, noisy + 3) - game.reconstruct(codes, noisy)
     torch.testing.assert_close(moved, torch.full_like(noisy, 3.0))
+
+
+def seen_by_windows(seen, image, grid):
+    """What surroundings are, patch by patch in NumPy."""
+    size, stride = grid.size, grid.stride
+    places = [
+        [(i, j) for j in range(0, image.shape[1] - size + 1, stride)]
+        for i in range(0, image.shape[0] - size + 1, stride)
+    ]
+    rates = np.exp(-seen.log_scales.detach().numpy()[:, 0])
+
+    def logs(i, j):
+        patch = image[i : i + size, j : j + size].ravel()
+        answers = seen.filters.detach().numpy().T @ (patch - patch.mean())
+        return np.log(1 + (rates * answers) ** 2)
+
+    own = np.array([[logs(*place) for place in row] for row in places])
+    entries = [own]
+    for reach in seen.reaches:
+        r, mean = reach // stride, np.empty_like(own)
+        for i, j in np.ndindex(own.shape[:2]):
+            near = own[max(i - r, 0) : i + r + 1, max(j - r, 0) : j + r + 1]
+            mean[i, j] = near.mean((0, 1))
+        entries.append(mean)
+    return np.concatenate(entries, 2).reshape(-1, len(rates) * len(entries)).T - 0.5
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_surroundings_are_means_over_patches_within_reach(stride):
+    game = small_game(stride=stride, filters=5, reaches=(1, 4))
+    noisy = images((2, 1, 7, 11))
+    seen = game.look(noisy).detach().numpy()
+    for k in range(2):
+        expected = seen_by_windows(game.seen, noisy[k, 0].numpy(), game.grid)
+        np.testing.assert_allclose(seen[k], expected, atol=1e-12)
+
+
+def test_pixels_are_weighted_means_of_those_in_patches():
+    game, noisy = small_game(filters=6), images((1, 1, 5, 6))
+    codes = game.solve(noisy, **TIGHT).value
+    pieces = game.synthesis @ codes + game.grid.cut(noisy).mean(1, keepdim=True)
+    shares = game.seen.shares(game.look(noisy))
+    total, weight = np.zeros(30), np.zeros(30)
+    for k, pixels in enumerate(windows(5, 6, 3, 1)):
+        total[pixels] += (shares * pieces)[0, :, k].detach().numpy()
+        weight[pixels] += shares[0, :, k].detach().numpy()
+    expected = (total / weight).reshape(5, 6)
+    image = game.reconstruct(codes, noisy)[0, 0].detach().numpy()
+    np.testing.assert_allclose(image, expected, atol=1e-12)
+
+
+def test_surroundings_do_nothing_before_training():
+    noisy = images((1, 1, 9, 9)).float()
+    plain, seeing = (PatchGame(4, 20, filters=filters) for filters in (0, 7))
+    torch.testing.assert_close(seeing.denoise(noisy), plain.denoise(noisy))
 
 
 def test_games_on_other_grids_share_their_parameters():
@@ -282,18 +350,19 @@ def test_gradients_agree_with_differences():
     torch.autograd.gradcheck(game, (noisy,), **settings)
 
 
-@pytest.mark.parametrize("coupling", [0.0, 0.7])
-def test_gradients_agree_with_unrolled_steps(coupling):
-    game, noisy = small_game(coupling=coupling, **TIGHT_GAME), images((2, 1, 6, 6))
+@pytest.mark.parametrize(("coupling", "filters"), [(0.0, 0), (0.7, 0), (0.7, 8)])
+def test_gradients_agree_with_unrolled_steps(coupling, filters):
+    game = small_game(coupling=coupling, filters=filters, **TIGHT_GAME)
+    noisy = images((2, 1, 6, 6))
     clean = images(noisy.shape, 2)
     implicit = torch.autograd.grad(
         (game(noisy) - clean).square().sum(), game.parameters()
     )
     params = game.params(noisy)
-    target = game.target(noisy, params)
-    codes = torch.zeros_like(params["dictionary"].T @ target)
+    own = game.own(noisy, params)
+    codes = torch.zeros_like(params["dictionary"].T @ own["target"])
     for _ in range(1500):
-        codes = proximal_step(codes, target, params)
+        codes = proximal_step(codes, own, params)
     loss = (game.reconstruct(codes, noisy) - clean).square().sum()
     for here, there in zip(
         implicit, torch.autograd.grad(loss, game.parameters()), strict=True
@@ -307,9 +376,10 @@ def test_gradients_agree_with_unrolled_steps(coupling):
 # The denoiser
 
 
-def test_images_do_not_depend_on_their_batch():
+@pytest.mark.parametrize("filters", [0, 8])
+def test_images_do_not_depend_on_their_batch(filters):
     game, noisy = (
-        small_game(),
+        small_game(filters=filters),
         images((3, 1, 6, 7)) * torch.tensor([1.0, 0.1, 10.0])[:, None, None, None],
     )
     together = game.solve(noisy, **TIGHT)
@@ -380,6 +450,8 @@ def test_training_improves_on_the_cosines_and_on_the_noise():
         ({"ridge": math.nan}, "ridge must be positive"),
         ({"ridge": 0.0}, "ridge must be positive"),
         ({"curvature": 0.0}, "curvature must be positive"),
+        ({"filters": -1}, "filters must be an integer"),
+        ({"filters": 3, "reaches": (4, -1)}, "reaches must be an integer"),
         ({"step": -1.0}, "step must be positive"),
         ({"step": 2.0}, "step must be below 1.333"),
     ],

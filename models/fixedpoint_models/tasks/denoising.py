@@ -18,7 +18,7 @@ import fixedpoint as fp
 from fixedpoint_models import data as sets
 from fixedpoint_models.config import ConfigError, setting
 from fixedpoint_models.data import DataError
-from fixedpoint_models.games import PatchGame, PatchGrid
+from fixedpoint_models.games import PatchGame, PatchGrid, Surroundings
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.tasks.base import Experiment
 
@@ -43,7 +43,7 @@ class Settings:
     levels : tuple of float
         Standard deviations of the noise, out of 255; less than 0.1 is far below the
         rounding of a gray value.
-    size, atoms, curvature, coupling, ridge
+    size, atoms, curvature, coupling, ridge, filters, reaches
         As for :class:`fixedpoint_models.games.PatchGame`.
     stride, test_stride : int
         Pixels from one patch to the next, in training and for photographs to test with.
@@ -76,6 +76,8 @@ class Settings:
     curvature: float = setting(0.5, above=0.0)
     coupling: float = setting(0.2, least=0.0)
     ridge: float = setting(0.2, above=0.0)
+    filters: int = setting(48, least=0)
+    reaches: tuple[int, ...] = setting((4, 12), least=0)
     weight: float = setting(0.7, above=0.0)
     crop: int = setting(40, least=8)
     batch_size: int = setting(4, least=1)
@@ -107,8 +109,8 @@ class Batch(NamedTuple):
 
 
 class Denoiser(torch.nn.Module):
-    """A game for each level of noise, with penalties of its own and dictionaries shared
-    by all.
+    """A game for each level of noise, with penalties of its own; dictionaries, and what
+    weights make of surroundings, are shared by all.
 
     Parameters
     ----------
@@ -127,6 +129,8 @@ class Denoiser(torch.nn.Module):
                 curvature=settings.curvature,
                 coupling=settings.coupling,
                 ridge=settings.ridge,
+                filters=settings.filters,
+                reaches=settings.reaches,
                 solver=fp.Anderson(memory=2),
                 adjoint=fp.ImplicitAdjoint(
                     rtol=settings.adjoint_rtol, on_failure="return"
@@ -136,8 +140,11 @@ class Denoiser(torch.nn.Module):
             )
             for level in settings.levels
         )
+        first: Any = self.games[0]
         for game in self.games:
-            game.atoms, game.synthesis = self.games[0].atoms, self.games[0].synthesis
+            game.atoms, game.synthesis = first.atoms, first.synthesis
+            for name in Surroundings.SHARED if settings.filters else ():
+                setattr(game.seen, name, getattr(first.seen, name))
 
 
 class Denoising(Experiment):
@@ -202,8 +209,7 @@ class Denoising(Experiment):
     def step(self, batch: Batch) -> dict[str, float]:
         """Add the gradient of the mean squared error, in variances of the noise."""
         game: Any = self.module.games[batch.level]
-        found = game.solve(batch.noisy, on_failure="return")
-        denoised = game.reconstruct(found.value, batch.noisy)
+        denoised, found = game.answer(batch.noisy, on_failure="return")
         variance = (self.settings.levels[batch.level] / WHITE) ** 2
         loss = (denoised - batch.clean).square().mean() / variance
         loss.backward()
