@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -16,198 +15,11 @@ from torch.nn import functional
 import fixedpoint as fp
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.solvers import Solver
+from fixedpoint_models.contrasts import Contrasts
+from fixedpoint_models.patch_grid import PatchGrid, cosines
 
 Tensor = torch.Tensor
 Params = dict[str, Any]
-GAIN = 0.1
-"""Of what is learned about surroundings, next to what is learned about atoms: many
-entries add up, and Adam moves all of them equally far.
-"""
-
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """Where the square patches of an image are.
-
-    Parameters
-    ----------
-    size : int
-        The side of a patch, in pixels.
-    stride : int, optional
-        Pixels from one patch to the next.
-
-    Examples
-    --------
-    The average undoes the cutting:
-
-    >>> import torch
-    >>> from fixedpoint_models.games import PatchGrid
-    >>> grid, image = PatchGrid(size=2), torch.arange(12.0).reshape(1, 1, 3, 4)
-    >>> patches = grid.cut(image)
-    >>> patches.shape, bool((grid.average(patches, image.shape) == image).all())
-    (torch.Size([1, 4, 6]), True)
-    """
-
-    size: int
-    stride: int = 1
-
-    def __post_init__(self) -> None:
-        check_count("size", self.size, 1)
-        check_count("stride", self.stride, 1)
-        if self.stride > self.size:
-            raise ValueError(
-                f"stride must be at most the size, {self.size}, got {self.stride}"
-            )
-
-    def cut(self, image: Tensor) -> Tensor:
-        """The patches, of shape (batch, pixels, patches), of images (batch, 1, H,
-        W).
-        """
-        return functional.unfold(image, self.size, stride=self.stride)
-
-    def average(self, patches: Tensor, shape: torch.Size) -> Tensor:
-        """The images of `shape` in which each pixel is the mean of its values in
-        `patches`.
-        """
-        return self.sum(patches, shape) / self.count(patches, shape)
-
-    def count(self, like: Tensor, shape: torch.Size) -> Tensor:
-        """In how many patches each pixel is, of shape (1, 1, H, W)."""
-        return self.sum(self.cut(like.new_ones(1, 1, *shape[-2:])), shape)
-
-    def sum(self, patches: Tensor, shape: torch.Size) -> Tensor:
-        """The images of `shape` in which each pixel is the sum of its values in
-        `patches`.
-        """
-        return functional.fold(
-            patches, (shape[-2], shape[-1]), self.size, stride=self.stride
-        )
-
-    def padded(self, image: Tensor) -> Tensor:
-        """The images with rows and columns mirrored at the lower and the right edge,
-        as few as patches need to cover them.
-        """
-        self._check_sides(image)
-        missing = [(self.size - side) % self.stride for side in image.shape[-2:]]
-        return functional.pad(image, (0, missing[1], 0, missing[0]), mode="reflect")
-
-    def check(self, image: Tensor) -> None:
-        """Raise ValueError unless `image` is (batch, 1, H, W), and the patches cover
-        it.
-        """
-        self._check_sides(image)
-        if any((side - self.size) % self.stride for side in image.shape[-2:]):
-            raise ValueError(
-                f"image must be covered by patches of side {self.size} with stride "
-                f"{self.stride}, "
-                f"got sides {tuple(image.shape[-2:])}"
-            )
-
-    def _check_sides(self, image: Tensor) -> None:
-        """Raise ValueError unless `image` is (batch, 1, H, W), and no smaller than a
-        patch.
-        """
-        if image.ndim != 4 or image.shape[1] != 1:
-            raise ValueError(
-                f"image must be of shape (batch, 1, H, W), got {tuple(image.shape)}"
-            )
-        if min(image.shape[-2:]) < self.size:
-            raise ValueError(
-                f"image must be no smaller than a patch, of side {self.size}, "
-                f"got sides {tuple(image.shape[-2:])}"
-            )
-
-
-class Surroundings(torch.nn.Module):
-    """What tells of a patch, and of those around it, how much there is to see.
-
-    The filters' squared answers to the patch less its mean, in units of a scale of each
-    filter's own, are averaged over all patches that begin within each of the reaches,
-    after a logarithm of one more than them. The patch's own are taken along.
-
-    Parameters
-    ----------
-    size : int
-        The side of a patch.
-    atoms : int
-        Of the game.
-    filters : int
-        As many cosines at first, lowest frequencies first.
-    reaches : tuple of int
-        In pixels, to each side.
-    scale : float
-        The scales at first.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fixedpoint_models.games import PatchGrid, Surroundings
-    >>> seen = Surroundings(size=4, atoms=25, filters=10, reaches=(4,), scale=0.1)
-    >>> seen(torch.rand(1, 1, 12, 12), PatchGrid(4)).shape
-    torch.Size([1, 20, 81])
-    """
-
-    SHARED = ("filters", "mix", "window", "trust")
-    """What games for several levels of noise may share."""
-
-    def __init__(
-        self,
-        size: int,
-        atoms: int,
-        filters: int,
-        reaches: tuple[int, ...],
-        scale: float,
-    ) -> None:
-        super().__init__()
-        check_count("filters", filters, 1)
-        for reach in reaches:
-            check_count("reaches", reach, 0)
-        self.reaches, number = reaches, filters * (1 + len(reaches))
-        self.filters = torch.nn.Parameter(cosines(size, filters + 1)[:, 1:].clone())
-        self.log_scales = torch.nn.Parameter(torch.full((filters, 1), math.log(scale)))
-        self.mix = torch.nn.Parameter(torch.zeros(atoms, number))
-        self.window = torch.nn.Parameter(torch.zeros(size**2, 1))
-        self.trust = torch.nn.Parameter(torch.zeros(1, number))
-
-    def forward(self, image: Tensor, grid: PatchGrid) -> Tensor:
-        """Of each patch, shape (batch, entries, patches)."""
-        patches = grid.cut(image)
-        patches = patches - patches.mean(1, keepdim=True)
-        answers = (self.filters * torch.exp(-self.log_scales.T)).T @ patches
-        logs = torch.log1p(answers.square())
-        rows = (image.shape[-2] - grid.size) // grid.stride + 1
-        around = logs.reshape(*logs.shape[:2], rows, -1)
-        means = [_box_mean(around, reach // grid.stride) for reach in self.reaches]
-        # Of noise alone, whatever the filter, about a half at first.
-        return torch.cat([logs, *(mean.flatten(2) for mean in means)], 1) - 0.5
-
-    def shift(self, seen: Tensor) -> Tensor:
-        """What is added to the raw weights, of shape (batch, atoms, patches)."""
-        shift: Tensor = GAIN * self.mix @ seen
-        return shift
-
-    def shares(self, seen: Tensor) -> Tensor:
-        """What each patch's pixels count for in the answer: the window times a factor
-        of each patch's own, of shape (batch, pixels, patches).
-        """
-        shares: Tensor = torch.exp(self.window) * torch.exp(GAIN * self.trust @ seen)
-        return shares
-
-
-def _box_mean(maps: Tensor, reach: int) -> Tensor:
-    """Of maps (..., rows, columns), the mean over those within reach, as products with
-    banded matrices.
-    """
-    down, across = (_band(maps, side, reach) for side in maps.shape[-2:])
-    mean: Tensor = down @ (maps @ across.T)
-    return mean
-
-
-def _band(like: Tensor, number: int, reach: int) -> Tensor:
-    """The matrix of means over indices no farther than reach."""
-    index = torch.arange(number, device=like.device)
-    near = ((index[:, None] - index).abs() <= reach).to(like.dtype)
-    return near / near.sum(1, keepdim=True)
 
 
 def proximal_step(codes: Tensor, own: Params, params: Params) -> Tensor:
@@ -267,7 +79,7 @@ class PatchGame(torch.nn.Module):
 
     With `filters`, the weights are each patch's own: of the noisy image, softplus(rₖ +
     Mₖsᵢ), where sᵢ tells what is seen in the patch and around it
-    (:class:`Surroundings`). They are data of the game, as y is, and no agent's choice.
+    (:class:`Contrasts`). They are data of the game, as y is, and no agent's choice.
 
     The answer is the image in which each pixel is the mean of its values in all mᵢ +
     Wzᵢ, with `filters` a weighted one, at the Nash equilibrium, where no agent gains by
@@ -389,9 +201,9 @@ class PatchGame(torch.nn.Module):
         self.adjoint = adjoint or fp.ImplicitAdjoint()
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
         self._begin(size, atoms, weight, curvature)
-        self.seen: Surroundings | None = None
+        self.seen: Contrasts | None = None
         if filters:
-            self.seen = Surroundings(size, atoms, filters, tuple(reaches), weight)
+            self.seen = Contrasts(size, atoms, filters, tuple(reaches), weight)
 
     def _begin(self, size: int, atoms: int, weight: float, curvature: float) -> None:
         """The parameters before training."""
@@ -678,36 +490,6 @@ def _spans(
         kept, part = slice(first, last), slice(first - start, last - start)
         spans.append((slice(start, end), kept, part))
     return spans
-
-
-def cosines(size: int, atoms: int) -> Tensor:
-    """An overcomplete cosine basis: its columns have unit norm, and all but the first
-    mean zero.
-
-    Parameters
-    ----------
-    size : int
-        The side of a patch.
-    atoms : int
-        Columns, those of lowest frequency of the products of ⌈√atoms⌉ cosines along
-        each axis.
-
-    Examples
-    --------
-    >>> from fixedpoint_models.games import cosines
-    >>> cosines(8, 100).shape
-    torch.Size([64, 100])
-    """
-    number = math.isqrt(atoms - 1) + 1
-    frequency = torch.arange(number)
-    line = torch.cos(
-        torch.pi / number * (torch.arange(size)[:, None] + 0.5) * frequency
-    )
-    line[:, 1:] -= line[:, 1:].mean(0)
-    order = torch.argsort((frequency[:, None] + frequency).flatten(), stable=True)[
-        :atoms
-    ]
-    return functional.normalize(torch.kron(line, line)[:, order], dim=0)
 
 
 def train_denoiser(

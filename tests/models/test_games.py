@@ -13,13 +13,8 @@ from sklearn.linear_model import Lasso
 
 import fixedpoint as fp
 from fixedpoint_models.data import photographs
-from fixedpoint_models.games import (
-    PatchGame,
-    PatchGrid,
-    cosines,
-    proximal_step,
-    train_denoiser,
-)
+from fixedpoint_models.games import PatchGame, proximal_step, train_denoiser
+from fixedpoint_models.patch_grid import PatchGrid, cosines
 
 OTHERS = (torch.uint8, torch.half, torch.float64, torch.complex64)
 TIGHT = {"rtol": 1e-12, "atol": 1e-13, "max_steps": 20_000}

@@ -17,8 +17,10 @@ from skimage.restoration import denoise_tv_chambolle
 import fixedpoint as fp
 from fixedpoint_models import data as sets
 from fixedpoint_models.config import ConfigError, setting
+from fixedpoint_models.contrasts import Contrasts
 from fixedpoint_models.data import DataError
-from fixedpoint_models.games import PatchGame, PatchGrid, Surroundings
+from fixedpoint_models.games import PatchGame
+from fixedpoint_models.patch_grid import PatchGrid
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.tasks.base import Experiment
 
@@ -143,7 +145,7 @@ class Denoiser(torch.nn.Module):
         first: Any = self.games[0]
         for game in self.games:
             game.atoms, game.synthesis = first.atoms, first.synthesis
-            for name in Surroundings.SHARED if settings.filters else ():
+            for name in Contrasts.SHARED if settings.filters else ():
                 setattr(game.seen, name, getattr(first.seen, name))
 
 
