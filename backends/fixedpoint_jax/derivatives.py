@@ -31,7 +31,8 @@ def tangent(adjoint: LinearAdjoint, run: Run, end: Iteration, moved: Vec) -> Vec
 
     def solver(transposed: bool) -> Callable[..., Vec]:
         def solved(operator: Product, rhs: Vec) -> Vec:
-            given = complement(problem.is_root, operator)
+            wide = lambda u: operator(tuple(axes.widened(u, rhs)))
+            given = complement(problem.is_root, wide)
             system = adjoint.system(
                 run, given, rhs, transposed=transposed, value=z, memory=end.state
             )

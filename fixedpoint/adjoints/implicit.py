@@ -53,10 +53,10 @@ class ImplicitAdjoint(LinearAdjoint):
     Parameters
     ----------
     solver : Solver or str, optional
-        How to solve the adjoint system. By default, up to sixteen unknowns (and
-        `max_steps`), by elimination, or by least squares where its matrix is singular;
-        else ``Anderson(memory=10)``, or for roots, and with a preconditioner,
-        :class:`NewtonKrylov`, one step of which is GMRES.
+        How to solve the adjoint system. By default that of a single sample of up to
+        sixteen unknowns (and `max_steps`) by elimination, or by least squares where its
+        matrix is singular; else by ``Anderson(memory=10)``, or for roots, and with a
+        preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
         − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
@@ -122,11 +122,17 @@ class ImplicitAdjoint(LinearAdjoint):
         return end._replace(state=Memory(self._method(system), ()))
 
     def _eliminates(self, system: AdjointSystem) -> bool:
-        """Whether the system is small, and nothing says how to solve it."""
-        told = self.solver, system.start, system.precondition
-        size = system.space.real_size
-        is_small = size <= min(_MATRIX, self.max_steps)
-        return is_small and all(part is None for part in told)
+        """Whether the system is small, and nothing says how to solve it.
+
+        Samples that f couples all the same, as by statistics of their batch, have no
+        matrices of their own.
+        """
+        space, backend = system.space, system.space.backend
+        told = self.solver, system.start, system.precondition, backend.communicator
+        is_small = space.real_size <= min(_MATRIX, self.max_steps)
+        is_open = is_small and all(part is None for part in told)
+        is_whole = all(map(backend.is_whole, system.rhs))
+        return is_open and is_whole and space.batch_ndim == 0
 
     def _confirmed(self, system: AdjointSystem) -> Iteration:
         """The solution, by elimination where an equation does not hold, or a Krylov

@@ -244,7 +244,7 @@ def test_settings_are_checked(make, name):
 
 
 def test_the_report_of_the_backward_solve():
-    _, sol = torch_gradient(fp.ImplicitAdjoint(solver="anderson", rtol=1e-10))
+    _, sol = torch_gradient(fp.ImplicitAdjoint(rtol=1e-10))
     report = sol.backward
     assert report.status.tolist() == [1, 1, 1]
     close(report.value.numpy(), EXACT, 1e-8)
@@ -257,11 +257,28 @@ def test_the_report_of_the_backward_solve():
 
 
 def test_a_small_adjoint_takes_a_product_for_each_unknown():
-    _, sol = torch_gradient(fp.ImplicitAdjoint())
-    assert sol.backward.products == 6
-    close(sol.backward.value.numpy(), EXACT, 1e-13)
-    _, sol = torch_gradient(fp.ImplicitAdjoint(max_steps=5, on_failure="return"))
-    assert sol.backward.products == 6  # five steps of Anderson's method, from v
+    matrix = torch.tensor(W)
+    for most, products in [(500, 6), (5, 6)]:  # five steps from v are six products
+        b = torch.tensor(B[0], requires_grad=True)
+        adjoint = fp.ImplicitAdjoint(max_steps=most, on_failure="return")
+        sol = fp.fixed_point(affine, torch.zeros_like(b), (b, matrix), adjoint=adjoint)
+        (sol.value * torch.tensor(V[0])).sum().backward()
+        assert sol.backward.products == products
+        exact = np.allclose(b.grad, EXACT[0], rtol=1e-13)
+        assert exact == (most >= 6)
+
+
+def test_samples_that_a_batch_couples_are_differentiated_together():
+    """As by batch normalization: no sample has a matrix of its own."""
+    b = torch.tensor(B, requires_grad=True)
+    coupled = lambda z, b: 0.5 * torch.tanh(z) + 0.1 * z.mean(0) + b
+    sol = fp.fixed_point(coupled, torch.zeros_like(b), (b,), **TIGHT)
+    (found,) = torch.autograd.grad((sol.value * torch.tensor(V)).sum(), b)
+    z = torch.zeros_like(b)
+    for _ in range(300):
+        z = coupled(z, b)
+    (expected,) = torch.autograd.grad((z * torch.tensor(V)).sum(), b)
+    close(found.numpy(), expected.numpy(), 1e-8)
 
 
 def test_the_report_by_a_callback(gradient):

@@ -127,7 +127,10 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
     batch_ndim = int(spread == "samples")
     shape, axes = (8, 3) if batch_ndim else (16,), MeshAxes(**{spread: "x"})
     spec, scalars = PartitionSpec("x"), PartitionSpec(*("x",) * batch_ndim)
-    settings = {"solver": SOLVERS[name], "norm": "leaves", "batch_ndim": batch_ndim}
+    # A small state that is whole would be differentiated by elimination.
+    adjoint = fp.ImplicitAdjoint(solver="anderson")
+    settings = {"solver": SOLVERS[name], "adjoint": adjoint, "norm": "leaves"}
+    settings["batch_ndim"] = batch_ndim
 
     def mapped(z: Any, a: Any) -> Any:
         # Devices that evaluate f more often than others would wait for them for ever.
