@@ -78,8 +78,9 @@ class PatchGame(torch.nn.Module):
     the sum of the minimax concave penalty and the ridge ½ct² that makes it convex.
 
     With `filters`, the weights are each patch's own: of the noisy image, softplus(rₖ +
-    Mₖsᵢ), where sᵢ tells what is seen in the patch and around it
-    (:class:`~fixedpoint_models.contrasts.Contrasts`). They are data of the game, as y is, and no agent's choice.
+    Mₖsᵢ), where sᵢ tells what is seen in the patch and around it, by
+    :class:`~fixedpoint_models.contrasts.Contrasts`. They are data of the game, as y is,
+    and no agent's choice.
 
     The answer is the image in which each pixel is the mean of its values in all mᵢ +
     Wzᵢ, with `filters` a weighted one, at the Nash equilibrium, where no agent gains by
