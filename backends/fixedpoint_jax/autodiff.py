@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import zero_from_primal
 
 from fixedpoint.adjoints.base import Adjoint, Autodiff, LinearAdjoint
 from fixedpoint.backend import Vec
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint_jax import meshes, numpy_algebra, programs
-from fixedpoint_jax.derivatives import no_tangent, tangent
+from fixedpoint_jax.derivatives import tangent
 from fixedpoint_jax.maps import (
     CapturedTracerError,
     hoisted,
@@ -58,6 +59,6 @@ class JaxAutodiff(Autodiff):
             assert isinstance(adjoint, LinearAdjoint)
             end = solved(*primals)
             u = tangent(adjoint, run.at(primals[1]), end, tangents[1])
-            return end, jax.tree.map(no_tangent, end)._replace(value=u)
+            return end, jax.tree.map(zero_from_primal, end)._replace(value=u)
 
         return solved(value, args)

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.backend import Vec
@@ -109,10 +108,3 @@ def complement(is_root: bool, product: Product) -> Product:
         return tuple(a - b for a, b in zip(u, image, strict=True))
 
     return times
-
-
-def no_tangent(leaf: Any) -> Any:
-    """The tangent of an output that is constant to derivatives."""
-    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-        return jnp.zeros_like(leaf)
-    return np.zeros(np.shape(leaf), jax.dtypes.float0)

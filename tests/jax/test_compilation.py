@@ -166,3 +166,19 @@ def test_a_start_varies_over_the_mesh_axes_that_its_image_varies_over(solver, va
         out_specs=spec if varies else jax.sharding.PartitionSpec(),
     )
     np.testing.assert_allclose(jax.jit(spread)(x), solve(x), rtol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="of older releases")
+@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
+def test_each_device_of_a_mesh_differentiates_a_problem_of_its_own(by):
+    mesh = jax.sharding.Mesh(jax.devices()[:1], "d")
+    spec = jax.sharding.PartitionSpec("d")
+    x = jnp.arange(4.0)
+
+    def total(x):
+        f = lambda z, x: 0.5 * jnp.tanh(z[::-1]) + x - (z if by is fp.root else 0.0)
+        return by(f, jnp.zeros(4), (x,), solver="newton").value
+
+    gradient = jax.grad(lambda x: total(x).sum())
+    inside = jax.shard_map(gradient, mesh=mesh, in_specs=spec, out_specs=spec)
+    np.testing.assert_allclose(jax.jit(inside)(x), gradient(x), rtol=1e-12)
