@@ -274,9 +274,8 @@ class Assessment:
         claim = self._claim(carry.live(verdict.satisfied), verdict, new, tiny)
         review = Review(problem, self.first, old, new, carry.evidence)
         question = partial(review.findings, claim)
-        carry, found = answered(
-            self.problem, carry, claim.doubtful, question, space.xp.int32
-        )
+        dtype = space.xp.int32
+        carry, found = answered(problem, carry, claim.doubtful, question, dtype)
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         unfounded = claim.zero & has(NOT_ZERO)
         if not space.backend.known_here(~unfounded):

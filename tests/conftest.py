@@ -83,6 +83,24 @@ class Case:
         with np.errstate(all="ignore"):
             return run(self.tree(z0), args=self.tree(args))
 
+    def bracketed(
+        self, F: Any, lower: Any, upper: Any, args: Any = (), **settings: Any
+    ) -> fp.Solution:
+        """A root in a bracket, given as :meth:`solve` is."""
+        settings = {"on_failure": "return"} | settings
+
+        def call(lower: Any, upper: Any, args: Any) -> fp.Solution:
+            return fp.bracketed_root(F, lower, upper, args, **settings)
+
+        run = jax.jit(call) if self.name == "jax-jit" else call
+        with np.errstate(all="ignore"):
+            return run(self.tree(lower), self.tree(upper), self.tree(args))
+
+    def statuses(self, sol: fp.Solution) -> list[str]:
+        """The names of the statuses, in one list."""
+        found = self.to_numpy(sol.status).ravel()
+        return [fp.Status(int(status)).name for status in found]
+
     def iterates(self, f: Any, z0: Any, args: tuple = (), **settings: Any) -> list[Any]:
         """All iterates but the start, in NumPy, of a solve that only `max_steps`
         ends.

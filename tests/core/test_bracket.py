@@ -20,22 +20,6 @@ FIELDS = ("value", "status", "steps", "residual_norm")
 EPS = np.finfo(np.float64).eps
 
 
-def solve(case, F, lower, upper, args=(), **settings):
-    """Solve on NumPy input, under jit if the case says so; failures are returned."""
-    settings = {"on_failure": "return"} | settings
-
-    def call(lower, upper, args):
-        return fp.bracketed_root(F, lower, upper, args, **settings)
-
-    run = jax.jit(call) if case.name == "jax-jit" else call
-    with np.errstate(all="ignore"):
-        return run(case.tree(lower), case.tree(upper), case.tree(args))
-
-
-def statuses(case, sol):
-    return [fp.Status(int(status)).name for status in case.to_numpy(sol.status).ravel()]
-
-
 def cube(x, a):
     return x**3 - a
 
@@ -53,9 +37,9 @@ def test_closed_forms(jit_case, dtype):
         return xp.stack([x[0] ** 3, xp.tan(x[1]), xp.exp(x[2]), x[3]]) - a
 
     lower, upper = np.array([0, 0, -1, -3], dtype), np.array([9, 1.5, 40, 8], dtype)
-    sol = solve(jit_case, function, lower, upper, (a,))
+    sol = jit_case.bracketed(function, lower, upper, (a,))
     expected = np.array([np.cbrt(a[0]), np.arctan(a[1]), np.log(a[2]), a[3]])
-    assert statuses(jit_case, sol) == ["CONVERGED"] * 4
+    assert jit_case.statuses(sol) == ["CONVERGED"] * 4
     assert jit_case.to_numpy(sol.value).dtype == dtype
     np.testing.assert_allclose(
         jit_case.to_numpy(sol.value), expected, rtol=8 * float(np.finfo(dtype).eps)
@@ -65,7 +49,7 @@ def test_closed_forms(jit_case, dtype):
 def test_a_number_a_row_and_a_table_of_brackets(compiled_case):
     for shape in [(), (3,), (2, 3), (2, 0)]:
         a = 1.0 + np.arange(float(math.prod(shape))).reshape(shape)
-        sol = solve(compiled_case, cube, 0.0 * a, a + 1.0, (a,), on_failure="raise")
+        sol = compiled_case.bracketed(cube, 0.0 * a, a + 1.0, (a,), on_failure="raise")
         assert all(getattr(sol, field).shape == shape for field in FIELDS)
         np.testing.assert_allclose(
             compiled_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS
@@ -74,8 +58,8 @@ def test_a_number_a_row_and_a_table_of_brackets(compiled_case):
 
 def test_the_residual_is_that_of_the_value(jit_case):
     a = np.array([2.0, 3.0, 700.0])
-    sol = solve(jit_case, cube, 0.0 * a, a, (a,), max_steps=4)
-    assert statuses(jit_case, sol) == ["MAX_STEPS"] * 3
+    sol = jit_case.bracketed(cube, 0.0 * a, a, (a,), max_steps=4)
+    assert jit_case.statuses(sol) == ["MAX_STEPS"] * 3
     expected = np.abs(jit_case.to_numpy(cube(sol.value, jit_case.asarray(a))))
     np.testing.assert_allclose(
         jit_case.to_numpy(sol.residual_norm), expected, rtol=1e-12
@@ -84,8 +68,8 @@ def test_the_residual_is_that_of_the_value(jit_case):
 
 def test_ends_in_any_order_are_one_bracket(jit_case):
     a = np.array([2.0, 3.0])
-    one = solve(jit_case, cube, 0.0 * a, a, (a,))
-    other = solve(jit_case, cube, a, 0.0 * a, (a,))
+    one = jit_case.bracketed(cube, 0.0 * a, a, (a,))
+    other = jit_case.bracketed(cube, a, 0.0 * a, (a,))
     for sol in (one, other):
         np.testing.assert_allclose(
             jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS
@@ -94,10 +78,10 @@ def test_ends_in_any_order_are_one_bracket(jit_case):
 
 def test_an_end_that_is_a_root_takes_no_step(jit_case):
     a = np.array([0.0, 8.0, 0.0])
-    sol = solve(
-        jit_case, cube, np.array([0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.0]), (a,)
+    sol = jit_case.bracketed(
+        cube, np.array([0.0, 1.0, 0.0]), np.array([2.0, 2.0, 0.0]), (a,)
     )
-    assert statuses(jit_case, sol) == ["CONVERGED"] * 3
+    assert jit_case.statuses(sol) == ["CONVERGED"] * 3
     assert jit_case.to_numpy(sol.value).tolist() == [0.0, 2.0, 0.0]
     assert jit_case.to_numpy(sol.steps).tolist() == [0, 0, 0]
     assert int(sol.work.f) == 2
@@ -139,10 +123,9 @@ def test_whole_numbers_are_ends(ends):
 
 def test_ends_take_the_shape_and_precision_of_the_function(jit_case):
     a = np.array([0.2, 0.6])
-    sol = solve(jit_case, lambda x, a: x - a, np.float32(0.0), np.float32(1.0), (a,))
+    sol = jit_case.bracketed(lambda x, a: x - a, np.float32(0.0), np.float32(1.0), (a,))
     np.testing.assert_allclose(jit_case.to_numpy(sol.value), a, rtol=8 * EPS)
-    counted = solve(
-        jit_case,
+    counted = jit_case.bracketed(
         lambda x, A: x - jit_case.xp.sum(A),
         np.zeros(2),
         np.ones(2),
@@ -174,8 +157,10 @@ BEYOND = {
 @pytest.mark.parametrize("name", list(BEYOND))
 def test_an_infinite_end_is_searched_for(jit_case, name):
     F, lower, upper, root = BEYOND[name]
-    sol = solve(jit_case, lambda x: F(jit_case.xp, x), np.array(lower), np.array(upper))
-    assert statuses(jit_case, sol) == ["CONVERGED"]
+    sol = jit_case.bracketed(
+        lambda x: F(jit_case.xp, x), np.array(lower), np.array(upper)
+    )
+    assert jit_case.statuses(sol) == ["CONVERGED"]
     assert float(sol.value) == pytest.approx(root, rel=1e-13)
     assert int(sol.steps) <= 60
 
@@ -183,15 +168,15 @@ def test_an_infinite_end_is_searched_for(jit_case, name):
 def test_a_bad_bracket_is_expanded_if_asked(jit_case):
     lower, upper = np.array([1.0, 4.0, -2.0, 5.0]), np.array([2.0, 5.0, 3.0, 6.0])
     a = np.array([27.0, 27.0, 1.0, -1e9])
-    plain = solve(jit_case, cube, lower, upper, (a,))
-    assert statuses(jit_case, plain) == [
+    plain = jit_case.bracketed(cube, lower, upper, (a,))
+    assert jit_case.statuses(plain) == [
         "NO_BRACKET",
         "NO_BRACKET",
         "CONVERGED",
         "NO_BRACKET",
     ]
     assert np.isinf(jit_case.to_numpy(plain.error)[0])
-    sol = solve(jit_case, cube, lower, upper, (a,), expand=True)
+    sol = jit_case.bracketed(cube, lower, upper, (a,), expand=True)
     np.testing.assert_allclose(jit_case.to_numpy(sol.value), np.cbrt(a), rtol=8 * EPS)
 
 
@@ -200,8 +185,8 @@ def test_no_bracket_is_found_where_there_is_none(jit_case):
         {"upper": np.array(math.inf)},
         {"upper": np.array(1.0), "expand": True},
     ):
-        sol = solve(jit_case, lambda x: x**2 + 1.0, np.array(-3.0), **sides)
-        assert statuses(jit_case, sol) == ["NO_BRACKET"]
+        sol = jit_case.bracketed(lambda x: x**2 + 1.0, np.array(-3.0), **sides)
+        assert jit_case.statuses(sol) == ["NO_BRACKET"]
 
 
 # What is watched, and what is told.
@@ -209,8 +194,7 @@ def test_no_bracket_is_found_where_there_is_none(jit_case):
 
 def test_tolerances_for_each_entry(jit_case):
     a, xtol = np.array([0.2, 0.6, 0.7]), np.array([1e-2, 1e-6, 0.0])
-    sol = solve(
-        jit_case,
+    sol = jit_case.bracketed(
         cube,
         0.0 * a,
         1.0 + 0.0 * a,
@@ -223,14 +207,14 @@ def test_tolerances_for_each_entry(jit_case):
     assert np.all(error <= 2 * xtol + 4 * EPS)
     assert steps[0] < steps[1] < steps[2]
     atol = jit_case.asarray(np.array([1e-1, 1e-8, 0.0]))
-    sol = solve(jit_case, cube, 0.0 * a, 1.0 + 0.0 * a, (a,), atol=atol)
+    sol = jit_case.bracketed(cube, 0.0 * a, 1.0 + 0.0 * a, (a,), atol=atol)
     norm = jit_case.to_numpy(sol.residual_norm)
     assert np.all(norm <= [0.1, 1e-8, EPS])
 
 
 def test_the_last_bracket_holds_the_root(jit_case):
     a = np.array([0.2, 0.6, 5.0])
-    sol = solve(jit_case, cube, 3.0 + 0.0 * a, 0.0 * a, (a,), max_steps=5)
+    sol = jit_case.bracketed(cube, 3.0 + 0.0 * a, 0.0 * a, (a,), max_steps=5)
     lower, upper, error = (jit_case.to_numpy(x) for x in (*sol.bracket, sol.error))
     assert np.all((lower <= np.cbrt(a)) & (np.cbrt(a) <= upper))
     np.testing.assert_allclose(error, upper - lower, rtol=1e-12)
@@ -309,8 +293,8 @@ NASTY = {
 @pytest.mark.parametrize("name", list(NASTY))
 def test_no_function_takes_many_more_steps_than_a_number_has_bits(numpy_case, name):
     F, lower, upper, root = NASTY[name]
-    sol = solve(numpy_case, F, np.array(float(lower)), np.array(float(upper)))
-    assert statuses(numpy_case, sol) == ["CONVERGED"]
+    sol = numpy_case.bracketed(F, np.array(float(lower)), np.array(float(upper)))
+    assert numpy_case.statuses(sol) == ["CONVERGED"]
     assert int(sol.steps) <= 60
     tolerance = 16 * EPS * max(1, abs(math.log(abs(root) or 1)))
     assert float(sol.value) == pytest.approx(root, rel=tolerance, abs=0)
@@ -318,14 +302,14 @@ def test_no_function_takes_many_more_steps_than_a_number_has_bits(numpy_case, na
 
 def test_a_smooth_function_takes_few_steps(jit_case):
     a = np.linspace(1.0, 50.0, 40)
-    sol = solve(jit_case, cube, 0.0 * a, 0.0 * a + 10.0, (a,))
+    sol = jit_case.bracketed(cube, 0.0 * a, 0.0 * a + 10.0, (a,))
     assert jit_case.to_numpy(sol.steps).max() <= 12
 
 
 def test_a_step_is_one_evaluation(xp_case, counted):
     F = counted(cube)
     a = np.array([2.0, 1.0, 30.0])
-    sol = solve(xp_case, F, np.array([0.0, 1.0, 0.0]), a + 1.0, (a,))
+    sol = xp_case.bracketed(F, np.array([0.0, 1.0, 0.0]), a + 1.0, (a,))
     assert F.calls == int(sol.work.f) == 2 + xp_case.to_numpy(sol.steps).max()
     assert xp_case.to_numpy(sol.steps)[1] == 0
 
@@ -380,8 +364,8 @@ VERDICTS = {
 @pytest.mark.parametrize("name", list(VERDICTS))
 def test_what_is_no_root_is_told_by_its_status(numpy_case, name):
     F, lower, upper, expected = VERDICTS[name]
-    sol = solve(numpy_case, F, np.array(float(lower)), np.array(float(upper)))
-    assert statuses(numpy_case, sol) == [expected]
+    sol = numpy_case.bracketed(F, np.array(float(lower)), np.array(float(upper)))
+    assert numpy_case.statuses(sol) == [expected]
     assert int(sol.steps) <= 80
 
 
@@ -400,7 +384,7 @@ def test_verdicts_on_every_backend(jit_case):
 
     kind = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
     upper = np.array([2.0, 2.0, 2.0, 2.0, 2.0, math.nan])
-    sol = solve(jit_case, function, 0 * kind - 1.0, upper, (kind,))
+    sol = jit_case.bracketed(function, 0 * kind - 1.0, upper, (kind,))
     expected = [
         "CONVERGED",
         "STALLED",
@@ -409,7 +393,7 @@ def test_verdicts_on_every_backend(jit_case):
         "NON_FINITE",
         "NON_FINITE",
     ]
-    assert statuses(jit_case, sol) == expected
+    assert jit_case.statuses(sol) == expected
 
 
 def test_an_undefined_trial_is_not_finite(xp_case):
@@ -418,8 +402,8 @@ def test_an_undefined_trial_is_not_finite(xp_case):
             raise fp.DomainError("not here")
         return x - 0.3
 
-    sol = solve(xp_case, function, np.array([-1.0]), np.array([2.0]))
-    assert statuses(xp_case, sol) == ["NON_FINITE"]
+    sol = xp_case.bracketed(function, np.array([-1.0]), np.array([2.0]))
+    assert xp_case.statuses(sol) == ["NON_FINITE"]
     assert float(sol.value[0]) == -1.0
     assert float(sol.residual_norm[0]) == pytest.approx(1.3)
 
@@ -439,10 +423,10 @@ def test_convergence_is_certified_by_a_change_of_sign(numpy_case, y, jumps, ends
         smooth = np.interp(x, np.linspace(-1e4, 1e4, y.size), y)
         return smooth + jumps[(np.abs(x) % jumps.size).astype(int)]
 
-    sol = solve(numpy_case, function, np.array(ends[0]), np.array(ends[1]))
+    sol = numpy_case.bracketed(function, np.array(ends[0]), np.array(ends[1]))
     signs = np.sign(function(np.array(ends)))
     if signs[0] * signs[1] > 0:
-        assert statuses(numpy_case, sol) == ["NO_BRACKET"]
+        assert numpy_case.statuses(sol) == ["NO_BRACKET"]
     if bool(sol.converged) and float(sol.residual_norm) > 0:
         x, width = float(sol.value), 9 * EPS * abs(float(sol.value)) + 1e-300
         near = function(np.array([x - width, x, x + width]))
@@ -454,8 +438,8 @@ def test_convergence_is_certified_by_a_change_of_sign(numpy_case, y, jumps, ends
 def test_a_jump_is_never_called_a_root(numpy_case, slope, root, jump):
     """Unless it is smaller than √eps of what F is at the ends."""
     F = lambda x: 10**slope * (x - root + np.where(x < root, -(10**jump), 10**jump))
-    sol = solve(numpy_case, F, np.array(-1.0), np.array(1.0))
-    assert statuses(numpy_case, sol) == ["STALLED"]
+    sol = numpy_case.bracketed(F, np.array(-1.0), np.array(1.0))
+    assert numpy_case.statuses(sol) == ["STALLED"]
 
 
 roots = st.floats(1e-3, 0.9).flatmap(lambda x: st.sampled_from([x, -x]))
@@ -464,8 +448,8 @@ roots = st.floats(1e-3, 0.9).flatmap(lambda x: st.sampled_from([x, -x]))
 @given(slope=st.floats(-100, 100), root=roots, power=st.sampled_from([1 / 3, 1, 3]))
 def test_a_root_is_always_called_one(numpy_case, slope, root, power):
     F = lambda x: 10.0**slope * np.sign(x - root) * np.abs(x - root) ** power
-    sol = solve(numpy_case, F, np.array(-1.0), np.array(1.0))
-    assert statuses(numpy_case, sol) == ["CONVERGED"]
+    sol = numpy_case.bracketed(F, np.array(-1.0), np.array(1.0))
+    assert numpy_case.statuses(sol) == ["CONVERGED"]
     assert float(sol.value) == pytest.approx(root, rel=10 * EPS, abs=1e-100)
 
 
@@ -478,8 +462,8 @@ def test_a_root_is_always_called_one(numpy_case, slope, root, power):
 def test_tolerances(jit_case, settings):
     a = np.array([2.0, 3.0, 30.0])
     root = np.cbrt(a)
-    sol = solve(jit_case, cube, 0.0 * a, a, (a,), **settings)
-    assert statuses(jit_case, sol) == ["CONVERGED"] * 3
+    sol = jit_case.bracketed(cube, 0.0 * a, a, (a,), **settings)
+    assert jit_case.statuses(sol) == ["CONVERGED"] * 3
     error = np.abs(jit_case.to_numpy(sol.value) - root)
     width = {"rtol": 4 * EPS, "xtol": 0.0} | settings
     allowed = 2 * (width["xtol"] + max(width["rtol"], 2 * EPS) * root)
@@ -491,17 +475,16 @@ def test_a_wide_bracket_ends_only_where_the_function_fell(numpy_case):
     they do not.
     """
     settings = {"xtol": 1e-2}
-    steep = solve(
-        numpy_case,
+    steep = numpy_case.bracketed(
         lambda x: np.tanh(1e5 * (x - 0.3)),
         np.array(-1.0),
         np.array(2.0),
         **settings,
     )
-    jump = solve(numpy_case, step, np.array(-1.0), np.array(2.0), **settings)
-    assert statuses(numpy_case, steep) == ["CONVERGED"]
+    jump = numpy_case.bracketed(step, np.array(-1.0), np.array(2.0), **settings)
+    assert numpy_case.statuses(steep) == ["CONVERGED"]
     assert float(steep.residual_norm) < 0.5
-    assert statuses(numpy_case, jump) == ["STALLED"]
+    assert numpy_case.statuses(jump) == ["STALLED"]
 
 
 # Each entry by itself.
@@ -533,21 +516,21 @@ def assert_same(case, batch, index, alone):
 def test_every_entry_is_as_if_alone(eager_case, kinds):
     kind = np.array(kinds, float)
     F = of_kind(eager_case.xp)
-    batch = solve(eager_case, F, 0 * kind - 1.0, 0 * kind + 2.0, (kind,))
+    batch = eager_case.bracketed(F, 0 * kind - 1.0, 0 * kind + 2.0, (kind,))
     for index in range(4):
         one = kind[index : index + 1]
         assert_same(
             eager_case,
             batch,
             index,
-            solve(eager_case, F, 0 * one - 1.0, 0 * one + 2.0, (one,)),
+            eager_case.bracketed(F, 0 * one - 1.0, 0 * one + 2.0, (one,)),
         )
 
 
 def test_backends_agree(jit_case, numpy_case):
     kind = np.array([GOOD, FLAT, JUMP, NOWHERE, NAN, SOLVED], float)
     one, other = (
-        solve(case, of_kind(case.xp), 0 * kind - 1.0, 0 * kind + 2.0, (kind,))
+        case.bracketed(of_kind(case.xp), 0 * kind - 1.0, 0 * kind + 2.0, (kind,))
         for case in (jit_case, numpy_case)
     )
     np.testing.assert_array_equal(jit_case.to_numpy(one.status), other.status)
@@ -558,8 +541,8 @@ def test_backends_agree(jit_case, numpy_case):
 def test_scaling_the_function_scales_its_residual_alone(xp_case, exponent):
     a = np.array([0.2, 0.7, 1.0])
     scaled = lambda x, a: (x * x * x - a) * 2.0**exponent
-    one = solve(xp_case, lambda x, a: x * x * x - a, 0 * a - 1.0, 0 * a + 2.0, (a,))
-    other = solve(xp_case, scaled, 0 * a - 1.0, 0 * a + 2.0, (a,))
+    one = xp_case.bracketed(lambda x, a: x * x * x - a, 0 * a - 1.0, 0 * a + 2.0, (a,))
+    other = xp_case.bracketed(scaled, 0 * a - 1.0, 0 * a + 2.0, (a,))
     for field in ("value", "status", "steps"):
         first, second = (xp_case.to_numpy(getattr(sol, field)) for sol in (one, other))
         np.testing.assert_array_equal(first, second)
@@ -568,9 +551,9 @@ def test_scaling_the_function_scales_its_residual_alone(xp_case, exponent):
 @pytest.mark.parametrize("exponent", [-200, -30, 30, 200])
 def test_scaling_the_brackets_scales_the_roots(xp_case, exponent):
     scale, a = 2.0**exponent, np.array([0.2, 0.7, 1.0])
-    one = solve(xp_case, lambda x, a: x * x * x - a, 0 * a - 1.0, 0 * a + 2.0, (a,))
+    one = xp_case.bracketed(lambda x, a: x * x * x - a, 0 * a - 1.0, 0 * a + 2.0, (a,))
     scaled = lambda x, a: (x / scale) * (x / scale) * (x / scale) - a
-    other = solve(xp_case, scaled, 0 * a - scale, 0 * a + 2.0 * scale, (a,))
+    other = xp_case.bracketed(scaled, 0 * a - scale, 0 * a + 2.0 * scale, (a,))
     np.testing.assert_array_equal(
         scale * xp_case.to_numpy(one.value), xp_case.to_numpy(other.value)
     )
@@ -707,10 +690,10 @@ def test_a_bad_function(F, error, match):
 
 
 def test_no_steps(jit_case):
-    sol = solve(
-        jit_case, lambda x: x - 0.3, np.array([0.0]), np.array([1.0]), max_steps=0
+    sol = jit_case.bracketed(
+        lambda x: x - 0.3, np.array([0.0]), np.array([1.0]), max_steps=0
     )
-    assert statuses(jit_case, sol) == ["MAX_STEPS"]
+    assert jit_case.statuses(sol) == ["MAX_STEPS"]
     assert int(sol.work.f) == 2
 
 
