@@ -19,7 +19,7 @@ from fixedpoint.failure import Policy, check_policy
 from fixedpoint.operators.base import Map, Operator
 from fixedpoint.root_problem import RootProblem
 from fixedpoint.solution import Solution
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint.tolerance import Tolerance
 
 
@@ -163,7 +163,7 @@ def _problem(
         rtol = 4 * float(backend.namespace(x).finfo(x.dtype).eps)
     rtol, atol = _tolerance("rtol", rtol, x), _tolerance("atol", atol, x)
     return RootProblem(
-        space=Space.of(backend, value, x.ndim),
+        space=space_of(backend, value, x.ndim),
         functions=on_leaves.functions().of_part(slice(None, -1)),
         args=(*arrays, other),
         tolerance=Tolerance(rtol, atol, "entries"),

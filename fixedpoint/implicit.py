@@ -12,6 +12,7 @@ from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
 from fixedpoint.functions import Product
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 _IMPLICIT = ImplicitAdjoint()
 
@@ -78,7 +79,7 @@ def implicit_vjp(
     True
     """
     border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
-    space, pullback = Space.of(border.backend, leaves, batch_ndim), vjp(value, *args)
+    space, pullback = space_of(border.backend, leaves, batch_ndim), vjp(value, *args)
     rhs = border.pack(cotangent, leaves, "cotangent")
 
     def product(u: Vec) -> Vec:
@@ -140,7 +141,7 @@ def implicit_jvp(
     True
     """
     border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
-    space, pushed = Space.of(border.backend, leaves, batch_ndim), jvp(value, *args)
+    space, pushed = space_of(border.backend, leaves, batch_ndim), jvp(value, *args)
     still = _zeros(border.backend, tangents)
     image = pushed(_zeros(border.backend, value), *tangents)
     rhs = border.pack(image, leaves, "jvp")

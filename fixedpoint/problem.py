@@ -27,6 +27,7 @@ from fixedpoint.matrix import (
 from fixedpoint.point import Parts, Point
 from fixedpoint.solution import Work
 from fixedpoint.space import Difference, Measured, Space
+from fixedpoint.spaces import space_of
 from fixedpoint.tolerance import Tolerance
 
 # What changes by no more than so many rounding errors of a residual tells nothing.
@@ -361,7 +362,7 @@ class Problem:
         there = [bridge.there(a) if batched else a for a, batched in taken]
         return replace(
             self,
-            space=Space.of(
+            space=space_of(
                 bridge.backend, bridge.all_there(value), self.space.batch_ndim
             ),
             functions=functions.across(bridge),

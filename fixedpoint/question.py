@@ -23,6 +23,7 @@ from fixedpoint.root_problem import RootProblem
 from fixedpoint.run import SolverRun
 from fixedpoint.solvers import Solver, as_solver, default_solver
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint.tolerance import Tolerance
 
 Settings = TypeVar("Settings", Map, Control)
@@ -86,7 +87,7 @@ class Question:
         border.check(leaves, self.batch_ndim)
         border = border.joined(leaves, self.batch_ndim) if self._joins() else border
         value = border.vector(leaves)
-        space = Space.of(border.backend, value, self.batch_ndim)
+        space = space_of(border.backend, value, self.batch_ndim)
         return self._run(border, space, value, self._blocks(start)), value
 
     def _joins(self) -> bool:

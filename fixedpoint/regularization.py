@@ -8,7 +8,7 @@ from typing import Any
 from fixedpoint.backend import Array, Vec
 from fixedpoint.border import Border
 from fixedpoint.checks import check_bound, check_count
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 
 def jacobian_penalty(
@@ -54,7 +54,7 @@ def jacobian_penalty(
     check_count("batch_ndim", batch_ndim, 0)
     border, leaves = Border.of(z, "z", batch_ndim=batch_ndim)
     border.check(leaves, batch_ndim)
-    space = Space.of(border.backend, leaves, batch_ndim)
+    space = space_of(border.backend, leaves, batch_ndim)
 
     def on_leaves(*value: Any) -> Vec:
         return border.pack(f(border.unpack(value), *args), value, "f")

@@ -12,6 +12,7 @@ from fixedpoint.border import Border
 from fixedpoint.checks import check_count
 from fixedpoint.columns import Columns
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 Product = Callable[[Any], Any]
 
@@ -74,7 +75,7 @@ def spectral_radius(
     check_count("steps", steps, 1)
     check_count("batch_ndim", batch_ndim, 0)
     border, value = Border.of(start, "start", batch_ndim=batch_ndim)
-    space = Space.of(border.backend, value, batch_ndim)
+    space = space_of(border.backend, value, batch_ndim)
 
     def on_leaves(v: Vec) -> Vec:
         return border.pack(product(border.unpack(v)), value, "product")

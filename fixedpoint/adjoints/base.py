@@ -17,6 +17,7 @@ from fixedpoint.run import Run
 from fixedpoint.solution import Solution, Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 
 class Adjoint(ABC):
@@ -78,7 +79,7 @@ class LinearAdjoint(Adjoint):
         if start is not None:
             start = run.border.pack(start, value, "warm_start")
         return AdjointSystem(
-            space=Space.of(run.backend, rhs, space.batch_ndim + rhs_axes),
+            space=space_of(run.backend, rhs, space.batch_ndim + rhs_axes),
             product=product,
             rhs=rhs,
             rtol=_relative(problem.tolerance.rtol, space),

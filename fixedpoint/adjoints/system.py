@@ -20,6 +20,7 @@ from fixedpoint.linear.direct import Dense
 from fixedpoint.matrix import as_coefficients
 from fixedpoint.solution import Status, Work
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 _Entrywise = Callable[[Vec, Vec], Vec]
 
@@ -80,7 +81,7 @@ class AdjointSystem:
         rhs, start, memory = bridge.all_there(self.rhs), self.start, self.memory
         return replace(
             self,
-            space=Space.of(bridge.backend, rhs, self.space.batch_ndim),
+            space=space_of(bridge.backend, rhs, self.space.batch_ndim),
             product=bridge.function(self.product),
             rhs=rhs,
             start=start and bridge.all_there(start),

@@ -13,7 +13,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.keywords import by_name
 from fixedpoint.run import Run
 from fixedpoint.solution import Status
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 
 @by_name
@@ -60,7 +60,7 @@ class Unrolled(Adjoint):
         if self.checkpoint is not None and control.is_observed:
             control = _HeardOnce(**{name: getattr(control, name) for name in _FIELDS})
         backend = run.backend.recording(self.checkpoint)
-        space = Space.of(backend, value, problem.space.batch_ndim)
+        space = space_of(backend, value, problem.space.batch_ndim)
         recorded = replace(run, problem=replace(problem, space=space), control=control)
         end: Iteration = backend.run(
             lambda value, args: recorded.at(args).iterate(value), value, problem.args

@@ -13,6 +13,7 @@ from fixedpoint.checks import check_callable, check_positive
 from fixedpoint.operators.base import Evaluation, Joint, Operator, leafwise
 from fixedpoint.operators.regularizers import Regularizer, prox_of
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 
 class LocalGradients(NamedTuple):
@@ -254,7 +255,7 @@ def input_sizes(x: Any, gradients: LocalGradients) -> tuple[Space, Array, Array]
     at = tuple(backend.flatten(x)[0])
     terms = tuple(backend.flatten(gradients.input_terms)[0])
     # ℓ has the axes of the batch.
-    space = Space.of(backend, at, gradients.objective.ndim)
+    space = space_of(backend, at, gradients.objective.ndim)
     length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])
     return space, length, size
 

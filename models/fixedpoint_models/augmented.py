@@ -20,6 +20,7 @@ from fixedpoint.shown import brief, glimpse
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint_models.limited_memory import TrackedLBFGS
 from fixedpoint_models.methods import Method, zeros_like
 from fixedpoint_models.tracked import TrackedNewton
@@ -438,7 +439,7 @@ class AugmentedDEQ:
         """A block's leaves, and the space they lie in."""
         leaves = tuple(tree.flatten(block)[0])
         backend = backend_of(leaves, tree.paths(block, "block"))
-        return Space.of(backend, leaves, self.batch_ndim), leaves
+        return space_of(backend, leaves, self.batch_ndim), leaves
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint_models.sensitivity import Tangents
 
 # A loss whose entries are coupled by no more than this part of its curvature counts as
@@ -81,7 +82,7 @@ class Loss:
         """∂²ℓ, if it is seen to be diagonal, as that of a separable loss is: two
         products tell.
         """
-        space = Space.of(self.space.backend, at, 1)
+        space = space_of(self.space.backend, at, 1)
         if any(self.space.xp.isdtype(leaf.dtype, "complex floating") for leaf in at):
             return None
         probe = space.shaped(tuple(map(self._irregular, space.rows(at))))
@@ -143,7 +144,7 @@ class Loss:
         batch, size = space.batch_shape[0], space.real_size
         o, x, y = (_repeated(space, container, size) for container in (o, x, y))
         outputs, inputs = (
-            Space.of(space.backend, tuple(tree.flatten(o)[0]), 1),
+            space_of(space.backend, tuple(tree.flatten(o)[0]), 1),
             space.of_rows(batch * size),
         )
         moved = outputs.shaped(
@@ -161,7 +162,7 @@ class Loss:
             len(self.tangents.output),
             self.space.of_rows(covector[0].shape[0]),
         )
-        outputs = Space.of(inputs.backend, covector[:split], 1).rows(covector[:split])
+        outputs = space_of(inputs.backend, covector[:split], 1).rows(covector[:split])
         return outputs, inputs.ravel(covector[split:])
 
     def _units(self) -> Array:

@@ -31,6 +31,7 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint_models.objective_solver import ObjectiveSolver
 
 if TYPE_CHECKING:
@@ -380,7 +381,7 @@ class TrackedDescent(ObjectiveSolver):
         return Step(new, DescentState(memory), Work(f=self.sweeps, vjp=self.sweeps))
 
     def _inputs(self, space: Space, x: Vec) -> Inputs:
-        return Inputs(Space.of(space.backend, x, space.batch_ndim), self.container)
+        return Inputs(space_of(space.backend, x, space.batch_ndim), self.container)
 
     def _parts(self, leaves: Vec) -> tuple[Vec, Vec, Vec]:
         """The leaves of μ, x and z: a container's, in the order of its names."""

@@ -21,6 +21,7 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint_models.methods import beside
 from fixedpoint_models.objective_solver import ObjectiveSolver
 from fixedpoint_models.secants import Curvature
@@ -304,7 +305,7 @@ class Searching(Sweeping):
 
     def inputs(self, space: Space, x: Vec) -> Space:
         """The space of inputs."""
-        return Space.of(space.backend, x, space.batch_ndim)
+        return space_of(space.backend, x, space.batch_ndim)
 
     def followed(
         self, space: Space, point: Point, forcing: float

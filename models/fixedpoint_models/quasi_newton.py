@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 # The part of the predicted fall from which a step is good, and below which it is poor.
 _GOOD, _POOR = 0.7, 0.25
@@ -121,7 +122,7 @@ def moved(backend: Backend, *arrays: Array) -> Vec:
     there: they may be what was wrong.
     """
     found, memory = Trial(*arrays[:5]), Memory(*arrays[5:])
-    space = Space.of(backend, (found.x,), 1)
+    space = space_of(backend, (found.x,), 1)
     xp, where, step = space.xp, space.xp.where, found.x - memory.x
     length = _norm(space, step)
     # A step is a part of −Bg, and its product with B⁻¹ that part of −g.

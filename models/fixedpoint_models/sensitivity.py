@@ -11,6 +11,7 @@ from fixedpoint.adapters import backend_of
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.operators.augmented import Lagrangian
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 # Entries of a state of which the whole Jacobian is formed, at most.
 _SMALL = 256
@@ -84,7 +85,7 @@ def tangents(
 def _dense(f: Callable[..., Any], z: Any, x: Any, params: Any) -> Array:
     """The rows of dz/dx, by the whole Jacobian."""
     (backend, state), (_, given) = leaves_of(z, "z"), leaves_of(x, "x")
-    size = Space.of(backend, state, 1).real_size
+    size = space_of(backend, state, 1).real_size
     many = [backend.namespace(a).concat([a] * size) for a in (*state, *given)]
     z, x = (
         tree.flatten(z)[1].rebuild(many[: len(state)]),
@@ -92,8 +93,8 @@ def _dense(f: Callable[..., Any], z: Any, x: Any, params: Any) -> Array:
     )
     image, pull = backend.vjp(lambda z, x: f(z, x, params), z, x)
     alike(backend.flatten(image)[0], tuple(many[: len(state)]))
-    states = Space.of(backend, tuple(many[: len(state)]), 1)
-    inputs = Space.of(backend, tuple(many[len(state) :]), 1)
+    states = space_of(backend, tuple(many[: len(state)]), 1)
+    inputs = space_of(backend, tuple(many[len(state) :]), 1)
     unit = states.xp.eye(size, dtype=states.dtype, **states.place)
     by_state, by_input = pull(tree.flatten(z)[1].rebuild(states.unravel(unit)))
     jacobian = states.ravel(tuple(tree.flatten(by_state)[0]))
@@ -116,11 +117,11 @@ class _Copies:
     @classmethod
     def of(cls, z: Any, x: Any) -> _Copies:
         (backend, state), (_, given) = leaves_of(z, "z"), leaves_of(x, "x")
-        size, xp = Space.of(backend, given, 1).real_size, backend.namespace(given[0])
+        size, xp = space_of(backend, given, 1).real_size, backend.namespace(given[0])
         state, given = (
             tuple([xp.concat([a] * size) for a in part]) for part in (state, given)
         )
-        spaces = Space.of(backend, state, 1), Space.of(backend, given, 1)
+        spaces = space_of(backend, state, 1), space_of(backend, given, 1)
         return cls(state, given, *spaces, (tree.flatten(z)[1], tree.flatten(x)[1]))
 
     @property
@@ -170,7 +171,7 @@ class _Copies:
             )
 
         moved = backend.linearize(image, self.state)(self.states.shaped(sensitivity))
-        return Space.of(backend, moved, 1).rows(moved)
+        return space_of(backend, moved, 1).rows(moved)
 
 
 def _krylov(

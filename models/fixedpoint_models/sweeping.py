@@ -19,6 +19,7 @@ from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 # A value is in doubt by no less than this part of its correction.
 _SLOW = 0.1
@@ -138,11 +139,11 @@ def linearized(
     return there
 
 
-def space_of(container: Any) -> Space:
+def space_of_samples(container: Any) -> Space:
     """The space of the leaves of a container, whose first axis indexes samples."""
     leaves = tuple(tree.flatten(container)[0])
     backend = backend_of(leaves, tree.paths(container, "z0"))
-    return Space.of(backend, leaves, 1)
+    return space_of(backend, leaves, 1)
 
 
 def rebuilt(like: Any, leaves: Vec) -> Any:

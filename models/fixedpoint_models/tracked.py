@@ -28,6 +28,7 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint_models import quasi_newton
 from fixedpoint_models.curvature import Loss, inverted
 from fixedpoint_models.objective_solver import ObjectiveSolver
@@ -42,7 +43,7 @@ from fixedpoint_models.sweeping import (
     near,
     plus,
     rebuilt,
-    space_of,
+    space_of_samples,
     taken,
 )
 
@@ -257,7 +258,7 @@ class TrackedNewton(ObjectiveSolver):
                 z = lagrangian.f(z, x0, params)
             work = work.plus(Work(f=_MOST))
         first = self._model(lagrangian, z, x0, params, y, local)
-        inputs, states = space_of(x0), space_of(z0)
+        inputs, states = space_of_samples(x0), space_of_samples(z0)
         step = quasi_newton.step_of(inputs, first.model)
         if not same:  # the gradient is not right before the adjoint is
             unknown = inputs.full(float("inf"))
@@ -282,7 +283,7 @@ class TrackedNewton(ObjectiveSolver):
         local: Tangents,
     ) -> TrackedState:
         """What is remembered at equilibria z of inputs x: one z may stand for all."""
-        inputs, given = space_of(x), lagrangian.output
+        inputs, given = space_of_samples(x), lagrangian.output
         rows = inputs.batch_shape[0]
         output = _for_all(z if given is None else given(z, params), rows)
         loss = Loss(inputs, lagrangian.loss, params, local)
@@ -294,7 +295,8 @@ class TrackedNewton(ObjectiveSolver):
         z = _for_all(z, rows)
         slope = lagrangian.loss_and_gradient(z, x, params, y)[1]
         state, adjoint = (
-            space_of(z).rows(tuple(tree.flatten(block)[0])) for block in (z, slope)
+            space_of_samples(z).rows(tuple(tree.flatten(block)[0]))
+            for block in (z, slope)
         )
         return TrackedState(model, state, adjoint)
 
@@ -312,7 +314,7 @@ class TrackedNewton(ObjectiveSolver):
         mu, _, z = tracking.parts(space.add(point.value, point.increment))
         x, sweeps = tracking.parts(point.value)[1], tracking.sweeps(state.count)
         found = tracking.swept(xp, z, mu, x, sweeps)
-        states, inputs = (Space.of(space.backend, part, 1) for part in (z, x))
+        states, inputs = (space_of(space.backend, part, 1) for part in (z, x))
         local = taken(xp, tracking.tangents.state)
         *model, step, accepted, waits = space.backend.small(
             quasi_newton.moved,
@@ -358,7 +360,7 @@ def _sound(
 
     The radius is then a tenth of what led there.
     """
-    states, inputs = space_of(state[0]), space_of(moved[0])
+    states, inputs = space_of_samples(state[0]), space_of_samples(moved[0])
     x = inputs.unravel(first.model.x + moved[1])
     at = rebuilt(state[0], state[1]), rebuilt(moved[0], x)
     image = alike(tree.flatten(lagrangian.f(*at, params))[0], state[1])
@@ -395,7 +397,7 @@ def _equilibrium(
     """A rough equilibrium of one sample, the rate at which sweeps contracted, and how
     many.
     """
-    space, leaves = space_of(z), tuple(tree.flatten(z)[0])
+    space, leaves = space_of_samples(z), tuple(tree.flatten(z)[0])
     traced = space.backend.is_traced((*leaves, *tree.flatten((x, params))[0]))
     before, rate, count = math.inf, 0.0, 0
     while count < (_MOST if traced else _SWEEPS):

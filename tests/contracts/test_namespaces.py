@@ -7,7 +7,7 @@ import pytest
 import fixedpoint as fp
 from fixedpoint.backend import Backend
 from fixedpoint.elimination import gauss_jordan
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 
 class Thin:
@@ -81,7 +81,7 @@ def test_dtypes_are_compared_with_those_there_are():
         def namespace(self, array):
             return Namespace
 
-    assert Space.of(Of(), (Leaf(),), 0).dtype is Namespace.float32
+    assert space_of(Of(), (Leaf(),), 0).dtype is Namespace.float32
 
 
 def test_elimination_solves_what_needs_pivots():

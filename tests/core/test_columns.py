@@ -5,7 +5,7 @@ import pytest
 
 from fixedpoint.adapters import backend_of
 from fixedpoint.columns import Columns, products
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 # The entries of a leaf of one sample, and its dtype.
 LEAVES = [((3,), np.float64), ((2, 2), np.complex128), ((), np.float64)]
@@ -37,7 +37,7 @@ def given(request, xp_case):
         xp_case.tree(random(axes, seed))
         for seed, axes in enumerate([(*lead, WIDTH), lead, lead])
     )
-    space = Space.of(backend_of(list(u), ["z"] * len(u)), u, len(lead))
+    space = space_of(backend_of(list(u), ["z"] * len(u)), u, len(lead))
     return xp_case, lead, space, Columns(columns), u, v
 
 

@@ -8,7 +8,7 @@ import pytest
 import fixedpoint_jax
 from fixedpoint.linear.conjugate_gradient import _written
 from fixedpoint.numpy_backend import NumpyBackend
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 
 @pytest.mark.parametrize("new", [3.0, np.inf, np.nan])
@@ -21,10 +21,10 @@ def test_a_window_that_is_full_keeps_its_numbers(new, steps, traced):
     if steps < 2:
         expected[:, steps] = new
     if traced:
-        space = Space.of(fixedpoint_jax.JaxBackend(), (jnp.zeros((1, 3)),), 1)
+        space = space_of(fixedpoint_jax.JaxBackend(), (jnp.zeros((1, 3)),), 1)
         write = jax.jit(lambda *given: _written(space, *given))
         found = write(jnp.asarray(numbers), steps, jnp.asarray(new))
     else:
-        space = Space.of(NumpyBackend(), (np.zeros((1, 3)),), 1)
+        space = space_of(NumpyBackend(), (np.zeros((1, 3)),), 1)
         found = _written(space, numbers, steps, new)
     np.testing.assert_array_equal(found, expected)

@@ -8,7 +8,7 @@ from scipy.sparse.linalg import gmres, lgmres
 import fixedpoint as fp
 from fixedpoint.adapters import backend_of
 from fixedpoint.linear import LinearSystem
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 METHODS = [fp.GMRES(), fp.BiCGStab(), fp.ConjugateGradient()]
 GENERAL = METHODS[:2]
@@ -27,7 +27,7 @@ class Matrix:
 
 def system(A, b, target, **more):
     """A x = b on NumPy; all axes of b but the last index samples."""
-    space = Space.of(backend_of([b], ["b"]), (b,), b.ndim - 1)
+    space = space_of(backend_of([b], ["b"]), (b,), b.ndim - 1)
     return LinearSystem(
         space, Matrix(A), (b,), np.broadcast_to(target, b.shape[:-1]), **more
     )
@@ -736,7 +736,7 @@ def test_leaves_may_differ_in_shape_and_dtype(method):
     A = matrices(method, (), 7)
     b = np.arange(1.0, 8.0)
     leaves = b[:3].astype(np.float32), b[3:].reshape(2, 2)
-    space = Space.of(backend_of(leaves, ["a", "b"]), leaves, 0)
+    space = space_of(backend_of(leaves, ["a", "b"]), leaves, 0)
 
     def product(v):
         image = A @ np.concatenate([v[0], v[1].reshape(4)])
@@ -760,7 +760,7 @@ def test_every_library_takes_the_same_products(xp_case, method):
     )
 
     def solved(matrix, right):
-        space = Space.of(backend_of([right], ["b"]), (right,), 1)
+        space = space_of(backend_of([right], ["b"]), (right,), 1)
         product = lambda v: (space.xp.matmul(matrix, v[0][..., None])[..., 0],)
         system = LinearSystem(space, product, (right,), space.full(1e-9))
         first, memory = method.solve(system, method.init(space))
@@ -816,7 +816,7 @@ def test_a_residual_that_drifts_is_renewed_in_leaves_of_several_axes():
         image = np.einsum("sij,sj->si", A, v[0].reshape(3, 6))
         return (image.reshape(3, 2, 1, 3),)
 
-    space = Space.of(backend_of([grid], ["b"]), (grid,), 1)
+    space = space_of(backend_of([grid], ["b"]), (grid,), 1)
     with np.errstate(all="ignore"):
         given = LinearSystem(space, product, (grid,), np.full(3, target))
         end, _ = method.solve(given, None)

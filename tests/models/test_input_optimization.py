@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 import fixedpoint as fp
 from fixedpoint.adapters import backend_of
 from fixedpoint.operators import Lagrangian
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint_models import (
     AugmentedDEQ,
     BarzilaiBorwein,
@@ -433,7 +433,7 @@ def test_the_first_curvature_is_positive(kind):
     Q = np.diag(signs) if kind == "separable" else mixed + mixed.T
     S, Q_there = rng.standard_normal((M, 5)), torch.tensor(Q)
     o, x = to((np.zeros((2, 5)), np.zeros((2, M))))
-    space = Space.of(backend_of([x], ["x"]), (x,), 1)
+    space = space_of(backend_of([x], ["x"]), (x,), 1)
     quadratic = lambda o, x, y, p: 0.5 * ((o @ Q_there) * o).sum(-1) - (x**2).sum(-1)
     loss = Loss(space, quadratic, None, Tangents((to(S),), (to(S),), 0))
     found = loss.curvature(o, x, None, loss.expanded(o, x, None)[2])
@@ -503,7 +503,7 @@ def test_states_that_follow_slowly_near_zero_and_fast_elsewhere(start):
 def test_newton_steps_stay_within_reach_of_the_radius():
     """On a saddle, where the model is never bent as far down as what is seen."""
     signs, x = np.array([-1.0, 0.5, -0.1]), np.full((2, 3), 0.1)
-    space = Space.of(backend_of([x], ["x"]), (x,), 1)
+    space = space_of(backend_of([x], ["x"]), (x,), 1)
     value, zero = lambda x: 0.5 * (signs * x**2).sum(-1), np.zeros(2)
     unit = np.broadcast_to(np.eye(3), (2, 3, 3))
     memory = quasi_newton.opened(space, x, signs * x, value(x), unit)

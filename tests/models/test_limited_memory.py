@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 import fixedpoint as fp
 from fixedpoint.adapters import backend_of
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 from fixedpoint_models import AugmentedDEQ, TrackedLBFGS, ball
 from fixedpoint_models.secants import Curvature
 
@@ -165,7 +165,7 @@ def test_the_matrix_is_that_of_bfgs(newest):
     A = rng.standard_normal((n, n))
     A = A @ A.T + np.eye(n)
     like = np.zeros((2, n))
-    space = Space.of(backend_of([like], ["x"]), (like,), 1)
+    space = space_of(backend_of([like], ["x"]), (like,), 1)
     curvature = Curvature.unknown(space, memory)
     steps = rng.standard_normal((memory + newest + 1, 2, n))
     steps[2, 1] = 0.0  # which tells nothing of the second sample

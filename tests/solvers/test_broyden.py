@@ -9,7 +9,7 @@ import fixedpoint as fp
 from fixedpoint.adapters import backend_of
 from fixedpoint.columns import Columns
 from fixedpoint.solvers.broyden import BroydenState
-from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 UPDATES = ["good", "bad"]
 
@@ -250,7 +250,7 @@ def test_an_update_without_a_denominator_is_left_out():
 def test_the_products_are_those_of_a_matrix_and_its_transpose():
     rng = np.random.default_rng(5)
     u, v = rng.standard_normal((2, 7))
-    space = Space.of(backend_of([u], ["u"]), (u,), 0)
+    space = space_of(backend_of([u], ["u"]), (u,), 0)
     used = np.array([1.0, 0.0, 1.0])
     left, right = rng.standard_normal((2, 3, 7))
     estimate = BroydenState(
