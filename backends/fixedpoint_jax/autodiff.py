@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -41,9 +42,10 @@ class JaxAutodiff(Autodiff):
             except CapturedTracerError:
                 pass  # f is evaluated once more, in a trace of its own
         run, value = hoisted(run, value)
-        if any(map(is_staged, (*value, *run.problem.args))):
-            return adjoint.attach(run, value)
-        return programs.attach(adjoint, run, value)
+        with _promoting():
+            if any(map(is_staged, (*value, *run.problem.args))):
+                return adjoint.attach(run, value)
+            return programs.attach(adjoint, run, value)
 
     def implicit(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, its derivative that of a linear system."""
@@ -58,7 +60,19 @@ class JaxAutodiff(Autodiff):
         def rule(primals: Any, tangents: Any) -> Any:
             assert isinstance(adjoint, LinearAdjoint)
             end = solved(*primals)
-            u = tangent(adjoint, run.at(primals[1]), end, tangents[1])
+            with _promoting():
+                u = tangent(adjoint, run.at(primals[1]), end, tangents[1])
             return end, jax.tree.map(zero_from_primal, end)._replace(value=u)
 
         return solved(value, args)
+
+
+def _promoting() -> ExitStack:
+    """A context in which ranks and dtypes are promoted, whatever the caller forbids.
+
+    A caller's own map is a program already, and was traced as the caller wished.
+    """
+    stack = ExitStack()
+    stack.enter_context(jax.numpy_rank_promotion("allow"))
+    stack.enter_context(jax.numpy_dtype_promotion("standard"))
+    return stack

@@ -435,3 +435,26 @@ def test_a_gradient_outside_of_jit_is_compiled_once(monkeypatch):
     assert len(programs._programs) == 1
     slope(0.3, jnp.asarray(0.1), power=3), slope(0.3, jnp.asarray(0.1), power=3)
     assert len(programs._programs) == 2  # another program
+
+
+@pytest.fixture
+def nothing_promoted():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_a_caller_who_forbids_promotion_has_derivatives(nothing_promoted, wrap):
+    """Of z = a tanh(z) + 1 in a batch: dz/da = tanh(z)/(1 − a/cosh² z)."""
+    f = lambda z, a: a * jnp.tanh(z) + jnp.ones_like(z)
+    a, start = jnp.full((2, 3), 0.5), jnp.zeros((2, 3))
+    solve = lambda a: fp.fixed_point(f, start, (a,), batch_ndim=1, rtol=1e-12).value
+    z, gradient = jax.jit(solve)(a), wrap(jax.grad(lambda a: solve(a).sum()))(a)
+    exact = np.tanh(z) / (1.0 - 0.5 / np.cosh(z) ** 2)
+    np.testing.assert_allclose(gradient, exact, rtol=1e-9)
+
+
+def test_a_map_is_held_to_what_its_caller_forbids(nothing_promoted):
+    f = lambda z, a: a * jnp.tanh(z)
+    with pytest.raises(ValueError, match="rank_promotion"):
+        jax.jit(lambda a: fp.fixed_point(f, jnp.zeros((2, 3)), (a,)))(jnp.ones(3))
