@@ -9,7 +9,7 @@ from operator import or_
 from typing import Any
 
 from fixedpoint.backend import Array
-from fixedpoint.carry import RUNNING, Carry, ends_alone, marked
+from fixedpoint.carry import RUNNING, Best, Carry, ends_alone, marked
 from fixedpoint.claims import (
     FLAT,
     IRREGULAR,
@@ -27,10 +27,16 @@ from fixedpoint.convergence import (
 )
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import at_rounding
+from fixedpoint.rounding import DOUBTFUL, PRECISE, Suspicion, findings
 from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver, Step
-from fixedpoint.unresolved import FALLEN, answered, unresolved, without_runaways
+from fixedpoint.unresolved import (
+    FALLEN,
+    answered,
+    is_far,
+    is_still,
+    without_runaways,
+)
 
 # A residual this many times the first one, and tolerance, has diverged.
 _DIVERGENCE = 1e10
@@ -74,19 +80,21 @@ class Assessment:
         """
         old, best, carry = carry.point, carry.best, self._renewed(carry, step, verdict)
         carry, stalled = self._checked_for_stalls(carry)
-        carry, precise = self._precise(carry, verdict, stalled, step.failure)
+        stuck, known = self._stuck(carry, verdict, stalled, step.failure)
+        carry, found = self._by_rounding(carry, old, best, verdict, stuck)
+        has: Callable[[int], Array] = lambda bit: (found & bit) != 0
+        precise = known | has(PRECISE)
         ends = self._ends(carry, verdict, stalled, precise)
         ending = carry.live(reduce(or_, ends.values()))
         if step.failure is None and self.problem.space.backend.known_none(ending):
             return carry, None
         carry, wrong, collapsed = self._reviewed(carry, old, verdict)
         sound = verdict.satisfied & ~wrong | precise
-        if not self.problem.space.backend.is_traced((sound,)):
-            carry, vague = unresolved(
-                self.problem, self.first, carry, old, best, carry.live(sound)
-            )
-            precise, sound = precise & ~vague, sound & ~vague
-            ends[Status.STALLED] = stalled | vague
+        if self._doubts_claims(old):
+            doubtful = carry.live(sound & has(DOUBTFUL))
+            carry = self._kept(carry, best, doubtful)
+            precise, sound = precise & ~doubtful, sound & ~doubtful
+            ends[Status.STALLED] = stalled | doubtful
         ends[Status.CONVERGED] = sound
         ends[Status.COLLAPSED] = collapsed
         converged = carry.live(verdict.satisfied)
@@ -167,7 +175,7 @@ class Assessment:
         """The carry with new best iterates in the samples that are `better`."""
         space, xp, point = self.problem.space, self.problem.space.xp, carry.point
         kept = better
-        if not self.solver.latest:
+        if not self.solver.latest and self._doubts_claims(point):
             kept = without_runaways(self.problem, carry, better, verdict.satisfied)
         best = carry.best.renewed(space, kept, point, verdict.error, self.index)
         every = xp.zeros_like(carry.improved) + carry.all_improved
@@ -208,24 +216,61 @@ class Assessment:
         lowest = xp.where(over, xp.zeros_like(lowest) + xp.inf, lowest)
         return carry._replace(lowest=lowest, reference=reference), stalled
 
-    def _precise(
+    def _stuck(
         self, carry: Carry, verdict: Verdict, stalled: Array, failure: Array | None
-    ) -> tuple[Carry, Array]:
-        """The samples whose residual is rounding, among those that do not improve."""
+    ) -> tuple[Array, Array]:
+        """The samples that do not improve, near a solution; and such of which the
+        residual is known to be rounding.
+        """
         backend = self.problem.space.backend
-        if self.problem.tolerance.is_zero:
-            return carry, self.problem.space.xp.zeros_like(verdict.satisfied)
         stuck = stalled if failure is None else stalled | (failure != RUNNING)
         for count in _SUSPICIOUS:
             stuck = stuck | (carry.step - carry.improved == count)
+        if self.problem.tolerance.is_zero:
+            stuck = stuck & ~stuck
         if backend.communicator is None and backend.known_none(stuck):
-            return carry, stuck
+            return stuck, stuck
         stuck = carry.live(stuck & self._is_near(carry, verdict))
+        if not self.compares_parts:
+            return stuck, stuck & ~stuck
         known = stuck & self._is_lost_in_values(carry)
-        asked = stuck & ~known
-        noise = partial(at_rounding, self.problem, carry.point, self.first, asked)
-        carry, found = answered(self.problem, carry, asked, noise)
-        return carry, known | found
+        return stuck & ~known, known
+
+    def _by_rounding(
+        self, carry: Carry, old: Point, best: Best, verdict: Verdict, stuck: Array
+    ) -> tuple[Carry, Array]:
+        """What rounding tells of the samples that are stuck, or that converge maybe
+        because it hides the residual, or because a step of next to nothing is all that
+        is left of the method.
+        """
+        asked = stuck
+        if self._doubts_claims(old):
+            asked = stuck | carry.live(verdict.satisfied)
+        question = partial(self._suspected, carry, old, best, asked, stuck)
+        dtype = self.problem.space.xp.int32
+        return answered(self.problem, carry, asked, question, dtype)
+
+    def _suspected(
+        self, carry: Carry, old: Point, best: Best, claim: Array, stuck: Array
+    ) -> tuple[Array, Any]:
+        """What is found, and the evaluations it took."""
+        problem, point, suspicion = self.problem, carry.point, Suspicion(stuck)
+        if self._doubts_claims(old):
+            far = is_far(problem, self.first, best, point, claim)
+            suspicion = Suspicion(stuck, far, is_still(problem, carry, old, claim))
+        return findings(problem, self.first, point, best.residual_norm, suspicion)
+
+    def _doubts_claims(self, point: Point) -> bool:
+        """Whether claims are held against rounding; in a trace, of roots alone."""
+        problem = self.problem
+        return problem.is_root or not problem.space.backend.is_traced(point.value)
+
+    def _kept(self, carry: Carry, best: Best, doubtful: Array) -> Carry:
+        """The carry, with the best iterate before the last in `doubtful` samples."""
+        if self.problem.space.backend.known_none(doubtful):
+            return carry
+        kept = choose(self.problem.space, doubtful, best, carry.best)
+        return carry._replace(best=kept)
 
     def _is_lost_in_values(self, carry: Carry) -> Array:
         """The samples whose objective is rounded by more than what is left to gain.
@@ -235,8 +280,6 @@ class Assessment:
         that do not improve for long are by chance.
         """
         space, evidence = self.problem.space, carry.evidence
-        if not self.compares_parts:
-            return space.xp.zeros_like(carry.improved, dtype=space.xp.bool)
         share = _ROOT * space.rounding**0.5
         small = parts_are_near(self.problem, evidence, carry.point, share)
         return small & (carry.step - carry.improved >= _SUSPICIOUS[1])

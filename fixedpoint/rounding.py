@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -36,20 +37,67 @@ class _Noise(NamedTuple):
     looks: Any
 
 
-def at_rounding(
-    problem: Problem, point: Point, first: Point, asked: Array
-) -> tuple[Array, Any]:
-    """Whether the residual is noise, in every part of the samples that are `asked`, and
-    the evaluations it took.
+# What is found of a sample, bit by bit.
+PRECISE, DOUBTFUL = 1, 2
 
-    It must have fallen from that of the first point, or be noise there too, lest a
-    state grows until its rounding covers any residual. The increment of the first point
-    is evaluated again where it was not kept.
+
+class Suspicion(NamedTuple):
+    """The samples of which is asked what rounding makes of a residual.
+
+    Attributes
+    ----------
+    stuck : array of bool
+        Those that do not come nearer: maybe the residual is noise.
+    far : array of bool or None
+        Those that converge far from an earlier iterate: maybe noise hides its residual.
+    still : array of bool or None
+        Those whose last step left the residual what it was: maybe it is more than
+        noise.
     """
-    space = problem.space
-    covered, evaluations = is_noise(problem, point, asked)
+
+    stuck: Array
+    far: Array | None = None
+    still: Array | None = None
+
+    @property
+    def asked(self) -> Array:
+        """All of them."""
+        return reduce(or_, [mask for mask in self if mask is not None])
+
+
+def findings(
+    problem: Problem, first: Point, point: Point, before: Array, suspicion: Suspicion
+) -> tuple[Array, Any]:
+    """What is found at a point, and the evaluations it took.
+
+    `before` is the norm of the residual at the earlier iterate.
+    """
+    space, (stuck, far, still) = problem.space, suspicion
+    if space.backend.known_none(suspicion.asked):
+        return space.xp.zeros_like(stuck, dtype=space.xp.int32), 0
+    noise, evaluations = _noise(problem, point, suspicion.asked)
+    covered = space.every(_covered(problem, point, noise))
+    precise, further = _fell(problem, point, first, stuck & covered)
+    found = space.xp.astype(precise, space.xp.int32)
+    doubts = [] if still is None else [still & ~covered]
+    if far is not None:
+        doubts.append(far & (before <= _NOISE * space.norm(noise)))
+    for doubt in doubts:
+        found = found | space.xp.astype(doubt, space.xp.int32) * DOUBTFUL
+    return found, evaluations + further
+
+
+def _fell(
+    problem: Problem, point: Point, first: Point, covered: Array
+) -> tuple[Array, Any]:
+    """Whether a residual that is noise has fallen from that of the first point, or was
+    noise there too, lest a state grows until its rounding covers any residual.
+
+    The increment of the first point is evaluated again where it was not kept.
+    """
+    space, evaluations = problem.space, 0
     if problem.tests_parts and not first.tested:
-        first, evaluations = problem.evaluate(first.value), evaluations + 1
+        first, evaluations = problem.evaluate(first.value), 1
     now, then = _lengths(problem, point), _lengths(problem, first)
     fell = [size <= _FALLEN * most for size, most in zip(now, then, strict=True)]
     if space.backend.known_all(space.every(fell) | ~covered):
@@ -61,22 +109,6 @@ def at_rounding(
     rows = zip(fell, now, parts(space, before), strict=True)
     near = [done | (size <= _GROWTH * noise) for done, size, noise in rows]
     return covered & space.every(near), evaluations + further
-
-
-def is_noise(problem: Problem, point: Point, asked: Array) -> tuple[Array, Any]:
-    """Whether no part of the residual is larger than rounding may make it, in the
-    samples that are `asked`, and the evaluations it took.
-    """
-    noise, evaluations = _noise(problem, point, asked)
-    return asked & problem.space.every(_covered(problem, point, noise)), evaluations
-
-
-def noise_norm(problem: Problem, point: Point, asked: Array) -> tuple[Array, Any]:
-    """How large a residual may be at a point and yet be noise, in the samples that are
-    `asked`, and the evaluations it took.
-    """
-    noise, evaluations = _noise(problem, point, asked)
-    return _NOISE * problem.space.norm(noise), evaluations
 
 
 def _lengths(problem: Problem, point: Point) -> tuple[Array, ...]:

@@ -10,9 +10,8 @@ from typing import Any
 from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import Best, Carry, ends_alone
 from fixedpoint.convergence import Evidence
-from fixedpoint.point import Point, choose
+from fixedpoint.point import Point
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import is_noise, noise_norm
 from fixedpoint.solution import Work
 from fixedpoint.space import Difference
 
@@ -31,43 +30,15 @@ _OTHER = 0.5
 _MOVED = 1e-3
 
 
-def unresolved(
-    problem: Problem,
-    first: Point,
-    carry: Carry,
-    old: Point,
-    best: Best,
-    converged: Array,
-) -> tuple[Carry, Array]:
-    """The samples that converge only because rounding hides the residual, or because a
-    step of next to nothing is all that is left of the method.
-
-    Where equations contradict each other by little, and are singular, iterates run away
-    until they can be told from zero no more, while the best one before, far away, has a
-    residual below that rounding. Where a function is flat, a step may be lost in the
-    rounding of the state, and a method that has solved some of the equations may have
-    forgotten the others: then the residual stays what it was, and is more than what
-    rounding brings about. In a trace it is not asked, since more evaluations would be
-    compiled.
-    """
-    space, point = problem.space, carry.point
-    far = _is_far(problem, first, best, point, converged)
-    noise = partial(noise_norm, problem, point, far)
-    carry, size = answered(problem, carry, far, noise, point.residual_norm.dtype)
-    hidden = far & (best.residual_norm <= size)
-    if not space.backend.known_none(hidden):
-        carry = carry._replace(best=choose(space, hidden, best, carry.best))
-    still = _is_still(problem, carry, old, converged)
-    covering = partial(is_noise, problem, point, still)
-    carry, covered = answered(problem, carry, still, covering)
-    return carry, hidden | still & ~covered
-
-
-def _is_far(
+def is_far(
     problem: Problem, first: Point, best: Best, point: Point, converged: Array
 ) -> Array:
     """The samples whose best iterate is far smaller than what they converge to, or of
     roots elsewhere, with a residual hardly larger.
+
+    Where equations contradict each other by little, and are singular, iterates run away
+    until they can be told from zero no more, while the best one before, far away, has a
+    residual below that rounding.
     """
     space, norm = problem.space, point.residual_norm
     if problem.is_root:
@@ -84,9 +55,13 @@ def _is_far(
     return far & ((norm > 0.0) & (length > _OTHER * now) | grown)
 
 
-def _is_still(problem: Problem, carry: Carry, old: Point, converged: Array) -> Array:
+def is_still(problem: Problem, carry: Carry, old: Point, converged: Array) -> Array:
     """The samples of which the last step has left a root's residual what it was, in the
     equation that has fallen least since the start.
+
+    Where a function is flat, a step may be lost in the rounding of the state, and a
+    method that has solved some of the equations may have forgotten the others: then the
+    residual is more than what rounding brings about.
     """
     space, point = problem.space, carry.point
     suspect = converged & (point.residual_norm > 0.0)
@@ -107,18 +82,16 @@ def without_runaways(
 ) -> Array:
     """The samples that are `better`, but for those whose state is far larger than that
     of the best iterate, and the residual hardly less, maybe by rounding.
-
-    In a trace it is not asked.
     """
     space, best, point = problem.space, carry.best, carry.point
-    if space.backend.is_traced((better,)):
-        return better
     alike = point.residual_norm > FALLEN * best.residual_norm
     alike = alike & better & ~satisfied
-    if space.backend.known_none(alike):
-        return better
-    before, now = space.norms(best.value, point.value)
-    return better & ~(alike & (before > 0.0) & (now > _FAR * before))
+
+    def near() -> tuple[Array, ...]:
+        before, now = space.norms(best.value, point.value)
+        return (better & ~((before > 0.0) & (now > _FAR * before)),)
+
+    return space.backend.replaced_where((better,), alike, near)[0]
 
 
 def answered(
