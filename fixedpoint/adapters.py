@@ -40,6 +40,7 @@ def _only(adapter: Any) -> Backend:
 
 
 _numpy, _any = NumpyBackend(), Backend()
+_NUMBERS = (int, float, complex, np.number)
 
 
 @cache
@@ -113,6 +114,19 @@ def numbers(container: Any) -> Any:
     plain = all(isinstance(leaf, (int, float, complex)) for leaf in leaves)
     lists = plain and bool(leaves) and _are_lists(container)
     return np.asarray(container) if lists else container
+
+
+def row(returned: Any, shape: tuple[int, ...]) -> Any:
+    """A list of numbers that f returned for an array, or a tuple of as many as this
+    has, as an array; all else as it is.
+    """
+    if type(returned) is tuple and shape != (len(returned),):
+        return returned
+    if type(returned) not in (list, tuple) or not returned:
+        return returned
+    if all(isinstance(entry, _NUMBERS) for entry in returned):
+        return np.asarray(returned)
+    return numbers(returned)
 
 
 def _are_lists(container: Any) -> bool:

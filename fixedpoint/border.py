@@ -12,7 +12,7 @@ from itertools import compress
 from typing import Any
 
 from fixedpoint import tree
-from fixedpoint.adapters import backend_of_state, numbers, of_one_backend, type_name
+from fixedpoint.adapters import backend_of_state, of_one_backend, row, type_name
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.communicator import Communicator
 from fixedpoint.evaluator import Evaluated, Evaluator, Tested
@@ -130,11 +130,10 @@ class Border:
                 and container.dtype == old.dtype
             ):
                 return (container,)
-            if isinstance(container, list):
-                container = numbers(container)
+            container = row(container, tuple(old.shape))
         leaves = self.backend.outputs(container, self.structure)
         if leaves is None:
-            raise ValueError(self._of_other_structure(container, what))
+            raise ValueError(self._of_other_structure(container, what, like))
         joining = self.joining
         if joining is not None and joining.are_alike(leaves, like):
             return joining.vector(leaves)
@@ -148,15 +147,16 @@ class Border:
         leaves = dict(zip(names, self.backend.flatten(container)[0], strict=True))
         return tuple(map(leaves.get, self.names))
 
-    def _of_other_structure(self, container: Any, what: str) -> str:
+    def _of_other_structure(self, container: Any, what: str, like: Vec) -> str:
         """What to say of a container that is not one of a state."""
         if container is None:
             return f"{what} returned None: is there a return at its end?"
         start, count = self.names[0].partition("[")[0], len(self.leaves(container))
+        got = type(container)
         return (
             f"{what} must return a container like {start}, with leaves "
-            f"{', '.join(self.names)}; "
-            f"it returned {type(container).__name__} with {count} leaves"
+            f"{', '.join(self.names)}; it returned {got.__name__} with {count} leaves"
+            f"{_stacked(container, like[0], what) if self.is_bare else ''}"
         )
 
     def _conforming(self, what: str, new: Any, old: Array, name: str) -> Array:
@@ -181,8 +181,20 @@ class Border:
         return conforming
 
 
+def _stacked(parts: Any, like: Array, what: str) -> str:
+    """What to do where an array was expected, and a list or a tuple came."""
+    if type(parts) not in (list, tuple):
+        return ""
+    convert = CONVERSIONS.get(type(like).__module__.partition(".")[0], "np.asarray")
+    remedy = f". Make it one array, by {convert.partition('.')[0]}.stack"
+    is_pair = type(parts) is tuple and len(parts) == 2 and what in ("f", "F")
+    return f"{remedy}, or if it is a pair (z, aux) set has_aux=True" * is_pair or remedy
+
+
 def _not_square(what: str, new: Array, old: Array, name: str) -> str:
     """What to do where a root has another number of equations than of unknowns."""
+    if not old.shape and what in ("f", "F"):
+        return f". Is the unknown an array? Then give {name} its shape"
     if what != "F" or name != "x0" or math.prod(new.shape) == math.prod(old.shape):
         return ""
     return (

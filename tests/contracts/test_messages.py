@@ -154,3 +154,21 @@ def test_ends_and_arguments_that_cannot_be_combined():
         fp.bracketed_root(lambda x, a: x - a, 0.0, 4.0, (torch.tensor(2.0),))
     note = "lower is a numpy.ndarray, args[0] a torch.Tensor. Give lower as torch.as_t"
     assert caught.value.__notes__[0].startswith(note)
+
+
+@pytest.mark.parametrize("of", [tuple, list])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_equations_may_come_in_a_list_or_a_tuple(of, dtype):
+    sol = fp.root(lambda x: of((x[0] - 1, x[1] - x[0])), np.zeros(2, dtype))
+    assert sol.value.dtype == dtype
+    assert np.allclose(sol.value, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("xp", "name"), [(np, "np.stack"), (torch, "torch.stack"), (jnp, "jnp.stack")]
+)
+def test_arrays_in_a_list_in_place_of_one(xp, name):
+    with pytest.raises(ValueError, match=rf"list with 2 leaves\. .* by {name}$"):
+        fp.root(lambda x: [x[0], x[1]], xp.ones((2, 3)))
+    with pytest.raises(ValueError, match=f"by {name}, .* set has_aux=True$"):
+        fp.fixed_point(lambda z: (0.5 * z, {"steps": 1}), xp.ones(3))
