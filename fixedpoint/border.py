@@ -221,6 +221,23 @@ def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
             return
 
 
+def note_number(error: Exception, border: Border, value: Vec) -> None:
+    """Note on an error of f that its state is a number, or a tuple of numbers."""
+    name, state = border.names[0].partition("[")[0], border.unpack(value)
+    text = str(error)
+    if border.is_bare and not value[0].shape:
+        if re.search(r"dimension|0-d|iterat|len\(", text):
+            error.add_note(
+                f"{name} is a number, without axes. For a vector of one entry give an "
+                "array of one, or a list"
+            )
+    elif type(state) is tuple and re.search("tuple|sequence", text):
+        error.add_note(
+            f"{name} is a tuple, so f is called with a tuple. For a vector give an "
+            "array, or a list of numbers"
+        )
+
+
 def first_state(
     layer: Any, inputs: Sequence[Any], z0: Any, zeros: Callable[[Any], Any]
 ) -> Any:

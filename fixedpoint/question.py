@@ -11,7 +11,7 @@ from fixedpoint import tree
 from fixedpoint.adapters import numbers
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
 from fixedpoint.backend import Array, Vec
-from fixedpoint.border import Border, MapOnLeaves, note_mixture
+from fixedpoint.border import Border, MapOnLeaves, note_mixture, note_number
 from fixedpoint.checks import check_callable, check_count, check_function, check_given
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
@@ -206,7 +206,8 @@ class Question:
 @dataclass(frozen=True, eq=False)
 class Explained:
     """A block in which f is called: what it raises says where f mixes the libraries of
-    arrays, and leaves out what lies between the call and f.
+    arrays, or takes a number for an array, and leaves out what lies between the call
+    and f.
     """
 
     question: Question
@@ -220,6 +221,8 @@ class Explained:
         if isinstance(error, (TypeError, RuntimeError)):
             name = self.run.border.names[0]
             note_mixture(error, self.value, self.question.args, name)
+        if isinstance(error, (TypeError, IndexError)):
+            note_number(error, self.run.border, self.value)
         if isinstance(error, Exception):
             shorten(error)
 

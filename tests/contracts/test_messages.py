@@ -172,3 +172,35 @@ def test_arrays_in_a_list_in_place_of_one(xp, name):
         fp.root(lambda x: [x[0], x[1]], xp.ones((2, 3)))
     with pytest.raises(ValueError, match=f"by {name}, .* set has_aux=True$"):
         fp.fixed_point(lambda z: (0.5 * z, {"steps": 1}), xp.ones(3))
+
+
+def notes_on_a_number(F, x0):
+    with pytest.raises((IndexError, TypeError)) as caught:
+        fp.root(F, x0)
+    notes = getattr(caught.value, "__notes__", ())
+    return [note for note in notes if note.startswith("x0 is a ")]
+
+
+@pytest.mark.parametrize("one", [1.0, torch.ones(()), jnp.asarray(1.0)])
+@pytest.mark.parametrize("F", [lambda x: x[0], lambda x: [*x]])
+def test_a_number_is_not_a_vector_of_one(F, one):
+    (note,) = notes_on_a_number(F, one)
+    assert note.endswith("For a vector of one entry give an array of one, or a list")
+
+
+def test_a_tuple_is_a_container():
+    for F in (lambda x: x**2 - 2.0, lambda x: 2.0 * x):
+        (note,) = notes_on_a_number(F, (1.0, 2.0))
+        assert note.endswith("For a vector give an array, or a list of numbers")
+
+
+def test_other_errors_of_a_number_are_let_alone():
+    assert not notes_on_a_number(lambda x: [1.0][int(x)], 3.0)
+    assert not notes_on_a_number(lambda x: x + None, 3.0)
+
+
+def test_a_number_as_the_start_of_an_array():
+    a = np.array([1.0, 8.0])
+    for by, name in ((fp.root, "x0"), (fp.fixed_point, "z0")):
+        with pytest.raises(ValueError, match=f"Then give {name} its shape$"):
+            by(lambda x, a: 0.5 * x + a, 1.0, (a,))
