@@ -16,6 +16,7 @@ from fixedpoint.chandrupatla import BracketRun, ScalarAdjoint
 from fixedpoint.checks import check_bound, check_bounds, check_count, check_function
 from fixedpoint.control import Budget, Control, check_callback
 from fixedpoint.failure import Policy, check_policy
+from fixedpoint.keywords import known_by_name
 from fixedpoint.operators.base import Map, Operator
 from fixedpoint.root_problem import RootProblem
 from fixedpoint.solution import Solution
@@ -23,6 +24,7 @@ from fixedpoint.spaces import space_of
 from fixedpoint.tolerance import Tolerance
 
 
+@known_by_name
 def bracketed_root(
     F: Callable[..., Any],
     lower: float | Array,

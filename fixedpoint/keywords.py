@@ -8,30 +8,57 @@ from inspect import signature
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind", bound=type[Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # What other libraries call some of the keywords.
 _HERE = {
     "M": ("memory=",),
+    "b_max_iter": ("adjoint=ImplicitAdjoint(max_steps=)",),
+    "b_solver": ("adjoint=ImplicitAdjoint(solver=)",),
+    "b_tol": ("adjoint=ImplicitAdjoint(rtol=)",),
     "beta": ("damping=",),
+    "disp": ("on_failure=",),
     "f_max_iter": ("max_steps=",),
     "f_solver": ("solver=",),
+    "f_stop_mode": ("test=",),
     "f_tol": ("rtol=", "atol="),
     "fprime": ("jacobian=",),
+    "grad": ("adjoint=PhantomGradient(steps=)",),
     "history_size": ("memory=",),
+    "ift": ("adjoint=",),
+    "implicit_diff": ("adjoint=",),
+    "implicit_diff_solve": ("adjoint=ImplicitAdjoint(solver=)",),
+    "inner_M": ("preconditioner=",),
     "jac": ("jacobian=",),
+    "linear_solver": ("linear=", "solver="),
     "m": ("memory=", "restart="),
     "max_iter": ("max_steps=",),
+    "maxfev": ("budget=Budget(evaluations=)",),
     "maxiter": ("max_steps=",),
     "method": ("solver=",),
     "ridge": ("regularization=",),
+    "stop_mode": ("test=",),
     "tau": ("damping=",),
     "throw": ('on_failure="return"',),
     "tol": ("rtol=", "atol="),
+    "unroll": ("adjoint=Unrolled()",),
     "xtol": ("rtol=",),
 }
 
 # What a call or a layer takes, and the settings of a method do not.
-OF_CALLS = frozenset({"atol", "jacobian", "max_steps", "on_failure", "rtol", "solver"})
+OF_CALLS = frozenset(
+    {
+        "adjoint",
+        "atol",
+        "jacobian",
+        "max_steps",
+        "on_failure",
+        "preconditioner",
+        "rtol",
+        "solver",
+        "test",
+    }
+)
 
 
 def unexpected(name: str, known: Collection[str]) -> str:
@@ -45,15 +72,46 @@ def unexpected(name: str, known: Collection[str]) -> str:
     "unexpected keyword argument 'tol': here it is rtol= or atol= of the call or layer"
     >>> unexpected("speed", ["memory", "damping"])
     "unexpected keyword argument 'speed'"
+    >>> unexpected("rtol", ["memory", "damping"])
+    "unexpected keyword argument 'rtol': it is one of the call or layer"
     """
     said, here = f"unexpected keyword argument {name!r}", _HERE.get(name, ())
     own = [text for text in here if text.partition("=")[0] in known]
     others = [text for text in here if text.partition("=")[0] in OF_CALLS]
     if own:
         return f"{said}: here it is {' or '.join(own)}"
+    if not OF_CALLS.isdisjoint(known):
+        return said
+    if name in OF_CALLS:
+        return f"{said}: it is one of the call or layer"
     if others:
         return f"{said}: here it is {' or '.join(others)} of the call or layer"
     return said
+
+
+def known_by_name(function: Function) -> Function:
+    """A function whose error for a keyword that it does not take may say what it is
+    called here.
+
+    Examples
+    --------
+    >>> @known_by_name
+    ... def find(F, *, rtol=1e-6):
+    ...     pass
+    >>> find(abs, tol=1e-3)
+    Traceback (most recent call last):
+    ...
+    TypeError: find() got an unexpected keyword argument 'tol': here it is rtol=
+    """
+    known = signature(function).parameters.keys()
+
+    @wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        for key in given.keys() - known:
+            raise TypeError(f"{function.__name__}() got an {unexpected(key, known)}")
+        return function(*args, **given)
+
+    return checked  # type: ignore[return-value]
 
 
 def by_name(kind: Kind) -> Kind:

@@ -23,6 +23,10 @@ TORCH_LAYER, JAX_LAYER = fixedpoint_torch.DEQ, fixedpoint_jax.DEQ
         ("max_iter", "max_steps="),
         ("f_solver", "solver="),
         ("throw", 'on_failure="return"'),
+        ("ift", "adjoint="),
+        ("b_solver", r"adjoint=ImplicitAdjoint\(solver=\)"),
+        ("implicit_diff", "adjoint="),
+        ("f_stop_mode", "test="),
     ],
 )
 def test_a_layer_knows_what_others_call_its_settings(layer, name, here):
@@ -44,11 +48,35 @@ def test_a_layer_knows_what_others_call_its_settings(layer, name, here):
         (fp.PhantomGradient, "tau", "damping="),
         (fp.Control, "max_iter", "max_steps="),
         (fixedpoint_models.TrackedLBFGS, "history_size", "memory="),
+        (fp.NewtonKrylov, "linear_solver", "linear="),
+        (fp.ImplicitAdjoint, "linear_solver", "solver="),
     ],
 )
 def test_a_method_knows_what_others_call_its_settings(kind, name, here):
     with pytest.raises(TypeError, match=f"'{name}': here it is {here}"):
         kind(**{name: 3})
+
+
+@pytest.mark.parametrize("kind", [fp.Newton, fp.Picard])
+@pytest.mark.parametrize("name", ["rtol", "max_steps"])
+def test_a_method_leaves_tolerances_and_limits_to_the_call(kind, name):
+    with pytest.raises(TypeError, match=f"'{name}': it is one of the call or layer$"):
+        kind(**{name: 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("maxiter", "': here it is max_steps=$"), ("solver", "'$"), ("method", "'$")],
+)
+def test_a_bracket_knows_what_others_call_its_settings(name, says):
+    with pytest.raises(TypeError, match=rf"^bracketed_root\(\) got .* '{name}{says}"):
+        fp.bracketed_root(abs, 0.0, 1.0, **{name: 3})
+    assert "max_steps" in inspect.signature(fp.bracketed_root).parameters
+
+
+def test_a_limit_of_evaluations_is_a_budget():
+    with pytest.raises(TypeError, match=r"here it is budget=Budget\(evaluations=\)$"):
+        fp.root(abs, 0.5, maxfev=3)
 
 
 def test_an_unknown_setting_lists_the_known_ones():
