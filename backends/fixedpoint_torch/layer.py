@@ -51,6 +51,11 @@ class Statistics:
     work: fp.Work
     backward: fp.BackwardReport | None
 
+    @property
+    def converged(self) -> torch.Tensor:
+        """Which samples have converged."""
+        return self.status == int(fp.Status.CONVERGED)
+
     __repr__ = represented
 
 

@@ -225,7 +225,7 @@ def test_functional_calls_and_their_transforms():
     expected = derivatives(layer(x), *parameters.values())
     assert_close(tuple(got.values()), expected)
     pickle.dumps(layer.statistics)
-    assert bool((layer.statistics.status == 1).all())
+    assert layer.statistics.converged.all()
 
 
 # Settings and state.
@@ -242,6 +242,7 @@ def test_failures_are_heeded():
         z = layer(data())
     assert bool(torch.isfinite(z).all())
     assert layer.statistics.status.tolist() == [int(fp.Status.MAX_STEPS)] * 3
+    assert layer.statistics.converged.tolist() == [False] * 3
     layer.on_failure = "raise"
     with pytest.raises(fp.ConvergenceError):
         layer(data())
