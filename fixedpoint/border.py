@@ -255,19 +255,27 @@ def first_state(
 
 
 @contextmanager
-def guessing(start: Any) -> Iterator[None]:
-    """Notes on errors of shapes what a `start` was guessed from, if it was."""
+def starting(layer: Any, z0: Any, first: Any) -> Iterator[None]:
+    """Notes on errors of shapes where the state `first` of a layer came from."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as error:
-        if start is not None and re.search("shape|size|dim", str(error)):
-            shapes = [tuple(leaf.shape) for leaf in tree.flatten(start)[0]]
-            error.add_note(
-                "The layer starts from zeros like its first input, of the shape "
-                f"{', '.join(map(str, shapes))}. If the state has another, make the "
-                "layer with start="
-            )
+        if re.search("shape|size|dim", str(error)):
+            shapes = [tuple(leaf.shape) for leaf in tree.flatten(first)[0]]
+            error.add_note(_origin(layer, z0, ", ".join(map(str, shapes))))
         raise
+
+
+def _origin(layer: Any, z0: Any, shapes: str) -> str:
+    """What a state of these shapes was made from."""
+    if z0 is not None:
+        return f"z0 has the shape {shapes}"
+    if layer.start is not None:
+        return f"What the layer's own start returned has the shape {shapes}"
+    return (
+        f"The layer starts from zeros like its first input, of the shape {shapes}. If "
+        "the state has another, make the layer with start="
+    )
 
 
 @dataclass(frozen=True, eq=False)

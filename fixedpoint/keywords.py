@@ -114,6 +114,25 @@ def known_by_name(function: Function) -> Function:
     return checked  # type: ignore[return-value]
 
 
+def by_position(method: Function) -> Function:
+    """A method of a layer whose error for an input that is given by name says how to
+    give it.
+    """
+    names = [key for key in signature(method).parameters if key != "self"]
+    known = {key for key in names if key != "inputs"}
+
+    @wraps(method)
+    def checked(*args: Any, **given: Any) -> Any:
+        for key in given.keys() - known:
+            raise TypeError(
+                "a layer takes the inputs of its cell by position, and by name "
+                f"{', '.join(sorted(known))}: got {key}="
+            )
+        return method(*args, **given)
+
+    return checked  # type: ignore[return-value]
+
+
 def by_name(kind: Kind) -> Kind:
     """A class of settings whose errors for what it does not take say what it takes.
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
-from fixedpoint.border import first_state, guessing
+from fixedpoint.border import first_state, starting
 from fixedpoint.checks import check_cell, checked_steps
 from fixedpoint.failure import Policy
-from fixedpoint.keywords import by_name
+from fixedpoint.keywords import by_name, by_position
 from fixedpoint.question import check_layer, methods_of
 from fixedpoint.shown import brief, changed_settings
 from fixedpoint.solvers import Solver
@@ -88,6 +88,7 @@ class DEQ:
         parts = [_shown(self.cell), *changed_settings(DEQ, vars(self))]
         return f"DEQ({', '.join(parts)})"
 
+    @by_position
     def __call__(self, *inputs: Any, z0: Any = None) -> Any:
         """The equilibrium.
 
@@ -100,10 +101,11 @@ class DEQ:
         """
         return self.solve(*inputs, z0=z0).value
 
+    @by_position
     def solve(self, *inputs: Any, z0: Any = None) -> fp.Solution[Any]:
         """The equilibrium with all that is known of its solve; see :meth:`__call__`."""
         first = self._first(inputs, z0)
-        with guessing(first if z0 is None and self.start is None else None):
+        with starting(self, z0, first):
             return self._solved(inputs, first)
 
     def trajectory(

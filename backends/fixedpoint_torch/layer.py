@@ -12,10 +12,10 @@ import torch
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.adapters import type_name
-from fixedpoint.border import first_state, guessing
+from fixedpoint.border import first_state, starting
 from fixedpoint.checks import check_cell, checked_steps
 from fixedpoint.failure import Policy
-from fixedpoint.keywords import by_name
+from fixedpoint.keywords import by_name, by_position
 from fixedpoint.question import check_layer, methods_of
 from fixedpoint.shown import changed_settings, represented
 from fixedpoint.solvers import Solver
@@ -133,6 +133,7 @@ class DEQ(torch.nn.Module):
         refuse_export()
 
     @eager
+    @by_position
     def forward(self, *inputs: Any, z0: Any = None) -> Any:
         """The equilibrium.
 
@@ -145,6 +146,7 @@ class DEQ(torch.nn.Module):
         """
         return self.solve(*inputs, z0=z0).value
 
+    @by_position
     def solve(
         self,
         *inputs: Any,
@@ -162,7 +164,7 @@ class DEQ(torch.nn.Module):
         """
         f, args = with_weights_computed(self.cell, inputs)
         first = self._first(inputs, z0)
-        with guessing(first if z0 is None and self.start is None else None):
+        with starting(self, z0, first):
             return self._noted(self._solved(f, args, first, callback))
 
     def trajectory(

@@ -886,6 +886,35 @@ def test_a_start_that_was_given_is_not_said_to_be_guessed(layer, x, cell):
         assert not notes_on_the_start(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [(fixedpoint_torch.DEQ, torch.ones(2, 4)), (fixedpoint_jax.DEQ, jnp.ones((2, 4)))],
+)
+def test_a_start_that_was_given_is_shown_where_it_does_not_fit(layer, x):
+    add = lambda z, x: 0.5 * z + x
+    calls = {
+        "z0 has the shape (1, 3)": lambda: layer(add)(x, z0=x[:1, :3]),
+        "start returned has the shape (3,)": lambda: layer(
+            add, batch_ndim=0, start=lambda x: x[0, :3]
+        )(x),
+    }
+    for said, call in calls.items():
+        with pytest.raises((RuntimeError, TypeError, ValueError)) as caught:
+            call()
+        assert any(note.endswith(said) for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [(fixedpoint_torch.DEQ, torch.ones(2, 4)), (fixedpoint_jax.DEQ, jnp.ones((2, 4)))],
+)
+def test_inputs_of_a_layer_go_by_position(layer, x):
+    masked = layer(lambda z, x, mask: mask * (0.5 * z + x))
+    for call in (masked, masked.solve):
+        with pytest.raises(TypeError, match=r"by position, .* z0: got mask=$"):
+            call(x, mask=x)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_settings_of_a_layer_are_checked_when_it_is_made(layer):
     with pytest.raises(TypeError, match="solver must be a solver object"):
