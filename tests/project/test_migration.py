@@ -84,3 +84,19 @@ def test_layers_inside_modules_of_others_are_trained(library):
         else jax.vmap(layer.solve)(found["x"])
     )
     assert solution.converged.all()
+
+
+@pytest.mark.slow
+def test_a_module_of_linen_is_differentiated_where_it_is_solved_for():
+    found = theirs(sections("layers_in_jax_modules.rst")["Flax Linen"], "flax")
+    assert found["losses"][-1] < 0.7 * found["losses"][0]
+    params, model, x = found["params"], found["model"], found["x"]
+    loss = jax.jit(lambda params: model.apply(params, x).sum())
+    kernel = params["params"]["Cell_0"]["Dense_0"]["kernel"]
+    slope = jax.jit(jax.grad(loss))(params)["params"]["Cell_0"]["Dense_0"]["kernel"]
+
+    def moved(by):
+        return loss(jax.tree.map(lambda a: a + by if a is kernel else a, params))
+
+    quotient = (moved(0.01) - moved(-0.01)) / 0.02
+    np.testing.assert_allclose(slope.sum(), quotient, rtol=1e-2)
