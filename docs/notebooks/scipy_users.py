@@ -29,8 +29,9 @@ print(ours.x, ours.success)  # or ours.value, ours.converged
 # %%
 # What differs:
 #
-# - ``x0`` is a floating-point array or a container of arrays, and ``F`` returns the
-#   same structure, with the same shapes and dtypes.
+# - ``x0`` is an array or a container of arrays, and ``F`` returns the same structure,
+#   with the same shapes and dtypes. A list of numbers is an array, a tuple a container;
+#   a number stays one, and is not made a vector of one entry.
 # - A failure raises :class:`~fixedpoint.ConvergenceError` unless ``on_failure`` says
 #   otherwise.
 # - The tolerance bounds the estimated error of each entry of :math:`x`: ``rtol`` is
@@ -75,8 +76,14 @@ print(ours.x, ours.success)  # or ours.value, ours.converged
 #       - the same; the first two are also called ``sol.value`` and ``sol.converged``
 #     * - ``sol.nfev``
 #       - the same, or ``sol.work.f``, and ``sol.work.jvp`` for products
+#     * - ``sol.nit``, ``sol.fun``
+#       - ``sol.steps``, ``F(sol.x, *args)``
+#     * - ``fsolve(F, x0)``
+#       - ``fp.root(F, x0).x``
 #     * - ``brentq(F, a, b)``; ``xtol=``, ``rtol=``
 #       - ``fp.bracketed_root(F, a, b)``; the same
+#     * - ``root_scalar(F, bracket=[a, b])``; ``root_scalar(F, x0=x0, fprime=J)``
+#       - ``fp.bracketed_root(F, a, b)``; ``fp.root(F, x0, jacobian=J)``
 #     * - ``bracket_root``, then ``find_root``, of :mod:`!scipy.optimize.elementwise`
 #       - ``fp.bracketed_root(F, a, b, expand=True)``
 #
