@@ -198,7 +198,10 @@ def _tolerance(name: str, value: Any, x: Array) -> Any:
 
 def _ends(lower: Any, upper: Any) -> tuple[Backend, Array, Array]:
     """The ends as arrays of one library, dtype and shape."""
-    ends = {"lower": numbers(lower), "upper": numbers(upper)}
+    ends = {
+        name: numbers(list(end) if type(end) is tuple else end)
+        for name, end in (("lower", lower), ("upper", upper))
+    }
     bare = {name for name, end in ends.items() if isinstance(end, (int, float))}
     given = {name: end for name, end in ends.items() if name not in bare} or ends
     backend = backend_of(list(given.values()), list(given))

@@ -859,3 +859,8 @@ def test_jax_maps():
         np.testing.assert_allclose(call(a, a + 1.0), [1.0, 2.0, 3.0], rtol=8 * EPS)
     rows = jax.vmap(root, in_axes=(0, None))(a, jnp.asarray(30.0))
     np.testing.assert_allclose(rows, [1.0, 2.0, 3.0], rtol=8 * EPS)
+
+
+def test_ends_in_tuples_are_those_in_lists():
+    sol = fp.bracketed_root(lambda x: x**2 - np.array([2.0, 9.0]), (0, 1), (2.0, 4.0))
+    assert np.allclose(sol.value, [np.sqrt(2.0), 3.0])
