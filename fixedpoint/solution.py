@@ -81,7 +81,8 @@ class Work(NamedTuple):
     jvp: Any = 0
 
     def __str__(self) -> str:
-        return f"{self.f} evaluations, {self.vjp} vjp, {self.jvp} jvp"
+        f, vjp, jvp = map(_ranged, self)
+        return f"{f} evaluations, {vjp} vjp, {jvp} jvp"
 
     def plus(self, other: Work) -> Work:
         """The sum of two accounts."""
@@ -412,6 +413,14 @@ def _lost_in_pickling(value: Any) -> NoReturn:
         "a pickled solution does not hold its map, and cannot be linearized: solve "
         "again, from its value"
     )
+
+
+def _ranged(count: Any) -> str:
+    """A count, or the range of those of the lanes of a ``vmap``."""
+    if not getattr(count, "shape", ()):
+        return str(count)
+    least, most = _numpy(count).min(), _numpy(count).max()
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _numpy(array: Array) -> Any:

@@ -75,6 +75,18 @@ def test_a_solution_tells_what_happened():
     ]
 
 
+def test_work_of_many_lanes_is_shown_in_a_line():
+    a = jnp.linspace(0.1, 0.9, 20)
+    solve = lambda a: fp.fixed_point(
+        lambda z, a: a * z + 1.0, jnp.ones(()), (a,), solver=fp.Picard()
+    )
+    sol = jax.vmap(solve)(a)
+    assert str(
+        sol.work
+    ) == f"{sol.work.f.min()} to {sol.work.f.max()} evaluations, " + ("0 vjp, 0 jvp")
+    assert len(repr(sol).splitlines()) == 4
+
+
 def test_a_long_value_is_shown_by_its_head(jit_case):
     shown = repr(jit_case.solve(lambda z: 0.5 * z + 1.0, np.zeros(7)))
     assert "value: 2, 2, 2, 2, 2, 2, ... (" in shown
