@@ -98,7 +98,15 @@ def backend_of_state(container: Any, whole: str) -> Backend:
         inside = backend.flatten(container)[0] if backend else []
         if backend and inside and all(map(backend.is_array, inside)):
             return backend
-    return backend_of(leaves, tree.paths(container, whole), whole)
+    try:
+        return backend_of(leaves, tree.paths(container, whole), whole)
+    except TypeError as error:
+        if not all(hasattr(leaf, "dtype") for leaf in leaves):
+            error.add_note(
+                f"{whole} holds what is solved for: arrays, in lists, tuples, dicts or "
+                "pytrees of JAX. All else belongs in args"
+            )
+        raise
 
 
 def _is_known(leaf: Any) -> bool:

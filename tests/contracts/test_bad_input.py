@@ -220,6 +220,13 @@ def test_a_start_that_is_no_array(z0):
         solve(z0=z0)
 
 
+@pytest.mark.parametrize("z0", ["text", object(), (jnp.ones(2), "relu")])
+def test_what_is_not_solved_for_belongs_in_args(z0):
+    with pytest.raises(TypeError) as caught:
+        solve(z0=z0)
+    assert any("All else belongs in args" in note for note in caught.value.__notes__)
+
+
 @pytest.mark.parametrize("z0", [(), {}, None, [None, ()]])
 def test_a_start_without_arrays(z0):
     with pytest.raises(ValueError, match="z0 holds no array"):
