@@ -152,11 +152,13 @@ class Border:
         if container is None:
             return f"{what} returned None: is there a return at its end?"
         start, count = self.names[0].partition("[")[0], len(self.leaves(container))
-        got = type(container)
+        kind, holding = getattr(self.structure, "kind", None), ", ".join(self.names)
+        made = f"a {kind.__name__} " if kind else ""
+        remedy = _stacked(container, like[0], what) if self.is_bare else ""
         return (
-            f"{what} must return a container like {start}, with leaves "
-            f"{', '.join(self.names)}; it returned {got.__name__} with {count} leaves"
-            f"{_stacked(container, like[0], what) if self.is_bare else ''}"
+            f"{what} must return a container like {start}, {made}with leaves "
+            f"{holding}; it returned {type(container).__name__} with {count} "
+            f"leaves{remedy}"
         )
 
     def _conforming(self, what: str, new: Any, old: Array, name: str) -> Array:
@@ -188,7 +190,8 @@ def _stacked(parts: Any, like: Array, what: str) -> str:
     convert = CONVERSIONS.get(type(like).__module__.partition(".")[0], "np.asarray")
     remedy = f". Make it one array, by {convert.partition('.')[0]}.stack"
     is_pair = type(parts) is tuple and len(parts) == 2 and what in ("f", "F")
-    return f"{remedy}, or if it is a pair (z, aux) set has_aux=True" * is_pair or remedy
+    has_aux = ", or for a pair (z, aux) give fixed_point or root has_aux=True"
+    return remedy + has_aux * is_pair
 
 
 def _not_square(what: str, new: Array, old: Array, name: str) -> str:

@@ -170,7 +170,7 @@ def test_equations_may_come_in_a_list_or_a_tuple(of, dtype):
 def test_arrays_in_a_list_in_place_of_one(xp, name):
     with pytest.raises(ValueError, match=rf"list with 2 leaves\. .* by {name}$"):
         fp.root(lambda x: [x[0], x[1]], xp.ones((2, 3)))
-    with pytest.raises(ValueError, match=f"by {name}, .* set has_aux=True$"):
+    with pytest.raises(ValueError, match=f"by {name}, or .* has_aux=True$"):
         fp.fixed_point(lambda z: (0.5 * z, {"steps": 1}), xp.ones(3))
 
 
@@ -204,3 +204,11 @@ def test_a_number_as_the_start_of_an_array():
     for by, name in ((fp.root, "x0"), (fp.fixed_point, "z0")):
         with pytest.raises(ValueError, match=f"Then give {name} its shape$"):
             by(lambda x, a: 0.5 * x + a, 1.0, (a,))
+
+
+@pytest.mark.parametrize("xp", [np, torch])
+def test_a_list_in_place_of_a_tuple(xp):
+    with pytest.raises(
+        ValueError, match=r"z0, a tuple with .* it returned list with 2"
+    ):
+        fp.fixed_point(lambda z: [0.5 * z[0], z[1]], (xp.ones(2), xp.ones(3)))
