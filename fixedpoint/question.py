@@ -102,9 +102,8 @@ class Question:
         """The problem on leaves, and how to solve it."""
         name, kind = ("F", RootProblem) if self.is_root else ("f", Problem)
         on_leaves, arrays = MapOnLeaves.of(self.map, border, value, self.args, name)
-        solver = self._solver(
-            space, border.backend.is_compiled(self.map.f, (*value, *arrays))
-        )
+        symbols = *value, *arrays, self.tolerance.rtol, self.tolerance.atol
+        solver = self._solver(space, border.backend.is_compiled(self.map.f, symbols))
         self.adjoint.check(solver, self.is_root)
         rounding = border.backend.rounding(value)
         problem = kind(

@@ -32,7 +32,7 @@ Measured = tuple["Vec | Difference", Kind]
 
 @dataclass(frozen=True, eq=False)
 class Space(Layout):
-    """Vectors of one :class:`Layout`, their sums, inner products and norms.
+    """Vectors of one layout, their sums, inner products and norms.
 
     Inner products and norms run over all leaves of a sample. A complex leaf counts as
     its real and imaginary parts: the inner product is Re⟨u, v⟩.

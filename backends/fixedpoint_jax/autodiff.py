@@ -29,7 +29,8 @@ class JaxAutodiff(Autodiff):
     def attach(self, adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
         """The solution, by the adjoint's rules in a trace or where f holds tracers."""
         functions, backend, args = run.problem.functions, run.backend, run.problem.args
-        traced = backend.is_traced((*value, *args))
+        asked = run.problem.tolerance.rtol, run.problem.tolerance.atol
+        traced = backend.is_traced((*value, *args, *asked))
         if meshes.is_explicit((*value, *args)):
             attach = lambda value, args: self.attach(adjoint, run.at(args), value)
             ndim = run.problem.space.batch_ndim

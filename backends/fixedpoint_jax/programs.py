@@ -32,9 +32,12 @@ _programs: OrderedDict[Any, tuple[Program, Any]] = OrderedDict()
 
 def attach(adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
     """The solution of `run` by the rules of its adjoint, by a program made once."""
-    key = _key(adjoint, run, value)
+    key, args = _key(adjoint, run, value), run.problem.args
     if key is None:
-        return adjoint.attach(run, value)
+        whole = lambda value, args: adjoint.attach(run.at(args), value)
+        # Where the tolerance alone is a symbol, so must be what it is held against.
+        known = not run.backend.is_traced((*value, *args))
+        return jax.jit(whole)(value, args) if known else whole(value, args)
     if key not in _programs:
         bare = run.at(())  # arguments are not kept with a program
         program = jax.jit(lambda value, args: adjoint.attach(bare.at(args), value))
@@ -42,7 +45,7 @@ def attach(adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
     _programs.move_to_end(key)
     if len(_programs) > _KEPT:
         _programs.popitem(last=False)
-    return _programs[key][0](value, run.problem.args)
+    return _programs[key][0](value, args)
 
 
 def _key(adjoint: Adjoint, run: Run, value: Vec) -> Any:
