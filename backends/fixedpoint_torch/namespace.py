@@ -10,7 +10,11 @@ from array_api_compat.torch import linalg as compat_linalg
 
 
 class _Linalg:
-    solve = staticmethod(torch.linalg.solve)
+    @staticmethod
+    def solve(matrices: torch.Tensor, rights: torch.Tensor) -> torch.Tensor:
+        """X with AX = B, not finite where A is singular."""
+        solution: torch.Tensor = torch.linalg.solve_ex(matrices, rights)[0]
+        return solution
 
     @staticmethod
     def vector_norm(

@@ -249,7 +249,9 @@ class TrackedNewton(ObjectiveSolver):
         same = _same_rows(z0) and _same_rows(x0)
         z, x = (leafwise(_first_row if same else _zero_row, a) for a in (z0, x0))
         z, rate, count = _equilibrium(lagrangian, z, x, params)
-        local = tangents(lagrangian, z, x, params, self.blocks, self.tangent_rtol)
+        local = _finite(
+            tangents(lagrangian, z, x, params, self.blocks, self.tangent_rtol)
+        )
         # The first evaluation takes a product, and so does a Jacobian.
         work = Work(f=count + 1, vjp=1 + (not local.products), jvp=local.products)
         if not same:
@@ -411,6 +413,20 @@ def _equilibrium(
         if not size > _ROUGH * float(space.norm(leaves)[0]):
             break
     return z, space.zero if traced else rate, count
+
+
+def _finite(local: Tangents) -> Tangents:
+    """The tangents, or zero where I − J is singular: there sweeps alone tell how the
+    state moves.
+    """
+
+    def known(rows: Array) -> Array:
+        xp = array_namespace(rows)
+        moved: Array = xp.where(xp.isfinite(xp.sum(rows)), rows, xp.zeros_like(rows))
+        return moved
+
+    state, output = (tuple(map(known, part)) for part in local[:2])
+    return Tangents(state, output, local.products)
 
 
 def _pushed(state: Vec, step: Array, local: Vec) -> Vec:

@@ -546,6 +546,37 @@ def test_a_first_step_that_overflows_is_shortened():
     np.testing.assert_allclose(sol.x, np.log(np.asarray(y) / 2), rtol=1e-4)
 
 
+@pytest.mark.parametrize("seen", ["z", "x"])
+@pytest.mark.parametrize("given", ["x", "nothing"])
+def test_a_singular_equilibrium_ends_as_a_failure_unless_the_loss_ignores_it(
+    given, seen
+):
+    """Every z, or none, is an equilibrium of z = z + x: I − J is zero."""
+    zeros = to(np.zeros((2, 2)))
+    model = AugmentedDEQ(
+        lambda z, x, p: z + x if given == "x" else z,
+        lambda z, x, y, p: (((z if seen == "z" else x) - 1.0) ** 2).sum(-1),
+    )
+    sol = model.solve(zeros, zeros, params=None, y=None, on_failure="return")
+    assert sol.joint.methods == ("TrackedNewton",)
+    solvable = given == "nothing" and seen == "x"
+    assert (sol.joint.converged == solvable).all()
+    if solvable:
+        np.testing.assert_allclose(sol.x, 1.0)
+
+
+def test_tangents_that_there_are_not_are_done_without():
+    """The first unknown is as it began, z = z; the second follows the input."""
+    start = to(np.ones((2, 2)))
+    model = AugmentedDEQ(
+        lambda z, x, p: torch.stack([z[:, 0], 0.5 * z[:, 1] + x[:, 1]], -1),
+        lambda z, x, y, p: ((z - 1.0) ** 2 + 0.1 * x**2).sum(-1),
+    )
+    sol = model.solve(start, start, params=None, y=None)
+    assert sol.joint.methods == ("TrackedNewton",)
+    np.testing.assert_allclose(sol.x, [[0.0, 4.0 / 8.2]] * 2, atol=1e-4)
+
+
 # Attacks: a linear loss over a ball, whose minimum is known.
 
 
