@@ -24,6 +24,10 @@ FALL = 0.9
 # step that went too far.
 _FIRST = 0.03
 
+# A residual of more than so many times what the first was compared with tells nothing
+# of those that follow.
+_TOO_FAR = 1e3
+
 # Steps over which the largest amplification counts.
 _WINDOW = 20
 
@@ -385,8 +389,13 @@ def parts_are_near(
 ) -> Array:
     """Whether each part of a residual is a small share of its largest, or of what it is
     compared with.
+
+    One that is many times what the first was compared with is that of a step that went
+    too far, beside which all is small.
     """
     xp, parts = problem.space.xp, problem.parts(point)
-    large = map(xp.maximum, evidence.scale, _compared(xp, evidence, parts))
+    limits = [_TOO_FAR * size for size in evidence.initial or ()]
+    largest = map(xp.minimum, evidence.scale, limits)
+    large = map(xp.maximum, largest, _compared(xp, evidence, parts))
     pairs = zip(parts.sizes, large, strict=True)
     return problem.space.every([size <= share * most for size, most in pairs])

@@ -577,6 +577,17 @@ def test_tangents_that_there_are_not_are_done_without():
     np.testing.assert_allclose(sol.x, [[0.0, 4.0 / 8.2]] * 2, atol=1e-4)
 
 
+def test_steps_that_went_too_far_hide_no_residual():
+    """Sweeps of z = 2z + x run away, and residuals with them; none is rounding after
+    that.
+    """
+    start = to(np.ones((2, 2)))
+    model = AugmentedDEQ(lambda z, x, p: 2.0 * z + x, lambda z, x, y, p: z.sum(-1))
+    sol = model.solve(start, start, params=None, y=None, on_failure="return")
+    assert not sol.joint.converged.any()
+    assert (sol.kkt["x"] > 1.0).all()
+
+
 # Attacks: a linear loss over a ball, whose minimum is known.
 
 
