@@ -10,6 +10,7 @@ from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.adjoints.system import units_of_unknowns
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
+from fixedpoint.checks import check_count, check_function
 from fixedpoint.functions import Product
 from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
@@ -78,15 +79,20 @@ def implicit_vjp(
     >>> np.allclose(gradient, np.cos(z) / (1 + a * np.sin(z)))
     True
     """
-    border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
-    space, pullback = space_of(border.backend, leaves, batch_ndim), vjp(value, *args)
+    check_function("vjp", vjp, args)
+    border, leaves, space = _posed(value, batch_ndim)
+    pullback = vjp(value, *args)
     rhs = border.pack(cotangent, leaves, "cotangent")
 
     def product(u: Vec) -> Vec:
         return border.pack(pullback(border.unpack(u))[0], leaves, "vjp")
 
     u = _solved(adjoint, space, leaves, product, rhs, is_root, transposed=True)
-    return tuple(pullback(border.unpack(u))[1:])
+    cotangents = tuple(pullback(border.unpack(u))[1:])
+    _check_one_each(
+        "the cotangents that vjp returns, beside that of z,", cotangents, args
+    )
+    return cotangents
 
 
 def implicit_jvp(
@@ -140,8 +146,10 @@ def implicit_jvp(
     >>> np.allclose(tangent, np.cos(z) / (1 + a * np.sin(z)))
     True
     """
-    border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
-    space, pushed = space_of(border.backend, leaves, batch_ndim), jvp(value, *args)
+    check_function("jvp", jvp, args)
+    _check_one_each("tangents", tangents, args)
+    border, leaves, space = _posed(value, batch_ndim)
+    pushed = jvp(value, *args)
     still = _zeros(border.backend, tangents)
     image = pushed(_zeros(border.backend, value), *tangents)
     rhs = border.pack(image, leaves, "jvp")
@@ -152,6 +160,24 @@ def implicit_jvp(
     return border.unpack(
         _solved(adjoint, space, leaves, product, rhs, is_root, transposed=False)
     )
+
+
+def _posed(value: Any, batch_ndim: int) -> tuple[Border, Vec, Space]:
+    """The solution's leaves, and the space they lie in."""
+    check_count("batch_ndim", batch_ndim, 0)
+    border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
+    border.check(leaves, batch_ndim)
+    return border, leaves, space_of(border.backend, leaves, batch_ndim)
+
+
+def _check_one_each(name: str, given: Any, args: tuple[Any, ...]) -> None:
+    """Raise unless `given` is a tuple with an entry for each of `args`."""
+    if not isinstance(given, tuple):
+        raise TypeError(f"{name} must be a tuple, got {type(given).__name__}")
+    if len(given) != len(args):
+        raise ValueError(
+            f"{name} must be {len(args)}, one for each of args, got {len(given)}"
+        )
 
 
 def _solved(

@@ -502,3 +502,29 @@ def test_numpy_products_of_another_shape():
         fp.implicit_vjp(lambda z: lambda w: (w[:1],), np.zeros(2), np.ones(2))
     with pytest.raises(ValueError, match="cotangent must keep the shape of value"):
         fp.implicit_vjp(lambda z: lambda w: (w,), np.zeros(2), np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("value", "args", "control", "message"),
+    [
+        (np.zeros(0), (1.0,), {}, "value is empty: its shape is"),
+        (np.zeros(2), (1.0,), {"batch_ndim": 2}, "value has 1 axes, fewer than"),
+        (np.zeros(2), (1.0,), {"batch_ndim": -1}, "batch_ndim must be an integer"),
+        (np.zeros(2), 1.0, {}, "args must be a tuple"),
+        (np.zeros(2), (1.0, 2.0), {}, "must be 2, one for each of args, got 1"),
+    ],
+)
+def test_numpy_arguments_that_do_not_fit_are_named(value, args, control, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fp.implicit_vjp(
+            lambda *_: lambda w: (0.5 * w, w.sum()), value, value, args, **control
+        )
+    with pytest.raises((TypeError, ValueError), match=message):
+        fp.implicit_jvp(
+            lambda *_: lambda dz, *_: 0.5 * dz, value, (1.0,), args, **control
+        )
+
+
+def test_numpy_tangents_are_a_tuple():
+    with pytest.raises(TypeError, match="tangents must be a tuple, got ndarray"):
+        fp.implicit_jvp(PRODUCTS["jvp"], B, B, (B, W))
