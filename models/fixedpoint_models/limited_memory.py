@@ -316,7 +316,9 @@ class Searching(Sweeping):
         mu, _, z = self.parts(space.add(point.value, point.increment))
         at = self.given("x", self.parts(point.value)[1])
         left = self.parts(point.increment)
-        bounds = [forcing * space.norm(part) for part in (left[2], left[0])]
+        sizes = [forcing * space.norm(part) for part in (left[2], left[0])]
+        # No tolerance is right for a sample that is not finite.
+        bounds = [space.xp.where(a < space.xp.inf, a, space.zero) for a in sizes]
         state = self._swept(self.lagrangian.f, self.given("z", z), at, bounds[0])
         here = self.lagrangian.at(state.value, at, self.params, self.y)
         pull = lambda mu, *_: leafwise(plus, here.pullback(mu)[0], here.slope)

@@ -299,3 +299,30 @@ def test_a_policy_speaks_of_the_method():
     model = AugmentedDEQ(lambda z, x, p: 0.5 * z + x, bent)
     with pytest.raises(fp.ConvergenceError, match="TrackedLBFGS"):
         model.solve(0.0 * y, y, params=None, y=y, max_steps=5)
+
+
+def spoiled(row):
+    """Three starts of which the second is not a number."""
+    start = torch.zeros(3, 2, dtype=torch.float64)
+    start[1] = row
+    return start
+
+
+@pytest.mark.parametrize("row", [torch.nan, torch.inf])
+def test_a_start_that_is_not_finite_spoils_no_other(row):
+    model = AugmentedDEQ(
+        lambda z, x, p: 0.5 * z + x, lambda z, x, y, p: ((z - 1.0) ** 2).sum(-1)
+    )
+    sound, poor = (
+        model.solve(
+            torch.zeros_like(start),
+            start,
+            params=None,
+            y=None,
+            on_failure="return",
+            method=TrackedLBFGS(),
+        )
+        for start in (spoiled(0.0), spoiled(row))
+    )
+    assert poor.joint.converged.tolist() == [True, False, True]
+    assert torch.equal(poor.x[::2], sound.x[::2])
