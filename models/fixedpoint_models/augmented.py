@@ -23,7 +23,7 @@ from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
 from fixedpoint_models.limited_memory import TrackedLBFGS
 from fixedpoint_models.methods import Method, zeros_like
-from fixedpoint_models.tracked import TrackedNewton
+from fixedpoint_models.tracked import TrackedNewton, is_of_one_real_dtype
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -308,6 +308,8 @@ class AugmentedDEQ:
         if traced or not space.backend.differentiates or space.real_size > _FEW_INPUTS:
             return False
         if space.batch_shape[0] == 0:  # no sample to try it with
+            return False
+        if not is_of_one_real_dtype(z, x):
             return False
         rows, xp = (0, 0) if space.batch_shape[0] == 1 else (0,), space.xp
         taken = xp.asarray(rows, dtype=xp.int32, **space.place)

@@ -259,7 +259,8 @@ class TrackedLBFGS(ObjectiveSolver):
     ) -> SearchState:
         """What is remembered after a trial x, at which the sweeps found so much."""
         where, g, slot = space.xp.where, found.gradient, state.count % self.memory
-        value, doubt = found.value(space)
+        states = space_of(space.backend, found.state, space.batch_ndim)
+        value, doubt = (space.cast(a, space.dtype) for a in found.value(states))
         penalty = searching.penalty(space, x)
         value = value + penalty
         accepted = _accepted(space, state, found, value, doubt)

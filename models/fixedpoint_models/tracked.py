@@ -221,6 +221,11 @@ class TrackedNewton(ObjectiveSolver):
                 "TrackedNewton is for one axis of samples and inputs without "
                 "constraints or regularizer: use TrackedLBFGS"
             )
+        if not is_of_one_real_dtype(z0, x0):
+            raise ValueError(
+                "TrackedNewton is for real states and inputs of one dtype: use "
+                "TrackedLBFGS"
+            )
         lagrangian = model.problem
         start, rest, work = self._opened(lagrangian, z0, x0, params, y)
         parts = {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)}
@@ -446,6 +451,14 @@ def _for_all(container: Any, rows: int) -> Any:
     xp = array_namespace(*leaves)
     many = [xp.broadcast_to(leaf, (rows, *leaf.shape[1:])) for leaf in leaves]
     return structure.rebuild(many)
+
+
+def is_of_one_real_dtype(z: Any, x: Any) -> bool:
+    """Whether matrices can take one into the other."""
+    leaves = tree.flatten((z, x))[0]
+    xp, dtype = array_namespace(*leaves), leaves[0].dtype
+    alike = all(leaf.dtype == dtype for leaf in leaves)
+    return alike and bool(xp.isdtype(dtype, "real floating"))
 
 
 def _same_rows(container: Any) -> bool:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 import fixedpoint as fp
 from fixedpoint.adapters import backend_of
 from fixedpoint.spaces import space_of
-from fixedpoint_models import AugmentedDEQ, TrackedLBFGS, ball
+from fixedpoint_models import AugmentedDEQ, TrackedLBFGS, TrackedNewton, ball
 from fixedpoint_models.secants import Curvature
 
 SIZE = 2000
@@ -326,3 +326,26 @@ def test_a_start_that_is_not_finite_spoils_no_other(row):
     )
     assert poor.joint.converged.tolist() == [True, False, True]
     assert torch.equal(poor.x[::2], sound.x[::2])
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float64, torch.float32),
+        (torch.complex128, torch.float64),
+        (torch.complex128, torch.complex128),
+    ],
+)
+def test_state_and_input_of_other_dtypes_are_solved_with_nothing_named(dtypes, recwarn):
+    """x = Re y/2, or y/2, for z = z/2 + x and the loss |z − y|²."""
+    z, x = (torch.zeros(2, 3, dtype=dtype) for dtype in dtypes)
+    y = torch.arange(6.0, dtype=torch.float64).reshape(2, 3).to(dtypes[0]) + 1.0
+    model = AugmentedDEQ(
+        lambda z, x, p: 0.5 * z + x, lambda z, x, y, p: ((z - y).abs() ** 2).sum(-1)
+    )
+    sol = model.solve(z, x, params=None, y=y)
+    assert sol.joint.methods == ("TrackedLBFGS",)
+    torch.testing.assert_close(sol.x, 0.5 * y, rtol=1e-3, atol=0.0, check_dtype=False)
+    assert not recwarn.list
+    with pytest.raises(ValueError, match="real states and inputs of one dtype"):
+        model.solve(z, x, params=None, y=y, method=TrackedNewton())
