@@ -285,9 +285,16 @@ class AugmentedDEQ:
 
     def _check(self, z0: Any, x0: Any, method: Any) -> None:
         """Raise unless a solve can start there, by such a method."""
+        batches = {}
         for name, start in (("z0", z0), ("x0", x0)):
             border, leaves = Border.of(start, name, batch_ndim=self.batch_ndim)
             border.check(leaves, self.batch_ndim)
+            batches[name] = tuple(leaves[0].shape[: self.batch_ndim])
+        if batches["z0"] != batches["x0"]:
+            raise ValueError(
+                "z0 and x0 must begin with the same batch axes, got "
+                f"{batches['z0']} and {batches['x0']}"
+            )
         is_method = hasattr(method, "solve") and not isinstance(method, type)
         if method is not None and not is_method:
             raise TypeError(

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
+from fixedpoint.border import Border
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.keywords import by_name
 from fixedpoint.operators import AdjointMap, InputStep, Joint, StateMap
@@ -417,6 +418,9 @@ def _inside(model: AugmentedDEQ, x: Any) -> Any:
     leaves = tree.flatten(x)[0]
     xp = array_namespace(*leaves)
     near = model.prox(x, float(xp.finfo(leaves[0].dtype).eps))
+    border, given = Border.of(x, "x0", batch_ndim=model.batch_ndim)
+    name = "project" if model.regularizer is None else "prox of regularizer"
+    border.pack(near, given, name)  # raises unless it is an input, too
     if model.regularizer is None:
         return near
     finite = model.regularizer(x) < xp.inf

@@ -797,6 +797,7 @@ def asked(z0=ZERO, x0=ZERO, loss=lambda z, x, y, p: (z**2).sum(-1), **settings):
         ({"loss": "a"}, TypeError, "loss must be callable, got str"),
         ({"project": 3}, TypeError, "project must be callable, got 3"),
         ({"x0": ZERO.long()}, TypeError, "x0 must have a floating-point .*torch.int64"),
+        ({"x0": ZERO[:0]}, ValueError, r"same batch axes, got \(\d,\) and \(0,\)"),
         ({"method": "newton"}, TypeError, r"method must be TrackedN.*, got 'newton'"),
         ({"method": 3}, TypeError, "method must be TrackedNewton.*, got 3"),
         ({"method": TrackedLBFGS}, TypeError, "method must be .*got <class"),

@@ -349,3 +349,18 @@ def test_state_and_input_of_other_dtypes_are_solved_with_nothing_named(dtypes, r
     assert not recwarn.list
     with pytest.raises(ValueError, match="real states and inputs of one dtype"):
         model.solve(z, x, params=None, y=y, method=TrackedNewton())
+
+
+def test_a_projection_keeps_the_shape_of_an_input():
+    zeros = torch.zeros(2, 3)
+    for project, message in (
+        (lambda x: x[:, :1], "project must keep the shape of x0"),
+        (lambda x: None, "project returned None"),
+    ):
+        model = AugmentedDEQ(
+            lambda z, x, p: 0.5 * z + x,
+            lambda z, x, y, p: (z**2).sum(-1),
+            project=project,
+        )
+        with pytest.raises(ValueError, match=message):
+            model.solve(zeros, zeros, params=None, y=None)
