@@ -231,7 +231,7 @@ class Assessment:
         if backend.communicator is None and backend.known_none(stuck):
             return stuck, stuck
         stuck = carry.live(stuck & self._is_near(carry, verdict))
-        if not self.compares_parts:
+        if not (self.compares_parts and self.solver.compares_values):
             return stuck, stuck & ~stuck
         known = stuck & self._is_lost_in_values(carry)
         return stuck & ~known, known

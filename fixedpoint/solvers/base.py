@@ -60,6 +60,13 @@ class Solver(ABC):
     """
 
     @property
+    def compares_values(self) -> bool:
+        """Whether steps are judged by the values of an objective, rounded as they
+        are.
+        """
+        return False
+
+    @property
     def latest(self) -> bool:
         """Whether the last iterate counts, as for descent on something else."""
         return False

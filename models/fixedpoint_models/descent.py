@@ -357,6 +357,11 @@ class TrackedDescent(ObjectiveSolver):
             found = _constrained(joint, model.project, start, args, **control)
         return replace(found, work=found.work.plus(Work(vjp=1)))  # the first evaluation
 
+    @property
+    def compares_values(self) -> bool:
+        """It follows gradients, and looks at no value."""
+        return False
+
     def across(self, bridge: Bridge) -> TrackedDescent:
         """The method whose rule sees arrays of the user's library."""
         return replace(self, rule=self.rule.across(bridge))

@@ -17,6 +17,11 @@ class ObjectiveSolver(Solver):
         """The last iterate counts: a residual may rise while the objective falls."""
         return True
 
+    @property
+    def compares_values(self) -> bool:
+        """As above."""
+        return True
+
     def patience(self, space: Space) -> int:
         """As above: steps are judged by the objective."""
         del space

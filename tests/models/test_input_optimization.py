@@ -588,6 +588,33 @@ def test_steps_that_went_too_far_hide_no_residual():
     assert (sol.kkt["x"] > 1.0).all()
 
 
+def test_steps_along_gradients_are_lost_in_no_values():
+    """Those of Barzilai and Borwein rise and fall for dozens of steps."""
+    rng = np.random.default_rng(30)
+    A = rng.standard_normal((6, 6))
+    A *= 0.8 / np.abs(np.linalg.eigvals(A)).max()
+    U, y = rng.standard_normal((6, 8)), rng.standard_normal((8, 6))
+    start = np.zeros((8, 6)), 100.0 * rng.standard_normal((8, 8))
+    S = np.linalg.solve(np.eye(6) - A, U)
+    steepest = 2.0 * np.linalg.norm(S, 2) ** 2 + 0.02
+    narrow = [torch.tensor(a, dtype=torch.float32) for a in (*start, A, U, y)]
+    model = AugmentedDEQ(
+        lambda z, x, p: z @ p[0].T + x @ p[1].T,
+        lambda z, x, y, p: ((z - y) ** 2).sum(-1) + 0.01 * (x**2).sum(-1),
+        project=lambda x: x.clamp(-3.0, 2.0),
+    )
+    method = TrackedDescent(rule=BarzilaiBorwein(step_size=0.3 / steepest), sweeps=6)
+    control = {"method": method, "max_steps": 155, "on_failure": "return"}
+    sol = model.iterate(*narrow[:2], params=narrow[2:4], y=narrow[4], **control)
+    x = np.zeros((8, 8))
+    for _ in range(5000):
+        slope = 2.0 * (x @ S.T - y) @ S + 0.02 * x
+        x = np.clip(x - slope / steepest, -3.0, 2.0)
+    phi = lambda x: ((x @ S.T - y) ** 2).sum(-1) + 0.01 * (x**2).sum(-1)
+    high = phi(np.asarray(sol.value["x"], dtype=np.float64)) > 1.01 * phi(x)
+    assert not (np.asarray(sol.converged) & high).any()
+
+
 # Attacks: a linear loss over a ball, whose minimum is known.
 
 
