@@ -34,10 +34,11 @@ def attach(adjoint: Adjoint, run: Run, value: Vec) -> Iteration:
     """The solution of `run` by the rules of its adjoint, by a program made once."""
     key, args = _key(adjoint, run, value), run.problem.args
     if key is None:
-        whole = lambda value, args: adjoint.attach(run.at(args), value)
-        # Where the tolerance alone is a symbol, so must be what it is held against.
-        known = not run.backend.is_traced((*value, *args))
-        return jax.jit(whole)(value, args) if known else whole(value, args)
+        whole: Program = lambda value, args: adjoint.attach(run.at(args), value)
+        if not run.backend.is_traced((*value, *args)):
+            # The tolerance alone is a symbol, and so must be what is held against it.
+            whole = jax.jit(whole)
+        return whole(value, args)
     if key not in _programs:
         bare = run.at(())  # arguments are not kept with a program
         program = jax.jit(lambda value, args: adjoint.attach(bare.at(args), value))

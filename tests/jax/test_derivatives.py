@@ -458,3 +458,15 @@ def test_a_map_is_held_to_what_its_caller_forbids(nothing_promoted):
     f = lambda z, a: a * jnp.tanh(z)
     with pytest.raises(ValueError, match="rank_promotion"):
         jax.jit(lambda a: fp.fixed_point(f, jnp.zeros((2, 3)), (a,)))(jnp.ones(3))
+
+
+@pytest.mark.parametrize("transform", [jax.vmap, lambda f: jax.jit(jax.vmap(f))])
+def test_a_tolerance_may_be_all_that_is_traced(transform):
+    solve = lambda rtol: fp.fixed_point(
+        jnp.cos, jnp.ones(2), rtol=rtol, solver=fp.Anderson()
+    )
+    sol = transform(solve)(jnp.asarray([1e-2, 1e-10]))
+    errors = np.abs(np.asarray(sol.value) - 0.7390851332151607).max(-1)
+    assert sol.steps[0] < sol.steps[1]
+    assert errors[0] <= 1e-2
+    assert errors[1] <= 1e-10
