@@ -16,6 +16,7 @@ from fixedpoint.claims import (
     NOT_ZERO,
     Claim,
     Review,
+    in_view_of_the_state,
     refused,
     tiny_parts,
 )
@@ -310,6 +311,9 @@ class Assessment:
     ) -> tuple[Carry, Array, Array]:
         """The samples whose convergence is refused; and those that became zero where
         that is no answer. See :class:`~fixedpoint.claims.Review`.
+
+        A residual that is small beside that of a start far away must be so in view of
+        the state too.
         """
         problem, space, new = self.problem, self.problem.space, carry.point
         sizes = verdict.state or problem.tolerance.parts(space, new.value)
@@ -326,7 +330,13 @@ class Assessment:
             evidence = refused(space, sizes, carry.evidence, none)
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
-        return carry, unfounded | has(FLAT), collapsed
+        wrong = unfounded | has(FLAT)
+        if verdict.by_first is None:
+            return carry, wrong, collapsed
+        asked = carry.live(verdict.satisfied & verdict.by_first & ~wrong)
+        question = partial(in_view_of_the_state, problem, new, asked)
+        carry, small = answered(problem, carry, asked, question)
+        return carry, wrong | asked & ~small, collapsed
 
     def _claim(
         self,

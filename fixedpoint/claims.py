@@ -11,7 +11,7 @@ from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.convergence import ZERO, Evidence
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import nudged
+from fixedpoint.rounding import moved_within, nudged
 from fixedpoint.space import Difference, Space
 
 # What counts as tiny beside the start, and how far from additive a function may be
@@ -30,6 +30,9 @@ _OTHERS = 1e-2
 
 # A step by more than this share of a part is long, and more than so many tolerances.
 _LONG, _BOUNDS = 0.5, 10.0
+
+# So many times what errors of the state bring about may be left of a residual.
+_ALLOWED = 4.0
 
 # A little farther on the residual should change by no less than this share of what the
 # step makes one expect.
@@ -228,6 +231,29 @@ class Review:
         space = self.problem.space
         additive = space.norm(defect) <= _ADDITIVE * _TINY * self.evidence.highest
         return ~additive & (space.norm(self.start.value) > 0.0)
+
+
+def in_view_of_the_state(
+    problem: Problem, point: Point, asked: Array
+) -> tuple[Array, Any]:
+    """Whether no part of a residual is more than what errors of the state within the
+    relative tolerance bring about, in the samples that are `asked`; and the evaluations
+    it took.
+
+    The state is moved by as much, and then by what that makes of its image: a part may
+    feel another by way of a third, as an input feels the state by a multiplier that
+    vanishes at the solution.
+    """
+    space, parts = problem.space, partial(problem.tolerance.parts, problem.space)
+    moved = problem.trial(moved_within(problem, point.value))
+    change = space.subtract(moved.increment, point.increment)
+    again = problem.trial(space.add(moved.value, change))
+    felt = [parts(space.subtract(at.tested, point.tested)) for at in (moved, again)]
+    rows = zip(problem.parts(point).sizes, *felt, strict=True)
+    within = [
+        size <= _ALLOWED * space.xp.maximum(once, twice) for size, once, twice in rows
+    ]
+    return asked & space.every(within), 2
 
 
 def is_far(problem: Problem, old: Point, new: Point, tiny: Sequence[Array]) -> Array:

@@ -179,14 +179,26 @@ def nudged(problem: Problem, value: Vec, ulps: float, look: Any) -> Vec:
 
     Which way is told by multiples of the golden ratio, less their whole parts.
     """
-    space, xp = problem.space, problem.space.xp
-    moved = []
+    space, xp, moved = problem.space, problem.space.xp, []
     for leaf, size in zip(value, space.sizes, strict=True):
-        index = xp.astype(xp.arange(1, size + 1, **space.place), space.dtype)
-        up = xp.floor(2.0 * _GOLDEN * (look + 1) * index) % 2.0
-        factor = 1.0 + (2.0 * up - 1.0) * (ulps * float(xp.finfo(leaf.dtype).eps))
-        moved.append(leaf * space.as_leaf(factor, leaf))
+        unit = ulps * float(xp.finfo(leaf.dtype).eps)
+        moved.append(leaf * space.as_leaf(1.0 + unit * _signs(space, size, look), leaf))
     return tuple(moved)
+
+
+def moved_within(problem: Problem, value: Vec) -> Vec:
+    """The state with each entry moved by its relative tolerance, up or down."""
+    space = problem.space
+    rows = zip(value, space.sizes, strict=True)
+    entries = [leaf * space.as_leaf(_signs(space, n, 0), leaf) for leaf, n in rows]
+    return space.axpy(space.full(1.0) * problem.tolerance.rtol, tuple(entries), value)
+
+
+def _signs(space: Space, size: int, look: Any) -> Array:
+    """So many signs, of coefficients."""
+    index = space.xp.arange(1, size + 1, **space.place)
+    whole = space.xp.floor(2.0 * _GOLDEN * (look + 1) * space.as_coefficient(index))
+    return 2.0 * (whole % 2.0) - 1.0
 
 
 def _felt(problem: Problem, increment: Vec, noise: Vec) -> Array:
