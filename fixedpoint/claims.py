@@ -31,9 +31,6 @@ _OTHERS = 1e-2
 # A step by more than this share of a part is long, and more than so many tolerances.
 _LONG, _BOUNDS = 0.5, 10.0
 
-# So many times what errors of the state bring about may be left of a residual.
-_ALLOWED = 4.0
-
 # A little farther on the residual should change by no less than this share of what the
 # step makes one expect.
 _FLAT = 0.25
@@ -250,9 +247,8 @@ def in_view_of_the_state(
     again = problem.trial(space.add(moved.value, change))
     felt = [parts(space.subtract(at.tested, point.tested)) for at in (moved, again)]
     rows = zip(problem.parts(point).sizes, *felt, strict=True)
-    within = [
-        size <= _ALLOWED * space.xp.maximum(once, twice) for size, once, twice in rows
-    ]
+    maximum = space.xp.maximum
+    within = [size <= maximum(once, twice) for size, once, twice in rows]
     return asked & space.every(within), 2
 
 

@@ -852,3 +852,49 @@ def test_what_is_none_and_read_is_named(method, name):
         method(model, ZERO, ZERO, **given)
     (note,) = caught.value.__notes__
     assert note.startswith(f"{name} is None: if ")
+
+
+def quadratic(seed, ridge):
+    """A linear equilibrium network, the squared distance of its states to others plus
+    `ridge` times ‖x‖², and the minimizers; without a ridge the states are met exactly.
+    """
+    rng = np.random.default_rng(seed)
+    A, B = rng.standard_normal((2, 4, 4))
+    A, B = 0.6 * A / np.linalg.norm(A, 2), np.linalg.qr(B)[0]
+    y = rng.standard_normal((2, 4))
+    S = np.linalg.solve(np.eye(4) - A, B)
+    x = np.linalg.solve(S.T @ S + ridge * np.eye(4), S.T @ y.T).T
+    A, B, y, x = map(torch.as_tensor, (A, B, y, x))
+    loss = lambda z, x, y, p: ((z - y) ** 2).sum(-1) + ridge * (x**2).sum(-1)
+    return (lambda z, x, p: z @ A.T + x @ B.T), loss, y, x
+
+
+@pytest.mark.parametrize("far", [1e2, 1e5, 1e8])
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 10.0])
+@pytest.mark.parametrize(
+    "method",
+    [None, TrackedLBFGS(), TrackedDescent(rule=Momentum(step_size=0.02), sweeps=6)],
+    ids=["default", "lbfgs", "momentum"],
+)
+def test_what_is_claimed_from_far_away_is_right(method, ridge, far):
+    claims = 0
+    for seed in range(3):
+        f, loss, y, exact = quadratic(seed, ridge)
+        model = AugmentedDEQ(f, loss, step_size=0.02)
+        x0 = far * torch.randn(
+            exact.shape, generator=torch.Generator().manual_seed(seed)
+        ).to(exact)
+        solved = model.solve(
+            torch.zeros_like(y),
+            x0,
+            params=None,
+            y=y,
+            method=method,
+            rtol=1e-4,
+            max_steps=200,
+            on_failure="return",
+        )
+        errors = (solved.x - exact).norm(dim=-1) / exact.norm(dim=-1)
+        claims += int(solved.joint.converged.sum())
+        assert not (solved.joint.converged & (errors > 1e-3)).any()
+    assert claims == 6 or method is not None
