@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import compress
 from typing import Any
 
-from fixedpoint import tree
 from fixedpoint.adapters import backend_of_state, of_one_backend, row, type_name
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.communicator import Communicator
@@ -20,13 +16,7 @@ from fixedpoint.functions import Bridge, Functions, Mapped, Product
 from fixedpoint.joining import Joined
 from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Evaluation, Map, Operator
-
-# What makes an array of a library, for messages.
-CONVERSIONS = {
-    "torch": "torch.as_tensor",
-    "jax": "jnp.asarray",
-    "jaxlib": "jnp.asarray",
-}
+from fixedpoint.remedies import not_square, remedy_of, stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +144,7 @@ class Border:
         start, count = self.names[0].partition("[")[0], len(self.leaves(container))
         kind, holding = getattr(self.structure, "kind", None), ", ".join(self.names)
         made = f"a {kind.__name__} " if kind else ""
-        remedy = _stacked(container, like[0], what) if self.is_bare else ""
+        remedy = stacked(container, like[0], what) if self.is_bare else ""
         return (
             f"{what} must return a container like {start}, {made}with leaves "
             f"{holding}; it returned {type(container).__name__} with {count} "
@@ -164,7 +154,7 @@ class Border:
     def _conforming(self, what: str, new: Any, old: Array, name: str) -> Array:
         """A leaf that `what` returned, of the type, shape and dtype of the old one."""
         if type(new) is not type(old) and not of_one_backend(new, old):
-            remedy = _remedy(new, f"Give {name}") or _remedy(old, "Return it")
+            remedy = remedy_of(new, f"Give {name}") or remedy_of(old, "Return it")
             raise TypeError(
                 f"{what} must return an array for {name}, of the same library: "
                 f"expected {type_name(old)}, got {type_name(new)}{remedy}"
@@ -172,7 +162,7 @@ class Border:
         if new.shape != old.shape:
             raise ValueError(
                 f"{what} must keep the shape of {name}: expected {tuple(old.shape)}, "
-                f"got {tuple(new.shape)}{_not_square(what, new, old, name)}"
+                f"got {tuple(new.shape)}{not_square(what, new, old, name)}"
             )
         conforming = self.backend.conform(new, old)
         if conforming.dtype != old.dtype:
@@ -181,104 +171,6 @@ class Border:
                 f"{new.dtype}. Give the start the dtype that f computes in"
             )
         return conforming
-
-
-def _stacked(parts: Any, like: Array, what: str) -> str:
-    """What to do where an array was expected, and a list or a tuple came."""
-    if type(parts) not in (list, tuple):
-        return ""
-    convert = CONVERSIONS.get(type(like).__module__.partition(".")[0], "np.asarray")
-    remedy = f". Make it one array, by {convert.partition('.')[0]}.stack"
-    is_pair = type(parts) is tuple and len(parts) == 2 and what in ("f", "F")
-    has_aux = ", or for a pair (z, aux) give fixed_point or root has_aux=True"
-    return remedy + has_aux * is_pair
-
-
-def _not_square(what: str, new: Array, old: Array, name: str) -> str:
-    """What to do where a root has another number of equations than of unknowns."""
-    if not old.shape and what in ("f", "F"):
-        return f". Is the unknown an array? Then give {name} its shape"
-    if what != "F" or name != "x0" or math.prod(new.shape) == math.prod(old.shape):
-        return ""
-    return (
-        ". root() solves square systems, of as many equations as unknowns, not least "
-        "squares: for these find a root of Jᵀ F, the gradient of ‖F‖²/2, or use "
-        "scipy.optimize.least_squares"
-    )
-
-
-def _remedy(like: Any, what: str) -> str:
-    """What to do, so that all is of the library of `like`, if it is one of these."""
-    convert = CONVERSIONS.get(type(like).__module__.partition(".")[0])
-    return "" if convert is None else f". {what} as {convert}(...)"
-
-
-def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
-    """Note on an error of f that the state and an argument are of two libraries."""
-    leaves, paths = tree.flatten(args)[0], tree.paths(args, "args")
-    for leaf, path in zip(leaves, paths, strict=True):
-        remedy = _remedy(leaf, f"Give {name}") or _remedy(value[0], f"Give {path}")
-        if remedy and hasattr(leaf, "dtype") and not of_one_backend(leaf, value[0]):
-            kinds = f"{name} is a {type_name(value[0])}, {path} a {type_name(leaf)}"
-            error.add_note(kinds if remedy in str(error) else kinds + remedy)
-            return
-
-
-def note_number(error: Exception, border: Border, value: Vec) -> None:
-    """Note on an error of f that its state is a number, or a tuple of numbers."""
-    name, state = border.names[0].partition("[")[0], border.unpack(value)
-    text = str(error)
-    if border.is_bare and not value[0].shape:
-        if re.search(r"dimension|0-d|iterat|len\(", text):
-            error.add_note(
-                f"{name} is a number, without axes. For a vector of one entry give an "
-                "array of one, or a list"
-            )
-    elif type(state) is tuple and re.search("tuple|sequence", text):
-        error.add_note(
-            f"{name} is a tuple, so f is called with a tuple. For a vector give an "
-            "array, or a list of numbers"
-        )
-
-
-def first_state(
-    layer: Any, inputs: Sequence[Any], z0: Any, zeros: Callable[[Any], Any]
-) -> Any:
-    """A layer's start: z0, that of its own, or zeros like its first input."""
-    if z0 is not None:
-        return z0
-    if layer.start is not None:
-        return layer.start(*inputs)
-    if not inputs:
-        raise TypeError(
-            "a layer without inputs cannot tell where to start: call it with an "
-            "input or z0=, or make it with start="
-        )
-    return zeros(inputs[0])
-
-
-@contextmanager
-def starting(layer: Any, z0: Any, first: Any) -> Iterator[None]:
-    """Notes on errors of shapes where the state `first` of a layer came from."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError) as error:
-        if re.search("shape|size|dim", str(error)):
-            shapes = [tuple(leaf.shape) for leaf in tree.flatten(first)[0]]
-            error.add_note(_origin(layer, z0, ", ".join(map(str, shapes))))
-        raise
-
-
-def _origin(layer: Any, z0: Any, shapes: str) -> str:
-    """What a state of these shapes was made from."""
-    if z0 is not None:
-        return f"z0 has the shape {shapes}"
-    if layer.start is not None:
-        return f"What the layer's own start returned has the shape {shapes}"
-    return (
-        f"The layer starts from zeros like its first input, of the shape {shapes}. If "
-        "the state has another, make the layer with start="
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,14 @@ from fixedpoint.adapters import backend_of, numbers, of_one_backend
 from fixedpoint.adjoints.base import solving
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec
-from fixedpoint.border import Border, MapOnLeaves, note_mixture
+from fixedpoint.border import Border, MapOnLeaves
 from fixedpoint.chandrupatla import BracketRun, ScalarAdjoint
 from fixedpoint.checks import check_bound, check_bounds, check_count, check_function
 from fixedpoint.control import Budget, Control, check_callback
 from fixedpoint.failure import Policy, check_policy
 from fixedpoint.keywords import known_by_name
 from fixedpoint.operators.base import Map, Operator
+from fixedpoint.remedies import note_mixture
 from fixedpoint.root_problem import RootProblem
 from fixedpoint.solution import Solution
 from fixedpoint.spaces import space_of

@@ -11,7 +11,7 @@ from fixedpoint import tree
 from fixedpoint.adapters import numbers
 from fixedpoint.adjoints import Adjoint, ImplicitAdjoint, as_adjoint
 from fixedpoint.backend import Array, Vec
-from fixedpoint.border import Border, MapOnLeaves, note_mixture, note_number
+from fixedpoint.border import Border, MapOnLeaves
 from fixedpoint.checks import check_callable, check_count, check_function, check_given
 from fixedpoint.communicator import Communicator
 from fixedpoint.control import Budget, Control, Memory
@@ -19,6 +19,7 @@ from fixedpoint.failure import Policy, check_policy, shorten
 from fixedpoint.keywords import OF_CALLS, unexpected
 from fixedpoint.operators.base import Map, check_blocks
 from fixedpoint.problem import Problem
+from fixedpoint.remedies import note_mixture, note_number
 from fixedpoint.root_problem import RootProblem
 from fixedpoint.run import SolverRun
 from fixedpoint.solvers import Solver, as_solver, default_solver
@@ -221,7 +222,8 @@ class Explained:
             name = self.run.border.names[0]
             note_mixture(error, self.value, self.question.args, name)
         if isinstance(error, (TypeError, IndexError)):
-            note_number(error, self.run.border, self.value)
+            state = self.run.border.unpack(self.value)
+            note_number(error, state, self.run.border.names[0].partition("[")[0])
         if isinstance(error, Exception):
             shorten(error)
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 import fixedpoint as fp
-from fixedpoint.border import first_state, starting
 from fixedpoint.checks import check_cell, checked_steps
 from fixedpoint.failure import Policy
 from fixedpoint.keywords import by_name, by_position
@@ -19,6 +18,7 @@ from fixedpoint.question import check_layer, methods_of
 from fixedpoint.shown import brief, changed_settings
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
+from fixedpoint.starting import first_state, starting
 from fixedpoint.tolerance import Norm, Test
 
 

@@ -12,7 +12,6 @@ import torch
 import fixedpoint as fp
 from fixedpoint import tree
 from fixedpoint.adapters import type_name
-from fixedpoint.border import first_state, starting
 from fixedpoint.checks import check_cell, checked_steps
 from fixedpoint.failure import Policy
 from fixedpoint.keywords import by_name, by_position
@@ -20,6 +19,7 @@ from fixedpoint.question import check_layer, methods_of
 from fixedpoint.shown import changed_settings, represented
 from fixedpoint.solvers import Solver
 from fixedpoint.spectrum import spectral_radius
+from fixedpoint.starting import first_state, starting
 from fixedpoint.tolerance import Norm, Test
 from fixedpoint_torch import maps
 from fixedpoint_torch.backend import TorchBackend
