@@ -228,7 +228,7 @@ class Assessment:
         for count in _SUSPICIOUS:
             stuck = stuck | (carry.step - carry.improved == count)
         if self.problem.tolerance.is_zero:
-            stuck = stuck & ~stuck
+            return stuck & ~stuck, stuck & ~stuck
         if backend.communicator is None and backend.known_none(stuck):
             return stuck, stuck
         stuck = carry.live(stuck & self._is_near(carry, verdict))
@@ -268,7 +268,7 @@ class Assessment:
 
     def _kept(self, carry: Carry, best: Best, doubtful: Array) -> Carry:
         """The carry, with the best iterate before the last in `doubtful` samples."""
-        if self.problem.space.backend.known_none(doubtful):
+        if self.problem.space.backend.known_here(~doubtful):
             return carry
         kept = choose(self.problem.space, doubtful, best, carry.best)
         return carry._replace(best=kept)

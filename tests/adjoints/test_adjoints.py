@@ -175,10 +175,10 @@ def test_shared_inverse_is_the_product_with_what_broyden_left(gradient):
     end = fp.fixed_point(
         affine, start, (B, W), solver=fp.Broyden(), **TIGHT
     ).state.contents
-    used, left, right = end.used[..., None], end.left.leaves[0], end.right.leaves[0]
-    count = end.pushed
+    written = (slice(None), slice(end.pushed))  # the others hold anything
+    left, right = (rows.leaves[0][written] for rows in (end.left, end.right))
     estimate = end.scale[:, None, None] * np.eye(6) + np.einsum(
-        "bki,bkj->bij", (used * left)[:, :count], right[:, :count]
+        "bki,bkj->bij", end.used[..., None][written] * left, right
     )
     expected = np.einsum("bij,bi->bj", estimate, V)
     close(gradient(fp.SharedInverse())[0], expected, 1e-6)
