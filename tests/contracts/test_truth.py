@@ -428,7 +428,7 @@ def test_a_step_that_rounding_swallows_is_no_root_where_a_function_is_flat(solve
     """Of exponentials that underflow nothing can be told, however short a correction
     looks beside a state that is far out.
     """
-    for seed in range(20):
+    for seed in range(8):
         rng = np.random.default_rng(seed)
         n = int(rng.integers(2, 7))
         rank = int(rng.integers(1, n))
