@@ -16,6 +16,7 @@ from fixedpoint.claims import (
     NOT_ZERO,
     Claim,
     Review,
+    in_view_of_its_terms,
     in_view_of_the_state,
     refused,
     tiny_parts,
@@ -331,9 +332,10 @@ class Assessment:
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
         wrong = unfounded | has(FLAT)
-        if verdict.by_first is None:
+        if not problem.tests_parts:
             return carry, wrong, collapsed
-        asked = carry.live(verdict.satisfied & verdict.by_first & ~wrong)
+        small = in_view_of_its_terms(problem, new)
+        asked = carry.live(verdict.satisfied & ~small & ~wrong)
         question = partial(in_view_of_the_state, problem, new, asked)
         carry, small = answered(problem, carry, asked, question)
         return carry, wrong | asked & ~small, collapsed

@@ -230,6 +230,15 @@ class Review:
         return ~additive & (space.norm(self.start.value) > 0.0)
 
 
+def in_view_of_its_terms(problem: Problem, point: Point) -> Array:
+    """Whether each part of a residual is within the tolerance that goes with its terms
+    at the point itself, whatever they were at first.
+    """
+    parts = problem.parts(point)
+    pairs = zip(parts.sizes, problem.tolerance.bounds(parts.scales), strict=True)
+    return problem.space.every([size <= bound for size, bound in pairs])
+
+
 def in_view_of_the_state(
     problem: Problem, point: Point, asked: Array
 ) -> tuple[Array, Any]:

@@ -88,9 +88,6 @@ class Verdict(NamedTuple):
     relative : array or None
         The largest part of a residual, as a share of what it is compared with, where
         residuals are tested part by part.
-    by_first : array of bool or None
-        Whether a residual, tested part by part, is within tolerance only in view of the
-        first; None where that was not asked.
     vanished : array of bool or None
         Whether nothing is left of any part of the state, in samples of which there was
         something; None where that was not asked.
@@ -106,7 +103,6 @@ class Verdict(NamedTuple):
     state: tuple[Array, ...] | None = None
     by_zero: tuple[Array, ...] | None = None
     relative: Array | None = None
-    by_first: Array | None = None
 
 
 def opened(problem: Problem, first: Point) -> Evidence:
@@ -376,8 +372,6 @@ def _blockwise_test(problem: Problem, evidence: Evidence, step: Step) -> Verdict
     limits = list(map(xp.maximum, fall, tolerance.bounds(initial)))
     most = list(map(xp.minimum, limits, tolerance.bounds(scales)))
     passes = space.every([size <= b for size, b in zip(sizes, most, strict=True)])
-    own = zip(sizes, tolerance.bounds(now), strict=True)
-    by_first = passes & ~space.every([size <= b for size, b in own])
     pairs = zip(scales, limits, strict=True)
     hidden = ~space.every([space.rounding * size <= most for size, most in pairs])
     ratios = [space.ratio(*pair) for pair in zip(sizes, scales, strict=True)]
@@ -387,7 +381,6 @@ def _blockwise_test(problem: Problem, evidence: Evidence, step: Step) -> Verdict
         evidence,
         hidden,
         relative=reduce(xp.maximum, ratios),
-        by_first=by_first,
     )
 
 
