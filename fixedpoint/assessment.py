@@ -293,19 +293,21 @@ class Assessment:
         of magnitude, the iteration has run away, and only so has rounding come to cover
         the residual.
         """
-        space, xp, point = self.problem.space, self.problem.space.xp, carry.point
-        evidence, size = carry.evidence, carry.evidence.sizes[..., 0]
-        if self.problem.tests_parts:
-            near = parts_are_near(self.problem, evidence, point, FALLEN)
-        else:
-            near = point.residual_norm <= FALLEN * evidence.highest
-            near = near | self.problem.is_small(point, size, FALLEN)
+        problem, evidence, point = self.problem, carry.evidence, carry.point
+        space, passed = problem.space, verdict.satisfied | verdict.hidden
+        if problem.tests_parts:
+            near = parts_are_near(problem, evidence, point, FALLEN)
+            return near & ~(passed | _has_grown(problem, self.first, point))
+        size = evidence.sizes[..., 0]
+        near = point.residual_norm <= FALLEN * evidence.highest
+        near = near | problem.is_small(point, size, FALLEN)
         amplified = 0.5 * largest_known(space, evidence) * point.residual_norm
-        error = xp.maximum(xp.where(size < xp.inf, size, space.zero), amplified)
+        error = space.xp.where(size < space.xp.inf, size, space.zero)
+        error = space.xp.maximum(error, amplified)
         start, state = space.norms(self.first.value, point.value)
-        lost = error > _DIGITS * xp.maximum(start, state)
+        lost = error > _DIGITS * space.xp.maximum(start, state)
         lost = lost | (start > 0.0) & (state > _GROWN * start)
-        return near & ~(verdict.satisfied | verdict.hidden | lost)
+        return near & ~(passed | lost)
 
     def _reviewed(
         self, carry: Carry, old: Point, verdict: Verdict
@@ -374,3 +376,15 @@ class Assessment:
         units of one.
         """
         return self.solver.latest and self.problem.tests_parts
+
+
+def _has_grown(problem: Problem, first: Point, point: Point) -> Array:
+    """Whether all parts of a state have run away that were not zero at first, and some
+    were not.
+    """
+    space = problem.space
+    start, now = (problem.tolerance.parts(space, at.value) for at in (first, point))
+    nothing = [size == 0.0 for size in start]
+    rows = zip(nothing, start, now, strict=True)
+    grown = [none | (size > _GROWN * least) for none, least, size in rows]
+    return space.every(grown) & ~space.every(nothing)

@@ -190,54 +190,57 @@ class InputStep(Operator):
 
     Parameters
     ----------
-    step_size : float
-        The step α.
+    step_size : float, optional
+        The step α; t by default.
     prox : callable, optional
         ``prox(v, alpha)``, as that of a :class:`Regularizer`; the identity by default.
     """
 
-    step_size: float
+    step_size: float | None = None
     prox: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        check_positive("step_size", self.step_size)
+        if self.step_size is not None:
+            check_positive("step_size", self.step_size)
         check_callable("prox", self.prox)
 
     def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """No evaluation: the gradient is there already."""
-        gradient, terms = gradients.input_gradient, gradients.input_terms
-        image = self._moved(state, gradient, self.step_size)
-        if self.prox is None:
-            return Evaluation(image, leafwise(neg, gradient), terms)
-        if terms is None:
-            full = self._moved(state, gradient, 1.0)
-            return Evaluation(image, leafwise(sub, full, state))
-        return Evaluation(image, self.along(state, gradients)[1], terms)
+        gradient, step = gradients.input_gradient, self.step_size
+        if step is None or self.prox is not None:
+            _, image, residual = self.along(state, gradients)
+        else:
+            residual = leafwise(neg, gradient)
+        if step is not None:
+            image = leafwise(lambda a, g: a - step * g, state, gradient)
+            image = image if self.prox is None else self.prox(image, step)
+        return Evaluation(image, residual, gradients.input_terms)
 
-    def _moved(self, x: Any, gradient: Any, step: float) -> Any:
-        moved = leafwise(lambda a, g: a - step * g, x, gradient)
-        return moved if self.prox is None else self.prox(moved, step)
-
-    def along(self, x: Any, gradients: LocalGradients) -> tuple[Any, Any]:
-        """Where a step as long as x leads before it is projected, and its residual;
-        from zero, that of a step as long as the set lets one of length one become.
+    def along(self, x: Any, gradients: LocalGradients) -> tuple[Any, Any, Any]:
+        """Where a step as long as x leads before it is projected, its image, and its
+        residual; from zero, that of a step as long as the set lets one of length one
+        become.
         """
-        prox, (space, length, size) = self.prox, input_sizes(x, gradients)
-        assert prox is not None
+        gradient, prox = gradients.input_gradient, self.prox
+        space, length, size = input_sizes(x, gradients)
 
         def moved(t: Array) -> tuple[Any, Any]:
+            (t,) = space.backend.stop((t,))  # the solution is the same for all of them
             steps = leafwise(lambda a: space.factor(t, a), x)
-            gradient = gradients.input_gradient
             ahead = leafwise(lambda a, g, step: a - step * g, x, gradient, steps)
-            return ahead, leafwise(sub, prox(ahead, steps), x)
+            return ahead, ahead if prox is None else prox(ahead, steps)
 
         t = unit_step(space, length, size)
-        ahead, change = moved(t)
+        ahead, image = moved(t)
+        if prox is None:
+            return ahead, image, leafwise(neg, gradient)
         if not space.backend.known_all(length > 0.0):
+            change = leafwise(sub, image, x)
             reach = space.norm(tuple(space.backend.flatten(change)[0]))
             t = space.xp.where(length > 0.0, t, unit_step(space, reach, size))
-            change = moved(t)[1]
-        return ahead, leafwise(lambda a: space.factor(1.0 / t, a) * a, change)
+            image = moved(t)[1]
+        rate = lambda old, new: space.factor(1.0 / t, old) * (new - old)
+        return ahead, image, leafwise(rate, x, image)
 
 
 def unit_step(space: Space, length: Array, size: Array) -> Array:
@@ -250,12 +253,16 @@ def unit_step(space: Space, length: Array, size: Array) -> Array:
 
 
 def input_sizes(x: Any, gradients: LocalGradients) -> tuple[Space, Array, Array]:
-    """The space of an input, its length, and that of the terms of its gradient."""
+    """The space of an input, and the lengths t is made of: its own and that of the
+    terms of its gradient.
+    """
     backend = backend_of_state(x, "x")
     at = tuple(backend.flatten(x)[0])
-    terms = tuple(backend.flatten(gradients.input_terms)[0])
     # ℓ has the axes of the batch.
     space = space_of(backend, at, gradients.objective.ndim)
+    if gradients.input_terms is None:
+        return space, space.full(1.0), space.full(1.0)
+    terms = tuple(backend.flatten(gradients.input_terms)[0])
     length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])
     return space, length, size
 

@@ -185,6 +185,13 @@ class AugmentedDEQ:
         )
 
     @property
+    def system(self) -> fp.operators.Joint:
+        """The undamped operator, whose step in x is as long as x."""
+        state, adjoint = fp.operators.StateMap(), fp.operators.AdjointMap()
+        step = fp.operators.InputStep(prox=self.prox)
+        return fp.operators.Joint(self.problem, {"z": state, "mu": adjoint, "x": step})
+
+    @property
     def prox(self) -> Callable[[Any, Any], Any] | None:
         """The proximal operator of the inputs; None where they are free."""
         return prox_of(self.project, self.regularizer)
@@ -420,13 +427,13 @@ class AugmentedDEQ:
         return loss if self.regularizer is None else loss + self.regularizer(x)
 
     def kkt(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> dict[str, Array]:
-        """The norm of each block's residual, undamped and step-free, per sample."""
+        """The norm of each block's residual, undamped and step-free, per sample.
+
+        That of x is in units of ∇ₓL: of inputs in a set that of a step as long as x,
+        see :class:`~fixedpoint.operators.InputStep`.
+        """
         state, params, y = _detached(({"z": z, "mu": mu, "x": x}, params, y))
-        gradients = self.problem(state, params, y)._replace(input_terms=None)
-        residuals = {
-            name: block.evaluate(state[name], gradients).residual
-            for name, block in self.operator.blocks.items()
-        }
+        residuals = self.system.evaluate(state, params, y).residual
         parts = {name: self._vector(_detached(r)) for name, r in residuals.items()}
         return {name: space.norm(vector) for name, (space, vector) in parts.items()}
 

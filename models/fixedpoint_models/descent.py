@@ -17,12 +17,10 @@ from fixedpoint.checks import check_count, check_positive
 from fixedpoint.functions import Bridge
 from fixedpoint.keywords import by_name
 from fixedpoint.operators import (
-    AdjointMap,
     Evaluation,
     InputStep,
     Joint,
     LocalGradients,
-    StateMap,
 )
 from fixedpoint.operators.augmented import unit_step
 from fixedpoint.operators.regularizers import prox_of
@@ -248,13 +246,13 @@ class BeforeProjection(InputStep):
     """A projected step that shows where the gradient alone leads.
 
     Its image is not the projected one, of which solutions are the fixed points; its
-    residual is that. The step is as long as x: next to it a gradient in a small unit
-    would be lost in rounding.
+    residual is that.
     """
 
     def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """The image before the projection, and the residual of the projected step."""
-        return Evaluation(*self.along(state, gradients), gradients.input_terms)
+        ahead, _, residual = self.along(state, gradients)
+        return Evaluation(ahead, residual, gradients.input_terms)
 
 
 class DescentState(NamedTuple):
@@ -344,17 +342,15 @@ class TrackedDescent(ObjectiveSolver):
             )
         if mu0 is None:
             mu0 = lagrangian.loss_and_gradient(z0, x0, params, y)[1]
-        parts = {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0, model.prox)}
-        joint = Joint(lagrangian, parts)
         control |= {
             "solver": replace(self, container=tree.flatten(x0)[1]),
             "batch_ndim": model.batch_ndim,
         }
         start, args = {"z": z0, "mu": mu0, "x": x0}, (params, y)
         if model.project is None:
-            found = fp.fixed_point(joint, start, args, **control)
+            found = fp.fixed_point(model.system, start, args, **control)
         else:
-            found = _constrained(joint, model.project, start, args, **control)
+            found = _constrained(model.system, model.project, start, args, **control)
         return replace(found, work=found.work.plus(Work(vjp=1)))  # the first evaluation
 
     @property
@@ -422,7 +418,7 @@ def _constrained(
 
     Its derivatives are those of the projected system.
     """
-    before = {**system.blocks, "x": BeforeProjection(1.0, prox_of(project, None))}
+    before = {**system.blocks, "x": BeforeProjection(prox=prox_of(project, None))}
     onto = partial(_projected, project)
     joint = replace(system, blocks=before)
     found = fp.fixed_point(joint, start, args, project=onto, **control)

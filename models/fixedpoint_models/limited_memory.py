@@ -15,7 +15,6 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.border import Border
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.keywords import by_name
-from fixedpoint.operators import AdjointMap, InputStep, Joint, StateMap
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -202,10 +201,8 @@ class TrackedLBFGS(ObjectiveSolver):
         z = first.value
         if mu0 is None:
             mu0 = lagrangian.loss_and_gradient(z, x, params, y)[1]
-        step = InputStep(1.0, model.prox)
-        joint = Joint(lagrangian, {"z": StateMap(), "mu": AdjointMap(), "x": step})
         found = fp.fixed_point(
-            joint,
+            model.system,
             {"z": z, "mu": mu0, "x": x},
             (params, y),
             solver=self,
@@ -216,7 +213,7 @@ class TrackedLBFGS(ObjectiveSolver):
         )
         # The first evaluation of the joint map takes a product.
         work = found.work.plus(first.work).plus(Work(vjp=1))
-        products = linearized(joint, (params, y), batch_ndim)
+        products = linearized(model.system, (params, y), batch_ndim)
         return replace(found, work=work, linearization=products)
 
     def init(self, problem: Problem, point: Point) -> SearchState:

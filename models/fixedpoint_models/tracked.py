@@ -16,11 +16,7 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.keywords import by_name
 from fixedpoint.operators import (
-    AdjointMap,
-    InputStep,
-    Joint,
     Lagrangian,
-    StateMap,
 )
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
@@ -228,8 +224,8 @@ class TrackedNewton(ObjectiveSolver):
             )
         lagrangian = model.problem
         start, rest, work = self._opened(lagrangian, z0, x0, params, y)
-        parts = {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)}
-        joint = Joint(lambda state, params, y, *_: lagrangian(state, params, y), parts)
+        shared = lambda state, params, y, *_: lagrangian(state, params, y)
+        joint = replace(model.system, shared=shared)
         found = fp.fixed_point(
             joint,
             start,
@@ -244,7 +240,7 @@ class TrackedNewton(ObjectiveSolver):
             **control,
         )
 
-        products = linearized(Joint(lagrangian, parts), (params, y), 1)
+        products = linearized(model.system, (params, y), 1)
         return replace(found, work=found.work.plus(work), linearization=products)
 
     def _opened(

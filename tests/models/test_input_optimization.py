@@ -679,14 +679,13 @@ def test_jax_differentiates_a_descent_that_ends_on_the_boundary():
 
 def test_a_constrained_solution_is_linearized_with_its_projection():
     params, y = to(arguments())
-    model = replace(MODEL, project=ball(0.1), step_size=1.0)
-    model = replace(model, state_damping=1.0, adjoint_damping=1.0)
+    model = replace(MODEL, project=ball(0.1))
     zeros = to((np.zeros((B, N)), np.zeros((B, M))))
     method = TrackedDescent(rule=Momentum(step_size=0.05))
     sol = model.iterate(*zeros, params=params, y=y, method=method, max_steps=400)
     direction = tree_map(torch.randn_like, sol.value)
     expected = torch.func.jvp(
-        lambda state: model.operator(state, params, y), (sol.value,), (direction,)
+        lambda state: model.system(state, params, y), (sol.value,), (direction,)
     )[1]
     for name, product in sol.linearize()(direction).items():
         torch.testing.assert_close(product, expected[name], rtol=1e-10, atol=1e-12)

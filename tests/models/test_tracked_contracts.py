@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fixedpoint.operators import AdjointMap, InputStep, Joint, StateMap
 from fixedpoint_models import (
     AugmentedDEQ,
     BarzilaiBorwein,
@@ -273,12 +272,14 @@ def test_a_solution_knows_the_products_with_the_joint_map(method):
     model, y = AugmentedDEQ(f, separable), torch.tensor(DATA)
     settings = {"method": method, "max_steps": 20, "on_failure": "return"}
     sol = model.iterate(*START, params=PARAMS, y=y, **settings)
-    parts = {"z": StateMap(), "mu": AdjointMap(), "x": InputStep(1.0)}
-    joint = Joint(model.problem, parts)
+    here = model.problem(sol.value, PARAMS, y)
+    length = sol.value["x"].norm(dim=-1) / here.input_terms.norm(dim=-1)
 
     def image(step):
         state = {name: sol.value[name] + step * v[name] for name in v}
-        return joint.evaluate(state, PARAMS, y).image
+        at = model.problem(state, PARAMS, y)
+        moved = state["x"] - length[:, None] * at.input_gradient
+        return {"z": at.value, "mu": at.state_gradient, "x": moved}
 
     torch.manual_seed(0)
     v = {name: torch.randn_like(leaf) for name, leaf in sol.value.items()}

@@ -111,19 +111,21 @@ CASES = [
 
 
 @settings(max_examples=3, deadline=None)
-@given(st.integers(-40, 40), st.integers(0, 99))
-@example(-24, 0)
-@example(24, 1)
+@given(st.integers(-40, 40), st.integers(0, 99), st.sampled_from([0.0, 1.0, 1e4]))
+@example(-24, 0, 0.0)
+@example(24, 1, 1e4)
+@example(-28, 34, 0.0)
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_a_power_of_two_changes_nothing(projection, kind, name, power, seed):
+def test_a_power_of_two_changes_nothing(projection, kind, name, power, seed, start):
     ours, theirs = (
         solved(
             unit,
             methods(unit)[name],
             seed,
+            start=start,
             penalty=0.1 * (seed % 2),
             project=projection(kind, -0.2, 0.3, 0.4),
-            max_steps=20,
+            max_steps=40,
         )
         for unit in (1.0, 2.0**power)
     )
@@ -133,6 +135,23 @@ def test_a_power_of_two_changes_nothing(projection, kind, name, power, seed):
     assert torch.equal(theirs.steps, ours.steps)
     assert torch.equal(theirs.status, ours.status)
     assert theirs.work == ours.work
+
+
+@pytest.mark.parametrize("name", ["L-BFGS", "Barzilai and Borwein"])
+def test_no_projection_is_asked_of_points_far_away(projection, name):
+    """In float32 and a large unit: there one onto a simplex has no digits."""
+    project, (params, y) = projection("simplex", 0.0, 1.0, 1.0), network(0)
+    p, y = jax.tree.map(lambda a: torch.tensor(a).float(), (params, y))
+    start = torch.zeros(B, N), torch.full((B, M), 1.0 / M)
+    found = []
+    for unit in (1.0, 2.0**50):
+        model, method = posed(unit, project=project), methods(unit)[name]
+        found.append(model.solve(*start, params=p, y=y, method=method, max_steps=200))
+    ours, theirs = found
+    torch.testing.assert_close(theirs.x, ours.x, rtol=0.0, atol=0.0)
+    for block, unit in (("x", 2.0**50), ("z", 1.0), ("mu", 2.0**50)):
+        expected = unit * ours.kkt[block]
+        torch.testing.assert_close(theirs.kkt[block], expected, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e-7, 1e-3, 1.0, 1e3, 1e7, 1e12])
