@@ -27,9 +27,10 @@ from fixedpoint.convergence import (
     parts_are_near,
     vanished_states,
 )
+from fixedpoint.inquiry import Inquiry
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import DOUBTFUL, PRECISE, Suspicion, findings
+from fixedpoint.rounding import DOUBTFUL, PRECISE, Suspicion
 from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.unresolved import (
@@ -83,14 +84,15 @@ class Assessment:
         old, best, carry = carry.point, carry.best, self._renewed(carry, step, verdict)
         carry, stalled = self._checked_for_stalls(carry)
         stuck, known = self._stuck(carry, verdict, stalled, step.failure)
-        carry, found = self._by_rounding(carry, old, best, verdict, stuck)
+        claim = self._claim(carry, carry.live(verdict.satisfied), verdict)
+        carry, found = self._inquired(carry, (best, old), claim, stuck, verdict)
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         precise = known | has(PRECISE)
         ends = self._ends(carry, verdict, stalled, precise)
         ending = carry.live(reduce(or_, ends.values()))
         if step.failure is None and self.problem.space.backend.known_none(ending):
             return carry, None
-        carry, wrong, collapsed = self._reviewed(carry, old, verdict)
+        carry, wrong, collapsed = self._reviewed(carry, verdict, claim, found)
         sound = verdict.satisfied & ~wrong | precise
         if self._doubts_claims(old):
             doubtful = carry.live(sound & has(DOUBTFUL))
@@ -238,29 +240,41 @@ class Assessment:
         known = stuck & self._is_lost_in_values(carry)
         return stuck & ~known, known
 
-    def _by_rounding(
-        self, carry: Carry, old: Point, best: Best, verdict: Verdict, stuck: Array
+    def _inquired(
+        self,
+        carry: Carry,
+        ends: tuple[Best, Point],
+        claim: Claim,
+        stuck: Array,
+        verdict: Verdict,
     ) -> tuple[Carry, Array]:
         """What rounding tells of the samples that are stuck, or that converge maybe
         because it hides the residual, or because a step of next to nothing is all that
-        is left of the method.
+        is left of the method; and what is found of the claims.
         """
         asked = stuck
-        if self._doubts_claims(old):
+        if self._doubts_claims(carry.point):
             asked = stuck | carry.live(verdict.satisfied)
-        question = partial(self._suspected, carry, old, best, asked, stuck)
-        dtype = self.problem.space.xp.int32
-        return answered(self.problem, carry, asked, question, dtype)
+        question = partial(self._findings, carry, ends, claim, asked, stuck)
+        mask, dtype = asked | claim.doubtful, self.problem.space.xp.int32
+        return answered(self.problem, carry, mask, question, dtype)
 
-    def _suspected(
-        self, carry: Carry, old: Point, best: Best, claim: Array, stuck: Array
+    def _findings(
+        self,
+        carry: Carry,
+        ends: tuple[Best, Point],
+        claim: Claim,
+        asked: Array,
+        stuck: Array,
     ) -> tuple[Array, Any]:
         """What is found, and the evaluations it took."""
-        problem, point, suspicion = self.problem, carry.point, Suspicion(stuck)
+        problem, point, (best, old) = self.problem, carry.point, ends
+        suspicion = Suspicion(stuck)
         if self._doubts_claims(old):
-            far = is_far(problem, self.first, best, point, claim)
-            suspicion = Suspicion(stuck, far, is_still(problem, carry, old, claim))
-        return findings(problem, self.first, point, best.residual_norm, suspicion)
+            far = is_far(problem, self.first, best, point, asked)
+            suspicion = Suspicion(stuck, far, is_still(problem, carry, old, asked))
+        review = Review(problem, self.first, old, point, carry.evidence, claim)
+        return Inquiry(review, suspicion, best.residual_norm).findings()
 
     def _doubts_claims(self, point: Point) -> bool:
         """Whether claims are held against rounding; in a trace, of roots alone."""
@@ -310,7 +324,7 @@ class Assessment:
         return near & ~(passed | lost)
 
     def _reviewed(
-        self, carry: Carry, old: Point, verdict: Verdict
+        self, carry: Carry, verdict: Verdict, claim: Claim, found: Array
     ) -> tuple[Carry, Array, Array]:
         """The samples whose convergence is refused; and those that became zero where
         that is no answer. See :class:`~fixedpoint.claims.Review`.
@@ -319,17 +333,11 @@ class Assessment:
         the state too.
         """
         problem, space, new = self.problem, self.problem.space, carry.point
-        sizes = verdict.state or problem.tolerance.parts(space, new.value)
-        tiny = tiny_parts(sizes, carry.evidence)
-        claim = self._claim(carry.live(verdict.satisfied), verdict, new, tiny)
-        review = Review(problem, self.first, old, new, carry.evidence)
-        question = partial(review.findings, claim)
-        dtype = space.xp.int32
-        carry, found = answered(problem, carry, claim.doubtful, question, dtype)
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         unfounded = claim.zero & has(NOT_ZERO)
         if not space.backend.known_here(~unfounded):
             none = [part & space.spread(unfounded, part) for part in claim.tiny]
+            sizes = self._state(verdict, new)
             evidence = refused(space, sizes, carry.evidence, none)
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
@@ -342,31 +350,34 @@ class Assessment:
         carry, small = answered(problem, carry, asked, question)
         return carry, wrong | asked & ~small, collapsed
 
-    def _claim(
-        self,
-        converged: Array,
-        verdict: Verdict,
-        new: Point,
-        tiny: tuple[Array, ...],
-    ) -> Claim:
+    def _state(self, verdict: Verdict, point: Point) -> tuple[Array, ...]:
+        """The parts of the state."""
+        tolerance, space = self.problem.tolerance, self.problem.space
+        return verdict.state or tolerance.parts(space, point.value)
+
+    def _claim(self, carry: Carry, converged: Array, verdict: Verdict) -> Claim:
         """The samples that converge for a reason that may be wrong."""
-        problem, space = self.problem, self.problem.space
+        problem, space, new = self.problem, self.problem.space, carry.point
         zero = vanished = converged & ~converged
+        asks, backend = self._asks_farther_on(new), space.backend
+        if backend.communicator is None and backend.known_none(converged):
+            return Claim(zero, vanished, None, ())
+        tiny = tiny_parts(self._state(verdict, new), carry.evidence)
         if not self.solver.is_plain:
             vanished = converged & vanished_states(problem, verdict, new)
         if verdict.by_zero is not None:
             zero = converged & ~space.every([~part for part in verdict.by_zero])
             pairs = zip(verdict.by_zero, tiny, strict=True)
             tiny = tuple([a | (b & space.spread(vanished, b)) for a, b in pairs])
-        asks = self._asks_farther_on(space.backend.is_traced((converged,)))
         return Claim(zero, vanished, converged if asks else None, tiny)
 
-    def _asks_farther_on(self, is_traced: bool) -> bool:
+    def _asks_farther_on(self, point: Point) -> bool:
         """Whether a long last step is looked at.
 
         In a trace only that of a small state, since two more of them are kept.
         """
         tolerance = self.problem.tolerance
+        is_traced = self.problem.space.backend.is_traced(point.value)
         small = tolerance.norm == "entries" or not is_traced
         return tolerance.test == "error" and small and not self.problem.is_affine
 

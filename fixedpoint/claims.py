@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,8 +38,8 @@ _FLAT = 0.25
 # The number of the last evaluation, a little farther on.
 _FARTHER = 5
 
-# What is found of a sample, bit by bit.
-NOT_ZERO, IRREGULAR, FLAT = 1, 2, 4
+# What is found of a sample, bit by bit, beside what rounding tells.
+NOT_ZERO, IRREGULAR, FLAT = 4, 8, 16
 
 
 class Claim(NamedTuple):
@@ -78,25 +78,20 @@ class Claim(NamedTuple):
 
     def ends(self, space: Space) -> tuple[Any, int]:
         """The numbers of the first evaluation in a trace, and of the last one."""
-        if self.far is None:
-            return 0, _FARTHER - 1
-        where, backend = space.xp.where, space.backend
-        late = where(backend.any(self.far), _FARTHER, _FARTHER + 1)
-        return where(backend.any(self.zero | self.vanished), 0, late), _FARTHER
+        where, any_ = space.xp.where, space.backend.any
+        last = _FARTHER - (self.far is None)
+        late = last + 1
+        if self.far is not None:
+            late = where(any_(self.far), _FARTHER, late)
+        return where(any_(self.zero | self.vanished), 0, late), last
 
 
-class _Looks(NamedTuple):
-    """What the evaluations found.
+class Looks(NamedTuple):
+    """What the evaluations found."""
 
-    ``found`` is a sum of g at tiny states, or g where the tiny parts are zero; the
-    others are answers.
-    """
-
-    found: Vec
     not_zero: Array
     irregular: Array
     flat: Array
-    number: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +120,8 @@ class Review:
         Where the iteration began, and the ends of its last step.
     evidence : Evidence
         What is known.
+    claim : Claim
+        What is asked.
     """
 
     problem: Problem
@@ -132,75 +129,86 @@ class Review:
     old: Point
     new: Point
     evidence: Evidence
+    claim: Claim
 
-    def findings(self, claim: Claim) -> tuple[Array, Any]:
+    def findings(self) -> tuple[Array, Any]:
         """What is found of each sample, and the evaluations it took."""
-        space, turn = self.problem.space, partial(self._looked, claim)
-        none = space.full(0.0) > 0.0
-        if claim.far is not None:
-            far = claim.far & is_far(self.problem, self.old, self.new, claim.tiny)
-            claim = claim._replace(far=far)
-        traced = space.backend.is_traced((none, claim.zero))
-        numbers = [] if traced else claim.evaluations(space.backend)
-        if not (traced or numbers):
-            return space.xp.astype(none, space.xp.int32), 0
-        looks = _Looks(space.zeros(self.new.value), none, none, none, 0)
-        if traced:
-            # In a loop, since every evaluation in a trace takes long to compile.
-            first, last = claim.ends(space)
-            more = lambda looks: looks.number <= last
-            looks = looks._replace(number=first)
-            looks = space.backend.while_loop(more, turn, looks, last + 1)
-            count = last + 1 - first
-        else:
-            count = len(numbers)
-            for number in numbers:
-                looks = turn(looks._replace(number=number))
-        flat = none if claim.far is None else claim.far & looks.flat
-        masks = looks.not_zero, looks.irregular, flat
-        bits = zip((NOT_ZERO, IRREGULAR, FLAT), masks, strict=True)
-        found = [bit * space.xp.astype(mask, space.xp.int32) for bit, mask in bits]
-        return found[0] + found[1] + found[2], count
+        problem, kept, looks = self.problem, self.new.value, self.unlooked
+        numbers = self.claim.evaluations(problem.space.backend)
+        for number in numbers:
+            ulps, count = self.ulps(number), self.evidence.count
+            state = nudged(problem, self.state(number), ulps, count)
+            g = problem.nearby(problem.increment, state)
+            kept = self.kept(kept, g, number)
+            looks = self.looked(looks, kept, g, number)
+        return self.answer(looks), len(numbers)
 
-    def _looked(self, claim: Claim, looks: _Looks) -> _Looks:
-        """One more evaluation, and what it tells."""
-        space, number, found = self.problem.space, looks.number, looks.found
-        pick = partial(_pick, space.xp)
-        g = self.problem.nearby(self.problem.increment, self._state(claim, number))
-        added = pick(number == 2, space.subtract(found, g), space.add(found, g))
-        found = pick(number < 3, added, pick(number == 3, g, found))
-        not_zero, irregular = (~self._is_zero(found, g),), (self._is_irregular(found),)
-        return _Looks(
-            found,
-            pick(number == 4, not_zero, (looks.not_zero,))[0],
-            pick(number == 2, irregular, (looks.irregular,))[0],
-            looks.flat if claim.far is None else self._is_flat(g),  # that of the last
-            number + 1,
+    @property
+    def narrowed(self) -> Review:
+        """The same, without the samples that are not far after all."""
+        claim = self.claim
+        if claim.far is None:
+            return self
+        far = claim.far & is_far(self.problem, self.old, self.new, claim.tiny)
+        return replace(self, claim=claim._replace(far=far))
+
+    @property
+    def unlooked(self) -> Looks:
+        """Nothing is known yet."""
+        none = self.problem.space.full(0.0) > 0.0
+        return Looks(none, none, none)
+
+    def kept(self, kept: Vec, g: Vec, number: Any) -> Vec:
+        """What later evaluations are compared with: sums of g at tiny states, then g
+        where the tiny parts are zero.
+        """
+        space, pick = self.problem.space, partial(selected, self.problem.space.xp)
+        added = pick(number == 2, space.subtract(kept, g), space.add(kept, g))
+        return pick((number == 0) | (number == 3), g, pick(number < 3, added, kept))
+
+    def looked(self, looks: Looks, kept: Vec, g: Vec, number: Any) -> Looks:
+        """What one more evaluation tells."""
+        pick = partial(selected, self.problem.space.xp)
+        not_zero, irregular = ~self._is_zero(kept, g), self._is_irregular(kept)
+        return Looks(
+            pick(number == 4, (not_zero,), (looks.not_zero,))[0],
+            pick(number == 2, (irregular,), (looks.irregular,))[0],
+            looks.flat if self.claim.far is None else self._is_flat(g),  # of the last
         )
 
-    def _state(self, claim: Claim, number: Any) -> Vec:
+    def answer(self, looks: Looks) -> Array:
+        """What is found, bit by bit."""
+        xp, far = self.problem.space.xp, self.claim.far
+        flat = looks.flat if far is None else far & looks.flat
+        masks = looks.not_zero, looks.irregular, flat
+        bits = zip((NOT_ZERO, IRREGULAR, FLAT), masks, strict=True)
+        found = [bit * xp.astype(mask, xp.int32) for bit, mask in bits]
+        return found[0] + found[1] + found[2]
+
+    def ulps(self, number: Any) -> Any:
+        """By how much a state is nudged."""
+        return self.problem.space.rounding**-0.5 * (number == 4)
+
+    def state(self, number: Any) -> Vec:
         """Where the map is evaluated: at two tiny states and their sum; where the tiny
         parts are zero, and near that; and beyond the last step.
 
         As one expression, of which a trace keeps no parts.
         """
-        problem, space, value = self.problem, self.problem.space, self.new.value
+        space, value, claim = self.problem.space, self.new.value, self.claim
         with_u, with_v = 1.0 * (number != 1), 1.0 * (number != 0)
         small = []
         for leaf, size in zip(self.start.value, space.sizes, strict=True):
             graded = space.as_leaf(_TINY * _graded(space, size), leaf)
             small.append((with_u * _TINY + with_v * graded) * leaf)
-        masks = problem.tolerance.spread(space, claim.tiny, value)
+        masks = self.problem.tolerance.spread(space, claim.tiny, value)
         rows = zip(masks, space.zeros(value), value, strict=True)
-        zeroed = tuple([space.xp.where(*row) for row in rows])
-        # Each time with other signs, lest terms cancel.
-        ulps = space.rounding**-0.5 * (number == 4)
-        near = nudged(problem, zeroed, ulps, self.evidence.count)
+        near = tuple([space.xp.where(mask & (number > 2), *of) for mask, *of in rows])
         if claim.far is not None:
             step = space.subtract(value, self.old.value)
             beyond = space.axpy(space.full(_farther(space)), step, value)
-            near = _pick(space.xp, number == _FARTHER, beyond, near)
-        return _pick(space.xp, number < 3, tuple(small), near)
+            near = selected(space.xp, number == _FARTHER, beyond, near)
+        return selected(space.xp, number < 3, tuple(small), near)
 
     def _is_flat(self, beyond: Vec) -> Array:
         """Whether g changes less beyond the last step than over it."""
@@ -307,7 +315,7 @@ def refused(
     return evidence._replace(largest=tuple(lowered))
 
 
-def _pick(xp: Any, flag: Any, u: Vec, v: Vec) -> Vec:
+def selected(xp: Any, flag: Any, u: Vec, v: Vec) -> Vec:
     """The vector u if the flag is true, else v."""
     if isinstance(flag, bool):
         return u if flag else v

@@ -153,7 +153,8 @@ class Solve:
                 methods = sequence[index - 1 : index + 1]
                 self._hand_over(methods, carries, first, failed)
             if is_last:
-                first = first._replace(increment=())
+                parts = problem.parts(first) if problem.tests_parts else None
+                first = first._replace(increment=(), parts=parts)
             where = index, problem, self.control, first, most, deadline
             limits = _limits(problem.space, carries[0], most, index == 0, is_last)
             yield Loop(method, *where, *limits), self.memory if index == 0 else None

@@ -266,10 +266,10 @@ class Problem:
             self.space.norm(point.value), self.space.norm(point.increment)
         )
 
-    def least_noise(self, point: Point) -> Vec:
+    def least_noise(self, value: Vec) -> Vec:
         """What the residual is rounded by at least: half a unit in the last place."""
-        xp, u = self.space.xp, point.value
-        return tuple([(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in u])
+        xp = self.space.xp
+        return tuple([(0.5 * float(xp.finfo(z.dtype).eps)) * xp.abs(z) for z in value])
 
     def rounding(self, point: Point) -> Array:
         """What the norm of the residual may be by the rounding of f(z) alone."""

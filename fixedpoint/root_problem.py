@@ -54,9 +54,9 @@ class RootProblem(Problem):
         """The norm of x."""
         return self.space.norm(point.value)
 
-    def least_noise(self, point: Point) -> Vec:
+    def least_noise(self, value: Vec) -> Vec:
         """Nothing: F may be exact."""
-        return tuple([0.0 * self.space.xp.abs(leaf) for leaf in point.value])
+        return tuple([0.0 * self.space.xp.abs(leaf) for leaf in value])
 
     def rounding(self, point: Point) -> Array:
         """Zero: the rounding errors of F are not known."""

@@ -24,12 +24,12 @@ _FALLEN, _GROWTH = 1e-3, 1e3
 _ULPS = (1.0, 2.0**8, 2.0**16)
 
 # Evaluations by which the noise is estimated: at least, and at most.
-_LOOKS = 2, 8
+LOOKS = 2, 8
 
 _GOLDEN = 0.5 * 5**0.5 - 0.5
 
 
-class _Noise(NamedTuple):
+class Noise(NamedTuple):
     """What rounding does to each entry of g, as far as it has been looked at."""
 
     size: Vec
@@ -72,19 +72,36 @@ def findings(
 
     `before` is the norm of the residual at the earlier iterate.
     """
-    space, (stuck, far, still) = problem.space, suspicion
+    space = problem.space
     if space.backend.known_none(suspicion.asked):
-        return space.xp.zeros_like(stuck, dtype=space.xp.int32), 0
+        return space.xp.zeros_like(suspicion.stuck, dtype=space.xp.int32), 0
     noise, evaluations = _noise(problem, point, suspicion.asked)
-    covered = space.every(_covered(problem, point, noise))
-    precise, further = _fell(problem, point, first, stuck & covered)
-    found = space.xp.astype(precise, space.xp.int32)
+    covered = is_covered(problem, point.increment, noise)
+    precise, further = _fell(problem, point, first, suspicion.stuck & covered)
+    hidden = None if suspicion.far is None else hides(problem, before, noise)
+    found = answer(space.xp, suspicion, precise, covered, hidden)
+    return found, evaluations + further
+
+
+def answer(
+    xp: Any, suspicion: Suspicion, precise: Array, covered: Array, hidden: Array | None
+) -> Array:
+    """What is found, bit by bit, where noise covers the residual of some samples, and
+    hides that of the earlier iterate of others.
+    """
+    _, far, still = suspicion
     doubts = [] if still is None else [still & ~covered]
     if far is not None:
-        doubts.append(far & (before <= _NOISE * space.norm(noise)))
+        doubts.append(far & hidden)
+    found = xp.astype(precise, xp.int32)
     for doubt in doubts:
-        found = found | space.xp.astype(doubt, space.xp.int32) * DOUBTFUL
-    return found, evaluations + further
+        found = found | xp.astype(doubt, xp.int32) * DOUBTFUL
+    return found
+
+
+def hides(problem: Problem, before: Array, noise: Vec) -> Array:
+    """Whether so much noise hides a residual of the norm `before`."""
+    return before <= _NOISE * problem.space.norm(noise)
 
 
 def _fell(
@@ -96,19 +113,31 @@ def _fell(
     The increment of the first point is evaluated again where it was not kept.
     """
     space, evaluations = problem.space, 0
-    if problem.tests_parts and not first.tested:
-        first, evaluations = problem.evaluate(first.value), 1
-    now, then = _lengths(problem, point), _lengths(problem, first)
-    fell = [size <= _FALLEN * most for size, most in zip(now, then, strict=True)]
+    fell = fallen(problem, point, first)
     if space.backend.known_all(space.every(fell) | ~covered):
         return covered, evaluations
     if not first.increment:
-        first, evaluations = problem.evaluate(first.value), evaluations + 1
+        first, evaluations = problem.evaluate(first.value), 1
     before, further = _noise(problem, first, covered & ~space.every(fell))
+    return covered & was_noise(problem, point, fell, before), evaluations + further
+
+
+def fallen(problem: Problem, point: Point, first: Point) -> list[Array]:
+    """Which parts of a residual have fallen by much from those of the first."""
+    pairs = zip(_lengths(problem, point), _lengths(problem, first), strict=True)
+    return [size <= _FALLEN * most for size, most in pairs]
+
+
+def was_noise(problem: Problem, point: Point, fell: list[Array], before: Vec) -> Array:
+    """Whether all parts that have not fallen were noise at first, of which there was so
+    much `before`.
+    """
     parts = problem.tolerance.parts if problem.tests_parts else _whole
-    rows = zip(fell, now, parts(space, before), strict=True)
+    rows = zip(
+        fell, _lengths(problem, point), parts(problem.space, before), strict=True
+    )
     near = [done | (size <= _GROWTH * noise) for done, size, noise in rows]
-    return covered & space.every(near), evaluations + further
+    return problem.space.every(near)
 
 
 def _lengths(problem: Problem, point: Point) -> tuple[Array, ...]:
@@ -122,10 +151,14 @@ def _whole(space: Space, u: Vec) -> tuple[Array, ...]:
     return (space.norm(u),)
 
 
-def _covered(problem: Problem, point: Point, noise: Vec) -> list[Array]:
-    """Which parts of the residual are no larger than rounding may make them."""
+def is_covered(problem: Problem, increment: Vec, noise: Vec) -> Array:
+    """Whether all parts of a residual are no larger than rounding may make them."""
+    return problem.space.every(_covered(problem, increment, noise))
+
+
+def _covered(problem: Problem, increment: Vec, noise: Vec) -> list[Array]:
     parts = partial(problem.tolerance.parts, problem.space)
-    pairs = zip(parts(point.increment), parts(noise), strict=True)
+    pairs = zip(parts(increment), parts(noise), strict=True)
     return [size <= _NOISE * most for size, most in pairs]
 
 
@@ -143,14 +176,13 @@ def _noise(problem: Problem, point: Point, asked: Array) -> tuple[Vec, Any]:
     Moré and Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33, 2011.
     """
     backend = problem.space.backend
-    noise, evaluations = problem.least_noise(point), 0
-    traced = backend.is_traced(point.value)
-    for ulps in _ULPS[:1] if traced else _ULPS:
+    noise, evaluations = problem.least_noise(point.value), 0
+    for ulps in _ULPS:
         end = backend.while_loop(
-            lambda noise: backend.any(noise.is_open) & (noise.looks < _LOOKS[1]),
+            lambda noise: backend.any(noise.is_open) & (noise.looks < LOOKS[1]),
             partial(_looked, problem, point, ulps),
-            _Noise(noise, asked, 0),
-            _LOOKS[1],
+            Noise(noise, asked, 0),
+            LOOKS[1],
         )
         noise, evaluations = end.size, evaluations + end.looks
         asked = asked & ~_felt(problem, point.increment, noise)
@@ -159,19 +191,24 @@ def _noise(problem: Problem, point: Point, asked: Array) -> tuple[Vec, Any]:
     return noise, evaluations
 
 
-def _looked(problem: Problem, point: Point, ulps: float, noise: _Noise) -> _Noise:
+def _looked(problem: Problem, point: Point, ulps: float, noise: Noise) -> Noise:
     """The noise as one more evaluation tells it."""
+    state = nudged(problem, point.value, ulps, noise.looks)
+    moved = problem.nearby(problem.increment, state)
+    change = problem.space.subtract(moved, point.increment)
+    return noise_of(problem, point.increment, noise, change)
+
+
+def noise_of(problem: Problem, increment: Vec, noise: Noise, change: Vec) -> Noise:
+    """The noise, where an increment changed by so much as the state was nudged."""
     space, xp = problem.space, problem.space.xp
-    moved = problem.nearby(
-        problem.increment, nudged(problem, point.value, ulps, noise.looks)
-    )
-    pairs = zip(noise.size, space.subtract(moved, point.increment), strict=True)
+    pairs = zip(noise.size, change, strict=True)
     larger = tuple([xp.maximum(old, xp.abs(new)) for old, new in pairs])
     size, looks = space.where(noise.is_open, larger, noise.size), noise.looks + 1
-    masks = [space.as_coefficient(mask) for mask in _covered(problem, point, size)]
+    masks = [space.as_coefficient(mask) for mask in _covered(problem, increment, size)]
     share = space.mean_over_entries(masks)
     uncertain = (share >= 0.5) & (share < 1.0)
-    return _Noise(size, noise.is_open & ((looks < _LOOKS[0]) | uncertain), looks)
+    return Noise(size, noise.is_open & ((looks < LOOKS[0]) | uncertain), looks)
 
 
 def nudged(problem: Problem, value: Vec, ulps: float, look: Any) -> Vec:

@@ -258,10 +258,11 @@ def input_sizes(x: Any, gradients: LocalGradients) -> tuple[Space, Array, Array]
     """
     backend = backend_of_state(x, "x")
     at = tuple(backend.flatten(x)[0])
+    if gradients.input_terms is None:
+        space = space_of(backend, at, 0)
+        return space, space.full(1.0), space.full(1.0)
     # ℓ has the axes of the batch.
     space = space_of(backend, at, gradients.objective.ndim)
-    if gradients.input_terms is None:
-        return space, space.full(1.0), space.full(1.0)
     terms = tuple(backend.flatten(gradients.input_terms)[0])
     length, size = space.sound_norms([(at, "euclidean"), (terms, "euclidean")])
     return space, length, size
