@@ -133,17 +133,25 @@ class AdjointSystem:
         return Scales(_reciprocals(self.space, sizes) if self.is_root else units, units)
 
     def eliminated(self) -> Iteration:
-        """The solution with a matrix, and one correction, which is its error."""
-        space, norm = self.space, self.space.xp.linalg.vector_norm
+        """The solution with a matrix, and one correction, which is its error.
+
+        Samples that f couples have no matrices of their own: what the solutions of a
+        batch leave of their equations is told by another product.
+        """
+        space, norm, products = self.space, self.space.xp.linalg.vector_norm, 0
         column = lambda unit: space.ravel(self.operator(space.unravel(unit)))
         matrix = space.backend.mapped(column, space.identity(space.real_size))
         dense = Dense(space, matrix, space.ravel(self.rhs))
-        u, more = dense.refined()
-        end = self.unfinished(space.unravel(u), space.real_size)
+        entries, more = dense.refined()
+        u, left = space.unravel(entries), dense.left(entries)
+        if space.batch_ndim:
+            left, products = -space.ravel(self.residual(u)), 1
+        end = self.unfinished(u, space.real_size + products)
         failed = 0 * end.status + int(Status.LINEAR_SOLVE_FAILED)
+        holds = dense.holds(entries, left)
         return end._replace(
-            status=marked(space.xp, failed, dense.holds(u), Status.CONVERGED),
-            residual_norm=norm(dense.rhs - dense.times(u), axis=-1),
+            status=marked(space.xp, failed, holds, Status.CONVERGED),
+            residual_norm=norm(left, axis=-1),
             error=norm(more, axis=-1),
         )
 

@@ -159,7 +159,7 @@ class System(ABC):
     @cached_property
     def _left(self) -> Array:
         """What x leaves of b, Ax − b."""
-        return self.times(self.entries) - self.rhs
+        return self.left(self.entries)
 
     @cached_property
     def _terms(self) -> Array:
@@ -185,13 +185,9 @@ class System(ABC):
         terms = self.row_maxima(self.space.xp.abs(entries))
         return self._is_small(self.times(entries) - rhs, rhs, terms)
 
-    def holds(self, entries: Array) -> Array:
-        """Whether entries satisfy every equation, but for rounding of its terms."""
-        xp, rounding = self.space.xp, _ROUNDINGS * self.space.precision
-        terms = xp.maximum(self.row_maxima(xp.abs(entries)), xp.abs(self.rhs))
-        share = max(_TRUST, entries.shape[-1] * rounding)
-        left = xp.abs(self.times(entries) - self.rhs)
-        return self.finite & xp.all(left <= share * terms, axis=-1)
+    def left(self, entries: Array) -> Array:
+        """What entries leave of b, Ax − b."""
+        return self.times(entries) - self.rhs
 
     def _is_small(self, left: Array, rhs: Array, terms: Array) -> Array:
         xp = self.space.xp
@@ -250,11 +246,27 @@ class Dense(System):
 
         first = eliminated(self.rhs)
         more = eliminated(self.rhs - self.times(first))
-        wrong, none = ~self.holds(first + more), self.space.xp.zeros_like(more)
+        wrong = ~self.holds(first + more, self.left(first + more))
+        none = self.space.xp.zeros_like(more)
         least = lambda: (self._least_squares(self.rhs), none)
         replaced = self.space.backend.replaced_where
         entries, more = replaced((first + more, more), wrong, least)
         return entries, more
+
+    def holds(self, entries: Array, left: Array) -> Array:
+        """Whether entries satisfy every equation, of which they leave so much, but for
+        rounding of its terms.
+
+        Entries that would be zero are rounding errors of the others.
+        """
+        xp, size = self.space.xp, entries.shape[-1]
+        rounding = size * _ROUNDINGS * self.space.precision
+        sizes = xp.abs(entries) * self.scales
+        least = rounding * xp.max(sizes, axis=-1, keepdims=True)
+        terms = self.row_maxima(xp.maximum(sizes, least) / self.scales)
+        terms = xp.maximum(terms, xp.abs(self.rhs))
+        holds = xp.abs(left) <= max(_TRUST, rounding) * terms
+        return self.finite & xp.all(holds, axis=-1)
 
     def _least_squares(self, rhs: Array) -> Array:
         """The least-squares solution."""
