@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.adjoints.system import AdjointSystem, Scales
 from fixedpoint.backend import Array
+from fixedpoint.carry import marked
 from fixedpoint.checks import check_callable, check_count, check_preconditioner
 from fixedpoint.control import Control, Memory
 from fixedpoint.failure import Policy, check_policy
@@ -56,7 +57,9 @@ class ImplicitAdjoint(LinearAdjoint):
         How to solve the adjoint system. By default that of a single sample of up to
         sixteen unknowns (and `max_steps`) by elimination, or by least squares where its
         matrix is singular; else by ``Anderson(memory=10)``, or for roots, and with a
-        preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES.
+        preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES. Where
+        these fail, samples of up to 200 unknowns (and `max_steps`) are solved by
+        elimination; in a trace those of roots alone.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
         − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
@@ -67,8 +70,9 @@ class ImplicitAdjoint(LinearAdjoint):
     rtol, atol : float, optional
         It ends when the error of u is estimated to be atol + rtol·‖u‖ or less. Where an
         equation does not hold to that in its own terms, the system is solved again: in
-        the units of z for a fixed point, by elimination for a root. Of states of more
-        than 200 entries only the leaves are told apart.
+        the units of z for a fixed point, by elimination for a root, of which that is
+        done as well where units are a million apart. Of states of more than 200 entries
+        only the leaves are told apart.
         By default rtol is that of the forward solve, if it is a positive float, or
         max(1e-6, 10·eps).
     max_steps : int, optional
@@ -115,11 +119,12 @@ class ImplicitAdjoint(LinearAdjoint):
         """The solution, as accurate as the tolerance asks."""
         if self._eliminates(system):
             return system.eliminated()
-        if system.units is None:
-            return self._solved(system)
-        small = system.is_root and system.space.dimension <= ENTRIES
-        end = self._confirmed(system) if small else self._solved_in_units(system)
-        return end._replace(state=Memory(self._method(system), ()))
+        small = system.space.dimension <= ENTRIES
+        if small and system.is_root and system.units is not None:
+            return self._confirmed(system)
+        in_units = system.units is not None
+        end = self._solved_in_units(system) if in_units else self._solved(system)
+        return self._rescued(system, end) if small else end
 
     def _eliminates(self, system: AdjointSystem) -> bool:
         """Whether the system is small, and nothing says how to solve it.
@@ -127,36 +132,54 @@ class ImplicitAdjoint(LinearAdjoint):
         Samples that f couples all the same, as by statistics of their batch, have no
         matrices of their own.
         """
-        space, backend = system.space, system.space.backend
-        told = self.solver, system.start, system.precondition, backend.communicator
-        is_small = space.real_size <= min(_MATRIX, self.max_steps)
-        is_open = is_small and all(part is None for part in told)
-        is_whole = all(map(backend.is_whole, system.rhs))
-        return is_open and is_whole and space.batch_ndim == 0
+        space = system.space
+        small = space.real_size <= _MATRIX and space.batch_ndim == 0
+        return small and system.start is None and self._is_open(system)
+
+    def _is_open(self, system: AdjointSystem) -> bool:
+        """Whether nothing says how to solve the system, and a matrix of it is known
+        here in no more products than are allowed.
+        """
+        backend, few = system.space.backend, system.space.real_size <= self.max_steps
+        told = self.solver, system.precondition, backend.communicator
+        is_free = all(part is None for part in told)
+        return few and is_free and all(map(backend.is_whole, system.rhs))
 
     def _confirmed(self, system: AdjointSystem) -> Iteration:
-        """The solution, by elimination where an equation does not hold, or a Krylov
-        method fails.
+        """The solution of a small root's system, by elimination where the norm of all
+        equations, or of all unknowns, may see only those in large units, where an
+        equation does not hold, or where a Krylov method fails.
 
-        The norm of all may see only those in large units, and what the entries of such
-        a solution are says nothing of their units.
+        What the entries of such a solution are says nothing of their units.
         """
-        space, backend, end = system.space, system.space.backend, self._solved(system)
-        uneven, _, products = system.equations(end.value, self._rtol(system))
-        end = end._replace(work=end.work.plus(Work(f=products)), state=None)
-        uneven = uneven | (end.status == int(Status.LINEAR_SOLVE_FAILED))
+        backend, converged = system.space.backend, int(Status.CONVERGED)
+        if self._is_open(system) and backend.known_all(system.is_mixed):
+            end = system.eliminated()
+            if backend.known_all(end.status == converged):
+                return end
+        end = self._solved(system)
+        uneven, sizes, products = system.equations(end.value, self._rtol(system))
+        alike = system.are_alike(sizes) & system.are_alike(end.value)
+        end = end._replace(
+            status=marked(
+                system.space.xp, end.status, uneven, Status.LINEAR_SOLVE_FAILED
+            ),
+            work=end.work.plus(Work(f=products)),
+            state=Memory(self._method(system), ()),
+        )
+        return _eliminated_where(system, ~alike | (end.status != converged), end)
 
-        def eliminated(tried: _Tried) -> _Tried:
-            found = system.eliminated()
-            sound = found.status == int(Status.CONVERGED)
-            value = space.where(sound, found.value, tried.end.value)
-            found = found._replace(value=value)
-            end = _renewed(space, tried.uneven, tried.end, found)
-            return _Tried(tried.uneven & ~tried.uneven, end)
+    def _rescued(self, system: AdjointSystem, end: Iteration) -> Iteration:
+        """The solution, by elimination where an iterative method fails.
 
-        goes_on = lambda tried: backend.any(tried.uneven)
-        last: _Tried = backend.while_loop(goes_on, eliminated, _Tried(uneven, end), 1)
-        return last.end
+        That of a map whose derivative has eigenvalues outside of the unit circle, which
+        Newton's method does not mind, takes more steps than it has unknowns, if it
+        converges. In a trace this would double what is compiled.
+        """
+        traced = system.space.backend.is_traced((end.status,))
+        if traced or not self._is_open(system):
+            return end
+        return _eliminated_where(system, end.status != int(Status.CONVERGED), end)
 
     def _solved_in_units(self, system: AdjointSystem) -> Iteration:
         """The solution, sought once more in comparable units where an equation does not
@@ -210,6 +233,23 @@ class _Tried(NamedTuple):
     end: Iteration
     times: Any = 0  # how often it was solved in units
     scales: Any = None  # those to solve it in next
+
+
+def _eliminated_where(system: AdjointSystem, mask: Array, end: Iteration) -> Iteration:
+    """The iteration with the solution by elimination, where there is one, in the
+    samples of a mask.
+    """
+    space, backend = system.space, system.space.backend
+
+    def eliminated(tried: _Tried) -> _Tried:
+        found = system.eliminated()
+        sound = tried.uneven & (found.status == int(Status.CONVERGED))
+        end = _renewed(space, sound, tried.end, found)
+        return _Tried(tried.uneven & ~tried.uneven, end)
+
+    goes_on = lambda tried: backend.any(tried.uneven)
+    last: _Tried = backend.while_loop(goes_on, eliminated, _Tried(mask, end), 1)
+    return last.end
 
 
 def _renewed(space: Space, mask: Array, old: Iteration, new: Iteration) -> Iteration:

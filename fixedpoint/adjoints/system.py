@@ -13,7 +13,7 @@ import numpy as np
 from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import marked
 from fixedpoint.control import Memory
-from fixedpoint.differences import has_units, units_of_state
+from fixedpoint.differences import are_alike, has_units, units_of_state
 from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
 from fixedpoint.linear.direct import Dense
@@ -123,13 +123,27 @@ class AdjointSystem:
         holds = space.every([xp.abs(rest) <= share * most for rest, most in pairs])
         return ~holds, tuple(sizes), len(images)
 
+    @property
+    def is_mixed(self) -> Array:
+        """The samples whose unknowns the state knows to be in different units."""
+        return ~self.are_alike(self._units)
+
+    def are_alike(self, vector: Vec) -> Array:
+        """Whether the entries of each sample are less than a million apart in size."""
+        xp, sizes = self.space.xp, tuple(map(self.space.magnitudes, vector))
+        return are_alike(self.space, xp.concat(self.space.rows(sizes), axis=-1))[..., 0]
+
+    @property
+    def _units(self) -> Vec:
+        """The units of the unknowns, of each right-hand side."""
+        assert self.units is not None
+        return tuple(map(mul, self.units, map(self.space.xp.ones_like, self.rhs)))
+
     def scales(self, sizes: Vec) -> Scales:
         """What makes equations and entries comparable, by the size of an equation's
         terms for roots; those of a fixed point are in the units of the state.
         """
-        assert self.units is not None
-        ones = map(self.space.xp.ones_like, self.rhs)
-        units = tuple(map(mul, self.units, ones))
+        units = self._units
         return Scales(_reciprocals(self.space, sizes) if self.is_root else units, units)
 
     def eliminated(self) -> Iteration:

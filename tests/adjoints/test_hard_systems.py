@@ -31,6 +31,29 @@ def test_cotangents_that_are_zero_are_no_failure(size, seed):
     close(found, expected, 1e-14 * np.linalg.cond(A))
 
 
+@pytest.mark.parametrize("size", [5, 17, 30])
+@pytest.mark.parametrize("apart", [4, 8])
+def test_nearly_singular_roots_in_mixed_units(size, apart):
+    """An equation that holds to a millionth says little of the error, and a norm of all
+    unknowns sees those in large units alone.
+    """
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        units = 10.0 ** rng.uniform(-apart, apart, size)
+        vectors = np.linalg.qr(rng.standard_normal((3, size, size)))[0]
+        values = rng.uniform(0.1, 1.9, (3, size))
+        values[:, 0] = 10.0 ** -rng.integers(3, 9, 3)
+        A = vectors * values[:, None, :] @ vectors.mT
+        scaled = torch.tensor(units[:, None] * A / units)
+        x, v = rng.standard_normal((2, 3, size))
+        x = torch.tensor(x * units)
+        b = torch.einsum("sij,sj->si", scaled, x).requires_grad_()
+        F = lambda x, b, scaled=scaled: torch.einsum("sij,sj->si", scaled, x) - b
+        sol = fp.root(F, x, (b,), batch_ndim=1, max_steps=0, on_failure="return")
+        (found,) = torch.autograd.grad(sol.value, b, torch.tensor(v / units))
+        close(found.numpy() * units, np.linalg.solve(A.mT, v[..., None])[..., 0], 1e-5)
+
+
 @pytest.mark.parametrize("apart", [0, 8])
 def test_what_elimination_makes_of_coupled_samples_is_no_gradient(apart):
     """No sample has a matrix of its own, and of some seeds GMRES finds no solution."""
@@ -55,3 +78,28 @@ def test_what_elimination_makes_of_coupled_samples_is_no_gradient(apart):
         close(found.numpy(), expected.numpy(), 1e-5)
         outcomes.append("right")
     assert outcomes.count("right") >= 3
+
+
+@pytest.mark.parametrize(("size", "scale"), [(17, 10.0), (24, 3.0), (60, 1.5)])
+@pytest.mark.parametrize("samples", [None, 2])
+def test_derivatives_with_eigenvalues_far_outside_of_the_unit_circle(
+    size, scale, samples
+):
+    """Newton's method finds such a fixed point, and what it is differentiated by must
+    not need a contraction; few steps are still no elimination.
+    """
+    rng = np.random.default_rng(0)
+    W = torch.tensor(rng.standard_normal((size, size)) * scale / np.sqrt(size))
+    shape = (size,) if samples is None else (samples, size)
+    b = torch.tensor(rng.standard_normal(shape)).requires_grad_()
+    f = lambda z, b: (z + 0.3 * torch.tanh(z)) @ W.T + b
+    settings = {"solver": "newton", "batch_ndim": len(shape) - 1}
+    sol = fp.fixed_point(f, torch.zeros_like(b), (b,), rtol=1e-10, **settings)
+    (found,) = torch.autograd.grad(sol.value.sum(), b)
+    slopes = 1.0 + 0.3 / torch.cosh(sol.value.detach()) ** 2
+    A = torch.eye(size, **torch64) - slopes[..., :, None] * W.T
+    close(found.numpy(), torch.linalg.solve(A, torch.ones_like(b)).numpy(), 1e-8)
+    few = fp.ImplicitAdjoint(max_steps=size - 1)
+    sol = fp.fixed_point(f, sol.value.detach(), (b,), adjoint=few, **settings)
+    with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
+        sol.value.sum().backward()
