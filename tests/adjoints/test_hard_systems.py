@@ -103,3 +103,24 @@ def test_derivatives_with_eigenvalues_far_outside_of_the_unit_circle(
     sol = fp.fixed_point(f, sol.value.detach(), (b,), adjoint=few, **settings)
     with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
         sol.value.sum().backward()
+
+
+@pytest.mark.parametrize("size", [40, 120])
+def test_a_shared_inverse_refined_to_the_limit_of_single_precision(size):
+    """Where GMRES with such a preconditioner gets no farther, its steps make anything
+    of the solution, and its own residual does not tell.
+    """
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        W = rng.standard_normal((size, size))
+        W = torch.tensor(0.9 * W / np.linalg.norm(W, 2))
+        b = torch.tensor(rng.standard_normal(size)).requires_grad_()
+        f = lambda z, b, W=W: torch.tanh(W @ z.double() + b).float()
+        adjoint = fp.SharedInverse(refine=60)
+        sol = fp.fixed_point(f, torch.zeros(size), (b,), adjoint=adjoint)
+        (found,) = torch.autograd.grad(sol.value.sum(), b)
+        slopes = 1.0 - torch.tanh(W @ sol.value.double() + b).detach() ** 2
+        matrix = torch.eye(size, **torch64) - slopes[:, None] * W
+        u = torch.linalg.solve(matrix.T, torch.ones(size, **torch64))
+        converged = int(sol.backward.status) == fp.Status.CONVERGED
+        close(found.numpy(), (slopes * u).numpy(), 1e-3 if converged else 1.0)
