@@ -162,7 +162,7 @@ class AdjointSystem:
             left, products = -space.ravel(self.residual(u)), 1
         end = self.unfinished(u, space.real_size + products)
         failed = 0 * end.status + int(Status.LINEAR_SOLVE_FAILED)
-        holds = dense.holds(entries, left)
+        holds = dense.holds(entries, left, space.rounding if products else 0.0)
         return end._replace(
             status=marked(space.xp, failed, holds, Status.CONVERGED),
             residual_norm=norm(left, axis=-1),

@@ -253,19 +253,19 @@ class Dense(System):
         entries, more = replaced((first + more, more), wrong, least)
         return entries, more
 
-    def holds(self, entries: Array, left: Array) -> Array:
+    def holds(self, entries: Array, left: Array, rounding: float = 0.0) -> Array:
         """Whether entries satisfy every equation, of which they leave so much, but for
-        rounding of its terms.
+        rounding of its terms, or where more by the unit roundoff `rounding`.
 
         Entries that would be zero are rounding errors of the others.
         """
         xp, size = self.space.xp, entries.shape[-1]
-        rounding = size * _ROUNDINGS * self.space.precision
+        own = size * _ROUNDINGS * self.space.precision
         sizes = xp.abs(entries) * self.scales
-        least = rounding * xp.max(sizes, axis=-1, keepdims=True)
+        least = own * xp.max(sizes, axis=-1, keepdims=True)
         terms = self.row_maxima(xp.maximum(sizes, least) / self.scales)
         terms = xp.maximum(terms, xp.abs(self.rhs))
-        holds = xp.abs(left) <= max(_TRUST, rounding) * terms
+        holds = xp.abs(left) <= max(_TRUST, own, _ROUNDINGS * rounding) * terms
         return self.finite & xp.all(holds, axis=-1)
 
     def _least_squares(self, rhs: Array) -> Array:

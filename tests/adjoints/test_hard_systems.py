@@ -124,3 +124,21 @@ def test_a_shared_inverse_refined_to_the_limit_of_single_precision(size):
         u = torch.linalg.solve(matrix.T, torch.ones(size, **torch64))
         converged = int(sol.backward.status) == fp.Status.CONVERGED
         close(found.numpy(), (slopes * u).numpy(), 1e-3 if converged else 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_elimination_in_half_precision_is_held_against_rounding_of_that(dtype):
+    """Of a batch, each product is rounded as its state is."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        W = rng.standard_normal((13, 13))
+        W = torch.tensor(0.9 * W / np.linalg.norm(W, 2))
+        b = torch.tensor(rng.standard_normal((3, 13))).requires_grad_()
+        F = lambda x, b, W=W: x - torch.tanh(x.double() @ W.T + b).to(dtype)
+        x = torch.zeros(3, 13, dtype=dtype)
+        sol = fp.root(F, x, (b,), batch_ndim=1, max_steps=40, on_failure="return")
+        (found,) = torch.autograd.grad(sol.value.sum(), b)
+        slopes = 1.0 - torch.tanh(sol.value.double() @ W.T + b).detach() ** 2
+        matrix = torch.eye(13, **torch64) - slopes[:, :, None] * W
+        u = torch.linalg.solve(matrix.mT, torch.ones(3, 13, **torch64))
+        close(found.numpy(), (slopes * u).numpy(), 10.0 * torch.finfo(dtype).eps)
