@@ -257,7 +257,8 @@ class Dense(System):
         """Whether entries satisfy every equation, of which they leave so much, but for
         rounding of its terms, or where more by the unit roundoff `rounding`.
 
-        Entries that would be zero are rounding errors of the others.
+        Entries that would be zero are rounding errors of the others. A right-hand side
+        that is less than rounding of the terms in every equation is lost among these.
         """
         xp, size = self.space.xp, entries.shape[-1]
         own = size * _ROUNDINGS * self.space.precision
@@ -266,7 +267,9 @@ class Dense(System):
         terms = self.row_maxima(xp.maximum(sizes, least) / self.scales)
         terms = xp.maximum(terms, xp.abs(self.rhs))
         holds = xp.abs(left) <= max(_TRUST, own, _ROUNDINGS * rounding) * terms
-        return self.finite & xp.all(holds, axis=-1)
+        lost = xp.abs(self.rhs) <= _ROUNDINGS * self.space.precision * terms
+        told = xp.any(~lost, axis=-1) | ~xp.any(self.rhs != 0.0, axis=-1)
+        return self.finite & told & xp.all(holds, axis=-1)
 
     def _least_squares(self, rhs: Array) -> Array:
         """The least-squares solution."""

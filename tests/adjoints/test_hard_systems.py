@@ -142,3 +142,24 @@ def test_elimination_in_half_precision_is_held_against_rounding_of_that(dtype):
         matrix = torch.eye(13, **torch64) - slopes[:, :, None] * W
         u = torch.linalg.solve(matrix.mT, torch.ones(3, 13, **torch64))
         close(found.numpy(), (slopes * u).numpy(), 10.0 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("is_root", [False, True])
+@pytest.mark.parametrize("size", [3, 15, 17])
+def test_a_cotangent_lost_in_rounding_has_no_adjoint(size, is_root):
+    """Of rotations in odd dimensions, which leave an axis as it is, but for rounding:
+    a solution along that says what rounding was.
+    """
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        Q = np.linalg.qr(rng.standard_normal((size, size)))[0]
+        Q = Q * np.linalg.det(Q)
+        A, v, z = np.eye(size) - Q, rng.standard_normal(size), np.ones(size)
+        jacobian = A if is_root else Q
+        vjp = lambda z, b, J=jacobian: lambda w: (J.T @ w, w)
+        try:
+            (found,) = fp.implicit_vjp(vjp, z, v, (v,), is_root=is_root)
+        except fp.ConvergenceError:
+            continue
+        rounding = 0.5 * np.finfo(float).eps
+        assert rounding * np.linalg.norm(found) <= np.linalg.norm(v)
