@@ -157,7 +157,7 @@ def are_alike(space: Space, sizes: Array) -> Array:
     known = (sizes > 0.0) & (sizes < xp.inf)
     least = xp.min(xp.where(known, sizes, space.infinity), axis=-1, keepdims=True)
     most = xp.max(xp.where(known, sizes, space.zero), axis=-1, keepdims=True)
-    return most <= 2.0**UNITS * least
+    return 2.0**-UNITS * most <= least  # which overflows nowhere
 
 
 def _power_of_two(xp: Any, ratio: Array) -> Array:

@@ -152,7 +152,7 @@ class AdjointSystem:
         Samples that f couples have no matrices of their own: what the solutions of a
         batch leave of their equations is told by another product.
         """
-        space, norm, products = self.space, self.space.xp.linalg.vector_norm, 0
+        space, products = self.space, 0
         column = lambda unit: space.ravel(self.operator(space.unravel(unit)))
         matrix = space.backend.mapped(column, space.identity(space.real_size))
         dense = Dense(space, matrix, space.ravel(self.rhs))
@@ -160,13 +160,15 @@ class AdjointSystem:
         u, left = space.unravel(entries), dense.left(entries)
         if space.batch_ndim:
             left, products = -space.ravel(self.residual(u)), 1
+        with space.backend.quiet():
+            residual, error = space.norms(space.unravel(left), space.unravel(more))
         end = self.unfinished(u, space.real_size + products)
         failed = 0 * end.status + int(Status.LINEAR_SOLVE_FAILED)
         holds = dense.holds(entries, left, space.rounding if products else 0.0)
         return end._replace(
             status=marked(space.xp, failed, holds, Status.CONVERGED),
-            residual_norm=norm(left, axis=-1),
-            error=norm(more, axis=-1),
+            residual_norm=residual,
+            error=error,
         )
 
     def image(self, u: Vec) -> Vec:

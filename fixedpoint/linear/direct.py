@@ -255,7 +255,7 @@ class Dense(System):
 
     def holds(self, entries: Array, left: Array, rounding: float = 0.0) -> Array:
         """Whether entries satisfy every equation, of which they leave so much, but for
-        rounding of its terms, or where more by the unit roundoff `rounding`.
+        rounding of its terms, or where these cancel by the root of a roundoff.
 
         Entries that would be zero are rounding errors of the others. A right-hand side
         that is less than rounding of the terms in every equation is lost among these.
@@ -266,7 +266,7 @@ class Dense(System):
         least = own * xp.max(sizes, axis=-1, keepdims=True)
         terms = self.row_maxima(xp.maximum(sizes, least) / self.scales)
         terms = xp.maximum(terms, xp.abs(self.rhs))
-        holds = xp.abs(left) <= max(_TRUST, own, _ROUNDINGS * rounding) * terms
+        holds = xp.abs(left) <= max(_TRUST, own, rounding**0.5) * terms
         lost = xp.abs(self.rhs) <= _ROUNDINGS * self.space.precision * terms
         told = xp.any(~lost, axis=-1) | ~xp.any(self.rhs != 0.0, axis=-1)
         return self.finite & told & xp.all(holds, axis=-1)

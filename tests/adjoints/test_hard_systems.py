@@ -163,3 +163,17 @@ def test_a_cotangent_lost_in_rounding_has_no_adjoint(size, is_root):
             continue
         rounding = 0.5 * np.finfo(float).eps
         assert rounding * np.linalg.norm(found) <= np.linalg.norm(v)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e20, 1e30])
+def test_cotangents_of_any_size_in_single_precision(size):
+    """Of a root, the terms of whose products cancel to one part in a thousand."""
+    A = np.array([[1e-3, 2e-4], [-3e-4, 2e-3]])
+    J = torch.tensor(np.eye(2) - A, dtype=torch.float32)
+    b = torch.ones(3, 2, requires_grad=True)
+    x = torch.zeros(3, 2)
+    F = lambda x, b: x - x @ J.T - b
+    sol = fp.root(F, x, (b,), batch_ndim=1, max_steps=0, on_failure="return")
+    v = torch.tensor([[1.0, -2.0], [3.0, 1.0], [0.0, 0.0]])
+    (found,) = torch.autograd.grad(sol.value, b, size * v)
+    close(found.double().numpy() / size, np.linalg.solve(A.T, v.numpy().T).T, 1e-3)
