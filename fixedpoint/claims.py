@@ -259,14 +259,26 @@ def in_view_of_the_state(
     vanishes at the solution.
     """
     space, parts = problem.space, partial(problem.tolerance.parts, problem.space)
-    moved = problem.trial(moved_within(problem, point.value))
-    change = space.subtract(moved.increment, point.increment)
-    again = problem.trial(space.add(moved.value, change))
-    felt = [parts(space.subtract(at.tested, point.tested)) for at in (moved, again)]
-    rows = zip(problem.parts(point).sizes, *felt, strict=True)
-    maximum = space.xp.maximum
-    within = [size <= maximum(once, twice) for size, once, twice in rows]
-    return asked & space.every(within), 2
+    maximum, loop = space.xp.maximum, space.backend.while_loop
+
+    def moved(looks: tuple[Vec, tuple[Array, ...], Any]) -> tuple[Any, ...]:
+        value, most, number = looks
+        at = problem.trial(value)
+        felt = parts(space.subtract(at.tested, point.tested))
+        change = space.subtract(at.increment, point.increment)
+        pairs = zip(most, felt, strict=True)
+        most = tuple([maximum(*pair) for pair in pairs])
+        return space.add(at.value, change), most, number + 1
+
+    sizes = problem.parts(point).sizes
+    first = (
+        moved_within(problem, point.value),
+        tuple(map(space.xp.zeros_like, sizes)),
+        0,
+    )
+    _, most, count = loop(lambda looks: looks[2] < 2, moved, first, 2)
+    within = [size <= felt for size, felt in zip(sizes, most, strict=True)]
+    return asked & space.every(within), count
 
 
 def is_far(problem: Problem, old: Point, new: Point, tiny: Sequence[Array]) -> Array:
