@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import truediv
@@ -34,6 +35,9 @@ _GMRES = NewtonKrylov(
 # Up to so many unknowns, a product for each costs no more than an iterative solve.
 _MATRIX = 16
 
+# Entries of the matrices of all samples together, at most.
+_LARGEST = 2**26
+
 
 @by_name
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,8 @@ class ImplicitAdjoint(LinearAdjoint):
         matrix is singular; else by ``Anderson(memory=10)``, or for roots, and with a
         preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES. Where
         these fail, samples of up to 200 unknowns (and `max_steps`) are solved by
-        elimination; in a trace those of roots alone.
+        elimination, if their matrices take half a gibibyte at most in float64; in a
+        trace those of roots alone.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
         − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
@@ -137,13 +142,17 @@ class ImplicitAdjoint(LinearAdjoint):
         return small and system.start is None and self._is_open(system)
 
     def _is_open(self, system: AdjointSystem) -> bool:
-        """Whether nothing says how to solve the system, and a matrix of it is known
-        here in no more products than are allowed.
+        """Whether nothing says how to solve the system, and its matrices are known here
+        in no more products, and no more memory, than are allowed.
         """
-        backend, few = system.space.backend, system.space.real_size <= self.max_steps
+        space, backend = system.space, system.space.backend
+        if space.real_size > self.max_steps:
+            return False
+        if math.prod(space.batch_shape) * space.real_size**2 > _LARGEST:
+            return False
         told = self.solver, system.precondition, backend.communicator
         is_free = all(part is None for part in told)
-        return few and is_free and all(map(backend.is_whole, system.rhs))
+        return is_free and all(map(backend.is_whole, system.rhs))
 
     def _confirmed(self, system: AdjointSystem) -> Iteration:
         """The solution of a small root's system, by elimination where the norm of all

@@ -6,6 +6,7 @@ import scipy.linalg
 import torch
 
 import fixedpoint as fp
+from fixedpoint.adjoints import implicit
 
 torch64 = {"dtype": torch.float64}
 
@@ -78,6 +79,23 @@ def test_what_elimination_makes_of_coupled_samples_is_no_gradient(apart):
         close(found.numpy(), expected.numpy(), 1e-5)
         outcomes.append("right")
     assert outcomes.count("right") >= 3
+
+
+@pytest.mark.parametrize("is_too_much", [False, True])
+def test_matrices_that_would_fill_the_memory_are_not_made(monkeypatch, is_too_much):
+    """Those of a large batch: then the failure is told."""
+    samples, size = 3, 20
+    entries = samples * size**2
+    monkeypatch.setattr(implicit, "_LARGEST", entries - is_too_much)
+    W = 10.0 * np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
+    vjp = lambda z, b: lambda w: (w @ W, w)
+    z = np.random.default_rng(1).standard_normal((samples, size))
+    if is_too_much:
+        with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
+            fp.implicit_vjp(vjp, z, z, (z,), batch_ndim=1)
+    else:
+        (found,) = fp.implicit_vjp(vjp, z, z, (z,), batch_ndim=1)
+        close(found, np.linalg.solve(np.eye(size) - W.T, z.T).T, 1e-10)
 
 
 @pytest.mark.parametrize(("size", "scale"), [(17, 10.0), (24, 3.0), (60, 1.5)])
