@@ -302,8 +302,8 @@ RULES = {
 }
 
 
-def path(xp, rule, project):
-    """The input after a few steps, with products by hand."""
+def linear_quadratic(xp, project=None, unit=1.0):
+    """A model with products by hand, its data, and a state of zeros."""
     W, U, y = (
         xp.asarray(array.tolist(), dtype=xp.float64) for array in (MATRIX, DRIVE, DATA)
     )
@@ -313,15 +313,22 @@ def path(xp, rule, project):
         return z @ W.T + x @ U.T
 
     def loss(z, x, y, p):
-        return xp.sum((z - y) ** 2, axis=-1) + 0.1 * xp.sum(x**2, axis=-1)
+        fit, size = xp.sum((z - y) ** 2, axis=-1), xp.sum(x**2, axis=-1)
+        return unit * (fit + 0.1 * size)
 
+    def slopes(z, x, y, p):
+        return loss(z, x, y, p), (unit * 2.0 * (z - y), unit * 0.2 * x)
+
+    products = lambda z, x, p: (linear(z, x, p), lambda mu: (mu @ W, mu @ U))
     model = AugmentedDEQ(
-        linear,
-        loss,
-        project=project,
-        vjp=lambda z, x, p: (linear(z, x, p), lambda mu: (mu @ W, mu @ U)),
-        loss_gradient=lambda z, x, y, p: (loss(z, x, y, p), (2.0 * (z - y), 0.2 * x)),
+        linear, loss, project=project, vjp=products, loss_gradient=slopes
     )
+    return model, y, zeros
+
+
+def path(xp, rule, project):
+    """The input after a few steps."""
+    model, y, zeros = linear_quadratic(xp, project)
     return model.iterate(
         *zeros,
         params=None,
@@ -330,6 +337,41 @@ def path(xp, rule, project):
         max_steps=8,
         on_failure="return",
     ).value["x"]
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+@pytest.mark.parametrize("far", [0.0, 1e6])
+@pytest.mark.parametrize("is_descent", [False, True], ids=["L-BFGS", "descent"])
+def test_a_claim_is_right_from_any_start_in_any_unit(name, far, is_descent):
+    """On every array library; a power of two as unit changes no evaluation."""
+    xp, found = NAMESPACES[name], []
+    for unit in (1.0, 2.0**-30, 2.0**30):
+        model, y, (z, x) = linear_quadratic(xp, unit=unit)
+        steps = BarzilaiBorwein(step_size=2.0**-6 / unit)
+        descent = TrackedDescent(rule=steps, sweeps=8)
+        method = descent if is_descent else TrackedLBFGS()
+        found.append(
+            model.iterate(
+                z,
+                x + far,
+                params=None,
+                y=y,
+                method=method,
+                rtol=1e-4,
+                max_steps=300,
+                on_failure="return",
+            )
+        )
+    map_ = np.linalg.solve(np.eye(N) - np.asarray(MATRIX), np.asarray(DRIVE))
+    normal = map_.T @ map_ + 0.1 * np.eye(M)
+    exact = np.linalg.solve(normal, map_.T @ np.asarray(DATA).T).T
+    value, converged = map(np.asarray, (found[0].value["x"], found[0].converged))
+    errors = np.linalg.norm(value - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+    assert converged.all()
+    assert errors.max() <= 1e-3
+    for other in found[1:]:
+        assert other.work == found[0].work
+        np.testing.assert_array_equal(other.value["x"], found[0].value["x"])
 
 
 @pytest.mark.parametrize("rule", RULES)
