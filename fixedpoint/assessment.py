@@ -35,7 +35,9 @@ from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.unresolved import (
     FALLEN,
+    GROWN,
     answered,
+    has_grown,
     is_far,
     is_still,
     without_runaways,
@@ -53,9 +55,6 @@ _SUSPICIOUS = (3, 12, 48)
 
 # A minimum by values is as good as known at this share of the root of their rounding.
 _ROOT = 0.1
-
-# A state that has grown by more than this since the start has run away.
-_GROWN = 1e8
 
 # An estimated error of more than this share of the state leaves too few digits of it.
 _DIGITS = 0.01
@@ -311,7 +310,7 @@ class Assessment:
         space, passed = problem.space, verdict.satisfied | verdict.hidden
         if problem.tests_parts:
             near = parts_are_near(problem, evidence, point, FALLEN)
-            return near & ~(passed | _has_grown(problem, self.first, point))
+            return near & ~(passed | has_grown(problem, self.first, point))
         size = evidence.sizes[..., 0]
         near = point.residual_norm <= FALLEN * evidence.highest
         near = near | problem.is_small(point, size, FALLEN)
@@ -320,7 +319,7 @@ class Assessment:
         error = space.xp.maximum(error, amplified)
         start, state = space.norms(self.first.value, point.value)
         lost = error > _DIGITS * space.xp.maximum(start, state)
-        lost = lost | (start > 0.0) & (state > _GROWN * start)
+        lost = lost | (start > 0.0) & (state > GROWN * start)
         return near & ~(passed | lost)
 
     def _reviewed(
@@ -387,15 +386,3 @@ class Assessment:
         units of one.
         """
         return self.solver.latest and self.problem.tests_parts
-
-
-def _has_grown(problem: Problem, first: Point, point: Point) -> Array:
-    """Whether all parts of a state have run away that were not zero at first, and some
-    were not.
-    """
-    space = problem.space
-    start, now = (problem.tolerance.parts(space, at.value) for at in (first, point))
-    nothing = [size == 0.0 for size in start]
-    rows = zip(nothing, start, now, strict=True)
-    grown = [none | (size > _GROWN * least) for none, least, size in rows]
-    return space.every(grown) & ~space.every(nothing)

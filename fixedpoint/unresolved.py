@@ -19,6 +19,9 @@ from fixedpoint.space import Difference
 # one.
 FALLEN = 1e-3
 
+# A state that has grown by more than this since the start has run away.
+GROWN = 1e8
+
 # A state that has grown by more than this since the best iterate is far from it.
 _FAR = 1e4
 
@@ -75,6 +78,18 @@ def is_still(problem: Problem, carry: Carry, old: Point, converged: Array) -> Ar
     rows = zip(now, moved, strict=True)
     other = [(r < space.spread(most, r)) | (m > _MOVED * r) for r, m in rows]
     return suspect & ~space.every(other)
+
+
+def has_grown(problem: Problem, first: Point, point: Point) -> Array:
+    """Whether all parts of a state have run away that were not zero at first, and some
+    were not.
+    """
+    space = problem.space
+    start, now = (problem.tolerance.parts(space, at.value) for at in (first, point))
+    nothing = [size == 0.0 for size in start]
+    rows = zip(nothing, start, now, strict=True)
+    grown = [none | (size > GROWN * least) for none, least, size in rows]
+    return space.every(grown) & ~space.every(nothing)
 
 
 def without_runaways(
