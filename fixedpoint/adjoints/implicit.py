@@ -62,9 +62,9 @@ class ImplicitAdjoint(LinearAdjoint):
         sixteen unknowns (and `max_steps`) by elimination, or by least squares where its
         matrix is singular; else by ``Anderson(memory=10)``, or for roots, and with a
         preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES. Where
-        these fail, samples of up to 200 unknowns (and `max_steps`) are solved by
-        elimination, if their matrices take half a gibibyte at most in float64; in a
-        trace those of roots alone.
+        these fail, samples of up to 200 unknowns are solved by elimination; those of
+        fixed points outside of a trace alone, and if they have no more unknowns than
+        `max_steps`, and matrices of half a gibibyte at most in float64.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
         − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
@@ -214,7 +214,7 @@ class ImplicitAdjoint(LinearAdjoint):
         none = tuple(map(space.xp.ones_like, system.rhs))
         first = _Tried(start.status == start.status, start, 0, Scales(none, none))
         last: _Tried = backend.while_loop(goes_on, again, first, 2)
-        return last.end
+        return last.end._replace(state=Memory(self._method(system), ()))
 
     def _rtol(self, system: AdjointSystem) -> float:
         return system.rtol if self.rtol is None else self.rtol

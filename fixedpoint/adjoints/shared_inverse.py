@@ -21,6 +21,9 @@ from fixedpoint.solvers import Broyden, Solver
 from fixedpoint.solvers.broyden import BroydenState
 from fixedpoint.tolerance import Tolerance
 
+# What is left of a system may be so many times what GMRES, rounded, has been told.
+_PARTED = 10.0
+
 
 @by_name
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ def _refined(
     return end._replace(
         value=space.where(better, u, end.value),
         residual_norm=norm,
-        status=marked(space.xp, end.status, norm <= 10.0 * target, Status.CONVERGED),
+        status=marked(space.xp, end.status, norm <= _PARTED * target, Status.CONVERGED),
         steps=end.steps + solution.products,
         work=end.work.plus(Work(vjp=solution.products + 2)),
     )

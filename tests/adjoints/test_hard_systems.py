@@ -83,6 +83,18 @@ def test_what_elimination_makes_of_coupled_samples_is_no_gradient(apart):
     assert outcomes.count("right") >= (0 if apart else 6)
 
 
+@pytest.mark.parametrize("apart", [0.0, 6.0])
+def test_a_failed_adjoint_names_its_method_in_any_units(apart):
+    size = 20
+    W = 0.5 * np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
+    units = 10.0 ** np.linspace(-apart, apart, size)
+    vjp = lambda z, b: lambda w: (W.T @ (w * units) / units, w)
+    few, z = fp.ImplicitAdjoint(max_steps=2), units
+    with pytest.raises(fp.ConvergenceError, match=r"\(Anderson\)") as caught:
+        fp.implicit_vjp(vjp, z, 1.0 / units, (z,), adjoint=few)
+    assert caught.value.solution.methods == ("Anderson",)
+
+
 @pytest.mark.parametrize("is_too_much", [False, True])
 def test_matrices_that_would_fill_the_memory_are_not_made(monkeypatch, is_too_much):
     """Those of a large batch: then the failure is told."""
