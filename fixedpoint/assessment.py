@@ -83,8 +83,9 @@ class Assessment:
         old, best, carry = carry.point, carry.best, self._renewed(carry, step, verdict)
         carry, stalled = self._checked_for_stalls(carry)
         stuck, known = self._stuck(carry, verdict, stalled, step.failure)
-        claim = self._claim(carry, carry.live(verdict.satisfied), verdict)
-        carry, found = self._inquired(carry, (best, old), claim, stuck, verdict)
+        converged = carry.live(verdict.satisfied)
+        claim = self._claim(carry, converged, verdict)
+        carry, found = self._inquired(carry, (best, old), claim, stuck, converged)
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         precise = known | has(PRECISE)
         ends = self._ends(carry, verdict, stalled, precise)
@@ -100,7 +101,6 @@ class Assessment:
             ends[Status.STALLED] = stalled | doubtful
         ends[Status.CONVERGED] = sound
         ends[Status.COLLAPSED] = collapsed
-        converged = carry.live(verdict.satisfied)
         carry = self._limited(carry, carry.live(precise & ~converged))
         return self._decided(carry, old, step.failure, ends)
 
@@ -245,7 +245,7 @@ class Assessment:
         ends: tuple[Best, Point],
         claim: Claim,
         stuck: Array,
-        verdict: Verdict,
+        converged: Array,
     ) -> tuple[Carry, Array]:
         """What rounding tells of the samples that are stuck, or that converge maybe
         because it hides the residual, or because a step of next to nothing is all that
@@ -253,7 +253,7 @@ class Assessment:
         """
         asked = stuck
         if self._doubts_claims(carry.point):
-            asked = stuck | carry.live(verdict.satisfied)
+            asked = stuck | converged
         question = partial(self._findings, carry, ends, claim, asked, stuck)
         mask, dtype = asked | claim.doubtful, self.problem.space.xp.int32
         return answered(self.problem, carry, mask, question, dtype)
@@ -358,7 +358,7 @@ class Assessment:
         """The samples that converge for a reason that may be wrong."""
         problem, space, new = self.problem, self.problem.space, carry.point
         zero = vanished = converged & ~converged
-        asks, backend = self._asks_farther_on(new), space.backend
+        backend = space.backend
         if backend.communicator is None and backend.known_none(converged):
             return Claim(zero, vanished, None, ())
         tiny = tiny_parts(self._state(verdict, new), carry.evidence)
@@ -368,7 +368,8 @@ class Assessment:
             zero = converged & ~space.every([~part for part in verdict.by_zero])
             pairs = zip(verdict.by_zero, tiny, strict=True)
             tiny = tuple([a | (b & space.spread(vanished, b)) for a, b in pairs])
-        return Claim(zero, vanished, converged if asks else None, tiny)
+        far = converged if self._asks_farther_on(new) else None
+        return Claim(zero, vanished, far, tiny)
 
     def _asks_farther_on(self, point: Point) -> bool:
         """Whether a long last step is looked at.

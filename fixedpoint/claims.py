@@ -136,6 +136,7 @@ class Review:
         problem, kept, looks = self.problem, self.new.value, self.unlooked
         numbers = self.claim.evaluations(problem.space.backend)
         for number in numbers:
+            # By the count of steps, each time with other signs, lest terms cancel.
             ulps, count = self.ulps(number), self.evidence.count
             state = nudged(problem, self.state(number), ulps, count)
             g = problem.nearby(problem.increment, state)

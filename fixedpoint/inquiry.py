@@ -96,29 +96,31 @@ class Inquiry:
         noise = Noise(problem.space.zeros(review.new.value), suspicion.asked, 0)
         none = suspicion.stuck & ~suspicion.stuck
         start = xp.where(backend.any(suspicion.asked), 0, begin)
+        fell = fallen(problem, review.new, review.start)
+        left = suspicion.stuck & ~problem.space.every(fell)
         kept = review.new.increment
         end = backend.while_loop(
             lambda turn: turn.number <= last,
-            partial(self._turned, begin),
+            partial(self._turned, begin, left),
             _Turn(start, 0, noise, kept, none, none, review.unlooked),
             last + 1,
         )
-        fell = fallen(problem, review.new, review.start)
         near = was_noise(problem, review.new, fell, end.noise.size)
         precise = suspicion.stuck & end.covered & near
         found = answer(xp, suspicion, precise, end.covered, end.hidden)
         return found + review.answer(end.looks), end.count
 
-    def _turned(self, begin: Any, turn: _Turn) -> _Turn:
-        """One evaluation, and what it tells."""
+    def _turned(self, begin: Any, left: Array, turn: _Turn) -> _Turn:
+        """One evaluation, and what it tells; claims begin at a number, and the residual
+        of the samples that are `left` has not fallen.
+        """
         review, problem, number = self.review, self.review.problem, turn.number
         value, ulps, look = self._state(number)
         g = problem.nearby(problem.increment, nudged(problem, value, ulps, look))
         kept, starts = self._kept(turn.kept, g, number), number == _FIRST
         noise = self._noise(turn, value, kept, g)
         covered, hidden = self._masks(turn, kept, noise)
-        fell = problem.space.every(fallen(problem, review.new, review.start))
-        there = self.suspicion.stuck & covered & ~fell
+        there = left & covered
         following = self._following(number, noise, there, begin)
         where = problem.space.xp.where
         noise = noise._replace(

@@ -206,15 +206,15 @@ class InputStep(Operator):
 
     def evaluate(self, state: Any, gradients: LocalGradients) -> Evaluation:
         """No evaluation: the gradient is there already."""
-        gradient, step = gradients.input_gradient, self.step_size
-        if step is None or self.prox is not None:
-            _, image, residual = self.along(state, gradients)
-        else:
-            residual = leafwise(neg, gradient)
-        if step is not None:
-            image = leafwise(lambda a, g: a - step * g, state, gradient)
-            image = image if self.prox is None else self.prox(image, step)
-        return Evaluation(image, residual, gradients.input_terms)
+        gradient, terms = gradients.input_gradient, gradients.input_terms
+        step = self.step_size
+        if step is None:
+            return Evaluation(*self.along(state, gradients)[1:], terms)
+        moved = leafwise(lambda a, g: a - step * g, state, gradient)
+        if self.prox is None:
+            return Evaluation(moved, leafwise(neg, gradient), terms)
+        residual = self.along(state, gradients)[2]
+        return Evaluation(self.prox(moved, step), residual, terms)
 
     def along(self, x: Any, gradients: LocalGradients) -> tuple[Any, Any, Any]:
         """Where a step as long as x leads before it is projected, its image, and its

@@ -16,12 +16,7 @@ from fixedpoint.backend import Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.functions import Bridge
 from fixedpoint.keywords import by_name
-from fixedpoint.operators import (
-    Evaluation,
-    InputStep,
-    Joint,
-    LocalGradients,
-)
+from fixedpoint.operators import Evaluation, InputStep, Joint, LocalGradients
 from fixedpoint.operators.augmented import unit_step
 from fixedpoint.operators.regularizers import prox_of
 from fixedpoint.point import Point

@@ -201,8 +201,9 @@ class TrackedLBFGS(ObjectiveSolver):
         z = first.value
         if mu0 is None:
             mu0 = lagrangian.loss_and_gradient(z, x, params, y)[1]
+        system = model.system
         found = fp.fixed_point(
-            model.system,
+            system,
             {"z": z, "mu": mu0, "x": x},
             (params, y),
             solver=self,
@@ -213,7 +214,7 @@ class TrackedLBFGS(ObjectiveSolver):
         )
         # The first evaluation of the joint map takes a product.
         work = found.work.plus(first.work).plus(Work(vjp=1))
-        products = linearized(model.system, (params, y), batch_ndim)
+        products = linearized(system, (params, y), batch_ndim)
         return replace(found, work=work, linearization=products)
 
     def init(self, problem: Problem, point: Point) -> SearchState:

@@ -15,9 +15,7 @@ from fixedpoint.adapters import backend_of
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.keywords import by_name
-from fixedpoint.operators import (
-    Lagrangian,
-)
+from fixedpoint.operators import Lagrangian
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -225,7 +223,8 @@ class TrackedNewton(ObjectiveSolver):
         lagrangian = model.problem
         start, rest, work = self._opened(lagrangian, z0, x0, params, y)
         shared = lambda state, params, y, *_: lagrangian(state, params, y)
-        joint = replace(model.system, shared=shared)
+        system = model.system
+        joint = replace(system, shared=shared)
         found = fp.fixed_point(
             joint,
             start,
@@ -240,7 +239,7 @@ class TrackedNewton(ObjectiveSolver):
             **control,
         )
 
-        products = linearized(model.system, (params, y), 1)
+        products = linearized(system, (params, y), 1)
         return replace(found, work=found.work.plus(work), linearization=products)
 
     def _opened(
