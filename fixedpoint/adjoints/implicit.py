@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import truediv
 from typing import Any, NamedTuple
 
@@ -28,14 +28,16 @@ from fixedpoint.space import Space
 from fixedpoint.tolerance import ENTRIES, Tolerance
 
 _ANDERSON = Anderson(memory=10)
-_GMRES = NewtonKrylov(
-    linear=GMRES(restart=50, max_steps=500), forcing=1e-3, line_search=False
-)
+_LINEAR = GMRES(restart=50, max_steps=500)
+_GMRES = NewtonKrylov(linear=_LINEAR, forcing=1e-3, line_search=False)
 
 # Up to so many unknowns, a product for each costs no more than an iterative solve.
 _MATRIX = 16
 
-# Entries of the matrices of all samples together, at most.
+# Where all else has failed, so many products for each step that is allowed.
+_PRODUCTS = 4
+
+# Entries of the matrices, or of the bases, of all samples together, at most.
 _LARGEST = 2**26
 
 
@@ -61,10 +63,11 @@ class ImplicitAdjoint(LinearAdjoint):
         How to solve the adjoint system. By default that of a single sample of up to
         sixteen unknowns (and `max_steps`) by elimination, or by least squares where its
         matrix is singular; else by ``Anderson(memory=10)``, or for roots, and with a
-        preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES. Where
-        these fail, samples of up to 200 unknowns are solved by elimination; those of
-        fixed points outside of a trace alone, and if they have no more unknowns than
-        `max_steps`, and matrices of half a gibibyte at most in float64.
+        preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES. Outside of
+        a trace, what these fail at is solved by elimination up to `max_steps` unknowns,
+        and by GMRES beyond; what that fails at, by elimination up to four times as
+        many. Each of these takes half a gibibyte at most in float64. In a trace, roots
+        of up to 200 unknowns alone are solved by elimination then.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
         − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
@@ -127,9 +130,7 @@ class ImplicitAdjoint(LinearAdjoint):
         small = system.space.dimension <= ENTRIES
         if small and system.is_root and system.units is not None:
             return self._confirmed(system)
-        in_units = system.units is not None
-        end = self._solved_in_units(system) if in_units else self._solved(system)
-        return self._rescued(system, end) if small else end
+        return self._rescued(system, self._attempted(system))
 
     def _eliminates(self, system: AdjointSystem) -> bool:
         """Whether the system is small, and nothing says how to solve it.
@@ -141,14 +142,19 @@ class ImplicitAdjoint(LinearAdjoint):
         small = space.real_size <= _MATRIX and space.batch_ndim == 0
         return small and system.start is None and self._is_open(system)
 
-    def _is_open(self, system: AdjointSystem) -> bool:
+    def _is_open(self, system: AdjointSystem, products: int = 1) -> bool:
         """Whether nothing says how to solve the system, and its matrices are known here
-        in no more products, and no more memory, than are allowed.
+        in so many `products` for each step, and no more memory than is allowed.
+        """
+        size = system.space.real_size
+        return size <= products * self.max_steps and self._holds(system, size)
+
+    def _holds(self, system: AdjointSystem, columns: int) -> bool:
+        """Whether nothing says how to solve the system, and so many vectors of each
+        sample are no more than may be held here.
         """
         space, backend = system.space, system.space.backend
-        if space.real_size > self.max_steps:
-            return False
-        if math.prod(space.batch_shape) * space.real_size**2 > _LARGEST:
+        if math.prod(space.batch_shape) * space.real_size * columns > _LARGEST:
             return False
         told = self.solver, system.precondition, backend.communicator
         is_free = all(part is None for part in told)
@@ -176,19 +182,31 @@ class ImplicitAdjoint(LinearAdjoint):
             work=end.work.plus(Work(f=products)),
             state=Memory(self._method(system), ()),
         )
-        return _eliminated_where(system, ~alike | (end.status != converged), end)
+        mask = ~alike | _has_failed(end)
+        return _solved_where(system, mask, end, AdjointSystem.eliminated)
 
     def _rescued(self, system: AdjointSystem, end: Iteration) -> Iteration:
-        """The solution, by elimination where an iterative method fails.
+        """The solution, by GMRES or by elimination where other methods fail.
 
         That of a map whose derivative has eigenvalues outside of the unit circle, which
-        Newton's method does not mind, takes more steps than it has unknowns, if it
-        converges. In a trace this would double what is compiled.
+        Newton's method does not mind, takes Anderson's method more steps than it has
+        unknowns, if it converges. In a trace this would double what is compiled.
         """
-        traced = system.space.backend.is_traced((end.status,))
-        if traced or not self._is_open(system):
+        if system.space.backend.is_traced((end.status,)):
             return end
-        return _eliminated_where(system, end.status != int(Status.CONVERGED), end)
+        is_new = not (system.is_root or self._is_open(system))
+        if is_new and self._holds(system, _LINEAR.restart):
+            linear = replace(_LINEAR, max_steps=self.max_steps)
+            by_gmres = replace(self, solver=replace(_GMRES, linear=linear))
+            end = _solved_where(system, _has_failed(end), end, by_gmres._attempted)
+        if self._is_open(system, _PRODUCTS):
+            end = _solved_where(system, _has_failed(end), end, AdjointSystem.eliminated)
+        return end
+
+    def _attempted(self, system: AdjointSystem) -> Iteration:
+        """What one method makes of the system."""
+        in_units = system.units is not None
+        return self._solved_in_units(system) if in_units else self._solved(system)
 
     def _solved_in_units(self, system: AdjointSystem) -> Iteration:
         """The solution, sought once more in comparable units where an equation does not
@@ -244,20 +262,30 @@ class _Tried(NamedTuple):
     scales: Any = None  # those to solve it in next
 
 
-def _eliminated_where(system: AdjointSystem, mask: Array, end: Iteration) -> Iteration:
-    """The iteration with the solution by elimination, where there is one, in the
+def _has_failed(end: Iteration) -> Array:
+    failed: Array = end.status != int(Status.CONVERGED)
+    return failed
+
+
+def _solved_where(
+    system: AdjointSystem,
+    mask: Array,
+    end: Iteration,
+    attempt: Callable[[AdjointSystem], Iteration],
+) -> Iteration:
+    """The iteration with the solution by another attempt, where there is one, in the
     samples of a mask.
     """
     space, backend = system.space, system.space.backend
 
-    def eliminated(tried: _Tried) -> _Tried:
-        found = system.eliminated()
-        sound = tried.uneven & (found.status == int(Status.CONVERGED))
+    def solved(tried: _Tried) -> _Tried:
+        found = attempt(system)
+        sound = tried.uneven & ~_has_failed(found)
         end = _renewed(space, sound, tried.end, found)
         return _Tried(tried.uneven & ~tried.uneven, end)
 
     goes_on = lambda tried: backend.any(tried.uneven)
-    last: _Tried = backend.while_loop(goes_on, eliminated, _Tried(mask, end), 1)
+    last: _Tried = backend.while_loop(goes_on, solved, _Tried(mask, end), 1)
     return last.end
 
 

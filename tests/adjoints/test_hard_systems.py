@@ -131,10 +131,39 @@ def test_derivatives_with_eigenvalues_far_outside_of_the_unit_circle(
     slopes = 1.0 + 0.3 / torch.cosh(sol.value.detach()) ** 2
     A = torch.eye(size, **torch64) - slopes[..., :, None] * W.T
     close(found.numpy(), torch.linalg.solve(A, torch.ones_like(b)).numpy(), 1e-8)
-    few = fp.ImplicitAdjoint(max_steps=size - 1)
+    few = fp.ImplicitAdjoint(max_steps=(size - 1) // 4)
     sol = fp.fixed_point(f, sol.value.detach(), (b,), adjoint=few, **settings)
     with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
         sol.value.sum().backward()
+
+
+def of_large_systems(kind, size, rng):
+    """Derivatives that have eigenvalues outside of the unit circle."""
+    G = rng.standard_normal((size, size)) / np.sqrt(size)
+    if kind == "stable and stiff":
+        return -5.0 * G @ G.T
+    if kind == "rotation":
+        return 1.3 * np.linalg.qr(G)[0]
+    return 3.0 * G
+
+
+@pytest.mark.parametrize("samples", [None, 2])
+@pytest.mark.parametrize("size", [300, 600])
+@pytest.mark.parametrize("kind", ["stable and stiff", "rotation", "random"])
+def test_large_derivatives_outside_of_the_unit_circle(kind, size, samples):
+    """GMRES or elimination solve what Anderson's method does not; but not in more
+    products than are allowed.
+    """
+    rng = np.random.default_rng(size)
+    W = of_large_systems(kind, size, rng)
+    vjp = lambda z, b: lambda w: (w @ W, w)
+    z, v = rng.standard_normal((2, size) if samples is None else (2, samples, size))
+    settings = {"batch_ndim": z.ndim - 1}
+    (found,) = fp.implicit_vjp(vjp, z, v, (z,), **settings)
+    close(found, np.linalg.solve(np.eye(size) - W.T, v.T).T, 1e-4)
+    few = fp.ImplicitAdjoint(max_steps=5)
+    with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
+        fp.implicit_vjp(vjp, z, v, (z,), adjoint=few, **settings)
 
 
 @pytest.mark.parametrize("size", [40, 120])
