@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
@@ -125,9 +126,12 @@ class Question:
     def _solver(self, space: Space, is_compiled: bool) -> Solver:
         """The method that is named, or the default for such a problem."""
         named = self.solver or self.adjoint.forward_solver
-        has_matrix, has_batch = self.map.jacobian is not None, self.batch_ndim > 0
+        has_matrix, samples = (
+            self.map.jacobian is not None,
+            math.prod(space.batch_shape),
+        )
         return named or default_solver(
-            space.dimension, self.is_root, has_matrix, has_batch, is_compiled
+            space.dimension, self.is_root, has_matrix, samples, is_compiled
         )
 
     def _check(self) -> None:

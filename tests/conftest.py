@@ -131,7 +131,8 @@ def compiled(by: Any, f: Any, z0: Any, settings: dict[str, Any]) -> Any:
         batch_ndim = settings.get("batch_ndim", 0)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(z0)]
         size = sum(math.prod(leaf.shape[batch_ndim:]) for leaf in leaves)
-        kind = size, by is fp.root, "jacobian" in settings, batch_ndim > 0
+        samples = math.prod(leaves[0].shape[:batch_ndim])
+        kind = size, by is fp.root, "jacobian" in settings, samples
         default = fp.default_solver(*kind)
         settings = settings | {"solver": default.sequence[0]}
     try:

@@ -187,7 +187,7 @@ class DEQ:
         solver, adjoint = methods_of(self.solver, self.adjoint)
         if solver is None:
             needed = None if adjoint is None else adjoint.forward_solver
-            solver = needed or fp.default_solver(1, is_root=False, is_batch=True)
+            solver = needed or fp.default_solver(1, is_root=False)
         return solver.sequence[0]
 
     def _solved(

@@ -22,8 +22,9 @@ from fixedpoint.solvers.picard import Picard
 from fixedpoint.solvers.pseudo_transient import PseudoTransient
 from fixedpoint.solvers.squarem import SQUAREM
 
-# Up to the first size a Jacobian costs little; up to the second it can still be had.
-_SMALL, _DENSE = 64, 2000
+# Up to the first size a Jacobian costs little; up to the second it can still be had,
+# if those of all samples have no more entries than that.
+_SMALL, _DENSE, _ENTRIES = 64, 2000, 2**26
 
 _NAMES: dict[str, type[Solver]] = {
     "anderson": Anderson,
@@ -115,7 +116,7 @@ def default_solver(
     size: int,
     is_root: bool,
     has_jacobian: bool = False,
-    is_batch: bool = False,
+    samples: int = 1,
     is_compiled: bool = False,
 ) -> Solver:
     """The sequence of solvers behind :func:`fixed_point` and :func:`root`.
@@ -169,8 +170,10 @@ def default_solver(
         Whether a root is sought, or a fixed point.
     has_jacobian : bool, optional
         Whether the call is given ``jacobian``.
-    is_batch : bool, optional
-        Whether there are several samples: then a matrix of each would be too much.
+    samples : int, optional
+        How many problems are solved at once. Where the matrices of more than 64
+        unknowns would have more than 2²⁶ entries together, roots are sought as if they
+        had more than 2000 unknowns.
     is_compiled : bool, optional
         Whether the solve is compiled before it runs.
 
@@ -184,10 +187,11 @@ def default_solver(
     >>> [solver.name for solver in fp.default_solver(10, is_root=True).sequence]
     ['Newton', 'Newton', 'LevenbergMarquardt', 'Broyden']
     """
-    large = (size > _SMALL) + (size > _DENSE)
+    is_too_large = size > _DENSE or samples * size**2 > _ENTRIES
+    large = (size > _SMALL) * (1 + is_too_large)
     if is_compiled and not (is_root or has_jacobian):
         return _IN_TRACES
-    sequence = _sequence(large, is_root, has_jacobian, is_batch)
+    sequence = _sequence(large, is_root, has_jacobian, samples > 1)
     if is_compiled and not (large or has_jacobian):
         return _of_newton(sequence)
     return sequence

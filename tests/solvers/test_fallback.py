@@ -194,6 +194,15 @@ def test_the_defaults_are_sequences_by_kind_and_size():
         assert sol.methods == tuple(rung.name for rung in solver.sequence)
 
 
+def test_matrices_that_would_fill_the_memory_are_not_asked_for():
+    """Those of a large batch of roots; a batch of fixed points has none."""
+    names = lambda *kind: [rung.name for rung in fp.default_solver(*kind).sequence]
+    assert names(1000, True, False, 60) == names(1000, True)
+    assert names(1000, True, False, 70) == names(10_000, True) == ["NewtonKrylov"] * 2
+    assert names(64, True, False, 10**6) == names(64, True)
+    assert names(1000, False, False, 2) == names(1000, False)[:-1]
+
+
 def test_a_scale_that_acceleration_leads_to_zero_is_found_soon():
     """Location and scale of a distribution of Student's by expectation-maximization:
     extrapolated, the scale vanishes, where the map is not defined.
