@@ -27,7 +27,7 @@ from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space
 from fixedpoint.tolerance import ENTRIES, Tolerance
 
-_ANDERSON = Anderson(memory=10)
+_ANDERSON, _DAMPING = Anderson(memory=10), 0.1
 _LINEAR = GMRES(restart=50, max_steps=500)
 _GMRES = NewtonKrylov(linear=_LINEAR, forcing=1e-3, line_search=False)
 
@@ -62,12 +62,13 @@ class ImplicitAdjoint(LinearAdjoint):
     solver : Solver or str, optional
         How to solve the adjoint system. By default that of a single sample of up to
         sixteen unknowns (and `max_steps`) by elimination, or by least squares where its
-        matrix is singular; else by ``Anderson(memory=10)``, or for roots, and with a
-        preconditioner, by :class:`NewtonKrylov`, one step of which is GMRES. Outside of
-        a trace, what these fail at is solved by elimination up to `max_steps` unknowns,
-        and by GMRES beyond; what that fails at, by elimination up to four times as
-        many. Each of these takes half a gibibyte at most in float64. In a trace, roots
-        of up to 200 unknowns alone are solved by elimination then.
+        matrix is singular; else by ``Anderson(memory=10)``, and where that gives up
+        with a damping of 0.1; for roots, and with a preconditioner, by
+        :class:`NewtonKrylov`, one step of which is GMRES. Outside of a trace, what
+        these fail at is solved by elimination up to `max_steps` unknowns. Beyond, where
+        they give up before `max_steps`, GMRES follows, and elimination up to four times
+        as many. Each of these takes half a gibibyte at most in float64. In a trace,
+        roots of up to 200 unknowns alone are solved by elimination then.
     preconditioner : callable, optional
         ``preconditioner(z, *args)`` returns v ↦ Pv, with P an approximate inverse of I
         − Jᵀ, or of F′ᵀ, on containers like z. Only products with Jᵀ use it.
@@ -183,7 +184,7 @@ class ImplicitAdjoint(LinearAdjoint):
             state=Memory(self._method(system), ()),
         )
         mask = ~alike | _has_failed(end)
-        return _solved_where(system, mask, end, AdjointSystem.eliminated)
+        return _solved_where(system, mask, end, _eliminated)
 
     def _rescued(self, system: AdjointSystem, end: Iteration) -> Iteration:
         """The solution, by GMRES or by elimination where other methods fail.
@@ -194,45 +195,76 @@ class ImplicitAdjoint(LinearAdjoint):
         """
         if system.space.backend.is_traced((end.status,)):
             return end
-        is_new = not (system.is_root or self._is_open(system))
-        if is_new and self._holds(system, _LINEAR.restart):
+        if self._is_open(system):
+            return _solved_where(system, _has_failed(end), end, _eliminated)
+        if not system.is_root and self._holds(system, _LINEAR.restart):
             linear = replace(_LINEAR, max_steps=self.max_steps)
             by_gmres = replace(self, solver=replace(_GMRES, linear=linear))
-            end = _solved_where(system, _has_failed(end), end, by_gmres._attempted)
+            end = _solved_where(system, _gave_up(end), end, by_gmres._attempted)
         if self._is_open(system, _PRODUCTS):
-            end = _solved_where(system, _has_failed(end), end, AdjointSystem.eliminated)
+            end = _solved_where(system, _gave_up(end), end, _eliminated)
         return end
 
     def _attempted(self, system: AdjointSystem) -> Iteration:
-        """What one method makes of the system."""
-        in_units = system.units is not None
-        return self._solved_in_units(system) if in_units else self._solved(system)
+        """What one method makes of the system; again where that may help."""
+        again = system.units is not None or self._follows_map(system)
+        return self._solved_again(system) if again else self._solved(system)
 
-    def _solved_in_units(self, system: AdjointSystem) -> Iteration:
-        """The solution, sought once more in comparable units where an equation does not
-        hold: the norm of all of them may see only those in large units.
+    def _follows_map(self, system: AdjointSystem) -> bool:
+        """Whether the method is Anderson's, which damping helps."""
+        return self._method(system) is _ANDERSON
+
+    def _solved_again(self, system: AdjointSystem) -> Iteration:
+        """The solution, sought once more with damping where that failed, and in
+        comparable units where an equation does not hold: the norm of all of them may
+        see only those in large units.
         """
         space, backend = system.space, system.space.backend
 
         def again(tried: _Tried) -> _Tried:
-            found = self._solved(system.comparable(tried.scales))
-            value = tuple(map(truediv, found.value, tried.scales.columns))
-            is_better = (found.status == int(Status.CONVERGED)) | (tried.times == 0)
-            renewed = tried.uneven & is_better
-            end = _renewed(space, renewed, tried.end, found._replace(value=value))
-            uneven, sizes, products = system.equations(end.value, self._rtol(system))
-            end = end._replace(work=end.work.plus(Work(f=products)))
-            uneven, scales = tried.uneven & uneven, system.scales(sizes)
-            return _Tried(uneven, end, tried.times + 1, scales)
+            found = self._solved_scaled(system, tried)
+            is_better = ~_has_failed(found) | (tried.times == 0)
+            end = _renewed(space, tried.uneven & is_better, tried.end, found)
+            return self._looked_at(system, tried, end)
 
         def goes_on(tried: _Tried) -> Any:
             return (tried.times < 2) & backend.any(tried.uneven)
 
         start = system.unfinished(system.rhs, 0)
         none = tuple(map(space.xp.ones_like, system.rhs))
-        first = _Tried(start.status == start.status, start, 0, Scales(none, none))
-        last: _Tried = backend.while_loop(goes_on, again, first, 2)
+        scales = None if system.units is None else Scales(none, none)
+        every = start.status == start.status
+        last: _Tried = backend.while_loop(
+            goes_on, again, _Tried(every, start, 0, scales), 2
+        )
         return last.end._replace(state=Memory(self._method(system), ()))
+
+    def _solved_scaled(self, system: AdjointSystem, tried: _Tried) -> Iteration:
+        """The solution in the units, and with the damping, that are tried next."""
+        space, other = system.space, system
+        if tried.scales is not None:
+            other = other.comparable(tried.scales)
+        if self._follows_map(system):
+            damped = _gave_up(tried.end) & (tried.times > 0)
+            factor = space.select(damped, _DAMPING * space.one, space.one)
+            other = other.damped(factor)
+        found = self._solved(other)
+        if tried.scales is None:
+            return found
+        return found._replace(
+            value=tuple(map(truediv, found.value, tried.scales.columns))
+        )
+
+    def _looked_at(
+        self, system: AdjointSystem, tried: _Tried, end: Iteration
+    ) -> _Tried:
+        """What was tried, where it ended, and the samples to be solved once more."""
+        uneven, scales = _gave_up(end), tried.scales
+        if scales is not None:
+            uneven, sizes, products = system.equations(end.value, self._rtol(system))
+            end = end._replace(work=end.work.plus(Work(f=products)))
+            scales = system.scales(sizes)
+        return _Tried(tried.uneven & uneven, end, tried.times + 1, scales)
 
     def _rtol(self, system: AdjointSystem) -> float:
         return system.rtol if self.rtol is None else self.rtol
@@ -262,9 +294,17 @@ class _Tried(NamedTuple):
     scales: Any = None  # those to solve it in next
 
 
+_eliminated = AdjointSystem.eliminated
+
+
 def _has_failed(end: Iteration) -> Array:
     failed: Array = end.status != int(Status.CONVERGED)
     return failed
+
+
+def _gave_up(end: Iteration) -> Array:
+    """Whether the method failed before it had taken all steps that it might."""
+    return _has_failed(end) & (end.status != int(Status.MAX_STEPS))
 
 
 def _solved_where(

@@ -104,6 +104,16 @@ class AdjointSystem:
             precondition=inverse and (lambda w: times(columns, inverse(over(w, rows)))),
         )
 
+    def damped(self, factor: Array) -> AdjointSystem:
+        """The system β(I − A)u = βv of a fixed point, whose map takes damped steps."""
+        space, product = self.space, self.product
+
+        def times(u: Vec) -> Vec:
+            step = space.subtract(product(u), u)
+            return space.add(u, space.scale(factor, step))
+
+        return replace(self, product=times, rhs=space.scale(factor, self.rhs))
+
     def equations(self, u: Vec, rtol: float) -> tuple[Array, Vec, int]:
         """Whether u leaves of an equation more than ten times `rtol` of its terms, by
         sample; the size of these terms, and products taken.

@@ -1,5 +1,6 @@
 """Adjoint systems that an iterative method solves wrongly, or not at all."""
 
+import jax
 import numpy as np
 import pytest
 import scipy.linalg
@@ -101,15 +102,15 @@ def test_matrices_that_would_fill_the_memory_are_not_made(monkeypatch, is_too_mu
     samples, size = 3, 20
     entries = samples * size**2
     monkeypatch.setattr(implicit, "_LARGEST", entries - is_too_much)
-    W = 10.0 * np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
-    vjp = lambda z, b: lambda w: (w @ W, w)
+    W = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
+    vjp = lambda z, b: lambda w: (100.0 * w @ W, w)
     z = np.random.default_rng(1).standard_normal((samples, size))
     if is_too_much:
         with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
             fp.implicit_vjp(vjp, z, z, (z,), batch_ndim=1)
     else:
         (found,) = fp.implicit_vjp(vjp, z, z, (z,), batch_ndim=1)
-        close(found, np.linalg.solve(np.eye(size) - W.T, z.T).T, 1e-10)
+        close(found, np.linalg.solve(np.eye(size) - 100.0 * W.T, z.T).T, 1e-10)
 
 
 @pytest.mark.parametrize(("size", "scale"), [(17, 10.0), (24, 3.0), (60, 1.5)])
@@ -164,6 +165,20 @@ def test_large_derivatives_outside_of_the_unit_circle(kind, size, samples):
     few = fp.ImplicitAdjoint(max_steps=5)
     with pytest.raises(fp.ConvergenceError, match="adjoint solve failed"):
         fp.implicit_vjp(vjp, z, v, (z,), adjoint=few, **settings)
+
+
+@pytest.mark.parametrize("size", [60, 300])
+def test_stiff_maps_in_a_trace(size):
+    """Where nothing else can follow, damping does what no memory does."""
+    rng = np.random.default_rng(size)
+    W, v = of_large_systems("stable and stiff", size, rng), rng.standard_normal(size)
+
+    def value(b):
+        settings = {"max_steps": 0, "on_failure": "return"}
+        return fp.fixed_point(lambda z, b: W @ z + b, b, (b,), **settings).value @ v
+
+    found = jax.jit(jax.grad(value))(rng.standard_normal(size))
+    close(np.asarray(found), np.linalg.solve(np.eye(size) - W.T, v), 1e-4)
 
 
 @pytest.mark.parametrize("size", [40, 120])
