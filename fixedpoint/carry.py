@@ -81,7 +81,8 @@ def sifted(space: Space, carry: Carry) -> Carry:
     active = carry.status == RUNNING
     if ends_alone(space, active):
         return carry._replace(active=None, running=active)
-    every = space.backend.known_all(active)
+    is_empty = 0 in space.batch_shape and space.backend.communicator is None
+    every = not is_empty and space.backend.known_all(active)
     running = every or space.backend.any(active)
     return carry._replace(active=None if every else active, running=running)
 
