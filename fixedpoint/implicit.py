@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fixedpoint import tree
 from fixedpoint.adjoints import AdjointSystem, ImplicitAdjoint
 from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.adjoints.system import units_of_unknowns
 from fixedpoint.backend import Backend, Vec
 from fixedpoint.border import Border
-from fixedpoint.checks import check_count, check_function
+from fixedpoint.checks import check_count, check_function, check_given
 from fixedpoint.functions import Product
 from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
@@ -59,7 +60,7 @@ def implicit_vjp(
     Returns
     -------
     tuple
-        The cotangents of `args`.
+        The cotangents of `args`, each of the shape of its argument.
 
     Raises
     ------
@@ -82,18 +83,29 @@ def implicit_vjp(
     check_function("vjp", vjp, args)
     border, leaves, space = _posed(value, batch_ndim)
     pullback = vjp(value, *args)
+    check_given("what vjp(z, *args) returns, the pullback,", pullback)
     rhs = border.pack(cotangent, leaves, "cotangent")
 
+    def pulled(u: Vec) -> tuple[Any, ...]:
+        parts = pullback(border.unpack(u))
+        if isinstance(parts, (tuple, list)):
+            return tuple(parts)
+        raise TypeError(
+            "the pullback of vjp must return a tuple, of a cotangent of z and one of "
+            f"each of args, got {type(parts).__name__}"
+        )
+
     def product(u: Vec) -> Vec:
-        return border.pack(pullback(border.unpack(u))[0], leaves, "vjp")
+        return border.pack(pulled(u)[0], leaves, "vjp")
 
     u = _solved(adjoint, space, leaves, product, rhs, is_root, transposed=True)
-    cotangents = tuple(pullback(border.unpack(u))[1:])
+    cotangents = pulled(u)[1:]
     if len(cotangents) < len(args):  # of what f has inside there may be more
         raise ValueError(
             "the pullback of vjp must return a cotangent of z and one of each of the "
             f"{len(args)} args, got {len(cotangents) + 1} in all"
         )
+    _check_cotangents(cotangents, args)
     return cotangents
 
 
@@ -152,6 +164,7 @@ def implicit_jvp(
     _check_one_each("tangents", tangents, args)
     border, leaves, space = _posed(value, batch_ndim)
     pushed = jvp(value, *args)
+    check_given("what jvp(z, *args) returns, the derivative,", pushed)
     still = _zeros(border.backend, tangents)
     image = pushed(_zeros(border.backend, value), *tangents)
     rhs = border.pack(image, leaves, "jvp")
@@ -170,6 +183,31 @@ def _posed(value: Any, batch_ndim: int) -> tuple[Border, Vec, Space]:
     border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
     border.check(leaves, batch_ndim)
     return border, leaves, space_of(border.backend, leaves, batch_ndim)
+
+
+def _check_cotangents(cotangents: tuple[Any, ...], args: tuple[Any, ...]) -> None:
+    """Raise if the cotangent of an array, or of a number, has another shape than it."""
+    for place, (cotangent, arg) in enumerate(zip(cotangents, args, strict=False)):
+        found, leaves = tree.flatten(cotangent)[0], tree.flatten(arg)[0]
+        if len(found) != len(leaves):  # what only f and its products understand
+            continue
+        names = tree.paths(arg, f"args[{place}]")
+        for new, leaf, name in zip(found, leaves, names, strict=True):
+            got, expected = map(_shape, (new, leaf))
+            if None not in (got, expected) and got != expected:
+                raise ValueError(
+                    f"the pullback of vjp must return a cotangent of the shape of "
+                    f"{name}: expected {expected}, got {got}. Sum over the axes that "
+                    "f broadcasts it over"
+                )
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    """The shape of an array or of a number; None for all else."""
+    if isinstance(leaf, (int, float, complex)):
+        return ()
+    shape = getattr(leaf, "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _check_one_each(name: str, given: Any, args: tuple[Any, ...]) -> None:

@@ -525,6 +525,32 @@ def test_numpy_arguments_that_do_not_fit_are_named(value, args, control, message
         )
 
 
+@pytest.mark.parametrize(
+    ("vjp", "message"),
+    [
+        (lambda z, a: (np.diag(a), np.eye(2)), "the pullback, must be callable, got a"),
+        (lambda z, a: lambda w: 0.5 * w, "return a tuple, of .*, got ndarray"),
+        (lambda z, a: lambda w: None, "return a tuple, of .*, got NoneType"),
+        (lambda z, a: lambda w: (0.5 * w, w[0]), r"of args\[0\]: expected \(2,\), got"),
+    ],
+)
+def test_numpy_pullbacks_of_another_kind(vjp, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fp.implicit_vjp(vjp, np.ones(2), np.ones(2), (np.ones(2),))
+
+
+def test_numpy_cotangents_that_are_not_summed():
+    """A gradient that broadcasts is wrong wherever it is used, and looks right."""
+    vjp = lambda z, a: lambda w: (0.5 * w, {"shift": w})
+    with pytest.raises(ValueError, match=r"args\[0\]\['shift'\].*\(\), got \(3,\)"):
+        fp.implicit_vjp(vjp, np.ones(3), np.ones(3), ({"shift": 1.0},))
+
+
+def test_numpy_derivatives_of_another_kind():
+    with pytest.raises(TypeError, match="the derivative, must be callable, got ndarr"):
+        fp.implicit_jvp(lambda z, a: z, np.ones(2), (np.ones(2),), (np.ones(2),))
+
+
 def test_numpy_tangents_are_a_tuple():
     with pytest.raises(TypeError, match="tangents must be a tuple, got ndarray"):
         fp.implicit_jvp(PRODUCTS["jvp"], B, B, (B, W))
