@@ -7,7 +7,7 @@ from typing import Any
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.border import Border
-from fixedpoint.checks import check_bound, check_count
+from fixedpoint.checks import check_bound, check_count, check_function
 from fixedpoint.spaces import space_of
 
 
@@ -51,6 +51,7 @@ def jacobian_penalty(
     Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization",
     ICML 2021, arXiv:2106.14342.
     """
+    check_function("f", f, args)
     check_count("batch_ndim", batch_ndim, 0)
     border, leaves = Border.of(z, "z", batch_ndim=batch_ndim)
     border.check(leaves, batch_ndim)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.border import Border
-from fixedpoint.checks import check_count
+from fixedpoint.checks import check_count, check_given
 from fixedpoint.columns import Columns
 from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
@@ -72,6 +72,7 @@ def spectral_radius(
     >>> np.round(spectral_radius(sol.linearize(), np.ones((2, 1)), batch_ndim=1), 4)
     array([0.6736, 0.2176])
     """
+    check_given("product", product)
     check_count("steps", steps, 1)
     check_count("batch_ndim", batch_ndim, 0)
     border, value = Border.of(start, "start", batch_ndim=batch_ndim)

@@ -4,6 +4,7 @@ wrong.
 
 import re
 import traceback
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -693,6 +694,13 @@ def test_warn(xp_case):
     np.testing.assert_allclose(xp_case.to_numpy(sol.value)[1], SLOW, rtol=1e-12)
 
 
+def test_the_warning_of_a_layer_points_at_the_call():
+    model = torch.nn.Sequential(fixedpoint_torch.DEQ(lambda z, x: z + x, max_steps=3))
+    with pytest.warns(fp.ConvergenceWarning) as caught:
+        model(torch.ones(1, 1))
+    assert caught[0].filename == __file__
+
+
 def test_the_warning_points_at_the_call():
     with pytest.warns(fp.ConvergenceWarning) as caught:
         solve(lambda z: z + 1, max_steps=3, on_failure="warn")
@@ -1012,6 +1020,25 @@ PENALTIES = [
 def test_axes_of_a_penalty(penalty, batch_ndim, message):
     with pytest.raises(ValueError, match=message):
         penalty(batch_ndim=batch_ndim)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_what_a_penalty_is_made_of(library):
+    """Elsewhere it takes what f returned instead of f."""
+    if library == "torch":
+        z, penalty = torch.ones(2, 3), fixedpoint_torch.jacobian_penalty
+    else:
+        key = jax.random.key(0)
+        z, penalty = jnp.ones((2, 3)), partial(fixedpoint_jax.jacobian_penalty, key=key)
+    with pytest.raises(TypeError, match=r"^f must be callable, got "):
+        penalty(0.5 * z, z)
+    with pytest.raises(TypeError, match=r"^args must be a tuple, got .*: write args="):
+        penalty(lambda z, x: 0.5 * z + x, z, z)
+
+
+def test_what_a_spectral_radius_is_of():
+    with pytest.raises(TypeError, match=r"^product must be callable, got ndarray$"):
+        fp.spectral_radius(np.eye(2), np.ones(2))
 
 
 def test_what_a_correction_is_made_of():

@@ -216,7 +216,9 @@ def test_every_solver_takes_batches_of_any_shape(eager_case, solver):
 
 
 def test_a_batch_of_no_samples_takes_no_step(jit_case):
-    sol = fp.fixed_point(lambda z: 0.5 * z + 1.0, jit_case.xp.zeros((0, 3)), batch_ndim=1)
+    sol = fp.fixed_point(
+        lambda z: 0.5 * z + 1.0, jit_case.xp.zeros((0, 3)), batch_ndim=1
+    )
     assert sol.work.f == 1
 
 
