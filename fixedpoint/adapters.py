@@ -21,14 +21,14 @@ from fixedpoint.numpy_backend import NumpyBackend
 
 
 @cache
-def _announced() -> dict[str, Any]:
+def announced() -> dict[str, Any]:
     """What announces an adapter, by module: to look for these takes milliseconds."""
     return {entry.name: entry for entry in entry_points(group="fixedpoint.backends")}
 
 
 @cache
 def _adapter(module: str) -> Backend | None:
-    entry = _announced().get(module)
+    entry = announced().get(module)
     return None if entry is None else _only(entry.load())
 
 
@@ -91,7 +91,7 @@ def backend_of_state(container: Any, whole: str) -> Backend:
     framework.
     """
     leaves = tree.flatten(container)[0]
-    for module in () if all(map(_is_known, leaves)) else _announced():
+    for module in () if all(map(_is_known, leaves)) else announced():
         if module not in sys.modules:
             continue
         backend = _adapter(module)

@@ -7,6 +7,7 @@ where nobody listens, or inside a trace, nothing is worked out.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+from fixedpoint.adapters import announced
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution, Status
 from fixedpoint.space import Space
@@ -41,7 +43,7 @@ def apply_policy(
     leaves, poisoned if so asked.
 
     Where the values are symbols of a trace nothing can be raised, and "raise" fills the
-    samples that failed with NaN. A warning points to the call three frames farther out.
+    samples that failed with NaN. A warning points to the caller's code.
     """
     log_solution(what, space.backend, solution)
     if policy == "return":
@@ -53,8 +55,21 @@ def apply_policy(
         message = _sentence(what, backend, solution)
         if policy == "raise":
             raise ConvergenceError(message, solution)
-        warnings.warn(message, ConvergenceWarning, stacklevel=4)
+        warnings.warn(message, ConvergenceWarning, stacklevel=_level())
     return value
+
+
+def _level() -> int:
+    """How many frames above the one that asks the code is that is neither of this
+    library nor of one of arrays, whose modules call layers.
+    """
+    frame, level, inside = inspect.currentframe(), 0, {"fixedpoint", *announced()}
+    while frame is not None:
+        top = frame.f_globals.get("__name__", "").partition(".")[0]
+        if top.partition("_")[0] not in inside:
+            break
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _sentence(what: str, backend: Backend, solution: Solution[Any]) -> str:
