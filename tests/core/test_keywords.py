@@ -66,7 +66,12 @@ def test_a_method_leaves_tolerances_and_limits_to_the_call(kind, name):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("maxiter", "': here it is max_steps=$"), ("solver", "'$"), ("method", "'$")],
+    [
+        ("maxiter", "': here it is max_steps=$"),
+        ("bracket", "': here it is lower=, upper=$"),
+        ("solver", "'$"),
+        ("method", "'$"),
+    ],
 )
 def test_a_bracket_knows_what_others_call_its_settings(name, says):
     with pytest.raises(TypeError, match=rf"^bracketed_root\(\) got .* '{name}{says}"):
@@ -77,6 +82,21 @@ def test_a_bracket_knows_what_others_call_its_settings(name, says):
 def test_a_limit_of_evaluations_is_a_budget():
     with pytest.raises(TypeError, match=r"here it is budget=Budget\(evaluations=\)$"):
         fp.root(abs, 0.5, maxfev=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("bounds", "project="),
+        ("iter", "max_steps="),
+        ("tol_norm", "norm="),
+        ("verbose", r"callback=Progress\(\)"),
+        ("x_tol", "atol="),
+    ],
+)
+def test_a_call_knows_what_scipy_calls_its_settings(name, here):
+    with pytest.raises(TypeError, match=f"'{name}': here it is {here}$"):
+        fp.root(abs, 0.5, **{name: 3})
 
 
 def test_an_unknown_setting_lists_the_known_ones():
