@@ -344,7 +344,11 @@ class Solution(Generic[T]):
 
     def __repr__(self) -> str:
         """The value, if it is short, and what is known of it."""
-        lines = [f"    {name}: {text}" for name, text in self._summary().items()]
+        try:
+            found = self._summary()
+        except (AttributeError, TypeError, ValueError):
+            return represented(self)  # JAX put something in place of the arrays
+        lines = [f"    {name}: {text}" for name, text in found.items()]
         return "\n".join(["Solution", *lines])
 
     def _repr_html_(self) -> str:

@@ -261,6 +261,14 @@ def test_a_solution_in_a_container_of_a_framework_is_shown():
     assert "Pair of 2 arrays" in sol._repr_html_()
 
 
+def test_a_solution_without_arrays_is_shown():
+    """As JAX makes it: of shapes, of nothing, or of whatever a caller maps to."""
+    sol = fp.fixed_point(lambda z: 0.5 * jnp.cos(z), jnp.ones(3))
+    assert "value=(3,)" in repr(jax.tree.map(jnp.shape, sol))
+    assert "value=None" in repr(jax.tree.map(lambda _: None, sol))
+    assert "value=ShapedArray(float64[3])" in repr(jax.tree.map(jax.typeof, sol))
+
+
 def test_functions_of_a_solution_take_containers_of_a_framework():
     """Its spectral radius, products without differentiation, and operators on it."""
     halved = lambda s: Pair(0.5 * s.a + 1.0, 0.25 * s.b)
