@@ -78,8 +78,9 @@ def backend_of(
                 f"{type_name(leaves[0])}: all leaves must come from one array library"
             )
         if not backend.is_array(backend.leaf(leaf)):
+            remedy = ". Give it as np.asarray(...)" if is_convertible(leaf) else ""
             raise TypeError(
-                f"{name} must be a floating-point array, got {type_name(leaf)}"
+                f"{name} must be a floating-point array, got {type_name(leaf)}{remedy}"
             )
     return backend
 
@@ -101,12 +102,22 @@ def backend_of_state(container: Any, whole: str) -> Backend:
     try:
         return backend_of(leaves, tree.paths(container, whole), whole)
     except TypeError as error:
-        if not all(hasattr(leaf, "dtype") for leaf in leaves):
+        if not all(hasattr(x, "dtype") or is_convertible(x) for x in leaves):
             error.add_note(
                 f"{whole} holds what is solved for: arrays, in lists, tuples, dicts or "
                 "pytrees of JAX. All else belongs in args"
             )
         raise
+
+
+def is_convertible(value: Any) -> bool:
+    """Whether this is no array of a known library, but NumPy makes one of it, as of a
+    table or a matrix. Of masks it would lose some.
+    """
+    kind: Any = type(value)
+    known = _backend_of_type(kind) not in (_numpy, _any)
+    masked = isinstance(value, np.ma.MaskedArray)
+    return hasattr(value, "__array__") and not known and not masked
 
 
 def _is_known(leaf: Any) -> bool:

@@ -16,7 +16,7 @@ from fixedpoint.functions import Bridge, Functions, Mapped, Product
 from fixedpoint.joining import Joined
 from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Evaluation, Map, Operator
-from fixedpoint.remedies import not_square, remedy_of, stacked
+from fixedpoint.remedies import not_square, remedy_of, returned_as, stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ class Border:
     def _conforming(self, what: str, new: Any, old: Array, name: str) -> Array:
         """A leaf that `what` returned, of the type, shape and dtype of the old one."""
         if type(new) is not type(old) and not of_one_backend(new, old):
-            remedy = remedy_of(new, f"Give {name}") or remedy_of(old, "Return it")
+            remedy = remedy_of(new, f"Give {name}") or returned_as(old, new)
             raise TypeError(
                 f"{what} must return an array for {name}, of the same library: "
                 f"expected {type_name(old)}, got {type_name(new)}{remedy}"

@@ -6,8 +6,10 @@ import math
 import re
 from typing import Any
 
+import numpy as np
+
 from fixedpoint import tree
-from fixedpoint.adapters import of_one_backend, type_name
+from fixedpoint.adapters import is_convertible, of_one_backend, type_name
 from fixedpoint.backend import Array, Vec
 
 # What makes an array of a library, for messages.
@@ -46,6 +48,13 @@ def remedy_of(like: Any, what: str) -> str:
     """What to do, so that all is of the library of `like`, if it is one of these."""
     convert = CONVERSIONS.get(type(like).__module__.partition(".")[0])
     return "" if convert is None else f". {what} as {convert}(...)"
+
+
+def returned_as(old: Array, new: Any) -> str:
+    """What to do where f returned `new` for an array like the old one."""
+    what = "Return it"
+    table = type(old) is np.ndarray and is_convertible(new)
+    return f". {what} as np.asarray(...)" if table else remedy_of(old, what)
 
 
 def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:

@@ -212,3 +212,22 @@ def test_a_list_in_place_of_a_tuple(xp):
         ValueError, match=r"z0, a tuple with .* it returned list with 2"
     ):
         fp.fixed_point(lambda z: [0.5 * z[0], z[1]], (xp.ones(2), xp.ones(3)))
+
+
+class Table:
+    """What NumPy makes an array of, like a table of pandas, but is none."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(2)
+
+
+def test_a_table_in_place_of_an_array():
+    with pytest.raises(
+        TypeError, match=r"got .*Table\. Give it as np\.asarray"
+    ) as told:
+        fp.fixed_point(lambda z: z, Table())
+    assert not hasattr(told.value, "__notes__")
+    with pytest.raises(
+        TypeError, match=r"^f must .* Return it as np\.asarray\(\.\.\.\)$"
+    ):
+        fp.fixed_point(lambda z: Table(), np.ones(2))
