@@ -246,6 +246,12 @@ class Backend(Arithmetic):
         del inputs
         return nullcontext()
 
+    def underived(self) -> AbstractContextManager[Any]:
+        """A context whose results are constants, whatever a function holds, in a
+        library that records what is computed.
+        """
+        return nullcontext()
+
     def linearize(self, f: Callable[[Vec], Vec], value: Vec) -> Callable[[Vec], Vec]:
         """The products v ↦ f′(value)v, where the framework differentiates."""
         raise NotImplementedError

@@ -57,9 +57,11 @@ def returned_as(old: Array, new: Any) -> str:
     return f". {what} as np.asarray(...)" if table else remedy_of(old, what)
 
 
-def note_mixture(error: Exception, value: Vec, args: Any, name: str) -> None:
+def note_mixture(
+    error: Exception, value: Vec, args: Any, name: str, of: str = "args"
+) -> None:
     """Note on an error of f that the state and an argument are of two libraries."""
-    leaves, paths = tree.flatten(args)[0], tree.paths(args, "args")
+    leaves, paths = tree.flatten(args)[0], tree.paths(args, of)
     for leaf, path in zip(leaves, paths, strict=True):
         remedy = remedy_of(leaf, f"Give {name}") or remedy_of(value[0], f"Give {path}")
         if remedy and hasattr(leaf, "dtype") and not of_one_backend(leaf, value[0]):

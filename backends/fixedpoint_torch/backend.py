@@ -200,6 +200,10 @@ class TorchBackend(Backend):
         """Torch does not warn of overflow."""
         return nullcontext()
 
+    def underived(self) -> AbstractContextManager[Any]:
+        """Without autograd."""
+        return torch.no_grad()
+
     @contextmanager
     def unrecorded(self, inputs: Vec) -> Iterator[None]:
         """Without autograd, the algebra without autocast."""

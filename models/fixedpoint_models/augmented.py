@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -12,10 +13,18 @@ from fixedpoint import tree
 from fixedpoint.adapters import backend_of, type_name
 from fixedpoint.backend import Array, Pullback, Vec
 from fixedpoint.border import Border
-from fixedpoint.checks import check_callable, check_count, check_given, check_positive
+from fixedpoint.checks import (
+    check_callable,
+    check_count,
+    check_given,
+    check_positive,
+    check_takes,
+)
 from fixedpoint.failure import Policy
+from fixedpoint.keywords import known_by_name
 from fixedpoint.operators.base import leafwise
 from fixedpoint.operators.regularizers import prox_of
+from fixedpoint.remedies import note_mixture
 from fixedpoint.shown import brief, glimpse
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
@@ -32,18 +41,22 @@ R = TypeVar("R")
 _FEW_INPUTS = 128
 
 
-def _naming_none(method: Callable[P, R]) -> Callable[P, R]:
-    """A method whose errors say which of `params` and `y` are None: f and ℓ are the
-    user's, and what they read of None tells nobody so.
+def _naming_data(method: Callable[P, R]) -> Callable[P, R]:
+    """A method whose errors say which of `params` and `y` are None, or of another
+    library: f and ℓ are the user's, and what they make of that tells nobody so.
     """
 
     @wraps(method)
     def noted(*args: P.args, **given: P.kwargs) -> R:
         try:
             return method(*args, **given)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, RuntimeError, TypeError) as error:
+            z0 = args[1] if len(args) > 1 else given.get("z0", 0.0)
+            state = tuple(tree.flatten(z0)[0])
             for name, reader in (("params", "f or loss reads"), ("y", "loss reads")):
-                if given.get(name, ()) is None:
+                note_mixture(error, state, given.get(name), "z0", name)
+                missing = given.get(name, ()) is None
+                if missing and not isinstance(error, RuntimeError):
                     error.add_note(f"{name} is None: if {reader} it, give {name}=...")
             raise
 
@@ -151,6 +164,10 @@ class AugmentedDEQ:
     def __post_init__(self) -> None:
         check_given("f", self.f)
         check_given("loss", self.loss)
+        check_takes("f", self.f, ("z", "x", "params"))
+        check_takes("loss", self.loss, ("o", "x", "y", "params"))
+        if callable(self.output):
+            check_takes("output", self.output, ("z", "params"))
         for name in ("output", "project", "regularizer", "vjp", "loss_gradient"):
             check_callable(name, getattr(self, name))
         if self.regularizer is not None and not hasattr(self.regularizer, "prox"):
@@ -207,7 +224,8 @@ class AugmentedDEQ:
             self.output,
         )
 
-    @_naming_none
+    @known_by_name
+    @_naming_data
     def iterate(
         self,
         z0: Any,
@@ -275,20 +293,22 @@ class AugmentedDEQ:
             polished = (
                 control if adjoint is None else {**control, "on_failure": "return"}
             )
-            found = method.solve(self, *_detached((z0, mu0, x0, *args)), **polished)
+            with self._underived(z0):
+                found = method.solve(self, *_detached((z0, mu0, x0, *args)), **polished)
             if adjoint is None:
                 work = found.work.plus(Work(f=int(newton)))  # to see whether it serves
                 return replace(found, work=work)
             start = found.value
-        return fp.fixed_point(
-            self.operator,
-            _detached(start),
-            args if adjoint else _detached(args),
-            solver=solver or fp.Anderson(),
-            batch_ndim=self.batch_ndim,
-            adjoint=adjoint,
-            **control,
-        )
+        with nullcontext() if adjoint else self._underived(z0):
+            return fp.fixed_point(
+                self.operator,
+                _detached(start),
+                args if adjoint else _detached(args),
+                solver=solver or fp.Anderson(),
+                batch_ndim=self.batch_ndim,
+                adjoint=adjoint,
+                **control,
+            )
 
     def _check(self, z0: Any, x0: Any, method: Any) -> None:
         """Raise unless a solve can start there, by such a method."""
@@ -334,6 +354,7 @@ class AugmentedDEQ:
             return False
         return [a.shape[0] for a in image] == [len(rows)] * len(leaves)
 
+    @known_by_name
     def solve(
         self,
         z0: Any,
@@ -350,6 +371,9 @@ class AugmentedDEQ:
         method: Method | None = None,
     ) -> AugmentedSolution:
         """Solve for z, μ and x together, and say how good the x is.
+
+        In Torch all that is returned is constant. To train what f and ℓ hold, or read
+        of `params`, differentiate :meth:`lagrangian` at the solution.
 
         Parameters
         ----------
@@ -412,14 +436,15 @@ class AugmentedDEQ:
         fails.
         """
         x, params, y = _detached((x, params, y))
-        equilibrium = fp.fixed_point(
-            self.f,
-            _detached(z0),
-            (x, params),
-            batch_ndim=self.batch_ndim,
-            on_failure="nan",
-        )
-        return self.objective_at(equilibrium.value, x, params=params, y=y)
+        with self._underived(z0):
+            equilibrium = fp.fixed_point(
+                self.f,
+                _detached(z0),
+                (x, params),
+                batch_ndim=self.batch_ndim,
+                on_failure="nan",
+            )
+            return self.objective_at(equilibrium.value, x, params=params, y=y)
 
     def objective_at(self, z: Any, x: Any, *, params: Any, y: Any) -> Array:
         """ℓ(z, x, y) + h(x) per sample."""
@@ -433,7 +458,8 @@ class AugmentedDEQ:
         see :class:`~fixedpoint.operators.InputStep`.
         """
         state, params, y = _detached(({"z": z, "mu": mu, "x": x}, params, y))
-        residuals = self.system.evaluate(state, params, y).residual
+        with self._underived(z):
+            residuals = self.system.evaluate(state, params, y).residual
         parts = {name: self._vector(_detached(r)) for name, r in residuals.items()}
         return {name: space.norm(vector) for name, (space, vector) in parts.items()}
 
@@ -456,6 +482,13 @@ class AugmentedDEQ:
         leaves = tuple(tree.flatten(block)[0])
         backend = backend_of(leaves, tree.paths(block, "block"))
         return space_of(backend, leaves, self.batch_ndim), leaves
+
+    def _underived(self, z: Any) -> AbstractContextManager[Any]:
+        """Where f and ℓ may hold parameters that are trained: :meth:`lagrangian` has
+        the derivatives.
+        """
+        leaves = tree.flatten(z)[0]
+        return backend_of(leaves, tree.paths(z, "z0")).underived()
 
 
 @dataclass(frozen=True)

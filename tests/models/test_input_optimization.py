@@ -897,3 +897,61 @@ def test_what_is_claimed_from_far_away_is_right(method, ridge, far):
         claims += int(solved.joint.converged.sum())
         assert not (solved.joint.converged & (errors > 1e-3)).any()
     assert claims == 6 or method is not None
+
+
+@pytest.mark.parametrize(
+    "named", [{}, {"method": TrackedLBFGS()}, {"solver": fp.Anderson()}]
+)
+def test_a_network_may_hold_the_parameters_that_are_trained(named):
+    """They need not go through params: the solve is constant, the Lagrangian is not."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(6, 4)
+    f = lambda z, x, _: torch.tanh(0.3 * network(torch.cat([z, x], -1)))
+    loss = lambda z, x, y, _: ((z - y) ** 2).sum(-1) + 0.1 * (x**2).sum(-1)
+    model = AugmentedDEQ(f, loss, step_size=0.3)
+    z0, x0, y = torch.zeros(2, 4), torch.zeros(2, 2), torch.full((2, 4), 0.3)
+    sol = model.solve(z0, x0, params=None, y=y, max_steps=300, **named)
+    assert not sol.objective.requires_grad
+    found = model.lagrangian(sol.z, sol.mu, sol.x, params=None, y=y).sum()
+    (slope,) = torch.autograd.grad(found, network.bias)
+    with torch.no_grad():
+        network.bias += 1e-2
+        moved = model.solve(z0, x0, params=None, y=y, max_steps=300, **named)
+    quotient = (moved.objective - sol.objective).sum() / 1e-2
+    torch.testing.assert_close(slope.sum(), quotient, rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ((lambda z, x: z, lambda z, x, y, p: z), r"^f is called as f\(z, x, params\)"),
+        ((lambda z, x, p: z, lambda z, y: z), r"^loss is called as loss\(o, x, y, par"),
+        (
+            (lambda z, x, p: z, lambda z, x, y, p: z, lambda z: z),
+            r"^output is called as output\(z, params\), but takes \(z\)$",
+        ),
+    ],
+)
+def test_what_functions_of_the_model_are_called_with(functions, message):
+    with pytest.raises(TypeError, match=message):
+        AugmentedDEQ(*functions)
+
+
+def test_a_solve_of_the_model_knows_what_others_call_its_settings():
+    model = AugmentedDEQ(lambda z, x, p: z, lambda z, x, y, p: z.sum(-1))
+    with pytest.raises(TypeError, match=r"^solve\(\) got .*here it is max_steps=$"):
+        model.solve(
+            torch.zeros(1, 1), torch.zeros(1, 1), params=None, y=None, maxiter=3
+        )
+
+
+def test_data_of_another_library_are_named():
+    model = AugmentedDEQ(
+        lambda z, x, p: 0.5 * z + x, lambda z, x, y, p: ((z - y) ** 2).sum(-1)
+    )
+    one = torch.ones(1, 1)
+    with pytest.raises(RuntimeError) as told:
+        model.solve(one, one, params=None, y=np.ones((1, 1)))
+    assert told.value.__notes__ == [
+        "z0 is a torch.Tensor, y a numpy.ndarray. Give y as torch.as_tensor(...)"
+    ]
