@@ -275,6 +275,11 @@ class AugmentedDEQ:
         0.48
         """
         self._check(z0, x0, method)
+        if solver is not None and method is not None and adjoint is None:
+            raise ValueError(
+                "solver and method must not be given together: a method has its own "
+                f"steps, got {brief(solver)} and {brief(method)}"
+            )
         first = zeros_like(z0) if mu0 is None else mu0
         start, args = {"z": z0, "mu": first, "x": x0}, (params, y)
         control: dict[str, Any] = {

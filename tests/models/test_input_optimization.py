@@ -955,3 +955,12 @@ def test_data_of_another_library_are_named():
     assert told.value.__notes__ == [
         "z0 is a torch.Tensor, y a numpy.ndarray. Give y as torch.as_tensor(...)"
     ]
+
+
+def test_a_solver_that_would_not_be_used_is_refused():
+    model = AugmentedDEQ(
+        lambda z, x, p: 0.5 * z + x, lambda z, x, y, p: ((z - y) ** 2).sum(-1)
+    )
+    one, both = torch.ones(1, 1), {"solver": fp.Anderson(), "method": TrackedNewton()}
+    with pytest.raises(ValueError, match=r"^solver and method must not .*Anderson\("):
+        model.solve(one, one, params=None, y=one, **both)
