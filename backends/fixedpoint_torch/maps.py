@@ -30,8 +30,9 @@ _HIDDEN = (
     "args, f(z, *args); or give the nn.Module itself as f; or detach the tensor"
 )
 _MADE = (
-    ". If f makes it itself, to form a gradient by torch.autograd.grad: "
-    "torch.func.grad forms it without"
+    ". If it is in a module in args: give dict(module.named_parameters()) there, for "
+    "torch.func.functional_call. If f makes it itself, to form a gradient by "
+    "torch.autograd.grad: torch.func.grad forms it without"
 )
 
 

@@ -694,6 +694,12 @@ def test_a_module_hidden_in_a_closure_is_found():
         fp.fixed_point(lambda z: cell(z, X), torch.zeros_like(X))
 
 
+def test_a_module_in_args_is_told_how_to_be_passed():
+    cell = Cell(linear())
+    with pytest.raises(HiddenTensorError, match=r"in args: give dict\(module\.named_p"):
+        fp.fixed_point(lambda z, cell: cell(z, X), torch.zeros_like(X), (cell,))
+
+
 def test_gradients_inside_the_map():
     """By torch.func they are differentiable; those of a copy that requires grad are
     told so.
