@@ -11,7 +11,13 @@ from typing import Any
 
 from fixedpoint.adapters import type_name
 from fixedpoint.backend import Array, Backend, Vec
-from fixedpoint.checks import check_callable, check_count, check_positive, check_takes
+from fixedpoint.checks import (
+    check_callable,
+    check_count,
+    check_given,
+    check_positive,
+    check_takes,
+)
 from fixedpoint.keywords import by_name
 from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver
@@ -164,6 +170,7 @@ def check_callback(callback: Any) -> None:
     """Raise TypeError unless `callback` can be called with what it is told."""
     check_callable("callback", callback)
     if callback is not None:
+        check_given("callback", callback)
         check_takes("callback", callback, ("step", "value", "residual_norm"))
 
 

@@ -331,6 +331,12 @@ def test_a_callback_that_cannot_be_called(call, callback, takes):
         call(callback=callback)
 
 
+@pytest.mark.parametrize("call", [solve, fp.Control, between])
+def test_a_class_is_no_callback(call):
+    with pytest.raises(TypeError, match=r"the class Progress: give Progress\("):
+        call(callback=fp.Progress)
+
+
 @pytest.mark.parametrize("callback", [lambda *told: told and None, min, fp.Progress()])
 def test_a_callback_that_can(callback):
     fp.Control(callback=callback)
