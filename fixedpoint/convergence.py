@@ -56,6 +56,8 @@ class Evidence(NamedTuple):
     initial : tuple of array or None
         Where residuals are tested part by part, the first that is not zero of what
         each was compared with.
+    equations : tuple of array or None
+        The largest that each equation has been, where a part holds several.
     """
 
     first: Array
@@ -66,6 +68,7 @@ class Evidence(NamedTuple):
     amplification: Array
     count: Any
     initial: tuple[Array, ...] | None = None
+    equations: tuple[Array, ...] | None = None
 
 
 class Verdict(NamedTuple):
@@ -120,6 +123,7 @@ def opened(problem: Problem, first: Point) -> Evidence:
         space.full(math.inf, (2,)),
         space.full(0.0, (_WINDOW,)),
         0,
+        equations=problem.equations(first),
     )
     if not problem.tests_parts:
         return evidence
@@ -234,6 +238,9 @@ def _noted(
     )
     norm, scale = point.residual_norm, evidence.scale
     largest, new = evidence.largest, sizes.state
+    equations = problem.equations(point)
+    if equations is not None:
+        equations = _larger(space.xp, equations, evidence.equations or equations)
     if problem.is_root:
         scale = _first(space.xp, scale, sizes.residual)
         largest = _first(space.xp, largest, _largest(problem, point, new))
@@ -243,6 +250,7 @@ def _noted(
         largest=_larger(space.xp, new, largest),
         amplification=amplification,
         count=evidence.count + 1,
+        equations=equations,
     )
 
 
@@ -332,6 +340,7 @@ def _passes(
     fell = step.point.residual_norm <= FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
+        fell = fell & problem.are_met(step.point, evidence.equations)
     factor = error / where(some, m, space.one)
     passes, by_zero = [], []
     parts = zip(sizes.shares, sizes.state, evidence.largest, strict=True)

@@ -304,6 +304,18 @@ class Problem:
         del first
         return sizes.length == sizes.length
 
+    def equations(self, point: Point) -> tuple[Array, ...] | None:
+        """The size of each equation, where a part of the residual holds several that
+        may be in units of their own; None of a map, which has those of its state.
+        """
+        del point
+        return None
+
+    def are_met(self, point: Point, largest: tuple[Array, ...] | None) -> Array:
+        """Whether most equations are far below the `largest` that each has been."""
+        del largest
+        return point.residual_norm == point.residual_norm
+
     def residual_bound(self, point: Point) -> Array:
         """The bound atol + rtol·‖f(z)‖ of the test of residuals."""
         return self.tolerance.bound(point.magnitude)

@@ -369,6 +369,33 @@ def test_what_a_linear_solve_leaves_of_small_equations_is_met_before_a_claim(
     assert wrong <= 2
 
 
+@pytest.mark.parametrize(
+    ("size", "solver", "norm"),
+    [(240, None, None), (80, None, "euclidean"), (6, "newton_krylov", "max")],
+)
+def test_equations_in_small_units_are_met_before_a_claim(size, solver, norm):
+    """A norm of all equations says nothing of those, nor do the corrections of a method
+    that follows it.
+    """
+    for seed in range(9):
+        rng = np.random.default_rng(seed)
+        kind = rng.integers(0, 3, size)
+        units, unit = 10.0 ** rng.uniform([[-4.0], [-2.0]], [[4.0], [2.0]], (2, 3))
+        K = rng.standard_normal((size, size))
+        K *= rng.uniform(0.2, 0.9) / np.linalg.norm(K, 2)
+        known, move = unit[kind] * rng.standard_normal((2, size))
+        rtol = 10.0 ** rng.uniform(-9.0, -2.0)
+
+        def F(x, known=known, K=K, units=units[kind], unit=unit[kind]):
+            error = (x - known) / unit
+            return units * (error + K @ np.tanh(error))
+
+        settings = {"solver": solver, "rtol": rtol, "norm": norm, "max_steps": 30}
+        sol = fp.root(F, known + move, on_failure="return", **settings)
+        error = np.linalg.norm(sol.value - known)
+        assert not sol.converged or error <= 10 * rtol * np.linalg.norm(known)
+
+
 def contradictions(n, count):
     """Singular systems of n equations whose right sides miss the range by more than a
     millionth, in units of their own: matrices, right sides, units and starts.
