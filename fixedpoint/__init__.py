@@ -26,7 +26,6 @@ from fixedpoint.solution import (
     ConvergenceWarning,
     DomainError,
     Solution,
-    Status,
     Trace,
     Work,
 )
@@ -43,6 +42,7 @@ from fixedpoint.solvers import (
     default_solver,
 )
 from fixedpoint.spectrum import spectral_norm, spectral_radius
+from fixedpoint.status import Status
 
 __version__ = "1.0.0rc1"
 

@@ -21,18 +21,14 @@ from fixedpoint.claims import (
     refused,
     tiny_parts,
 )
-from fixedpoint.convergence import (
-    Verdict,
-    largest_known,
-    parts_are_near,
-    vanished_states,
-)
+from fixedpoint.convergence import largest_known, parts_are_near, vanished_states
+from fixedpoint.evidence import Verdict
 from fixedpoint.inquiry import Inquiry
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.rounding import DOUBTFUL, PRECISE, Suspicion
-from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.status import Status
 from fixedpoint.unresolved import (
     FALLEN,
     GROWN,

@@ -8,10 +8,11 @@ import numpy as np
 
 from fixedpoint import tree
 from fixedpoint.backend import Array, Vec
-from fixedpoint.convergence import Evidence
+from fixedpoint.evidence import Evidence
 from fixedpoint.point import Point, choose
-from fixedpoint.solution import Status, Trace, Work
+from fixedpoint.solution import Trace, Work
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 
 RUNNING = int(Status.RUNNING)  # array-API namespaces compare with plain integers alone
 

@@ -15,8 +15,9 @@ from fixedpoint.functions import Mapped
 from fixedpoint.interval import Bracket, Ends, chosen, least, ratio
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
-from fixedpoint.solution import Status, Trace, Work
+from fixedpoint.solution import Trace, Work
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 
 # Halving the interval brings a root near zero closer by one binary digit a step, and
 # never there. A bracket that has not become narrow after this many steps is therefore

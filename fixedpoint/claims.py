@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Backend, Vec
-from fixedpoint.convergence import ZERO, Evidence
+from fixedpoint.convergence import ZERO
+from fixedpoint.evidence import Evidence
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.rounding import moved_within, nudged

@@ -19,8 +19,8 @@ from fixedpoint.checks import (
     check_takes,
 )
 from fixedpoint.keywords import by_name
-from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver
+from fixedpoint.status import Status
 
 # Steps at most of each method, where nothing else is said.
 _STEPS = 1000

@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 
 from fixedpoint.adapters import announced
 from fixedpoint.backend import Array, Backend, Vec
-from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution, Status
+from fixedpoint.solution import ConvergenceError, ConvergenceWarning, Solution
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 
 Policy = Literal["raise", "warn", "return", "nan"]
 _LOGGER = logging.getLogger("fixedpoint")

@@ -24,9 +24,10 @@ from fixedpoint.failure import log_next
 from fixedpoint.loop import Loop
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.solution import BackwardReport, Status, Trace, Work
+from fixedpoint.solution import BackwardReport, Trace, Work
 from fixedpoint.solvers.base import Solver
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 
 # What is the same in every array library, or knows how to be converted.
 _UNCONVERTED = ("work", "backward", "state")

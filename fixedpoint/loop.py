@@ -20,12 +20,13 @@ from fixedpoint.carry import (
     taken_rows,
 )
 from fixedpoint.control import Control, Memory
-from fixedpoint.convergence import Verdict, judge
+from fixedpoint.convergence import judge
+from fixedpoint.evidence import Verdict
 from fixedpoint.kernels import Kernel, kernel_of
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
-from fixedpoint.solution import Status
 from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.status import Status
 
 
 @dataclass(frozen=True, eq=False)

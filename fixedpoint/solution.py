@@ -7,61 +7,16 @@ import math
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from enum import IntEnum
 from importlib.util import find_spec
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from fixedpoint.adapters import backend_of, backend_of_state
 from fixedpoint.backend import Array
 from fixedpoint.shown import brief, glimpse, represented
+from fixedpoint.status import MEANING, Status
 
 # The container of a state.
 T = TypeVar("T")
-
-
-class Status(IntEnum):
-    """How the iteration of a sample ended."""
-
-    RUNNING = 0
-    CONVERGED = 1
-    MAX_STEPS = 2
-    NON_FINITE = 3
-    STALLED = 4
-    DIVERGED = 5
-    LINEAR_SOLVE_FAILED = 6
-    LINE_SEARCH_FAILED = 7
-    STOPPED = 8
-    OUT_OF_BUDGET = 9
-    NO_BRACKET = 10
-    SINGULAR = 11
-    COLLAPSED = 12
-
-
-_MEANING = {
-    Status.RUNNING: "still running",
-    Status.CONVERGED: "converged",
-    Status.MAX_STEPS: "not converged within max_steps",
-    Status.NON_FINITE: (
-        "not finite: the start, or f there or at every iterate tried next"
-    ),
-    Status.STALLED: "stalled: the residual has long stopped falling",
-    Status.DIVERGED: "diverged: the residual grew without bound",
-    Status.LINEAR_SOLVE_FAILED: (
-        "a linear solve failed: no step reduces the linearized residual"
-    ),
-    Status.LINE_SEARCH_FAILED: (
-        "a line search failed: no step, however short, reduces the residual"
-    ),
-    Status.STOPPED: "stopped by the callback",
-    Status.OUT_OF_BUDGET: "out of budget",
-    Status.SINGULAR: (
-        "the derivative is singular: no correction changes the residual as it should"
-    ),
-    Status.COLLAPSED: (
-        "collapsed to zero, where f has no derivative: fix the scale of the state"
-    ),
-    Status.NO_BRACKET: "no bracket: F has the same sign at both ends",
-}
 
 
 class Work(NamedTuple):
@@ -266,7 +221,7 @@ class Solution(Generic[T]):
     def _outcomes(self) -> Iterator[tuple[str, int]]:
         statuses, methods = _numpy(self.status), _numpy(self.method)
         precise = 0 * statuses if self.precise is None else _numpy(self.precise)
-        for status, meaning in _MEANING.items():
+        for status, meaning in MEANING.items():
             for limited, addition in ((0, ""), (1, ", to the limit of the arithmetic")):
                 chosen = (statuses == status) & (precise == limited)
                 number = int(chosen.sum())

@@ -9,7 +9,7 @@ from typing import Any
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import Best, Carry, ends_alone
-from fixedpoint.convergence import Evidence
+from fixedpoint.evidence import Evidence
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work

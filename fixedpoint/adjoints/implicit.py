@@ -22,9 +22,10 @@ from fixedpoint.linear import GMRES
 from fixedpoint.problem import Problem
 from fixedpoint.root_problem import RootProblem
 from fixedpoint.shown import represented
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Work
 from fixedpoint.solvers import Anderson, NewtonKrylov, Solver, as_solver
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 from fixedpoint.tolerance import ENTRIES, Tolerance
 
 _ANDERSON, _DAMPING = Anderson(memory=10), 0.1

@@ -16,9 +16,10 @@ from fixedpoint.control import Control, Memory
 from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES, LinearSystem
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Work
 from fixedpoint.solvers import Broyden, Solver
 from fixedpoint.solvers.broyden import BroydenState
+from fixedpoint.status import Status
 from fixedpoint.tolerance import Tolerance
 
 # What is left of a system may be so many times what GMRES, rounded, has been told.

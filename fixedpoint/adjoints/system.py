@@ -18,9 +18,10 @@ from fixedpoint.functions import Bridge, Product
 from fixedpoint.iterate import Iteration
 from fixedpoint.linear.direct import Dense
 from fixedpoint.matrix import as_coefficients
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Work
 from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
+from fixedpoint.status import Status
 
 _Entrywise = Callable[[Vec, Vec], Vec]
 

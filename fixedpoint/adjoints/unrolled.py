@@ -12,8 +12,8 @@ from fixedpoint.control import Control
 from fixedpoint.iterate import Iteration
 from fixedpoint.keywords import by_name
 from fixedpoint.run import Run
-from fixedpoint.solution import Status
 from fixedpoint.spaces import space_of
+from fixedpoint.status import Status
 
 
 @by_name

@@ -12,8 +12,9 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.functions import Bridge
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Work
 from fixedpoint.space import Difference, Space
+from fixedpoint.status import Status
 
 
 class Step(NamedTuple):

@@ -11,10 +11,11 @@ from fixedpoint.columns import Columns, products
 from fixedpoint.keywords import by_name
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step, statuses
 from fixedpoint.solvers.search import Descent, backtrack
 from fixedpoint.space import Difference, Space
+from fixedpoint.status import Status
 
 # A step to where f is not finite is halved this often, then the point is given up as it
 # is.

@@ -10,9 +10,9 @@ from fixedpoint.linear.direct import System
 from fixedpoint.matrix import Matrix, Sparsity
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
-from fixedpoint.solution import Status
 from fixedpoint.solvers.base import statuses
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 
 
 class LinearModel(NamedTuple):

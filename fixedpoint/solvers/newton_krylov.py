@@ -12,11 +12,12 @@ from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
 from fixedpoint.point import Point
 from fixedpoint.problem import Linearization, Problem
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step, statuses
 from fixedpoint.solvers.remaining import Remaining, after_inexact_solve
 from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 
 # A linear solve that leaves more than this of the residual has failed; one that would
 # have to restart ends where it leaves less than the second, since the next step goes on

@@ -13,10 +13,11 @@ from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES, LinearSolver, LinearSystem
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
-from fixedpoint.solution import Status, Work
+from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step, statuses
 from fixedpoint.solvers.remaining import Remaining, after_inexact_solve
 from fixedpoint.space import Space
+from fixedpoint.status import Status
 
 # A time step changes by this factor at most, and may fall to this part of the first.
 _CHANGE, _LEAST = 10.0, 1e-12

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.convergence import FALL, ZERO, Evidence, Verdict, judge
+from fixedpoint.convergence import FALL, ZERO, judge
+from fixedpoint.evidence import Evidence, Verdict
 from fixedpoint.kernels import Advanced, Kernel
 from fixedpoint.point import Point
 from fixedpoint.problem import ROUNDINGS, Problem
