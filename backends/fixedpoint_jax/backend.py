@@ -21,6 +21,7 @@ from fixedpoint_jax import axes
 from fixedpoint_jax.autodiff import JaxAutodiff
 from fixedpoint_jax.derivatives import linearized
 from fixedpoint_jax.elimination import gauss_jordan_in_loop
+from fixedpoint_jax.indexing import contracted, entries, written
 
 # Unknowns up to which a trace eliminates by a loop of its own: the library's
 # factorization takes longer to compile than all the rest of a solve.
@@ -163,16 +164,11 @@ class JaxBackend(Backend):
 
     def write(self, array: Array, index: Any, value: Array) -> Array:
         """A new array, by the update of a slice: a scatter takes long to compile."""
-        update = jnp.expand_dims(value, _single(array, index)).astype(array.dtype)
-        return jax.lax.dynamic_update_slice(array, update, _starts(array, index))
+        return written(array, index, value)
 
     def read(self, array: Array, index: Any) -> Array:
         """The entries at `index`, by a slice rather than a gather."""
-        single = _single(array, index)
-        sizes = [1 if axis in single else size for axis, size in enumerate(array.shape)]
-        return jnp.squeeze(
-            jax.lax.dynamic_slice(array, _starts(array, index), sizes), single
-        )
+        return entries(array, index)
 
     def constant(
         self, value: float, xp: Any, dtype: Any, place: dict[str, Any]
@@ -254,11 +250,11 @@ class JaxBackend(Backend):
 
     def inner(self, a: Array, b: Array, axes: int) -> Array:
         """The inner product over the last axes."""
-        return _contracted(a.conj(), b, a.ndim - axes, 0)
+        return contracted(a.conj(), b, a.ndim - axes, 0)
 
     def products(self, rows: Array, vector: Array, axes: int) -> Array:
         """The inner products with the rows of a history."""
-        return _contracted(rows, vector.conj(), vector.ndim - axes, 1)
+        return contracted(rows, vector.conj(), vector.ndim - axes, 1)
 
     def minus_combination(
         self, onto: Array, weights: Array, rows: Array, axes: int
@@ -382,27 +378,6 @@ def _held(f: Callable[..., Any]) -> list[Any]:
         with suppress(ValueError):  # nothing yet
             held.append(cell.cell_contents)
     return held
-
-
-def _single(array: Array, index: Any) -> tuple[int, ...]:
-    """The axes of which `index`, ``(..., numbers or slices)``, takes one entry."""
-    first = array.ndim - len(index)
-    return tuple(
-        first + k for k, part in enumerate(index) if k and not isinstance(part, slice)
-    )
-
-
-def _contracted(a: Array, b: Array, batch: int, free: int) -> Array:
-    """The sums over all axes of b but the batch's; `free` axes of a are left over."""
-    lead, rest = tuple(range(batch)), tuple(range(batch, b.ndim))
-    axes = (tuple(axis + free for axis in rest), rest)
-    return jax.lax.dot_general(a, b, (axes, (lead, lead)))
-
-
-def _starts(array: Array, index: Any) -> list[Any]:
-    """Where the slice begins in each axis."""
-    parts = [0 if isinstance(part, slice) else part for part in index[1:]]
-    return [0] * (array.ndim - len(parts)) + parts
 
 
 @dataclasses.dataclass(frozen=True)
