@@ -231,30 +231,26 @@ class ImplicitAdjoint(LinearAdjoint):
         def goes_on(tried: _Tried) -> Any:
             return (tried.times < 2) & backend.any(tried.uneven)
 
-        start = system.unfinished(system.rhs, 0)
-        none = tuple(map(space.xp.ones_like, system.rhs))
-        scales = None if system.units is None else Scales(none, none)
-        every = start.status == start.status
-        last: _Tried = backend.while_loop(
-            goes_on, again, _Tried(every, start, 0, scales), 2
-        )
+        start, scales = system.unfinished(system.rhs, 0), None
+        if system.units is not None:
+            none = tuple(map(space.xp.ones_like, system.rhs))
+            scales = Scales(none, none)
+        first = _Tried(start.status == start.status, start, 0, scales)
+        last: _Tried = backend.while_loop(goes_on, again, first, 2)
         return last.end._replace(state=Memory(self._method(system), ()))
 
     def _solved_scaled(self, system: AdjointSystem, tried: _Tried) -> Iteration:
         """The solution in the units, and with the damping, that are tried next."""
-        space, other = system.space, system
-        if tried.scales is not None:
-            other = other.comparable(tried.scales)
-        if self._follows_map(system):
-            damped = _gave_up(tried.end) & (tried.times > 0)
+        space, scales, damped = system.space, tried.scales, _gave_up(tried.end)
+        if scales is not None:
+            system = system.comparable(scales)
+        if self._follows_map(system) and not space.backend.known_none(damped):
             factor = space.select(damped, _DAMPING * space.one, space.one)
-            other = other.damped(factor)
-        found = self._solved(other)
-        if tried.scales is None:
+            system = system.damped(factor)
+        found = self._solved(system)
+        if scales is None:
             return found
-        return found._replace(
-            value=tuple(map(truediv, found.value, tried.scales.columns))
-        )
+        return found._replace(value=tuple(map(truediv, found.value, scales.columns)))
 
     def _looked_at(
         self, system: AdjointSystem, tried: _Tried, end: Iteration
