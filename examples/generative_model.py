@@ -31,15 +31,9 @@ from tqdm import tqdm
 from fixedpoint_models import TrackedNewton
 from fixedpoint_models.comparison import one_thread
 from fixedpoint_models.plots import fill_with_images
-from fixedpoint_models.tasks.generative import (
-    Generative,
-    Images,
-    Network,
-    Settings,
-    Solve,
-    quality,
-    shown,
-)
+from fixedpoint_models.tasks.generative import Generative
+from fixedpoint_models.tasks.images import quality, shown
+from fixedpoint_models.tasks.settings import Images, Network, Settings, Solve
 
 SHOWN, NEW = 12, 3
 SOLVES = {

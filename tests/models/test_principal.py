@@ -13,16 +13,10 @@ from fixedpoint_models.data import digits, square_masks
 from fixedpoint_models.principal import PrincipalImages, principal_components
 from fixedpoint_models.runner import Processes, Run, begin
 from fixedpoint_models.tasks import baselines, generative, inverse
-from fixedpoint_models.tasks.generative import (
-    Generative,
-    Images,
-    Network,
-    Settings,
-    Solve,
-    load,
-    quality,
-)
+from fixedpoint_models.tasks.generative import Generative
+from fixedpoint_models.tasks.images import load, quality
 from fixedpoint_models.tasks.inverse import Inverse, Problem
+from fixedpoint_models.tasks.settings import Images, Network, Settings, Solve
 
 CPU = torch.device("cpu")
 LATENT, EPOCHS = 6, 10

@@ -16,18 +16,16 @@ from fixedpoint_models.config import Config, ConfigError, Training, build
 from fixedpoint_models.data import DataError
 from fixedpoint_models.runner import Processes, Run, begin
 from fixedpoint_models.tasks import inverse
-from fixedpoint_models.tasks.generative import (
-    Generative,
+from fixedpoint_models.tasks.generative import Generative
+from fixedpoint_models.tasks.images import load, mean_of_known, quality
+from fixedpoint_models.tasks.inverse import Inverse, Problem
+from fixedpoint_models.tasks.settings import (
     Images,
     Network,
     Regularization,
     Settings,
     Solve,
-    load,
-    mean_of_known,
-    quality,
 )
-from fixedpoint_models.tasks.inverse import Inverse, Problem
 
 CPU = torch.device("cpu")
 DENSE = Network(kind="dense", width=24, latent=6)

@@ -20,16 +20,13 @@ from fixedpoint_models.config import ConfigError, build, setting
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.principal import Components, principal_components
 from fixedpoint_models.runner import begin, load_checkpoint, restore
-from fixedpoint_models.tasks import baselines, generative
+from fixedpoint_models.tasks import baselines
 from fixedpoint_models.tasks.base import Experiment
-from fixedpoint_models.tasks.generative import (
-    Generative,
-    Solve,
-    infer,
-    mean_of_known,
-    quality,
-    shown,
-)
+from fixedpoint_models.tasks.decoding import infer
+from fixedpoint_models.tasks.generative import Generative
+from fixedpoint_models.tasks.images import load, mean_of_known, quality, shown
+from fixedpoint_models.tasks.settings import Settings as GenerativeSettings
+from fixedpoint_models.tasks.settings import Solve
 
 Tensor = torch.Tensor
 SHOWN = 10
@@ -312,7 +309,7 @@ class Inverse(Experiment):
     def examples(self) -> Tensor:
         """The images that the decoder was trained on."""
         settings = self.generative.settings
-        return generative.load(settings.images, settings.seed)[0]
+        return load(settings.images, settings.seed)[0]
 
     @cached_property
     def components(self) -> Components:
@@ -386,7 +383,7 @@ def _trained(file: Path, device: torch.device) -> Generative:
     """The task that wrote a checkpoint, as it was then."""
     content = load_checkpoint(file, "generative")
     try:
-        settings = build(generative.Settings, content["config"]["settings"])
+        settings = build(GenerativeSettings, content["config"]["settings"])
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     experiment = begin(Generative, settings, device)
