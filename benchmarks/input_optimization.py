@@ -65,7 +65,8 @@ from fixedpoint_models.comparison import (
 )
 from fixedpoint_models.config import load_config
 from fixedpoint_models.data import photographs, square_masks
-from fixedpoint_models.runner import Run, begin, processes
+from fixedpoint_models.devices import processes
+from fixedpoint_models.runner import Run, begin
 from fixedpoint_models.tasks.generative import Generative
 from fixedpoint_models.training import Trained
 

@@ -24,8 +24,9 @@ from fixedpoint_models.comparison import recovery
 from fixedpoint_models.config import load_config
 from fixedpoint_models.data import digits, glyphs, split_classes, square_masks
 from fixedpoint_models.demo import split
+from fixedpoint_models.devices import Processes
 from fixedpoint_models.plots import draw_recovered
-from fixedpoint_models.runner import Processes, Run, begin
+from fixedpoint_models.runner import Run, begin
 from fixedpoint_models.tasks.generative import Generative
 from fixedpoint_models.tasks.inverse import Inverse
 

@@ -31,7 +31,8 @@ import torch
 
 from fixedpoint_models.config import load_config
 from fixedpoint_models.data import DataError
-from fixedpoint_models.runner import Processes, Run, begin
+from fixedpoint_models.devices import Processes
+from fixedpoint_models.runner import Run, begin
 from fixedpoint_models.tasks import task_class
 
 CPU = torch.device("cpu")

@@ -222,7 +222,8 @@ def train(
 
 def _rehearse(kind: Any, settings: Config, folder: Path, device: str) -> None:
     """All of training but the steps."""
-    from fixedpoint_models.runner import CHECKPOINT, begin, checked_device
+    from fixedpoint_models.devices import checked_device
+    from fixedpoint_models.runner import CHECKPOINT, begin
 
     module = begin(kind, settings.settings, checked_device(device)).module
     number = sum(parameter.numel() for parameter in module.parameters())
@@ -233,7 +234,8 @@ def _rehearse(kind: Any, settings: Config, folder: Path, device: str) -> None:
 def _train(
     task: str, kind: Any, settings: Config, folder: Path, device: str, amp: bool
 ) -> None:
-    from fixedpoint_models.runner import METRICS, Run, begin, mixed_dtype, processes
+    from fixedpoint_models.devices import mixed_dtype, processes
+    from fixedpoint_models.runner import METRICS, Run, begin
 
     with processes(device) as (team, place):
         _prepare(folder)
@@ -327,7 +329,7 @@ def _about_input(error: ValueError) -> bool:
     if isinstance(error, ConfigError):
         return True
     from fixedpoint_models.data import DataError
-    from fixedpoint_models.runner import DeviceError
+    from fixedpoint_models.devices import DeviceError
     from fixedpoint_models.training import CheckpointError
 
     return isinstance(error, DataError | DeviceError | CheckpointError)
@@ -378,14 +380,15 @@ def _trained(
     epochs that it was trained for.
     """
     kind, settings, folder = _task(task, config, output, seed, None, changes)
-    from fixedpoint_models import runner
+    from fixedpoint_models import checkpoints
+    from fixedpoint_models.devices import checked_device
+    from fixedpoint_models.runner import CHECKPOINT, begin
 
-    place = runner.checked_device(device)
-    file = folder / runner.CHECKPOINT
-    content = runner.load_checkpoint(file, task) if kind.trains else None
-    experiment = runner.begin(kind, settings.settings, place)
+    place, file = checked_device(device), folder / CHECKPOINT
+    content = checkpoints.load_checkpoint(file, task) if kind.trains else None
+    experiment = begin(kind, settings.settings, place)
     if content is not None:
-        runner.restore(experiment, content, file, settings)
+        checkpoints.restore(experiment, content, file, settings)
     _prepare(folder)
     return experiment, folder, 0 if content is None else content["epoch"]
 

@@ -1,10 +1,9 @@
-"""Training of any task: the loop, its checkpoints, and what is written down."""
+"""Training of any task: the loop, and what is written down."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +14,17 @@ from typing import Any, TypeVar
 
 import torch
 from matplotlib.image import imread
-from torch import distributed
 from tqdm import tqdm
 
+from fixedpoint_models.checkpoints import (
+    load_checkpoint,
+    random_state,
+    refuse_difference,
+    restore,
+    set_random_state,
+)
 from fixedpoint_models.config import Config, Training
+from fixedpoint_models.devices import Processes
 from fixedpoint_models.tasks.base import Experiment
 from fixedpoint_models.training import CheckpointError, TrainingError
 
@@ -29,112 +35,6 @@ MOST_FAILED = 0.5
 _SHOWN = ("loss", "failed")
 # With what the columns of the metrics begin.
 _COLUMNS = ["epoch", "learning_rate", "seconds"]
-_KEYS = {"task", "config", "module", "optimizer", "epoch", "random", "experiment"}
-
-
-class DeviceError(ValueError):
-    """The device cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together, and which of them this is.
-
-    Parameters
-    ----------
-    rank, ranks : int
-        The number of this one, and how many there are.
-    """
-
-    rank: int = 0
-    ranks: int = 1
-
-    def total(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes."""
-        if self.ranks == 1:
-            return tensor
-        tensor = tensor.clone()
-        distributed.all_reduce(tensor)
-        return tensor
-
-    def everywhere(self, value: Any) -> list[Any]:
-        """The value of each process."""
-        values = [value] * self.ranks
-        if self.ranks > 1:
-            distributed.all_gather_object(values, value)
-        return values
-
-
-@contextmanager
-def processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
-    """This process among those that torchrun started, and its device.
-
-    Parameters
-    ----------
-    device : str
-        "cpu", "cuda", or "cuda:0" and the like; with torchrun "cuda" is each process's
-        own.
-
-    Raises
-    ------
-    DeviceError
-        If there is no such device.
-    """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    place = checked_device(
-        device, int(os.environ.get("LOCAL_RANK", "0")) if ranks > 1 else None
-    )
-    if ranks == 1:
-        yield Processes(), place
-        return
-    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size()), place
-    finally:
-        distributed.destroy_process_group()
-
-
-def checked_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device of a name.
-
-    Parameters
-    ----------
-    name : str
-        As for :func:`processes`.
-    local_rank : int, optional
-        The number of the process on this computer, where there are several.
-
-    Raises
-    ------
-    DeviceError
-        If there is no such device.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(
-            f"--device: expected cpu, cuda or cuda:0, got {name!r}"
-        ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"--device: expected cpu, cuda or cuda:0, got {name!r}")
-    if device.type == "cuda":
-        index = (local_rank or 0) if ":" not in name else int(name.partition(":")[2])
-        if index >= torch.cuda.device_count():
-            raise DeviceError(
-                f"--device {name}: there are {torch.cuda.device_count()} CUDA devices"
-            )
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    return device
-
-
-def mixed_dtype(device: torch.device) -> torch.dtype:
-    """The type of mixed precision: bfloat16, or float16 on CUDA devices that lack
-    it.
-    """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16
 
 
 def begin(task: type[T], settings: Any, device: torch.device) -> T:
@@ -288,7 +188,7 @@ class Run:
         """Write beside the file and rename: a checkpoint is whole, or it is the one
         before.
         """
-        random = self.team.everywhere(_random_state())
+        random = self.team.everywhere(random_state())
         if self.team.rank != 0:
             return
         content = {
@@ -312,96 +212,15 @@ class Run:
         if finished and self.config.training.epochs > content["epoch"]:
             # A run that has ended may go on; the rate then follows the longer curve.
             new["training"] = new["training"] | {"epochs": content["epoch"]}
-        _refuse_difference(self.checkpoint, old, new)
+        refuse_difference(self.checkpoint, old, new)
         restore(self.experiment, content, self.checkpoint)
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch = content["epoch"]
         if self.team.rank < len(content["random"]):
-            _set_random_state(content["random"][self.team.rank])
+            set_random_state(content["random"][self.team.rank])
 
     def _settings(self) -> dict[str, Any]:
         return {**self.config.plain(), "amp": str(self.amp)}
-
-
-def load_checkpoint(file: Path, task: str) -> dict[str, Any]:
-    """What a checkpoint of a task holds; tensors are on the CPU.
-
-    Parameters
-    ----------
-    file : Path
-        The checkpoint.
-    task : str
-        The name of the task that wrote it.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not there, or something else.
-    """
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such checkpoint; train first")
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead it to
-        raise CheckpointError(
-            f"{file}: not a checkpoint ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict) or not set(content) >= _KEYS:
-        raise CheckpointError(f"{file}: not a checkpoint of this program")
-    if content["task"] != task:
-        raise CheckpointError(
-            f"{file}: a checkpoint of {content['task']!r}, expected {task!r}"
-        )
-    return content
-
-
-def restore(
-    experiment: Experiment,
-    content: dict[str, Any],
-    file: Path,
-    config: Config | None = None,
-) -> None:
-    """Give a task the parameters and the state of a checkpoint.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        The task.
-    content : dict
-        The checkpoint.
-    file : Path
-        Where it was read, for messages.
-    config : Config, optional
-        The settings that the task was made with, to compare with those that it was
-        trained with: with another seed, say, images that are held out now may be those
-        it was trained on.
-
-    Raises
-    ------
-    CheckpointError
-        If it does not fit.
-    """
-    if config is not None:
-        _refuse_difference(
-            file, content["config"]["settings"], config.plain()["settings"]
-        )
-    try:
-        experiment.module.load_state_dict(content["module"])
-        experiment.load_state_dict(content["experiment"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{file}: does not fit these settings ({reason})"
-        ) from error
-
-
-def _refuse_difference(file: Path, old: Any, new: Any) -> None:
-    difference = _difference(old, new)
-    if difference:
-        raise CheckpointError(
-            f"{file}: written with other settings ({difference}); "
-            "move it away to start anew"
-        )
 
 
 class Log:
@@ -548,29 +367,3 @@ def _mean(parts: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
         n: sum(weight * metrics[n] for weight, metrics in parts if weight)
         for n in names
     }
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _difference(old: Any, new: Any, where: str = "") -> str:
-    """The first setting in which two differ, or nothing."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return "" if old == new else f"{where}: {old!r}, now {new!r}"
-    pairs = (
-        (key, old.get(key), new.get(key)) for key in [*old, *(set(new) - set(old))]
-    )
-    found = (
-        _difference(a, b, f"{where}.{key}" if where else key) for key, a, b in pairs
-    )
-    return next(filter(None, found), "")

@@ -17,7 +17,7 @@ import torch
 import fixedpoint as fp
 import fixedpoint_jax
 import fixedpoint_models.config
-import fixedpoint_models.runner
+import fixedpoint_models.devices
 import fixedpoint_torch
 
 FIRST_ORDER = [fp.Picard(damping=0.9), fp.Anderson(memory=3)]
@@ -361,7 +361,7 @@ ERRORS = [
     fixedpoint_models.DataError,
     fixedpoint_models.TrainingError,
     fixedpoint_models.config.ConfigError,
-    fixedpoint_models.runner.DeviceError,
+    fixedpoint_models.devices.DeviceError,
 ]
 
 

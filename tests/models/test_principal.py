@@ -10,8 +10,9 @@ import torch
 
 from fixedpoint_models.config import Config, ConfigError, Training
 from fixedpoint_models.data import digits, square_masks
+from fixedpoint_models.devices import Processes
 from fixedpoint_models.principal import PrincipalImages, principal_components
-from fixedpoint_models.runner import Processes, Run, begin
+from fixedpoint_models.runner import Run, begin
 from fixedpoint_models.tasks import baselines, generative, inverse
 from fixedpoint_models.tasks.generative import Generative
 from fixedpoint_models.tasks.images import load, quality

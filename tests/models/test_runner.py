@@ -28,7 +28,8 @@ from fixedpoint_models.config import (
     setting,
     shipped,
 )
-from fixedpoint_models.runner import DeviceError, Processes, Run, begin, checked_device
+from fixedpoint_models.devices import DeviceError, Processes, checked_device
+from fixedpoint_models.runner import Run, begin
 from fixedpoint_models.tasks import TASKS, offered, task_class, trained
 from fixedpoint_models.tasks.base import Experiment
 from fixedpoint_models.tasks.generative import Generative

@@ -14,7 +14,8 @@ import fixedpoint as fp
 from fixedpoint_models.__main__ import app
 from fixedpoint_models.config import Config, ConfigError, Training, build
 from fixedpoint_models.data import DataError
-from fixedpoint_models.runner import Processes, Run, begin
+from fixedpoint_models.devices import Processes
+from fixedpoint_models.runner import Run, begin
 from fixedpoint_models.tasks import inverse
 from fixedpoint_models.tasks.generative import Generative
 from fixedpoint_models.tasks.images import load, mean_of_known, quality

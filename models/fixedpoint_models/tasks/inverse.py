@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from fixedpoint_models.augmented import AugmentedDEQ
+from fixedpoint_models.checkpoints import load_checkpoint, restore
 from fixedpoint_models.config import ConfigError, build, setting
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.principal import Components, principal_components
-from fixedpoint_models.runner import begin, load_checkpoint, restore
+from fixedpoint_models.runner import begin
 from fixedpoint_models.tasks import baselines
 from fixedpoint_models.tasks.base import Experiment
 from fixedpoint_models.tasks.decoding import infer

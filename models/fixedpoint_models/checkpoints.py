@@ -1,0 +1,124 @@
+"""Checkpoints of trainings, and what may differ from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fixedpoint_models.config import Config
+from fixedpoint_models.tasks.base import Experiment
+from fixedpoint_models.training import CheckpointError
+
+_KEYS = {"task", "config", "module", "optimizer", "epoch", "random", "experiment"}
+
+
+def load_checkpoint(file: Path, task: str) -> dict[str, Any]:
+    """What a checkpoint of a task holds; tensors are on the CPU.
+
+    Parameters
+    ----------
+    file : Path
+        The checkpoint.
+    task : str
+        The name of the task that wrote it.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not there, or something else.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such checkpoint; train first")
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead it to
+        raise CheckpointError(
+            f"{file}: not a checkpoint ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict) or not set(content) >= _KEYS:
+        raise CheckpointError(f"{file}: not a checkpoint of this program")
+    if content["task"] != task:
+        raise CheckpointError(
+            f"{file}: a checkpoint of {content['task']!r}, expected {task!r}"
+        )
+    return content
+
+
+def restore(
+    experiment: Experiment,
+    content: dict[str, Any],
+    file: Path,
+    config: Config | None = None,
+) -> None:
+    """Give a task the parameters and the state of a checkpoint.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The task.
+    content : dict
+        The checkpoint.
+    file : Path
+        Where it was read, for messages.
+    config : Config, optional
+        The settings that the task was made with, to compare with those that it was
+        trained with: with another seed, say, images that are held out now may be those
+        it was trained on.
+
+    Raises
+    ------
+    CheckpointError
+        If it does not fit.
+    """
+    if config is not None:
+        refuse_difference(
+            file, content["config"]["settings"], config.plain()["settings"]
+        )
+    try:
+        experiment.module.load_state_dict(content["module"])
+        experiment.load_state_dict(content["experiment"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{file}: does not fit these settings ({reason})"
+        ) from error
+
+
+def refuse_difference(file: Path, old: Any, new: Any) -> None:
+    """Raise if a checkpoint was written with other settings than the new ones."""
+    difference = _difference(old, new)
+    if difference:
+        raise CheckpointError(
+            f"{file}: written with other settings ({difference}); "
+            "move it away to start anew"
+        )
+
+
+def _difference(old: Any, new: Any, where: str = "") -> str:
+    """The first setting in which two differ, or nothing."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return "" if old == new else f"{where}: {old!r}, now {new!r}"
+    pairs = (
+        (key, old.get(key), new.get(key)) for key in [*old, *(set(new) - set(old))]
+    )
+    found = (
+        _difference(a, b, f"{where}.{key}" if where else key) for key, a, b in pairs
+    )
+    return next(filter(None, found), "")
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The state of Torch's generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor]) -> None:
+    """Set it to an earlier one."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
