@@ -17,7 +17,8 @@ from fixedpoint_models import AugmentedDEQ
 from fixedpoint_models.config import ConfigError, build
 from fixedpoint_models.data import Episodes
 from fixedpoint_models.nested import Nested
-from fixedpoint_models.tasks.meta import Meta, MetaSettings, TaskNetwork, cross_entropy
+from fixedpoint_models.tasks.meta import Meta, MetaSettings
+from fixedpoint_models.tasks.task_network import TaskNetwork, cross_entropy
 
 SMALL = MetaSettings(
     side=12,
