@@ -67,7 +67,7 @@ class Trace(NamedTuple):
         return f"Trace({', '.join(parts)})"
 
 
-@dataclass
+@dataclass(eq=False)
 class BackwardReport:
     """The outcome of the latest linear solve of a derivative; None before it ran.
 
@@ -100,7 +100,7 @@ class BackwardReport:
         self.steps, self.products = end.steps, sum(end.work)
 
 
-@dataclass
+@dataclass(eq=False)
 class Solution(Generic[T]):
     """The result of :func:`fixedpoint.fixed_point` and :func:`fixedpoint.root`.
 

@@ -63,7 +63,7 @@ def _naming_data(method: Callable[P, R]) -> Callable[P, R]:
     return noted
 
 
-@dataclass
+@dataclass(eq=False)
 class AugmentedSolution:
     """What :meth:`AugmentedDEQ.solve` found.
 

@@ -1,6 +1,7 @@
 """What a solution tells, and what is returned."""
 
 import base64
+import copy
 import math
 import re
 
@@ -280,3 +281,10 @@ def test_functions_of_a_solution_take_containers_of_a_framework():
     products = lambda z: lambda u: (Pair(0.5 * u.a, 0.25 * u.b), u.a.sum())
     (pulled,) = fp.implicit_vjp(products, sol.value, start)
     np.testing.assert_allclose(float(pulled), 4.0, rtol=1e-4)
+
+
+def test_a_solution_is_equal_to_itself_alone():
+    """Its arrays have no one answer to whether they are equal."""
+    sol = fp.fixed_point(np.cos, np.ones(2))
+    assert sol != copy.copy(sol)
+    assert sol in {sol: 1}
