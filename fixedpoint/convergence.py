@@ -29,6 +29,11 @@ _FIRST = 0.03
 # of those that follow.
 _TOO_FAR = 1e3
 
+# Where equations are not tested one by one, each must fall to this share of the largest
+# that it has been, but for a share of them: what rounding leaves of an equation that is
+# met from the start does not fall.
+_MET, _LEFT = 0.1, 0.1
+
 # Steps over which the largest amplification counts.
 _WINDOW = 20
 
@@ -98,6 +103,12 @@ def judge(problem: Problem, evidence: Evidence, old: Point, step: Step) -> Verdi
     evidence = _noted(problem, evidence, point, sizes)
     error, guarded = _error(problem, evidence, step, sizes.length)
     passes, by_zero = _passes(problem, evidence, step, sizes, guarded)
+    equations = problem.equations(point)
+    if equations is not None:
+        most = _larger(space.xp, equations, evidence.equations or equations)
+        evidence = evidence._replace(equations=most)
+        if not step.is_direct:
+            passes = passes & _are_met(space, equations, most)
     satisfied = (passes & ~hidden) | exact
     error = space.xp.where(exact, space.zero, error)
     error = space.xp.where(space.xp.isnan(error), space.infinity, error)
@@ -163,9 +174,6 @@ def _noted(
     )
     norm, scale = point.residual_norm, evidence.scale
     largest, new = evidence.largest, sizes.state
-    equations = problem.equations(point)
-    if equations is not None:
-        equations = _larger(space.xp, equations, evidence.equations or equations)
     if problem.is_root:
         scale = _first(space.xp, scale, sizes.residual)
         largest = _first(space.xp, largest, _largest(problem, point, new))
@@ -175,7 +183,6 @@ def _noted(
         largest=_larger(space.xp, new, largest),
         amplification=amplification,
         count=evidence.count + 1,
-        equations=equations,
     )
 
 
@@ -265,7 +272,6 @@ def _passes(
     fell = step.point.residual_norm <= FALL * evidence.highest
     if not step.is_direct:
         fell = fell & problem.fell(sizes, evidence.scale)
-        fell = fell & problem.are_met(step.point, evidence.equations)
     factor = error / where(some, m, space.one)
     passes, by_zero = [], []
     parts = zip(sizes.shares, sizes.state, evidence.largest, strict=True)
@@ -276,6 +282,14 @@ def _passes(
         passes.append(within | zero)
         by_zero.append(zero & ~within)
     return fell & space.every(passes), tuple(by_zero)
+
+
+def _are_met(space: Space, sizes: Sequence[Array], largest: Sequence[Array]) -> Array:
+    """Whether most equations are far below the `largest` that each has been."""
+    pairs = zip(sizes, largest, strict=True)
+    left = [space.as_coefficient(size > _MET * most) for size, most in pairs]
+    share, parts = space.reduced([space.mean_over_entries(left), space.full(1.0)])
+    return share <= _LEFT * parts
 
 
 def _residual_passes(problem: Problem, evidence: Evidence, point: Point) -> Array:

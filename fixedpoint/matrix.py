@@ -16,6 +16,9 @@ from fixedpoint.space import Space
 # Unknowns up to which the columns of a linear operator are made one by one.
 _COLUMNS = 200
 
+# Entries of the matrices of all samples together, at most: half a gibibyte of doubles.
+MOST_ENTRIES = 2**26
+
 # The kinds of NumPy's dtypes that hold numbers.
 _NUMBERS = "biufc"
 

@@ -311,11 +311,6 @@ class Problem:
         del point
         return None
 
-    def are_met(self, point: Point, largest: tuple[Array, ...] | None) -> Array:
-        """Whether most equations are far below the `largest` that each has been."""
-        del largest
-        return point.residual_norm == point.residual_norm
-
     def residual_bound(self, point: Point) -> Array:
         """The bound atol + rtol·‖f(z)‖ of the test of residuals."""
         return self.tolerance.bound(point.magnitude)

@@ -126,10 +126,8 @@ class Question:
     def _solver(self, space: Space, is_compiled: bool) -> Solver:
         """The method that is named, or the default for such a problem."""
         named = self.solver or self.adjoint.forward_solver
-        has_matrix, samples = (
-            self.map.jacobian is not None,
-            math.prod(space.batch_shape),
-        )
+        has_matrix = self.map.jacobian is not None
+        samples = math.prod(space.batch_shape)
         return named or default_solver(
             space.dimension, self.is_root, has_matrix, samples, is_compiled
         )

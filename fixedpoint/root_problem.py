@@ -12,11 +12,6 @@ from fixedpoint.functions import Product
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem, Sizes
 
-# Where equations are not tested one by one, each must fall to this share of the largest
-# that it has been, but for a share of them: what rounding leaves of an equation that is
-# met from the start does not fall.
-_MET, _LEFT = 0.1, 0.1
-
 
 @dataclass(frozen=True, eq=False)
 class RootProblem(Problem):
@@ -75,7 +70,7 @@ class RootProblem(Problem):
         """Whether each is ten times the relative tolerance of what it was, or less.
 
         A method that takes the norm of all equations does not see those in small units.
-        Of a single part there is no other: see :meth:`are_met`.
+        Of a single part there is no other: see :meth:`equations`.
         """
         if len(first) == 1 and math.prod(first[0].shape[self.space.batch_ndim :]) == 1:
             return sizes.length == sizes.length
@@ -90,16 +85,6 @@ class RootProblem(Problem):
         if self.tolerance.test == "residual" or self.tolerance.norm == "entries":
             return None
         return tuple(map(self.space.magnitudes, point.increment))
-
-    def are_met(self, point: Point, largest: tuple[Array, ...] | None) -> Array:
-        """Whether most equations are far below the `largest` that each has been."""
-        now, space = self.equations(point), self.space
-        if now is None or largest is None:
-            return super().are_met(point, largest)
-        pairs = zip(now, largest, strict=True)
-        left = [space.as_coefficient(size > _MET * most) for size, most in pairs]
-        share, parts = space.reduced([space.mean_over_entries(left), space.full(1.0)])
-        return share <= _LEFT * parts
 
     def residual_bound(self, point: Point) -> Array:
         """The bound atol, to which rtol adds what is not known here."""

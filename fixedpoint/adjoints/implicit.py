@@ -19,6 +19,7 @@ from fixedpoint.functions import Functions
 from fixedpoint.iterate import Iteration, Solve
 from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES
+from fixedpoint.matrix import MOST_ENTRIES
 from fixedpoint.problem import Problem
 from fixedpoint.root_problem import RootProblem
 from fixedpoint.shown import represented
@@ -37,9 +38,6 @@ _MATRIX = 16
 
 # Where all else has failed, so many products for each step that is allowed.
 _PRODUCTS = 4
-
-# Entries of the matrices, or of the bases, of all samples together, at most.
-_LARGEST = 2**26
 
 
 @by_name
@@ -156,7 +154,7 @@ class ImplicitAdjoint(LinearAdjoint):
         sample are no more than may be held here.
         """
         space, backend = system.space, system.space.backend
-        if math.prod(space.batch_shape) * space.real_size * columns > _LARGEST:
+        if math.prod(space.batch_shape) * space.real_size * columns > MOST_ENTRIES:
             return False
         told = self.solver, system.precondition, backend.communicator
         is_free = all(part is None for part in told)
@@ -169,10 +167,10 @@ class ImplicitAdjoint(LinearAdjoint):
 
         What the entries of such a solution are says nothing of their units.
         """
-        backend, converged = system.space.backend, int(Status.CONVERGED)
+        backend = system.space.backend
         if self._is_open(system) and backend.known_all(system.is_mixed):
             end = system.eliminated()
-            if backend.known_all(end.status == converged):
+            if backend.known_all(~_has_failed(end)):
                 return end
         end = self._solved(system)
         uneven, sizes, products = system.equations(end.value, self._rtol(system))

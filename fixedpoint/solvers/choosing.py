@@ -10,6 +10,7 @@ from typing import Any
 from fixedpoint.checks import chosen
 from fixedpoint.functions import Bridge
 from fixedpoint.linear import GMRES
+from fixedpoint.matrix import MOST_ENTRIES
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.anderson import Anderson
@@ -23,8 +24,8 @@ from fixedpoint.solvers.pseudo_transient import PseudoTransient
 from fixedpoint.solvers.squarem import SQUAREM
 
 # Up to the first size a Jacobian costs little; up to the second it can still be had,
-# if those of all samples have no more entries than that.
-_SMALL, _DENSE, _ENTRIES = 64, 2000, 2**26
+# if those of all samples are not too much together.
+_SMALL, _DENSE = 64, 2000
 
 _NAMES: dict[str, type[Solver]] = {
     "anderson": Anderson,
@@ -187,7 +188,7 @@ def default_solver(
     >>> [solver.name for solver in fp.default_solver(10, is_root=True).sequence]
     ['Newton', 'Newton', 'LevenbergMarquardt', 'Broyden']
     """
-    is_too_large = size > _DENSE or samples * size**2 > _ENTRIES
+    is_too_large = size > _DENSE or samples * size**2 > MOST_ENTRIES
     large = (size > _SMALL) * (1 + is_too_large)
     if is_compiled and not (is_root or has_jacobian):
         return _IN_TRACES

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.adapters import backend_of, type_name
+from fixedpoint.adapters import backend_of, backend_of_state, type_name
 from fixedpoint.backend import Array, Pullback, Vec
 from fixedpoint.border import Border
 from fixedpoint.checks import (
@@ -492,8 +492,7 @@ class AugmentedDEQ:
         """Where f and ℓ may hold parameters that are trained: :meth:`lagrangian` has
         the derivatives.
         """
-        leaves = tree.flatten(z)[0]
-        return backend_of(leaves, tree.paths(z, "z0")).underived()
+        return backend_of_state(z, "z0").underived()
 
 
 @dataclass(frozen=True)

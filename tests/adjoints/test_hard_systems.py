@@ -101,7 +101,7 @@ def test_matrices_that_would_fill_the_memory_are_not_made(monkeypatch, is_too_mu
     """Those of a large batch: then the failure is told."""
     samples, size = 3, 20
     entries = samples * size**2
-    monkeypatch.setattr(implicit, "_LARGEST", entries - is_too_much)
+    monkeypatch.setattr(implicit, "MOST_ENTRIES", entries - is_too_much)
     W = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
     vjp = lambda z, b: lambda w: (100.0 * w @ W, w)
     z = np.random.default_rng(1).standard_normal((samples, size))
