@@ -10,7 +10,6 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from fixedpoint.communicator import Reduction
 from fixedpoint.elimination import gauss_jordan
 
 Array = Any
@@ -132,15 +131,11 @@ class Arithmetic:
         lead = (slice(None),) * axis
         return [array[(*lead, k, ...)] for k in range(array.shape[axis])]
 
-    def segmented(
-        self, array: Array, sizes: Sequence[int], reduction: Reduction
-    ) -> Array:
-        """The sum or the largest of each segment, of these sizes, of the last axis."""
-        xp = self.namespace(array)
-        reduce = xp.sum if reduction == "sum" else xp.max
-        ends = accumulate(sizes, initial=0)
-        parts = [array[..., a:b] for a, b in pairwise(ends)]
-        return xp.stack([reduce(part, axis=-1) for part in parts], axis=-1)
+    def segment_sums(self, array: Array, sizes: Sequence[int]) -> Array:
+        """The sum of each segment, of these sizes, of the last axis."""
+        xp, ends = self.namespace(array), accumulate(sizes, initial=0)
+        sums = [xp.sum(array[..., a:b], axis=-1) for a, b in pairwise(ends)]
+        return xp.stack(sums, axis=-1)
 
     # Contractions over the axes of the entries, which are the last ones.
 

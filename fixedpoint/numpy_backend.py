@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fixedpoint.backend import Array, Backend, joined
-from fixedpoint.communicator import Reduction
 
 # Entries that lie in a cache together.
 _CACHED = 2**16
@@ -78,13 +77,9 @@ class NumpyBackend(Backend):
             return list(array)
         return super().unbound(array, axis)
 
-    def segmented(
-        self, array: Array, sizes: Sequence[int], reduction: Reduction
-    ) -> Array:
-        """The sum or the largest of each segment of the last axis."""
-        starts = np.cumsum((0, *sizes[:-1]))
-        reduce = np.add.reduceat if reduction == "sum" else np.maximum.reduceat
-        return reduce(array, starts, axis=-1)
+    def segment_sums(self, array: Array, sizes: Sequence[int]) -> Array:
+        """The sum of each segment of the last axis."""
+        return np.add.reduceat(array, np.cumsum((0, *sizes[:-1])), axis=-1)
 
     def inner(self, a: Array, b: Array, axes: int) -> Array:
         """The inner product ⟨a, b⟩ over the last `axes` axes."""

@@ -269,7 +269,7 @@ class Space(Layout):
         if unit is not None:
             index = np.repeat(np.arange(len(sizes)), sizes)
             wide = wide / xp.take(unit, xp.asarray(index, **self.place), axis=-1)
-        return xp.sqrt(self.backend.segmented(wide * wide, sizes, "sum"))
+        return xp.sqrt(self.backend.segment_sums(wide * wide, sizes))
 
     def _norm_in_pieces(self, leaves: Vec, kind: str, unit: Array | None) -> Array:
         """The norm of a leaf, or of the difference of two."""

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fixedpoint.backend import Array, Backend, Carry, Pullback, Vec
-from fixedpoint.communicator import Reduction
 from fixedpoint.control import Memory
 from fixedpoint.recording import Recorded
 from fixedpoint.solution import Solution
@@ -236,14 +235,11 @@ class JaxBackend(Backend):
         take = partial(jax.lax.dynamic_index_in_dim, array, axis=axis, keepdims=False)
         return list(map(take, places))
 
-    def segmented(
-        self, array: Array, sizes: Sequence[int], reduction: Reduction
-    ) -> Array:
-        """The sum or the largest of each segment of the last axis."""
+    def segment_sums(self, array: Array, sizes: Sequence[int]) -> Array:
+        """The sum of each segment of the last axis."""
         index = np.repeat(np.arange(len(sizes)), sizes)
         onto = jnp.zeros((*array.shape[:-1], len(sizes)), array.dtype).at[..., index]
-        of = onto.add if reduction == "sum" else onto.max
-        return of(array, indices_are_sorted=True)
+        return onto.add(array, indices_are_sorted=True)
 
     # One contraction over all axes: with one axis for all, an array that is spread over
     # devices would have to be gathered first.

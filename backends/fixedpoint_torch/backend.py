@@ -10,7 +10,6 @@ import torch
 
 from fixedpoint import tree
 from fixedpoint.backend import Backend, Carry, Pullback, Vec, joined
-from fixedpoint.communicator import Reduction
 from fixedpoint.evaluator import Evaluated
 from fixedpoint.recording import Recorded
 from fixedpoint_torch import maps, numpy_algebra
@@ -113,11 +112,7 @@ class TorchBackend(Backend):
         return torch.baddbmm(onto, a, b, alpha=-1)
 
     def deducted(
-        self,
-        onto: torch.Tensor,
-        weights: torch.Tensor,
-        rows: torch.Tensor,
-        axes: int,
+        self, onto: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor, axes: int
     ) -> torch.Tensor:
         """The tensor less a combination of the rows, in place."""
         if onto.ndim - axes > 1:
@@ -144,15 +139,12 @@ class TorchBackend(Backend):
         """Views of a tensor, one for each index of an axis."""
         return array.unbind(axis)
 
-    def segmented(
-        self, array: torch.Tensor, sizes: Sequence[int], reduction: Reduction
-    ) -> torch.Tensor:
-        """The sum or the largest of each segment of the last axis."""
+    def segment_sums(self, array: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """The sum of each segment of the last axis."""
         lengths = torch.tensor(sizes, device=array.device)
         index = torch.repeat_interleave(lengths).expand(array.shape)
-        of = "sum" if reduction == "sum" else "amax"
         onto = array.new_zeros((*array.shape[:-1], len(sizes)))
-        return onto.scatter_reduce(-1, index, array, of, include_self=False)
+        return onto.scatter_reduce(-1, index, array, "sum", include_self=False)
 
     def lift(self, f: Callable[..., Any]) -> Vec:
         """The parameters of a module, or of a bound method's module."""
