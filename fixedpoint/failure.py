@@ -34,11 +34,7 @@ def check_policy(name: str, policy: str) -> None:
 
 
 def apply_policy(
-    policy: Policy,
-    what: str,
-    space: Space,
-    value: Vec,
-    solution: Solution[Any],
+    policy: Policy, what: str, space: Space, value: Vec, solution: Solution[Any]
 ) -> Vec:
     """Raise or warn if a sample of `solution` failed, the outcome of `what`; return the
     leaves, poisoned if so asked.

@@ -189,8 +189,7 @@ def _check_parts(space: Space, is_complex: bool, order: int) -> None:
     if order != space.real_size and len(space.complex_leaves) > 1:
         raise ValueError(
             "jacobian of a state with several leaves, complex ones among them, must be "
-            "the real "
-            f"matrix of order {space.real_size}, got the order {order}"
+            f"the real matrix of order {space.real_size}, got the order {order}"
         )
 
 

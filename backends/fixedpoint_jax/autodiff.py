@@ -15,12 +15,7 @@ from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint_jax import meshes, numpy_algebra, programs
 from fixedpoint_jax.derivatives import tangent
-from fixedpoint_jax.maps import (
-    CapturedTracerError,
-    hoisted,
-    is_staged,
-    without_tracers,
-)
+from fixedpoint_jax.maps import CapturedTracerError, hoisted, is_staged, without_tracers
 
 
 class JaxAutodiff(Autodiff):

@@ -118,8 +118,8 @@ def lift(f: Callable[..., Any]) -> Vec:
     if parametrize._cache_enabled and parametrized and not isinstance(f, WithWeights):
         raise ValueError(
             "inside parametrize.cached() a module's parametrized weights are "
-            "constants, so their "
-            "gradients would be lost: solve outside of it, or by fixedpoint_torch.DEQ"
+            "constants, so their gradients would be lost: solve outside of it, or by "
+            "fixedpoint_torch.DEQ"
         )
     return tuple(module.named().values())
 

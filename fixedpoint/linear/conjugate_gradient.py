@@ -135,10 +135,7 @@ class ConjugateGradient(LinearSolver):
         return system.solution(end.x, end.norm, end.steps), end.lanczos
 
     def _bare(
-        self,
-        system: LinearSystem,
-        spectrum: Spectrum | None,
-        lanczos: _Lanczos | None,
+        self, system: LinearSystem, spectrum: Spectrum | None, lanczos: _Lanczos | None
     ) -> LinearSolution:
         """Solve on the one array that there is."""
         shape, rhs = system.space.shapes[0], system.rhs[0].reshape(-1)

@@ -203,11 +203,7 @@ class Anderson(Solver):
         return new, state._replace(rejected=rejected)
 
     def _proposed(
-        self,
-        space: Space,
-        point: Point,
-        state: AndersonState,
-        tested: Array | None,
+        self, space: Space, point: Point, state: AndersonState, tested: Array | None
     ) -> tuple[AndersonState, Difference]:
         """The state with the next iterate, z + τg − (ΔZ + τΔG)γ, and its undamped step
         from z, by the products Qᵀg if they are known.
@@ -228,11 +224,7 @@ class Anderson(Solver):
         return state._replace(proposal=mixed), Difference(undamped, point.value)
 
     def _gamma(
-        self,
-        space: Space,
-        point: Point,
-        state: AndersonState,
-        tested: Array | None,
+        self, space: Space, point: Point, state: AndersonState, tested: Array | None
     ) -> Array:
         """The coefficients γ = (QᵀΔG + λD²)⁻¹ Qᵀg, with Q = ΔG, or ΔZ for type I, and
         the diagonal D² of QᵀΔG, 1 for a column that is zero.

@@ -180,12 +180,7 @@ class Broyden(Solver):
         return Step(search.point, state, work, failure, correction=state.direction)
 
     def _shortened(
-        self,
-        space: Space,
-        state: BroydenState,
-        old: Point,
-        new: Point,
-        finite: Array,
+        self, space: Space, state: BroydenState, old: Point, new: Point, finite: Array
     ) -> Step:
         """Where f is not finite keep the point, and try half of the step next."""
         xp = space.xp
@@ -248,12 +243,7 @@ class Broyden(Solver):
 
 
 def _wrong(
-    space: Space,
-    state: BroydenState,
-    image: Vec,
-    factor: Array,
-    old: Point,
-    new: Point,
+    space: Space, state: BroydenState, image: Vec, factor: Array, old: Point, new: Point
 ) -> tuple[Columns, Vec]:
     """The columns with u, the multiple of Δz + HΔg, where that is written in place;
     and u.

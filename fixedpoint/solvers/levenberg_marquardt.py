@@ -129,12 +129,7 @@ class LevenbergMarquardt(Solver):
         return Step(
             end.point,
             LevenbergMarquardtState(
-                end.radius,
-                scales,
-                matrix.sparsity,
-                left.length,
-                model.sizes,
-                weights,
+                end.radius, scales, matrix.sparsity, left.length, model.sizes, weights
             ),
             matrix.work.plus(Work(f=end.trials)),
             model.failure(space, end.pending),

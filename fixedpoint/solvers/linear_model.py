@@ -55,8 +55,7 @@ def matching(space: Space, sparsity: Sparsity | None) -> Sparsity | None:
     if sparsity is not None and len(sparsity.pattern) != space.real_size:
         raise ValueError(
             "state must come from a call with the same shapes: expected "
-            f"{space.real_size} "
-            f"unknowns, got {len(sparsity.pattern)}"
+            f"{space.real_size} unknowns, got {len(sparsity.pattern)}"
         )
     return sparsity
 

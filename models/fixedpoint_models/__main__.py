@@ -52,18 +52,15 @@ app = typer.Typer(
 
 
 Task = Annotated[
-    str,
-    typer.Argument(help=f"One of {', '.join(offered())}.", autocompletion=offered),
+    str, typer.Argument(help=f"One of {', '.join(offered())}.", autocompletion=offered)
 ]
 Trained = Annotated[
-    str,
-    typer.Argument(help=f"One of {', '.join(trained())}.", autocompletion=trained),
+    str, typer.Argument(help=f"One of {', '.join(trained())}.", autocompletion=trained)
 ]
 File = Annotated[
     str,
     typer.Option(
-        help="A YAML file, or the name of an included one.",
-        autocompletion=shipped,
+        help="A YAML file, or the name of an included one.", autocompletion=shipped
     ),
 ]
 Output = Annotated[

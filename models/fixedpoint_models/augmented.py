@@ -217,11 +217,7 @@ class AugmentedDEQ:
     def problem(self) -> fp.operators.Lagrangian:
         """The Lagrangian of the problem."""
         return fp.operators.Lagrangian(
-            self.f,
-            self._checked_loss,
-            self.vjp,
-            self.loss_gradient,
-            self.output,
+            self.f, self._checked_loss, self.vjp, self.loss_gradient, self.output
         )
 
     @known_by_name

@@ -322,11 +322,8 @@ class Race(NamedTuple):
         """How many times faster the joint solve is: below 1 it loses, 0 if it never
         arrives.
         """
-        joint, nested = (
-            self.joint.time_to(self.target),
-            self.nested.time_to(self.target),
-        )
-        return 0.0 if joint == float("inf") else nested / joint
+        joint = self.joint.time_to(self.target)
+        return self.nested.time_to(self.target) / joint if joint < math.inf else 0.0
 
 
 def races(joint: Sequence[Trace], nested: Sequence[Trace], lowest: float) -> list[Race]:

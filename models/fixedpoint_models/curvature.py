@@ -86,10 +86,8 @@ class Loss:
         if any(self.space.xp.isdtype(leaf.dtype, "complex floating") for leaf in at):
             return None
         probe = space.shaped(tuple(map(self._irregular, space.rows(at))))
-        diagonal, image = (
-            product(tuple(map(self.space.xp.ones_like, at))),
-            product(probe),
-        )
+        diagonal = product(tuple(map(self.space.xp.ones_like, at)))
+        image = product(probe)
         foretold = tuple([d * v for d, v in zip(diagonal, probe, strict=True)])
         rest = space.subtract(image, foretold)
         # A sample that is not finite tells nothing, and spoils no other.
@@ -143,10 +141,8 @@ class Loss:
         space, xp = self.space, self.space.xp
         batch, size = space.batch_shape[0], space.real_size
         o, x, y = (_repeated(space, container, size) for container in (o, x, y))
-        outputs, inputs = (
-            space_of(space.backend, tuple(tree.flatten(o)[0]), 1),
-            space.of_rows(batch * size),
-        )
+        outputs = space_of(space.backend, tuple(tree.flatten(o)[0]), 1)
+        inputs = space.of_rows(batch * size)
         moved = outputs.shaped(
             tuple(xp.concat([rows] * batch) for rows in self.tangents.output)
         )
@@ -158,10 +154,8 @@ class Loss:
         """The rows of the part that belongs to o, and the entries of the part that
         belongs to x.
         """
-        split, inputs = (
-            len(self.tangents.output),
-            self.space.of_rows(covector[0].shape[0]),
-        )
+        split = len(self.tangents.output)
+        inputs = self.space.of_rows(covector[0].shape[0])
         outputs = space_of(inputs.backend, covector[:split], 1).rows(covector[:split])
         return outputs, inputs.ravel(covector[split:])
 

@@ -156,11 +156,8 @@ class _Best:
         """
         cost, xp = self.loss(state), array_namespace(residual)
         if self.state is None:
-            self.state, self.residual, self.cost = (
-                leafwise(_copy, state),
-                residual,
-                cost,
-            )
+            self.state = leafwise(lambda leaf: 1.0 * leaf, state)
+            self.residual, self.cost = residual, cost
             return False
         lower = (cost < self.cost) & (residual < _TOLERATED * self.residual)
         better = (residual < self.residual) | lower
@@ -172,10 +169,6 @@ class _Best:
             lambda new, old: xp.where(beside(better, new), new, old), state, self.state
         )
         return False
-
-
-def _copy(leaf: Any) -> Any:
-    return 1.0 * leaf
 
 
 def beside(mask: Any, leaf: Any) -> Any:

@@ -184,8 +184,7 @@ def _forward_backward(W: Tensor, prox: Any, step: float | None) -> Split:
     if step is not None and not step < limit:
         raise ValueError(
             f"step must be below {limit:.3g} for forward-backward splitting with these "
-            "weights, "
-            f"got {step!r}: leave it out, or use peaceman_rachford"
+            f"weights, got {step!r}: leave it out, or use peaceman_rachford"
         )
     return ForwardBackward(
         _affine, prox, 0.75 * limit if step is None else step, limit

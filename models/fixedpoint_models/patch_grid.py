@@ -87,8 +87,7 @@ class PatchGrid:
         if any((side - self.size) % self.stride for side in image.shape[-2:]):
             raise ValueError(
                 f"image must be covered by patches of side {self.size} with stride "
-                f"{self.stride}, "
-                f"got sides {tuple(image.shape[-2:])}"
+                f"{self.stride}, got sides {tuple(image.shape[-2:])}"
             )
 
     def _check_sides(self, image: Tensor) -> None:

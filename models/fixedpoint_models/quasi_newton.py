@@ -194,12 +194,7 @@ def _radius(space: Space, radius: Array, length: Array, ratio: Array) -> Array:
 
 
 def _updated(
-    space: Space,
-    memory: Memory,
-    step: Array,
-    curved: Array,
-    found: Trial,
-    waits: Array,
+    space: Space, memory: Memory, step: Array, curved: Array, found: Trial, waits: Array
 ) -> tuple[Array, Array]:
     """B after the BFGS update, damped as Powell's is; and what is still untried.
 

@@ -87,10 +87,8 @@ def _dense(f: Callable[..., Any], z: Any, x: Any, params: Any) -> Array:
     (backend, state), (_, given) = leaves_of(z, "z"), leaves_of(x, "x")
     size = space_of(backend, state, 1).real_size
     many = [backend.namespace(a).concat([a] * size) for a in (*state, *given)]
-    z, x = (
-        tree.flatten(z)[1].rebuild(many[: len(state)]),
-        tree.flatten(x)[1].rebuild(many[len(state) :]),
-    )
+    z = tree.flatten(z)[1].rebuild(many[: len(state)])
+    x = tree.flatten(x)[1].rebuild(many[len(state) :])
     image, pull = backend.vjp(lambda z, x: f(z, x, params), z, x)
     alike(backend.flatten(image)[0], tuple(many[: len(state)]))
     states = space_of(backend, tuple(many[: len(state)]), 1)
@@ -135,17 +133,13 @@ class _Copies:
         backend, xp, split = self.states.backend, self.states.xp, len(self.state)
 
         def image(vec: Vec) -> Vec:
-            z, x = (
-                self.structures[0].rebuild(vec[:split]),
-                self.structures[1].rebuild(vec[split:]),
-            )
+            z = self.structures[0].rebuild(vec[:split])
+            x = self.structures[1].rebuild(vec[split:])
             return alike(backend.flatten(f(z, x, params))[0], self.state)
 
         product = backend.linearize(image, (*self.state, *self.given))
-        rest, still = (
-            tuple(map(xp.zeros_like, self.given)),
-            tuple(map(xp.zeros_like, self.state)),
-        )
+        rest = tuple(map(xp.zeros_like, self.given))
+        still = tuple(map(xp.zeros_like, self.state))
 
         def pushed(state: Vec, given: Vec) -> Array:
             return self.states.ravel(product((*state, *given)))
@@ -231,8 +225,7 @@ def alike(image: list[Array], state: Vec) -> Vec:
         if new.shape != old.shape:
             raise ValueError(
                 "f must be the same map for all samples, its data apart from z and x "
-                "in params: "
-                f"for a state of shape {tuple(old.shape)} it returned "
+                f"in params: for a state of shape {tuple(old.shape)} it returned "
                 f"{tuple(new.shape)}"
             )
     return tuple(image)

@@ -335,11 +335,7 @@ class TrackedNewton(ObjectiveSolver):
         if not known_none:
             ahead = states.where(waits, states.rows(found.state), ahead)
             adjoint = states.where(waits, states.rows(found.adjoint), adjoint)
-        value = (
-            *states.shaped(adjoint),
-            *inputs.unravel(aim),
-            *states.shaped(ahead),
-        )
+        value = (*states.shaped(adjoint), *inputs.unravel(aim), *states.shaped(ahead))
         new, work = problem.trial(value, point), Work()
         sound = is_sound(problem, point, new)
         if not space.backend.known_all(sound):

@@ -291,8 +291,7 @@ def _check_episode(
     if needed > few_shot.examples:
         raise ValueError(
             f"{shots} shots and {queries} queries need {needed} examples or more of "
-            "each class, "
-            f"got {few_shot.examples}"
+            f"each class, got {few_shot.examples}"
         )
 
 

@@ -138,8 +138,7 @@ def _read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
         got = "more" if len(content) > math.prod(shape) else f"{len(content)}"
         raise DataError(
             f"{file}: expected {math.prod(shape)} bytes after the header, for the "
-            "shape "
-            f"{shape}, got {got}"
+            f"shape {shape}, got {got}"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -259,8 +258,7 @@ def _why_missing(home: Path, name: str) -> str:
         if pickled.is_file():
             return (
                 f"{pickled}: this is the version for Python, of pickles, which are not "
-                "opened; "
-                f"the binary version is needed ({name}.bin, from "
+                f"opened; the binary version is needed ({name}.bin, from "
                 "cifar-10-binary.tar.gz)"
             )
     return f"{home / name}.bin: no such file"

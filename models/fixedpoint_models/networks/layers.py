@@ -120,6 +120,5 @@ def check_groups(groups: int, channels: Sequence[int], sides: Sequence[int]) -> 
         if number * side**2 == groups:
             raise ValueError(
                 f"groups must be fewer than {groups}: at side {side} each would hold "
-                "one number, "
-                "and its norm be zero"
+                "one number, and its norm be zero"
             )

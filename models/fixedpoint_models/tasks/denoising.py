@@ -199,10 +199,8 @@ class Denoising(Experiment):
             yield Batch(images[0], images[1], level)
 
     def _cut(self, generator: np.random.Generator) -> Any:
-        image, crop = (
-            self.train[generator.integers(len(self.train))],
-            self.settings.crop,
-        )
+        image = self.train[generator.integers(len(self.train))]
+        crop = self.settings.crop
         row, column = (generator.integers(side - crop + 1) for side in image.shape)
         cut = image[row : row + crop, column : column + crop]
         cut = np.rot90(cut, int(generator.integers(4)))

@@ -367,10 +367,7 @@ class Generative(Experiment):
 
     def state_dict(self) -> dict[str, Any]:
         """The codes, and what else the next epoch begins with."""
-        return {
-            "stored": tree.flatten(self.stored)[0],
-            "images": self.fingerprint,
-        }
+        return {"stored": tree.flatten(self.stored)[0], "images": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of a checkpoint."""
