@@ -1,31 +1,18 @@
-"""The problems that solvers solve: a residual at a point, its linearization, and the
-test.
-"""
+"""The problems that solvers solve: a residual at a point, and what tests ask of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-from fixedpoint.adapters import type_name
 from fixedpoint.backend import Array, Vec
-from fixedpoint.differences import difference_jacobian, difference_product
 from fixedpoint.evaluator import Tested
 from fixedpoint.functions import Bridge, Functions, Mapped, Product
-from fixedpoint.matrix import (
-    Matrix,
-    Sparsity,
-    columns_of,
-    is_operator,
-    is_sparse,
-    matrix_of,
-    product_with,
-)
+from fixedpoint.linearization import Linearizable
 from fixedpoint.point import Parts, Point
-from fixedpoint.solution import Work
 from fixedpoint.space import Difference, Measured, Space
 from fixedpoint.spaces import space_of
 from fixedpoint.tolerance import Tolerance
@@ -45,36 +32,8 @@ class Sizes(NamedTuple):
     changed: Array  # ‖Δg‖ of the last step
 
 
-class Linearization(NamedTuple):
-    """The products v ↦ g′(z)v, where g is the increment, and what they cost.
-
-    Attributes
-    ----------
-    product : callable
-        v ↦ g′(z)v.
-    quotient : callable or None
-        The same from v and ‖v‖, of difference quotients, which need both.
-    evaluations, products : int
-        Evaluations and products that each takes.
-    further : list of int
-        Evaluations besides, until now.
-    """
-
-    product: Product
-    evaluations: int
-    products: int
-    further: list[int]
-    quotient: Callable[[Vec, Array], Vec] | None = None
-
-    def work(self, count: Any) -> Work:
-        """What `count` products took, these being all."""
-        return Work(
-            f=count * self.evaluations + self.further[0], jvp=count * self.products
-        )
-
-
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(Linearizable):
     """Find z with z = f(z), where the increment f(z) − z vanishes.
 
     Parameters
@@ -340,10 +299,6 @@ class Problem:
         del point
         return self.space.full(1.0), 0
 
-    def of_user(self, product: Product, v: Vec) -> Vec:
-        """The product of the increment's derivative, by the user's product with f′."""
-        return self.space.subtract(product(v), v)
-
     def at(self, args: Vec) -> Problem:
         """The problem with other arguments."""
         return replace(self, args=args)
@@ -403,86 +358,3 @@ class Problem:
         increment = tuple(xp.full_like(leaf, float("nan")) for leaf in value)
         residual = increment if self.functions.has_residual else None
         return Point(value, increment, residual, nan, nan)
-
-    def linearize(self, point: Point) -> Linearization:
-        """The products with the increment's derivative, exact where they can be."""
-        given, space, backend = self.functions, self.space, self.space.backend
-        if given.product is not None:
-            known = given.product(point.value, self.args)
-            return Linearization(lambda v: self.of_user(known, v), 0, 1, [0])
-        if given.jacobian is not None:
-            matrix = self._given(given.jacobian, point)
-            times = lambda v: space.unravel(product_with(space, matrix, space.ravel(v)))
-            return Linearization(lambda v: self.of_user(times, v), 0, 1, [0])
-        if backend.differentiates:
-            return Linearization(
-                backend.linearize(self.increment, point.value), 0, 1, [0]
-            )
-        further = [0]
-        quotient = difference_product(self, point, further)
-        product = lambda v: quotient(v, space.norm(v))
-        return Linearization(product, 1, 0, further, quotient)
-
-    def precondition(self, point: Point) -> Product | None:
-        """The product with the user's approximate inverse of the derivative, if any."""
-        given, space = self.functions.preconditioner, self.space
-        if given is None:
-            return None
-        inverse = given(point.value, self.args)
-        apply = getattr(inverse, "solve", None) or getattr(inverse, "matvec", None)
-        if apply is None:
-            return lambda v: self.of_user_inverse(inverse, v)
-        flat = lambda v: space.unravel(apply(space.ravel(v)))
-        return lambda v: self.of_user_inverse(flat, v)
-
-    def of_user_inverse(self, product: Product, v: Vec) -> Vec:
-        """The product with the inverse of the increment's derivative, by the user's."""
-        return product(v)
-
-    def matrix(self, point: Point, sparsity: Sparsity | None, sizes: Array) -> Matrix:
-        """The increment's derivative (batch, n, n).
-
-        `sparsity` is what an earlier one found, and `sizes` the largest that entries
-        have been.
-        """
-        space = self.space
-        if space.backend.is_partial:
-            raise ValueError(
-                "where a communicator joins the entries of a sample there is no matrix "
-                "of them: use a solver without one, as NewtonKrylov"
-            )
-        if not hasattr(getattr(space.xp, "linalg", None), "vector_norm"):
-            raise TypeError(
-                "the arrays' library lacks the array API's linear algebra, which a "
-                "matrix takes: use a solver without one, as NewtonKrylov"
-            )
-        if self.functions.jacobian is not None:
-            given = self._given(self.functions.jacobian, point)
-            known = columns_of(space, given) if is_operator(given) else given
-            return Matrix(self._of_user_matrix(known), Work(), None)
-        if self.functions.product is None and not space.backend.differentiates:
-            return difference_jacobian(self, point, sparsity, sizes)
-        product, size = self.linearize(point).product, space.real_size
-        column = lambda unit: space.ravel(product(space.unravel(unit)))
-        columns = space.backend.mapped(column, space.identity(size))
-        return Matrix(columns, Work(jvp=size), None)
-
-    def _given(self, jacobian: Callable[[Vec, Vec], Any], point: Point) -> Any:
-        """The user's Jacobian at a point, checked."""
-        space, given = self.space, jacobian(point.value, self.args)
-        matrix = matrix_of(space, given)
-        if space.backend.is_traced(point.value) and not space.backend.is_array(matrix):
-            raise TypeError(
-                "jacobian must be an array in a trace such as that of jit, got "
-                f"{type_name(given)}"
-            )
-        return matrix
-
-    def _of_user_matrix(self, matrix: Array) -> Array:
-        """The increment's derivative, by the user's f′ or F′."""
-        order = self.space.real_size
-        if not is_sparse(matrix):
-            return matrix - self.space.identity(order)
-        from scipy.sparse import eye_array  # noqa: PLC0415  there, since the matrix is
-
-        return matrix - eye_array(order, format="csr")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.differences import difference_product
@@ -116,13 +117,12 @@ class RootProblem(Problem):
         sound = (scale != 0.0) & (xp.abs(scale) < xp.inf)
         return xp.where(sound, scale, xp.ones_like(scale)), 1 + further[0]
 
-    def of_user(self, product: Product, v: Vec) -> Vec:
-        """The product −F′v."""
-        return self.space.negative(product(v))
+    def of_user(self, product: Product) -> Product:
+        """The products with −F′, or its inverse."""
+        return lambda v: self.space.negative(product(v))
 
-    def of_user_inverse(self, product: Product, v: Vec) -> Vec:
-        """The product with the inverse of −F′."""
-        return self.space.negative(product(v))
+    of_user_inverse = of_user
 
-    def _of_user_matrix(self, matrix: Array) -> Array:
+    def of_user_matrix(self, matrix: Any) -> Any:
+        """The matrix −F′."""
         return -matrix

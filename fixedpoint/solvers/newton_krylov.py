@@ -10,8 +10,9 @@ from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_positive
 from fixedpoint.keywords import by_name
 from fixedpoint.linear import GMRES, LinearSolution, LinearSolver, LinearSystem
+from fixedpoint.linearization import Linearization
 from fixedpoint.point import Point
-from fixedpoint.problem import Linearization, Problem
+from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step, statuses
 from fixedpoint.solvers.remaining import Remaining, after_inexact_solve
