@@ -27,12 +27,12 @@ if TYPE_CHECKING:
         equilibrium_map,
         masked_loss,
     )
-    from fixedpoint_models.descent import (
+    from fixedpoint_models.descent import TrackedDescent
+    from fixedpoint_models.descent_rules import (
         BarzilaiBorwein,
         ConditionalGradient,
         DescentRule,
         Momentum,
-        TrackedDescent,
     )
     from fixedpoint_models.limited_memory import TrackedLBFGS
     from fixedpoint_models.methods import JointIteration
@@ -63,12 +63,12 @@ _MODULES = {
     ),
     "data": ("DataError", "load_images"),
     "decoder": ("DenseDecoder", "decode", "equilibrium_map", "masked_loss"),
-    "descent": (
+    "descent": ("TrackedDescent",),
+    "descent_rules": (
         "BarzilaiBorwein",
         "ConditionalGradient",
         "DescentRule",
         "Momentum",
-        "TrackedDescent",
     ),
     "methods": ("JointIteration",),
     "monotone": ("MonotoneDEQ", "MonotoneLinear"),

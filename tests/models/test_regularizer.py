@@ -13,7 +13,7 @@ from sklearn.linear_model import Lasso
 import fixedpoint as fp
 from fixedpoint.operators import L1Norm, SoftThreshold
 from fixedpoint_models import AugmentedDEQ, JointIteration, TrackedDescent
-from fixedpoint_models.descent import Momentum
+from fixedpoint_models.descent_rules import Momentum
 
 ARRAYS = {"torch": torch.tensor, "jax": jnp.asarray}
 

@@ -29,7 +29,8 @@ from fixedpoint_models.classifier import (
     scores,
 )
 from fixedpoint_models.config import ConfigError, setting
-from fixedpoint_models.descent import ConditionalGradient, TrackedDescent
+from fixedpoint_models.descent import TrackedDescent
+from fixedpoint_models.descent_rules import ConditionalGradient
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.networks import MDEQClassifier
 from fixedpoint_models.plots import draw_recovered

@@ -31,7 +31,8 @@ from fixedpoint_models.data import (
     split_classes,
     turned,
 )
-from fixedpoint_models.descent import BarzilaiBorwein, TrackedDescent
+from fixedpoint_models.descent import TrackedDescent
+from fixedpoint_models.descent_rules import BarzilaiBorwein
 from fixedpoint_models.limited_memory import TrackedLBFGS
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.tasks.base import Experiment
