@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,21 +23,18 @@ from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
 from fixedpoint_models.methods import beside
 from fixedpoint_models.objective_solver import ObjectiveSolver
+from fixedpoint_models.searching import Searching
 from fixedpoint_models.secants import Curvature
 from fixedpoint_models.sweeping import (
-    Sweeping,
     Tracked,
     is_sound,
     linearized,
     near,
-    plus,
-    taken,
 )
 
 if TYPE_CHECKING:
     from fixedpoint_models.augmented import AugmentedDEQ
 
-Masks = tuple[Array, ...]
 
 # Values that a new one is compared with.
 _VALUES = 8
@@ -53,12 +49,6 @@ _LEAST, _MOST, _SHORTEST = 0.1, 0.5, 1e-2
 
 # The spectral step grows at most by this factor.
 _GROWTH = 10.0
-
-# The cosine between a direction and −G from which on it is of use.
-_DOWN = 1e-4
-
-# Sweeps of a step at most.
-_MOST_SWEEPS = 30
 
 # The first equilibrium is as good as this.
 _ROUGH = 1e-3
@@ -186,35 +176,21 @@ class TrackedLBFGS(ObjectiveSolver):
 
         The adjoint starts from ∂ℓ/∂z, if no `mu0` is given.
         """
-        lagrangian, batch_ndim = model.problem, model.batch_ndim
         x = _inside(model, x0)
-        first = fp.fixed_point(
-            model.f,
-            z0,
-            (x, params),
-            solver=fp.Anderson(),
-            rtol=_ROUGH,
-            test="residual",
-            batch_ndim=batch_ndim,
-            on_failure="return",
-        )
-        z = first.value
+        first = _rough_equilibrium(model, z0, x, params)
         if mu0 is None:
-            mu0 = lagrangian.loss_and_gradient(z, x, params, y)[1]
-        system = model.system
-        found = fp.fixed_point(
-            system,
-            {"z": z, "mu": mu0, "x": x},
-            (params, y),
-            solver=self,
+            mu0 = model.problem.loss_and_gradient(first.value, x, params, y)[1]
+        start, system = {"z": first.value, "mu": mu0, "x": x}, model.system
+        control |= {
+            "solver": self,
             # Not the matrix of the joint map, but what step() asks for in its place.
-            jacobian=partial(Searching, lagrangian, model=model),
-            batch_ndim=batch_ndim,
-            **control,
-        )
+            "jacobian": partial(Searching, model.problem, model=model),
+            "batch_ndim": model.batch_ndim,
+        }
+        found = fp.fixed_point(system, start, (params, y), **control)
         # The first evaluation of the joint map takes a product.
         work = found.work.plus(first.work).plus(Work(vjp=1))
-        products = linearized(system, (params, y), batch_ndim)
+        products = linearized(system, (params, y), model.batch_ndim)
         return replace(found, work=work, linearization=products)
 
     def init(self, problem: Problem, point: Point) -> SearchState:
@@ -269,16 +245,10 @@ class TrackedLBFGS(ObjectiveSolver):
         length = _length(space, state, changed, square)
         if not space.backend.known_here(length > 0.0):
             length = where(length > 0.0, length, _first(space, x, g, value))
-        spectral, slopes = searching.mapping(space, x, g, length)
+        at = x, *searching.mapping(space, x, g, length)
         before = searching.mapping(space, state.x, state.gradient, length)[1]
-        y = space.subtract(slopes, before)
-        curved, size = space.dots((s, y), (y, y))
-        known = [curved, square, size]
-        curvature = state.curvature.noted(space, slot, (s, y), known)
-        # What led to where an input had to be looked at again is not tried again.
-        scale = where(state.part == 0.0, space.zero, curvature.scale)
-        curvature = curvature._replace(scale=scale)
-        at = x, spectral, slopes
+        step = s, space.subtract(at[2], before), square
+        curvature = _bent(space, state, slot, *step)
         direction = searching.direction(space, at, length, curvature, slot)
         ahead = searching.penalty(space, space.add(x, direction))
         slope = space.dot(g, direction) + ahead - penalty
@@ -297,116 +267,31 @@ class TrackedLBFGS(ObjectiveSolver):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Searching(Sweeping):
-    """The augmented system of a model near a state."""
+def _rough_equilibrium(
+    model: AugmentedDEQ, z: Any, x: Any, params: Any
+) -> fp.Solution[Any]:
+    """That of an input, from a state."""
+    return fp.fixed_point(
+        model.f,
+        z,
+        (x, params),
+        solver=fp.Anderson(),
+        rtol=_ROUGH,
+        test="residual",
+        batch_ndim=model.batch_ndim,
+        on_failure="return",
+    )
 
-    model: AugmentedDEQ
 
-    def inputs(self, space: Space, x: Vec) -> Space:
-        """The space of inputs."""
-        return space_of(space.backend, x, space.batch_ndim)
-
-    def followed(
-        self, space: Space, point: Point, forcing: float
-    ) -> tuple[Tracked, Work]:
-        """Z and μ at the input of a point, their defects there reduced to a part, and
-        what that took.
-        """
-        mu, _, z = self.parts(space.add(point.value, point.increment))
-        at = self.given("x", self.parts(point.value)[1])
-        left = self.parts(point.increment)
-        sizes = [forcing * space.norm(part) for part in (left[2], left[0])]
-        # No tolerance is right for a sample that is not finite.
-        bounds = [space.xp.where(a < space.xp.inf, a, space.zero) for a in sizes]
-        state = self._swept(self.lagrangian.f, self.given("z", z), at, bounds[0])
-        here = self.lagrangian.at(state.value, at, self.params, self.y)
-        pull = lambda mu, *_: leafwise(plus, here.pullback(mu)[0], here.slope)
-        adjoint = self._swept(pull, self.given("mu", mu), at, bounds[1])
-        # The evaluation at the point, and that which tells of the last sweep.
-        work = Work(f=state.work.f + 2, vjp=adjoint.work.f + 2)
-        return self.told(space.xp, here, state.value, adjoint.value), work
-
-    def _swept(
-        self, f: Callable[..., Any], start: Any, x: Any, bound: Array
-    ) -> fp.Solution[Any]:
-        """A fixed point up to a residual, by Anderson's method."""
-        like = array_namespace(*tree.flatten(start)[0])
-        return fp.fixed_point(
-            f,
-            start,
-            (x, self.params),
-            solver=fp.Anderson(),
-            rtol=0.0,
-            atol=like.asarray(bound),
-            test="residual",
-            batch_ndim=self.model.batch_ndim,
-            max_steps=_MOST_SWEEPS,
-            on_failure="return",
-        )
-
-    def direction(
-        self,
-        space: Space,
-        at: tuple[Vec, Vec, Vec],
-        length: Array,
-        curvature: Curvature,
-        slot: Any,
-    ) -> Vec:
-        """From an input x, the spectral step and G, the step Π(x − HG) − x; or the
-        first where that is not downhill.
-        """
-        x, spectral, g = at
-        free = self._free(space, x, spectral)
-        step = curvature.step(space, slot, _chosen(space, free, g, space.zeros(g)))
-        step = self._ahead(space, x, _chosen(space, free, step, spectral), length)
-        slope, square, size = space.dots((g, step), (step, step), (g, g))
-        down = slope <= -_DOWN * space.xp.sqrt(square * size)
-        down = down & (curvature.scale > 0.0) & (square < space.xp.inf)
-        return space.either(down, step, spectral)
-
-    def _free(self, space: Space, x: Vec, spectral: Vec) -> Masks | None:
-        """The entries that a spectral step neither leaves where they are nor, with a
-        regularizer, takes to zero; None stands for all.
-        """
-        if self.model.prox is None:
-            return None
-        moving = tuple([leaf != 0 for leaf in spectral])
-        if self.model.regularizer is None:
-            return moving
-        pairs = zip(moving, space.add(x, spectral), strict=True)
-        return tuple([mask & (leaf != 0) for mask, leaf in pairs])
-
-    def _ahead(self, space: Space, x: Vec, step: Vec, length: Array) -> Vec:
-        """The step, as far as it leads in the set; with a regularizer, no farther than
-        to zero in any entry.
-        """
-        if self.model.regularizer is not None:
-            pairs, xp = zip(x, step, strict=True), space.xp
-            step = tuple([xp.where(xp.sign(a) * (a + b) < 0, -a, b) for a, b in pairs])
-        # Where h is infinite no step leads; otherwise it takes no part.
-        return self._moved(space, x, step, space.precision * length)
-
-    def mapping(self, space: Space, x: Vec, g: Vec, length: Array) -> tuple[Vec, Vec]:
-        """The spectral step −λG, and G; of free inputs G is g."""
-        step = self._moved(space, x, space.scale(-length, g), length)
-        if self.model.prox is None:
-            return step, g
-        return step, space.scale(space.ratio(-space.one, length), step)
-
-    def _moved(self, space: Space, x: Vec, step: Vec, length: Array) -> Vec:
-        """The step, as far as it leads in the set; or prox(x + step, λ) − x."""
-        if self.model.prox is None:
-            return step
-        lengths = self.given("x", tuple([space.factor(length, leaf) for leaf in x]))
-        there = self.model.prox(self.given("x", space.add(x, step)), lengths)
-        return space.subtract(taken(space.xp, there), x)
-
-    def penalty(self, space: Space, x: Vec) -> Array:
-        """h(x)."""
-        if self.model.regularizer is None:
-            return space.zero
-        return space.xp.asarray(self.model.regularizer(self.given("x", x)))
+def _bent(
+    space: Space, state: SearchState, slot: Any, s: Vec, y: Vec, square: Array
+) -> Curvature:
+    """The curvature after a step s, of this square, over which G changed by y."""
+    curved, size = space.dots((s, y), (y, y))
+    found = state.curvature.noted(space, slot, (s, y), [curved, square, size])
+    # What led to where an input had to be looked at again is not tried again.
+    scale = space.xp.where(state.part == 0.0, space.zero, found.scale)
+    return found._replace(scale=scale)
 
 
 def _inside(model: AugmentedDEQ, x: Any) -> Any:
@@ -423,13 +308,6 @@ def _inside(model: AugmentedDEQ, x: Any) -> Any:
         return near
     finite = model.regularizer(x) < xp.inf
     return leafwise(lambda a, b: xp.where(beside(finite, a), a, b), x, near)
-
-
-def _chosen(space: Space, masks: Masks | None, these: Vec, those: Vec) -> Vec:
-    """These entries where the masks hold, and those elsewhere."""
-    if masks is None:
-        return these
-    return tuple(map(space.xp.where, masks, these, those))
 
 
 def _accepted(
