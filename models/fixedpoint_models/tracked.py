@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.adapters import backend_of
 from fixedpoint.backend import Array, Vec
 from fixedpoint.checks import check_count, check_positive
 from fixedpoint.keywords import by_name
-from fixedpoint.operators import Lagrangian
 from fixedpoint.operators.base import leafwise
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
@@ -24,21 +22,24 @@ from fixedpoint.solvers.base import Step
 from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
 from fixedpoint_models import quasi_newton
-from fixedpoint_models.curvature import Loss, inverted
 from fixedpoint_models.objective_solver import ObjectiveSolver
 from fixedpoint_models.quasi_newton import Memory
-from fixedpoint_models.sensitivity import Tangents, alike, tangents
+from fixedpoint_models.sensitivity import Tangents
 from fixedpoint_models.sweeping import (
-    RUNAWAY,
     Sweeping,
     Tracked,
     is_sound,
     linearized,
     near,
     plus,
-    rebuilt,
-    space_of_samples,
     taken,
+)
+from fixedpoint_models.tracked_start import (
+    MOST_SWEEPS,
+    Start,
+    TrackedState,
+    pushed,
+    shrunk,
 )
 
 if TYPE_CHECKING:
@@ -51,30 +52,7 @@ _FIRST, _EARLY, _TIGHTER, _LAST = 0.15, 4, 0.6, 0.01
 
 # Sweeps at least, at most in the first steps, and at most; and the part of the steps
 # taken that they are at least.
-_LEAST, _FEW, _MOST, _SLOWER = 3, 8, 20, 4
-
-# The equilibrium that everything starts from: its relative tolerance, and sweeps at
-# most.
-_ROUGH, _SWEEPS = 1e-3, 100
-
-
-class TrackedState(NamedTuple):
-    """What :class:`TrackedNewton` remembers.
-
-    Attributes
-    ----------
-    model : Memory
-        The quadratic model of each sample, about the last input that was accepted.
-    state, adjoint : Vec
-        z and μ there, their entries in one axis.
-    count : int
-        Steps so far.
-    """
-
-    model: Memory
-    state: Vec
-    adjoint: Vec
-    count: Any = 0
+_LEAST, _FEW, _MOST, _SLOWER = 3, 8, MOST_SWEEPS, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,87 +198,24 @@ class TrackedNewton(ObjectiveSolver):
                 "TrackedNewton is for real states and inputs of one dtype: use "
                 "TrackedLBFGS"
             )
-        lagrangian = model.problem
-        start, rest, work = self._opened(lagrangian, z0, x0, params, y)
+        lagrangian, system = model.problem, model.system
+        settings = self.blocks, self.tangent_rtol, self.damping
+        start, rest, work = Start(lagrangian, params, y, *settings).made(z0, x0)
         shared = lambda state, params, y, *_: lagrangian(state, params, y)
-        system = model.system
-        joint = replace(system, shared=shared)
+        if _per_sample(y, z0):
+            control["batched_args"] = (False, True, False, False, True)
         found = fp.fixed_point(
-            joint,
+            replace(system, shared=shared),
             start,
             (params, y, *rest),
             solver=self,
             # Not the matrix of the joint map, but what step() asks for in its place.
             jacobian=partial(Tracking, lagrangian),
             batch_ndim=1,
-            batched_args=(False, True, False, False, True)
-            if _per_sample(y, z0)
-            else None,
             **control,
         )
-
         products = linearized(system, (params, y), 1)
         return replace(found, work=found.work.plus(work), linearization=products)
-
-    def _opened(
-        self, lagrangian: Lagrangian, z0: Any, x0: Any, params: Any, y: Any
-    ) -> tuple[dict[str, Any], tuple[Any, Tangents, TrackedState], Work]:
-        """The first state, what the method needs besides, and what they took."""
-        same = _same_rows(z0) and _same_rows(x0)
-        z, x = (leafwise(_first_row if same else _zero_row, a) for a in (z0, x0))
-        z, rate, count = _equilibrium(lagrangian, z, x, params)
-        local = _finite(
-            tangents(lagrangian, z, x, params, self.blocks, self.tangent_rtol)
-        )
-        # The first evaluation takes a product, and so does a Jacobian.
-        work = Work(f=count + 1, vjp=1 + (not local.products), jvp=local.products)
-        if not same:
-            z = z0
-            for _ in range(_MOST):
-                z = lagrangian.f(z, x0, params)
-            work = work.plus(Work(f=_MOST))
-        first = self._model(lagrangian, z, x0, params, y, local)
-        inputs, states = space_of_samples(x0), space_of_samples(z0)
-        step = quasi_newton.step_of(inputs, first.model)
-        if not same:  # the gradient is not right before the adjoint is
-            unknown = inputs.full(float("inf"))
-            first = first._replace(model=first.model._replace(value=unknown))
-            step = 0.0 * step
-        ahead = states.shaped(_pushed(first.state, step, local.state))
-        ahead, x, first = _sound(lagrangian, (z0, ahead), (x0, step), params, first)
-        start = {
-            "z": rebuilt(z0, ahead),
-            "mu": rebuilt(z0, states.shaped(first.adjoint)),
-            "x": rebuilt(x0, x),
-        }
-        return start, (rate, local, first), work.plus(Work(f=1))
-
-    def _model(
-        self,
-        lagrangian: Lagrangian,
-        z: Any,
-        x: Any,
-        params: Any,
-        y: Any,
-        local: Tangents,
-    ) -> TrackedState:
-        """What is remembered at equilibria z of inputs x: one z may stand for all."""
-        inputs, given = space_of_samples(x), lagrangian.output
-        rows = inputs.batch_shape[0]
-        output = _for_all(z if given is None else given(z, params), rows)
-        loss = Loss(inputs, lagrangian.loss, params, local)
-        value, slope, product = loss.expanded(output, x, y)
-        hessian, gradient = loss.curvature(output, x, y, product), loss.reduced(slope)
-        inverse = inverted(inputs, hessian, self.damping) + 0.0 * gradient[:, :, None]
-        at = inputs.ravel(tuple(tree.flatten(x)[0]))
-        model = quasi_newton.opened(inputs, at, gradient, value, inverse)
-        z = _for_all(z, rows)
-        slope = lagrangian.loss_and_gradient(z, x, params, y)[1]
-        state, adjoint = (
-            space_of_samples(z).rows(tuple(tree.flatten(block)[0]))
-            for block in (z, slope)
-        )
-        return TrackedState(model, state, adjoint)
 
     def init(self, problem: Problem, point: Point) -> TrackedState:
         """What was remembered before the first step, which led to `point`."""
@@ -330,51 +245,31 @@ class TrackedNewton(ObjectiveSolver):
             _chosen(states, accepted, states.rows(found.adjoint), state.adjoint),
             state.count + 1,
         )
-        aim, known_none = after.model.x + step, space.backend.known_none(waits)
-        ahead, adjoint = _pushed(after.state, step, local), after.adjoint
-        if not known_none:
-            ahead = states.where(waits, states.rows(found.state), ahead)
-            adjoint = states.where(waits, states.rows(found.adjoint), adjoint)
-        value = (*states.shaped(adjoint), *inputs.unravel(aim), *states.shaped(ahead))
-        new, work = problem.trial(value, point), Work()
+        ahead = pushed(after.state, step, local), after.model.x + step, after.adjoint
+        if not space.backend.known_none(waits):
+            ahead = _waiting(states, waits, found, ahead)
+        new, work = problem.trial(_leaves(states, inputs, *ahead), point), Work()
         sound = is_sound(problem, point, new)
         if not space.backend.known_all(sound):
-            last = states.shaped(after.state), inputs.unravel(after.model.x)
-            value = (*states.shaped(after.adjoint), *last[1], *last[0])
-            new = problem.trial(space.where(sound, new.value, value))
-            after = after._replace(model=_shrunk(inputs, after.model, sound))
+            home = _leaves(states, inputs, after.state, after.model.x, after.adjoint)
+            new = problem.trial(space.where(sound, new.value, home))
+            after = after._replace(model=shrunk(inputs, after.model, sound))
             work = Work(f=1, vjp=1)
         return Step(new, after, work.plus(Work(f=sweeps, vjp=sweeps)))
 
 
-def _sound(
-    lagrangian: Lagrangian,
-    state: tuple[Any, Vec],
-    moved: tuple[Any, Array],
-    params: Any,
-    first: TrackedState,
-) -> tuple[Vec, Vec, TrackedState]:
-    """The first trial, its state after a sweep; where that runs away, the start.
-
-    The radius is then a tenth of what led there.
-    """
-    states, inputs = space_of_samples(state[0]), space_of_samples(moved[0])
-    x = inputs.unravel(first.model.x + moved[1])
-    at = rebuilt(state[0], state[1]), rebuilt(moved[0], x)
-    image = alike(tree.flatten(lagrangian.f(*at, params))[0], state[1])
-    expected = states.norm(state[1]) + states.norm(states.shaped(first.state))
-    sound = states.norm(image) <= RUNAWAY * expected
-    sound = sound | (inputs.backend.norm(moved[1], "euclidean") == 0.0)
-    z = states.where(sound, image, states.shaped(first.state))
-    x = inputs.where(sound, x, inputs.unravel(first.model.x))
-    return z, x, first._replace(model=_shrunk(inputs, first.model, sound))
+def _leaves(states: Space, inputs: Space, z: Vec, x: Array, mu: Vec) -> Vec:
+    """The leaves of a trial, of the rows of z, x and μ."""
+    return (*states.shaped(mu), *inputs.unravel(x), *states.shaped(z))
 
 
-def _shrunk(space: Space, model: Memory, sound: Array) -> Memory:
-    """The radius a tenth of the step that was not sound."""
-    step = space.backend.norm(quasi_newton.step_of(space, model), "euclidean")
-    radius = space.xp.where(sound, model.radius, 0.1 * step)
-    return model._replace(radius=radius)
+def _waiting(
+    states: Space, waits: Array, found: Tracked, ahead: tuple[Vec, Array, Vec]
+) -> tuple[Vec, Array, Vec]:
+    """The rows of a trial, of what sweeps found beside an input that waits."""
+    z = states.where(waits, states.rows(found.state), ahead[0])
+    mu = states.where(waits, states.rows(found.adjoint), ahead[2])
+    return z, ahead[1], mu
 
 
 def _known(
@@ -389,59 +284,8 @@ def _known(
     return gradient, value, doubt, length
 
 
-def _equilibrium(
-    lagrangian: Lagrangian, z: Any, x: Any, params: Any
-) -> tuple[Any, Any, int]:
-    """A rough equilibrium of one sample, the rate at which sweeps contracted, and how
-    many.
-    """
-    space, leaves = space_of_samples(z), tuple(tree.flatten(z)[0])
-    traced = space.backend.is_traced((*leaves, *tree.flatten((x, params))[0]))
-    before, rate, count = math.inf, 0.0, 0
-    while count < (_MOST if traced else _SWEEPS):
-        count += 1
-        image = alike(tree.flatten(lagrangian.f(z, x, params))[0], leaves)
-        z, change, leaves = rebuilt(z, image), space.subtract(image, leaves), image
-        if traced:
-            continue
-        size = float(space.norm(change)[0])
-        rate, before = size / before if before else 0.0, size
-        if not size > _ROUGH * float(space.norm(leaves)[0]):
-            break
-    return z, space.zero if traced else rate, count
-
-
-def _finite(local: Tangents) -> Tangents:
-    """The tangents, or zero where I − J is singular: there sweeps alone tell how the
-    state moves.
-    """
-
-    def known(rows: Array) -> Array:
-        xp = array_namespace(rows)
-        moved: Array = xp.where(xp.isfinite(xp.sum(rows)), rows, xp.zeros_like(rows))
-        return moved
-
-    state, output = (tuple(map(known, part)) for part in local[:2])
-    return Tangents(state, output, local.products)
-
-
-def _pushed(state: Vec, step: Array, local: Vec) -> Vec:
-    """The state ahead, z + S Δx."""
-    return tuple([z + step @ rows for z, rows in zip(state, local, strict=True)])
-
-
 def _chosen(space: Space, mask: Array, new: Vec, old: Vec) -> Vec:
     return new if space.backend.known_all(mask) else space.where(mask, new, old)
-
-
-def _for_all(container: Any, rows: int) -> Any:
-    """The container, its only row as often as there are samples, or its rows as they
-    are.
-    """
-    leaves, structure = tree.flatten(container)
-    xp = array_namespace(*leaves)
-    many = [xp.broadcast_to(leaf, (rows, *leaf.shape[1:])) for leaf in leaves]
-    return structure.rebuild(many)
 
 
 def is_of_one_real_dtype(z: Any, x: Any) -> bool:
@@ -452,15 +296,6 @@ def is_of_one_real_dtype(z: Any, x: Any) -> bool:
     return alike and bool(xp.isdtype(dtype, "real floating"))
 
 
-def _same_rows(container: Any) -> bool:
-    """Whether all samples are known to be the same."""
-    leaves = tree.flatten(container)[0]
-    backend = backend_of(leaves, tree.paths(container, "x0"))
-    return not backend.is_traced(tuple(leaves)) and all(
-        backend.known_all(leaf == leaf[:1, ...]) for leaf in leaves
-    )
-
-
 def _per_sample(y: Any, z: Any) -> bool:
     """Whether all arrays of y have an entry for each sample of z, so that samples may
     leave.
@@ -468,11 +303,3 @@ def _per_sample(y: Any, z: Any) -> bool:
     number = tree.flatten(z)[0][0].shape[:1]
     arrays = [leaf for leaf in tree.flatten(y)[0] if hasattr(leaf, "shape")]
     return bool(arrays) and all(leaf.shape[:1] == number for leaf in arrays)
-
-
-def _first_row(leaf: Any) -> Any:
-    return leaf[:1, ...]
-
-
-def _zero_row(leaf: Any) -> Any:
-    return array_namespace(leaf).zeros_like(leaf[:1, ...])
