@@ -17,6 +17,12 @@ with.
 """
 
 
+def norms(state: Any) -> torch.Tensor:
+    """The norm of each sample of a state."""
+    squares = [leaf.flatten(1).square().sum(1) for leaf in tree.flatten(state)[0]]
+    return torch.stack(squares).sum(0).sqrt()
+
+
 class Experiment(ABC):
     """A task: its data, its network, and what training, evaluating and sampling mean.
 

@@ -4,7 +4,6 @@ optimized.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,9 @@ from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.config import ConfigError
 from fixedpoint_models.plots import draw_recovered
 from fixedpoint_models.principal import PrincipalImages
-from fixedpoint_models.tasks.base import LOOSE, Experiment
+from fixedpoint_models.tasks.base import LOOSE, Experiment, norms
 from fixedpoint_models.tasks.decoding import Decoder, Inferred, infer, squared_error
-from fixedpoint_models.tasks.images import load, mean_of_known, quality, shown
+from fixedpoint_models.tasks.images import load, mean_of_known, quality, shown, together
 from fixedpoint_models.tasks.settings import Settings
 from fixedpoint_models.training import fingerprint
 
@@ -171,7 +170,7 @@ class Generative(Experiment):
             kkt = self.model.kkt(**found.value, params=params, y=images)
         sound = (reached >= 0.0) & (reached <= most)
         for name in ("z", "mu"):
-            sound &= kkt[name] <= LOOSE * _norm(found.value[name])
+            sound &= kkt[name] <= LOOSE * norms(found.value[name])
         return sound, torch.where(sound, reached, most)
 
     def _surrogate(
@@ -260,14 +259,8 @@ class Generative(Experiment):
         the share without an equilibrium. `radius_median` and `radius_most` are spectral
         radii of the Jacobian: near 1, equilibria are hard to find.
         """
-        rows = [
-            self._evaluated(part)
-            for part in torch.split(self.held_out, self.settings.batch_size)
-        ]
-        merged = {
-            k: np.array(list(itertools.chain(*(row[k] for row in rows))))
-            for k in rows[0]
-        }
+        parts = torch.split(self.held_out, self.settings.batch_size)
+        merged = together([self._evaluated(part) for part in parts])
         radii = merged.pop("radius")
         failed = float(np.isnan(merged["objective"]).mean())
         means = {name: mean_of_known(values) for name, values in merged.items()}
@@ -384,12 +377,6 @@ def _fit(module: PrincipalImages, images: Tensor) -> None:
         module.fit(images)
     except ValueError as error:
         raise ConfigError(f"network: {error}") from None
-
-
-def _norm(z: Any) -> Tensor:
-    """The norm of each sample."""
-    squares = [(leaf**2).flatten(1).sum(1) for leaf in tree.flatten(z)[0]]
-    return torch.stack(squares).sum(0).sqrt()
 
 
 def _seed(*numbers: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,11 @@ def mean_of_known(values: Any) -> float:
     """The mean of the entries of an array that are not NaN; NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
+
+
+def together(rows: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
+    """The figures of images, some at a time, as one array for each name."""
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def quality(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +22,14 @@ from fixedpoint_models.tasks import baselines
 from fixedpoint_models.tasks.base import Experiment
 from fixedpoint_models.tasks.decoding import infer
 from fixedpoint_models.tasks.generative import Generative
-from fixedpoint_models.tasks.images import load, mean_of_known, quality, shown
+from fixedpoint_models.tasks.images import load, mean_of_known, quality, shown, together
+from fixedpoint_models.tasks.measurements import (
+    PROBLEMS,
+    Measured,
+    Problem,
+    measure,
+    operator_of,
+)
 from fixedpoint_models.tasks.settings import Settings as GenerativeSettings
 from fixedpoint_models.tasks.settings import Solve
 
@@ -41,57 +45,6 @@ BASELINES = {
 # Weights of total variation, and the images to choose one on.
 TV_WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 TV_IMAGES = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What is measured of an image.
-
-    Parameters
-    ----------
-    name : str
-        What figures and pictures are called; letters, digits, hyphens and underscores.
-    kind : {"reconstruction", "inpainting", "operator"}
-        The whole image, all but a random square, or what an operator makes of it. Of
-        inpainting, the pixels that are known are pasted back, and figures are those of
-        the square.
-    sigma : float
-        Standard deviation of the noise that is added.
-    hidden : int, optional
-        The side of the square; by default 20/64 of the image's.
-    operator : str, optional
-        ``package.module:callable``, which takes images of shape (number, channels,
-        height, width) to measurements, sample by sample and differentiably; see
-        :mod:`fixedpoint_models.tasks.operators`. Complex measurements, as those of
-        ``torch.fft:fft2``, count as their real and imaginary parts, each with noise.
-    prior : float, optional
-        The weight of ‖x‖², by default that of training.
-    """
-
-    name: str
-    kind: Literal["reconstruction", "inpainting", "operator"] = "reconstruction"
-    sigma: float = setting(0.0, least=0.0)
-    hidden: int | None = setting(None, least=1)
-    operator: str | None = None
-    prior: float | None = setting(None, least=0.0)
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(
-                f"name: expected letters, digits, - and _, got {self.name!r}"
-            )
-        if (self.kind == "operator") != (self.operator is not None):
-            raise ValueError(
-                "operator: to be given with the kind operator, and not otherwise"
-            )
-
-
-PROBLEMS = (
-    Problem(name="reconstruction"),
-    Problem(name="denoising-0.2", sigma=0.2),
-    Problem(name="denoising-0.4", sigma=0.4),
-    Problem(name="inpainting", kind="inpainting"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +90,6 @@ class Settings:
             )
 
 
-class Measured(NamedTuple):
-    """Measurements, and masks for inpainting: 0 where a pixel is hidden."""
-
-    values: Tensor
-    masks: Tensor
-
-
 class Inverse(Experiment):
     """Images from measurements A(image) + noise: the codes that explain these are
     solved for.
@@ -184,23 +130,13 @@ class Inverse(Experiment):
     def _measure(self, number: int, problem: Problem, images: Tensor) -> Measured:
         """What is measured of images: the same for the same seed."""
         generator = np.random.default_rng((self.settings.seed, number))
-        masks = _masks(problem, images, generator)
-        operator = _operator(problem)
-        exact = _checked(problem, operator, images, masks)
-        noise = problem.sigma * generator.standard_normal(
-            tuple(exact.shape), dtype=np.float32
-        )
-        values = exact + torch.as_tensor(noise).to(exact)
-        # What is hidden has no noise either.
-        return Measured(
-            values * masks if problem.kind == "inpainting" else values, masks
-        )
+        return measure(problem, images, generator)
 
     def posed(self, problem: Problem) -> AugmentedDEQ:
         """The augmented system of a problem, whose data are of type
         :class:`Measured`.
         """
-        operator = _operator(problem)
+        operator = operator_of(problem)
 
         def loss(decoded: Any, x: Any, y: Any, params: Any) -> Any:
             misfit = operator(decoded, y.masks) - y.values
@@ -263,11 +199,7 @@ class Inverse(Experiment):
         for images, values, masks in zip(*parts, strict=True):
             recovered, told = self._recover(problem, Measured(values, masks))
             rows.append({**told, **_judged(problem, recovered, images, masks)})
-        joined = {
-            k: np.array(list(itertools.chain(*(row[k] for row in rows))))
-            for k in rows[0]
-        }
-        means = {name: mean_of_known(values) for name, values in joined.items()}
+        means = {name: mean_of_known(x) for name, x in together(rows).items()}
         if _shows_images(problem, measured, self.images):
             seen = measured.values.clamp(0.0, 1.0)
             psnr = quality(seen, self.images)["psnr"]
@@ -390,81 +322,3 @@ def _trained(file: Path, device: torch.device) -> Generative:
     experiment = begin(Generative, settings, device)
     restore(experiment, content, file)
     return experiment
-
-
-def _masks(problem: Problem, images: Tensor, generator: np.random.Generator) -> Tensor:
-    """Masks that hide a random square of each image, or nothing."""
-    number, _, height, width = images.shape
-    masks = torch.ones(number, 1, height, width, device=images.device)
-    if problem.kind != "inpainting":
-        return masks
-    side = problem.hidden or round(20 / 64 * min(height, width))
-    if side > min(height, width):
-        raise ConfigError(
-            f"problems: {problem.name}: hidden: expected at most "
-            f"{min(height, width)}, got {side}"
-        )
-    for mask in masks:
-        row, column = generator.integers(0, (height - side + 1, width - side + 1))
-        mask[:, row : row + side, column : column + side] = 0.0
-    return masks
-
-
-def _operator(problem: Problem) -> Callable[[Any, Any], Any]:
-    """What takes images and masks to measurements without noise."""
-    if problem.kind == "inpainting":
-        return lambda images, masks: images * masks
-    operator = (
-        (lambda images: images) if problem.operator is None else _imported(problem)
-    )
-
-    def measured(images: Any, masks: Any) -> Any:
-        del masks
-        return _real_parts(operator(images))
-
-    return measured
-
-
-def _real_parts(values: Any) -> Any:
-    """Rows of complex numbers as rows of their real and imaginary parts; what else an
-    operator returns as it is.
-    """
-    if not (isinstance(values, Tensor) and values.is_complex() and values.ndim):
-        return values
-    return torch.stack((values.real, values.imag), -1).flatten(1)
-
-
-def _imported(problem: Problem) -> Any:
-    module, _, name = str(problem.operator).partition(":")
-    try:
-        operator = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise _unusable(problem, f"cannot be imported ({error})") from None
-    if not callable(operator):
-        raise _unusable(problem, "is not callable")
-    return operator
-
-
-def _checked(
-    problem: Problem, operator: Callable[[Any, Any], Any], images: Tensor, masks: Tensor
-) -> Tensor:
-    """The measurements without noise, if the operator is what it should be."""
-    probe = images.clone().requires_grad_()
-    try:
-        measured = operator(probe, masks)
-    except Exception as error:  # a user's code raises whatever it likes
-        line = str(error).splitlines()[0] if str(error) else ""
-        raise _unusable(problem, f"failed ({type(error).__name__}: {line})") from error
-    if not isinstance(measured, Tensor) or measured.shape[:1] != images.shape[:1]:
-        raise _unusable(problem, "did not return a tensor with a row for each image")
-    if not measured.requires_grad:
-        raise _unusable(problem, "is not differentiable")
-    if not measured.isfinite().all():
-        raise _unusable(problem, "makes infinite values, or NaN, of the images")
-    return measured.detach()
-
-
-def _unusable(problem: Problem, reason: str) -> ConfigError:
-    return ConfigError(
-        f"problems: {problem.name}: operator {problem.operator} {reason}"
-    )
