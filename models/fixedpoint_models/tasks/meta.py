@@ -5,23 +5,20 @@ network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch.utils._pytree import tree_map
 
 import fixedpoint as fp
 from fixedpoint_models.augmented import AugmentedDEQ
 from fixedpoint_models.comparison import Task
-from fixedpoint_models.config import ConfigError, setting
+from fixedpoint_models.config import ConfigError
 from fixedpoint_models.data import (
-    Episode,
     Episodes,
     FewShot,
     glyphs,
@@ -36,6 +33,8 @@ from fixedpoint_models.descent_rules import BarzilaiBorwein
 from fixedpoint_models.limited_memory import TrackedLBFGS
 from fixedpoint_models.nested import Nested
 from fixedpoint_models.tasks.base import Experiment
+from fixedpoint_models.tasks.episodes import Batch, picture
+from fixedpoint_models.tasks.meta_settings import MetaSettings
 from fixedpoint_models.tasks.task_network import (
     Params,
     State,
@@ -50,119 +49,6 @@ TRAINING_CLASSES = 0.8
 TEST_BATCH = 50
 NESTED_TOLERANCE = 1e-2
 """Of the equilibria and adjoints: tighter ones take longer and find nothing better."""
-
-
-class Batch(NamedTuple):
-    """Tasks of the same size.
-
-    Parameters
-    ----------
-    support, query : tensor of shape (tasks, images, 1, side, side)
-        Images.
-    support_labels, query_labels : tensor of shape (tasks, images)
-        From 0 to ways - 1.
-    """
-
-    support: Tensor
-    support_labels: Tensor
-    query: Tensor
-    query_labels: Tensor
-
-    @classmethod
-    def of(
-        cls, episodes: Sequence[Episode], device: torch.device | str = "cpu"
-    ) -> Batch:
-        """Tasks made of episodes."""
-        parts = [
-            torch.stack([torch.as_tensor(a) for a in p])
-            for p in zip(*episodes, strict=True)
-        ]
-        support, labels, query, query_labels = (part.to(device) for part in parts)
-        return cls(support[:, :, None], labels, query[:, :, None], query_labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetaSettings:
-    """Settings of :class:`Meta`.
-
-    Parameters
-    ----------
-    omniglot : tuple of str
-        Folders and archives of Omniglot, see :func:`fixedpoint_models.data.omniglot`;
-        without any, glyphs are rendered.
-    held_out : tuple of str
-        Alphabets to test on; without any, a fifth of all characters.
-    turns : bool
-        Whether characters to train on, turned by 90, 180 and 270 degrees, make further
-        ones.
-    runs : str, optional
-        The folder or archive of the official one-shot runs, to evaluate on as well.
-    side : int
-        Of the images, a multiple of four.
-    ways, shots, queries : int
-        Classes of a task, images of each in the support and in the query.
-    tasks, batches : int
-        Tasks of a batch, and batches of an epoch.
-    channels, features, context : int
-        Of the network.
-    penalty : float
-        λ of the inner loss.
-    method : {"recipe", "descent", "quasi-newton", "nested"}
-        How tasks are adapted: by the published recipe, Anderson's method on the joint
-        map; by :class:`TrackedDescent` with the steps of Barzilai and Borwein; by
-        :class:`TrackedLBFGS`; or, to compare, by :class:`Nested` with Nesterov's
-        momentum, all of the `steps`.
-    steps : int
-        Of adaptation, at most.
-    step_size : float
-        The step α, of descent the first one.
-    memory : int
-        Of Anderson's method.
-    momentum : float
-        Of the nested method.
-    sweeps : int
-        Of descent.
-    rtol : float
-        Tolerance of all solves.
-    jacobian : float
-        The weight of the penalty on the Jacobian.
-    test_tasks, test_queries : int
-        Tasks that are evaluated, and query images of each of their classes.
-    test_ways : int, optional
-        Classes of a task that is evaluated, by default as in training.
-    test_warp : bool
-        Whether the images of tasks that are evaluated are warped, as in training.
-    seed : int
-        Of everything random.
-    """
-
-    omniglot: tuple[str, ...] = ()
-    held_out: tuple[str, ...] = ()
-    turns: bool = False
-    runs: str | None = None
-    side: int = setting(16, least=12)
-    ways: int = setting(5, least=2)
-    shots: int = setting(1, least=1)
-    queries: int = setting(5, least=1)
-    tasks: int = setting(16, least=1)
-    batches: int = setting(20, least=1)
-    channels: int = setting(32, least=1)
-    features: int = setting(32, least=1)
-    context: int = setting(8, least=1)
-    penalty: float = setting(0.01, above=0.0)
-    method: Literal["recipe", "descent", "quasi-newton", "nested"] = "recipe"
-    steps: int = setting(40, least=1)
-    step_size: float = setting(1.0, above=0.0)
-    memory: int = setting(5, least=1)
-    momentum: float = setting(0.5, least=0.0, below=1.0)
-    sweeps: int = setting(2, least=1)
-    rtol: float = setting(1e-2, above=0.0)
-    jacobian: float = setting(0.1, least=0.0)
-    test_tasks: int = setting(200, least=1)
-    test_queries: int = setting(5, least=1)
-    test_ways: int | None = setting(None, least=2)
-    test_warp: bool = True
-    seed: int = setting(0, least=0)
 
 
 class Meta(Experiment):
@@ -497,39 +383,5 @@ class Meta(Experiment):
         ]
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "meta.png"
-        _picture(one, labels[1].cpu(), right, self.settings).savefig(file, dpi=120)
+        picture(one, labels[1].cpu(), right, self.settings).savefig(file, dpi=120)
         return [file]
-
-
-def _picture(
-    task: Batch, labels: Tensor, right: list[float], settings: MetaSettings
-) -> Figure:
-    """A row for each class: the support, a gap, the query; what is labeled wrongly has
-    its label.
-
-    `labels` are those of the query after adaptation, `right` what share was right
-    before and after.
-    """
-    ways = settings.test_ways or settings.ways
-    rows = (ways, -1, settings.side, settings.side)
-    support, query = (part.reshape(rows).cpu() for part in (task.support, task.query))
-    given = labels.reshape(ways, -1)
-    columns = settings.shots + query.shape[1]
-    figure = Figure(figsize=(0.9 * columns + 0.6, ways + 0.8), layout="constrained")
-    axes = figure.subplots(ways, columns, squeeze=False)
-    for way, line in enumerate(axes):
-        line[0].set_ylabel(str(way), rotation=0, ha="right", va="center")
-        for column, axis in enumerate(line):
-            index = column - settings.shots
-            image = support[way, column] if index < 0 else query[way, index]
-            colors = "gray" if index >= 0 else "bone"
-            axis.imshow(1.0 - image.numpy(), cmap=colors, vmin=0.0, vmax=1.0)
-            axis.set(xticks=[], yticks=[])
-            if index >= 0 and given[way, index] != way:
-                axis.set_xlabel(f"taken for {int(given[way, index])}", color="tab:red")
-    axes[0][0].set_title("support")
-    axes[0][settings.shots].set_title("query")
-    figure.suptitle(
-        f"query right before adaptation {right[0]:.0%}, after {right[1]:.0%}"
-    )
-    return figure
