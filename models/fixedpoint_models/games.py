@@ -10,56 +10,23 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 import fixedpoint as fp
-from fixedpoint.checks import check_count, check_positive
+from fixedpoint.checks import check_positive
 from fixedpoint.solvers import Solver
 from fixedpoint_models.contrasts import Contrasts
-from fixedpoint_models.patch_grid import PatchGrid, cosines
+from fixedpoint_models.denoiser_training import train_denoiser
+from fixedpoint_models.patch_grid import PatchGrid
+from fixedpoint_models.patch_prior import PatchPrior
+from fixedpoint_models.proximal_steps import proximal_step, pull
+
+__all__ = ["PatchGame", "proximal_step", "train_denoiser"]
 
 Tensor = torch.Tensor
 Params = dict[str, Any]
 
 
-def proximal_step(codes: Tensor, own: Params, params: Params) -> Tensor:
-    """One simultaneous proximal gradient step of all agents of a :class:`PatchGame`.
-
-    Parameters
-    ----------
-    codes : tensor of shape (batch, atoms, patches)
-        The codes zᵢ, as columns.
-    own : dict
-        See :meth:`PatchGame.own`.
-    params : dict
-        See :meth:`PatchGame.params`.
-    """
-    dictionary = params["dictionary"]
-    # The gradient of all but the penalty, with respect to own codes.
-    gradient = dictionary.T @ (_pull(dictionary @ codes, params) - own["target"])
-    moved = torch.add(codes, gradient, alpha=-params["step"])
-    return _proximal_map(moved, own, params["slopes"])
-
-
-def _pull(pieces: Tensor, params: Params) -> Tensor:
-    """I + κ(I − B)(I − Π) times the pieces, as in the gradient of a
-    :class:`PatchGame`.
-    """
-    grid, shape = params["grid"], params["shape"]
-    pull: Tensor = params["own"] * pieces - grid.cut(
-        params["share"] / params["count"] * grid.sum(pieces, shape)
-    )
-    return pull
-
-
-def _proximal_map(moved: Tensor, own: Params, slopes: tuple[float, Tensor]) -> Tensor:
-    """Of the penalty times the step: zero up to αw, and two slopes beyond."""
-    near, far = slopes
-    left = moved - torch.clamp(moved, *own["zero"])
-    return torch.addcmul(far * left, near - far, torch.clamp(left, *own["knee"]))
-
-
-class PatchGame(torch.nn.Module):
+class PatchGame(PatchPrior):
     """A denoiser whose agents, the overlapping patches of an image, play a convex game.
 
     Agent i describes its patch Pᵢy of the noisy image y, less its mean mᵢ, by a code
@@ -188,34 +155,19 @@ class PatchGame(torch.nn.Module):
         atol: float = 1e-9,
         max_steps: int = 1000,
     ) -> None:
-        super().__init__()
-        check_count("size", size, 2)
+        super().__init__(size, atoms, weight, curvature, ridge)
         self.grid = PatchGrid(size, stride)
-        check_positive("ridge", ridge)
         if not 0.0 <= coupling < math.inf:
             raise ValueError(
                 f"coupling must be finite and not negative, got {coupling!r}"
             )
-        self.coupling, self.ridge = coupling, ridge
+        self.coupling = coupling
         self.step = self._checked(step)
         self.solver = solver or fp.Fallback([fp.Anderson(), fp.SQUAREM()])
         self.adjoint = adjoint or fp.ImplicitAdjoint()
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
-        self._begin(size, atoms, weight, curvature)
-        self.seen: Contrasts | None = None
         if filters:
             self.seen = Contrasts(size, atoms, filters, tuple(reaches), weight)
-
-    def _begin(self, size: int, atoms: int, weight: float, curvature: float) -> None:
-        """The parameters before training."""
-        check_count("atoms", atoms, 1)
-        basis = cosines(size, atoms + 1)[:, 1:]
-        # What is far beyond 0 is scaled by the penalty, and scaled back here.
-        scale = (1.0 + self.ridge + curvature) / torch.linalg.matrix_norm(basis, 2)
-        self.atoms = torch.nn.Parameter(basis)
-        self.synthesis = torch.nn.Parameter(scale * basis)
-        self.raw_weights = torch.nn.Parameter(_raw("weight", weight, atoms))
-        self.raw_curvatures = torch.nn.Parameter(_raw("curvature", curvature, atoms))
 
     def _checked(self, step: float | None) -> float:
         """The step, by default one that is safe."""
@@ -226,24 +178,6 @@ class PatchGame(torch.nn.Module):
         if not step < 2.0 / lipschitz:
             raise ValueError(f"step must be below {2.0 / lipschitz:.4g}, got {step!r}")
         return step
-
-    def dictionary(self) -> Tensor:
-        """D, of shape (pixels, atoms) and spectral norm 1."""
-        scaled: Tensor = self.atoms / torch.linalg.matrix_norm(self.atoms, 2)
-        return scaled
-
-    def weights(self, seen: Tensor | None = None) -> Tensor:
-        """The weights w, of shape (atoms, 1), or (batch, atoms, patches) where they
-        depend on surroundings.
-        """
-        raw = self.raw_weights[:, None]
-        if self.seen is not None and seen is not None:
-            raw = raw + self.seen.shift(seen)
-        return functional.softplus(raw)
-
-    def curvatures(self) -> Tensor:
-        """The curvatures c of the penalty, one for each atom."""
-        return functional.softplus(self.raw_curvatures)
 
     def params(self, image: Tensor) -> Params:
         """What :func:`proximal_step` takes: the dictionary and penalties as they are
@@ -296,7 +230,7 @@ class PatchGame(torch.nn.Module):
         zero = self.step * weights.expand(len(image), -1, -1)
         knee = zero * ((1.0 / self.step + self.ridge) / self.curvatures()[:, None])
         return {
-            "target": patches - _pull(means, params),
+            "target": patches - pull(means, params),
             "zero": (-zero, zero),
             "knee": (-knee, knee),
         }
@@ -360,12 +294,12 @@ class PatchGame(torch.nn.Module):
         >>> bool((parts - whole).abs().max() < 1e-2)
         True
         """
-        _check_tiles(tile, margin, self.grid)
+        self.grid.check_tiles(tile, margin)
         self._check_dtype(image)
         padded = self.grid.padded(image)
         whole = torch.empty_like(padded)
         rows, columns = (
-            _spans(side, tile, margin, self.grid) for side in padded.shape[-2:]
+            self.grid.spans(side, tile, margin) for side in padded.shape[-2:]
         )
         with torch.no_grad():
             for (solved, kept, part), (solved2, kept2, part2) in product(rows, columns):
@@ -459,110 +393,3 @@ class PatchGame(torch.nn.Module):
         game = copy.copy(self)
         game.grid = PatchGrid(self.grid.size, stride)
         return game
-
-
-def _raw(name: str, value: float, number: int) -> Tensor:
-    """What softplus makes a positive value of, `number` times."""
-    check_positive(name, value)
-    return torch.full((number,), value + math.log(-math.expm1(-value)))
-
-
-def _check_tiles(tile: int, margin: int, grid: PatchGrid) -> None:
-    check_count("tile", tile, 1)
-    check_count("margin", margin, grid.size)
-    for name, value in (("tile", tile), ("margin", margin)):
-        if value % grid.stride:
-            raise ValueError(
-                f"{name} must be a multiple of the stride {grid.stride}, got {value}"
-            )
-
-
-def _spans(
-    length: int, tile: int, margin: int, grid: PatchGrid
-) -> list[tuple[slice, slice, slice]]:
-    """For each tile of a side: what is solved for, what is kept of the side, and where
-    that is in what is solved for.
-    """
-    spans = []
-    for first in range(0, length, tile):
-        start, last = max(0, first - margin), min(first + tile, length)
-        # So that patches end where the part does.
-        end = min(last + margin + grid.size % grid.stride, length)
-        kept, part = slice(first, last), slice(first - start, last - start)
-        spans.append((slice(start, end), kept, part))
-    return spans
-
-
-def train_denoiser(
-    game: PatchGame,
-    images: Tensor,
-    sigma: float,
-    steps: int,
-    *,
-    batch_size: int = 8,
-    learning_rate: float = 5e-3,
-    seed: int = 0,
-) -> list[float]:
-    """Train the dictionaries and penalties of `game`, in place, by Adam.
-
-    The loss is the mean squared error of the denoised images. Noise is drawn anew in
-    each step, and the learning rate falls to a tenth along a half cosine.
-
-    Parameters
-    ----------
-    game : PatchGame
-        The game.
-    images : tensor of shape (number, 1, H, W)
-        Clean images, of the dtype of the game's parameters.
-    sigma : float
-        The standard deviation of the noise.
-    steps : int
-        Of Adam.
-    batch_size : int, optional
-        Images of a step, drawn at random.
-    learning_rate : float, optional
-        At the start.
-    seed : int, optional
-        Of the noise and the order of the images.
-
-    Returns
-    -------
-    list of float
-        The loss of each step.
-    """
-    check_positive("sigma", sigma)
-    check_count("steps", steps, 0)
-    check_count("batch_size", batch_size, 1)
-    check_positive("learning_rate", learning_rate)
-    game.check(images)
-    if not len(images):
-        raise ValueError("images must be one or more, got none")
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(game.parameters(), lr=learning_rate)
-    losses = []
-    for step in range(steps):
-        fall = 0.55 + 0.45 * math.cos(math.pi * step / steps)
-        optimizer.param_groups[0]["lr"] = learning_rate * fall
-        clean = images[torch.randint(len(images), (batch_size,), generator=generator)]
-        losses.append(
-            _adam_step(game, optimizer, clean, _noisy(clean, sigma, generator))
-        )
-    return losses
-
-
-def _noisy(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """White noise added; drawn on the CPU in single precision, and so the same
-    everywhere.
-    """
-    return clean + sigma * torch.randn(clean.shape, generator=generator).to(clean)
-
-
-def _adam_step(
-    game: PatchGame, optimizer: torch.optim.Optimizer, clean: Tensor, noisy: Tensor
-) -> float:
-    """One step; returns the loss."""
-    loss = (game(noisy) - clean).square().mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())

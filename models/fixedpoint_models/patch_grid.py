@@ -79,6 +79,30 @@ class PatchGrid:
         missing = [(self.size - side) % self.stride for side in image.shape[-2:]]
         return functional.pad(image, (0, missing[1], 0, missing[0]), mode="reflect")
 
+    def spans(
+        self, length: int, tile: int, margin: int
+    ) -> list[tuple[slice, slice, slice]]:
+        """For each tile of a side: what is solved for, what is kept of the side, and
+        where that is in what was solved for.
+        """
+        spans = []
+        for first in range(0, length, tile):
+            start, last = max(0, first - margin), min(first + tile, length)
+            # So that patches end where the part does.
+            end = min(last + margin + self.size % self.stride, length)
+            kept, part = slice(first, last), slice(first - start, last - start)
+            spans.append((slice(start, end), kept, part))
+        return spans
+
+    def check_tiles(self, tile: int, margin: int) -> None:
+        """Raise unless images may be solved for in tiles, with a margin around each."""
+        check_count("tile", tile, 1)
+        check_count("margin", margin, self.size)
+        for name, value in (("tile", tile), ("margin", margin)):
+            if value % self.stride:
+                multiple = f"a multiple of the stride {self.stride}"
+                raise ValueError(f"{name} must be {multiple}, got {value}")
+
     def check(self, image: Tensor) -> None:
         """Raise ValueError unless `image` is (batch, 1, H, W), and the patches cover
         it.
