@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fixedpoint_models.augmented import AugmentedDEQ, AugmentedSolution
+    from fixedpoint_models.augmented import AugmentedDEQ
+    from fixedpoint_models.augmented_solution import AugmentedSolution
     from fixedpoint_models.classifier import (
         DenseClassifier,
         attack_loss,
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
-    "augmented": ("AugmentedDEQ", "AugmentedSolution"),
+    "augmented": ("AugmentedDEQ",),
+    "augmented_solution": ("AugmentedSolution",),
     "classifier": (
         "DenseClassifier",
         "attack_loss",

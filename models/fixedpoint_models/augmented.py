@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import fixedpoint as fp
 from fixedpoint import tree
-from fixedpoint.adapters import backend_of, backend_of_state, type_name
+from fixedpoint.adapters import backend_of, backend_of_state
 from fixedpoint.backend import Array, Pullback, Vec
-from fixedpoint.border import Border
 from fixedpoint.checks import (
     check_callable,
     check_count,
@@ -22,80 +20,22 @@ from fixedpoint.checks import (
 )
 from fixedpoint.failure import Policy
 from fixedpoint.keywords import known_by_name
-from fixedpoint.operators.base import leafwise
 from fixedpoint.operators.regularizers import prox_of
-from fixedpoint.remedies import note_mixture
-from fixedpoint.shown import brief, glimpse
 from fixedpoint.solution import Work
 from fixedpoint.solvers import Solver
 from fixedpoint.space import Space
 from fixedpoint.spaces import space_of
-from fixedpoint_models.limited_memory import TrackedLBFGS
+from fixedpoint_models.augmented_solution import AugmentedSolution
+from fixedpoint_models.augmented_start import (
+    PerSample,
+    check_alone,
+    check_method,
+    check_start,
+    default_method,
+    detached,
+    naming_data,
+)
 from fixedpoint_models.methods import Method, zeros_like
-from fixedpoint_models.tracked import TrackedNewton, is_of_one_real_dtype
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-# Entries of an input for which a matrix of their square is cheap.
-_FEW_INPUTS = 128
-
-
-def _naming_data(method: Callable[P, R]) -> Callable[P, R]:
-    """A method whose errors say which of `params` and `y` are None, or of another
-    library: f and ℓ are the user's, and what they make of that tells nobody so.
-    """
-
-    @wraps(method)
-    def noted(*args: P.args, **given: P.kwargs) -> R:
-        try:
-            return method(*args, **given)
-        except (AttributeError, RuntimeError, TypeError) as error:
-            z0 = args[1] if len(args) > 1 else given.get("z0", 0.0)
-            state = tuple(tree.flatten(z0)[0])
-            for name, reader in (("params", "f or loss reads"), ("y", "loss reads")):
-                note_mixture(error, state, given.get(name), "z0", name)
-                missing = given.get(name, ()) is None
-                if missing and not isinstance(error, RuntimeError):
-                    error.add_note(f"{name} is None: if {reader} it, give {name}=...")
-            raise
-
-    return noted
-
-
-@dataclass(eq=False)
-class AugmentedSolution:
-    """What :meth:`AugmentedDEQ.solve` found.
-
-    Attributes
-    ----------
-    z, mu, x : array or container of arrays
-        The joint iterate: state, adjoint and input.
-    objective : array of the batch's shape
-        ℓ(z*(x), x, y) + h(x), where z*(x) was solved for afresh from the start `z0`:
-        NaN in a sample for which that solve failed. The objective at the iterate z
-        itself means nothing as long as z is not an equilibrium.
-    kkt : dict of str to array of the batch's shape
-        At the joint iterate, ‖f(z, x) − z‖, ‖(∂f/∂z)ᵀμ + ∂ℓ/∂z − μ‖ and ‖Π(x − ∇ₓL) −
-        x‖, under the names of the blocks, ``"z"``, ``"mu"`` and ``"x"``; Π stands for
-        the proximal operator of h, too.
-    joint : Solution
-        Status, steps and work of the joint iteration.
-    """
-
-    z: Any
-    mu: Any
-    x: Any
-    objective: Array
-    kkt: dict[str, Array]
-    joint: fp.Solution[Any]
-
-    def __repr__(self) -> str:
-        """The iterate, and how the joint iteration ended."""
-        names = "z", "mu", "x", "objective"
-        lines = [f"{name}: {glimpse(getattr(self, name))}" for name in names]
-        lines += [f"kkt: {brief(self.kkt)}", f"joint: {self.joint.message}"]
-        return "\n    ".join(["AugmentedSolution", *lines])
 
 
 @dataclass(frozen=True)
@@ -181,7 +121,7 @@ class AugmentedDEQ:
 
     @property
     def _checked_loss(self) -> Callable[..., Any]:
-        return _PerSample(self.loss, self.batch_ndim)
+        return PerSample(self.loss, self.batch_ndim)
 
     @property
     def operator(self) -> fp.operators.Joint:
@@ -221,7 +161,7 @@ class AugmentedDEQ:
         )
 
     @known_by_name
-    @_naming_data
+    @naming_data
     def iterate(
         self,
         z0: Any,
@@ -270,90 +210,34 @@ class AugmentedDEQ:
         >>> round(float(w.grad), 3)  # (1 − w²) / (1 + w²)²
         0.48
         """
-        self._check(z0, x0, method)
-        if solver is not None and method is not None and adjoint is None:
-            raise ValueError(
-                "solver and method must not be given together: a method has its own "
-                f"steps, got {brief(solver)} and {brief(method)}"
-            )
+        check_start(z0, x0, self.batch_ndim)
+        check_method(method)
+        if adjoint is None:
+            check_alone(method, solver)
         first = zeros_like(z0) if mu0 is None else mu0
         start, args = {"z": z0, "mu": first, "x": x0}, (params, y)
-        control: dict[str, Any] = {
-            "rtol": rtol,
-            "atol": atol,
-            "test": "residual",
-            "max_steps": max_steps,
-            "on_failure": on_failure,
-        }
-        nothing = method is None and solver is None
-        if newton := nothing and self._serves_newton(z0, x0, params):
-            method = TrackedNewton()
-        elif nothing:
-            method = TrackedLBFGS()
+        control: dict[str, Any] = {"rtol": rtol, "atol": atol, "test": "residual"}
+        control |= {"max_steps": max_steps, "on_failure": on_failure}
+        work = Work()
+        if method is None and solver is None:
+            method, work = default_method(self, z0, x0, params)
         if method is not None:
-            polished = (
-                control if adjoint is None else {**control, "on_failure": "return"}
-            )
+            last = control if adjoint is None else control | {"on_failure": "return"}
             with self._underived(z0):
-                found = method.solve(self, *_detached((z0, mu0, x0, *args)), **polished)
+                found = method.solve(self, *detached((z0, mu0, x0, *args)), **last)
             if adjoint is None:
-                work = found.work.plus(Work(f=int(newton)))  # to see whether it serves
-                return replace(found, work=work)
+                return replace(found, work=found.work.plus(work))
             start = found.value
         with nullcontext() if adjoint else self._underived(z0):
             return fp.fixed_point(
                 self.operator,
-                _detached(start),
-                args if adjoint else _detached(args),
+                detached(start),
+                args if adjoint else detached(args),
                 solver=solver or fp.Anderson(),
                 batch_ndim=self.batch_ndim,
                 adjoint=adjoint,
                 **control,
             )
-
-    def _check(self, z0: Any, x0: Any, method: Any) -> None:
-        """Raise unless a solve can start there, by such a method."""
-        batches = {}
-        for name, start in (("z0", z0), ("x0", x0)):
-            border, leaves = Border.of(start, name, batch_ndim=self.batch_ndim)
-            border.check(leaves, self.batch_ndim)
-            batches[name] = tuple(leaves[0].shape[: self.batch_ndim])
-        if batches["z0"] != batches["x0"]:
-            raise ValueError(
-                "z0 and x0 must begin with the same batch axes, got "
-                f"{batches['z0']} and {batches['x0']}"
-            )
-        is_method = hasattr(method, "solve") and not isinstance(method, type)
-        if method is not None and not is_method:
-            raise TypeError(
-                "method must be TrackedNewton(), TrackedLBFGS(), TrackedDescent(...) "
-                f"or JointIteration(...), got {method!r}"
-            )
-
-    def _serves_newton(self, z: Any, x: Any, params: Any) -> bool:
-        """Whether inputs are few and free, and f can be evaluated for another number of
-        samples.
-
-        Where data of the samples are in params it can not.
-        """
-        (space, inputs), (_, leaves) = self._vector(x), self._vector(z)
-        traced = space.backend.is_traced((*inputs, *leaves))
-        if self.prox is not None or self.vjp is not None or self.batch_ndim != 1:
-            return False
-        if traced or not space.backend.differentiates or space.real_size > _FEW_INPUTS:
-            return False
-        if space.batch_shape[0] == 0:  # no sample to try it with
-            return False
-        if not is_of_one_real_dtype(z, x):
-            return False
-        rows, xp = (0, 0) if space.batch_shape[0] == 1 else (0,), space.xp
-        taken = xp.asarray(rows, dtype=xp.int32, **space.place)
-        few = [leafwise(lambda a: xp.take(a, taken, axis=0), part) for part in (z, x)]
-        try:
-            image = tree.flatten(self.f(*_detached((*few, params))))[0]
-        except (RuntimeError, TypeError, ValueError):
-            return False
-        return [a.shape[0] for a in image] == [len(rows)] * len(leaves)
 
     @known_by_name
     def solve(
@@ -436,11 +320,11 @@ class AugmentedDEQ:
         """ℓ(z*(x), x, y) + h(x) per sample, z*(x) solved for from `z0`; NaN where that
         fails.
         """
-        x, params, y = _detached((x, params, y))
+        x, params, y = detached((x, params, y))
         with self._underived(z0):
             equilibrium = fp.fixed_point(
                 self.f,
-                _detached(z0),
+                detached(z0),
                 (x, params),
                 batch_ndim=self.batch_ndim,
                 on_failure="nan",
@@ -458,10 +342,10 @@ class AugmentedDEQ:
         That of x is in units of ∇ₓL: of inputs in a set that of a step as long as x,
         see :class:`~fixedpoint.operators.InputStep`.
         """
-        state, params, y = _detached(({"z": z, "mu": mu, "x": x}, params, y))
+        state, params, y = detached(({"z": z, "mu": mu, "x": x}, params, y))
         with self._underived(z):
             residuals = self.system.evaluate(state, params, y).residual
-        parts = {name: self._vector(_detached(r)) for name, r in residuals.items()}
+        parts = {name: self._vector(detached(r)) for name, r in residuals.items()}
         return {name: space.norm(vector) for name, (space, vector) in parts.items()}
 
     def lagrangian(self, z: Any, mu: Any, x: Any, *, params: Any, y: Any) -> Array:
@@ -472,7 +356,7 @@ class AugmentedDEQ:
         that of the optimal objective: differentiate this, and no backward solve is
         needed.
         """
-        z, mu, x = _detached((z, mu, x))
+        z, mu, x = detached((z, mu, x))
         defect = fp.operators.Map(self.f).evaluate(z, x, params).residual
         (space, multiplier), (_, constraint) = self._vector(mu), self._vector(defect)
         objective = self.objective_at(z, x, params=params, y=y)
@@ -489,30 +373,3 @@ class AugmentedDEQ:
         the derivatives.
         """
         return backend_of_state(z, "z0").underived()
-
-
-@dataclass(frozen=True)
-class _PerSample:
-    """A loss that is known to return one number for each sample."""
-
-    loss: Callable[..., Any]
-    batch_ndim: int
-
-    def __call__(self, o: Any, x: Any, y: Any, params: Any) -> Any:
-        found = self.loss(o, x, y, params)
-        shape = getattr(found, "shape", None)
-        if shape is None or len(shape) != self.batch_ndim:
-            got = type_name(found) if shape is None else f"the shape {tuple(shape)}"
-            raise ValueError(
-                "loss must return one number for each sample, an array of "
-                f"{self.batch_ndim} axes, got {got}"
-            )
-        return found
-
-
-def _detached(state: Any) -> Any:
-    """`state` without derivatives, where it is Torch's; anything else passes."""
-    leaves, structure = tree.flatten(state)
-    return structure.rebuild(
-        [x.detach() if hasattr(x, "detach") else x for x in leaves]
-    )
