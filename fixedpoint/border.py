@@ -10,6 +10,7 @@ from typing import Any
 
 from fixedpoint.adapters import backend_of_state, of_one_backend, row, type_name
 from fixedpoint.backend import Array, Backend, Vec
+from fixedpoint.checks import check_count
 from fixedpoint.communicator import Communicator
 from fixedpoint.evaluator import Evaluated, Evaluator, Tested
 from fixedpoint.functions import Bridge, Functions, Mapped, Product
@@ -17,6 +18,8 @@ from fixedpoint.joining import Joined
 from fixedpoint.matrix import as_function
 from fixedpoint.operators.base import Evaluation, Map, Operator
 from fixedpoint.remedies import not_square, remedy_of, returned_as, stacked
+from fixedpoint.space import Space
+from fixedpoint.spaces import space_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +174,14 @@ class Border:
                 f"{new.dtype}. Give the start the dtype that f computes in"
             )
         return conforming
+
+
+def posed(state: Any, name: str, batch_ndim: int) -> tuple[Border, Vec, Space]:
+    """The border of a state of this name, checked; its leaves, and their space."""
+    check_count("batch_ndim", batch_ndim, 0)
+    border, leaves = Border.of(state, name, batch_ndim=batch_ndim)
+    border.check(leaves, batch_ndim)
+    return border, leaves, space_of(border.backend, leaves, batch_ndim)
 
 
 @dataclass(frozen=True, eq=False)

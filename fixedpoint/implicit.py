@@ -10,11 +10,10 @@ from fixedpoint.adjoints import AdjointSystem, ImplicitAdjoint
 from fixedpoint.adjoints.base import LinearAdjoint
 from fixedpoint.adjoints.system import units_of_unknowns
 from fixedpoint.backend import Backend, Vec
-from fixedpoint.border import Border
-from fixedpoint.checks import check_count, check_function, check_given
+from fixedpoint.border import posed
+from fixedpoint.checks import check_function, check_given
 from fixedpoint.functions import Product
 from fixedpoint.space import Space
-from fixedpoint.spaces import space_of
 
 _IMPLICIT = ImplicitAdjoint()
 
@@ -81,7 +80,7 @@ def implicit_vjp(
     True
     """
     check_function("vjp", vjp, args)
-    border, leaves, space = _posed(value, batch_ndim)
+    border, leaves, space = posed(value, "value", batch_ndim)
     pullback = vjp(value, *args)
     check_given("what vjp(z, *args) returns, the pullback,", pullback)
     rhs = border.pack(cotangent, leaves, "cotangent")
@@ -162,7 +161,7 @@ def implicit_jvp(
     """
     check_function("jvp", jvp, args)
     _check_one_each("tangents", tangents, args)
-    border, leaves, space = _posed(value, batch_ndim)
+    border, leaves, space = posed(value, "value", batch_ndim)
     pushed = jvp(value, *args)
     check_given("what jvp(z, *args) returns, the derivative,", pushed)
     still = _zeros(border.backend, tangents)
@@ -175,14 +174,6 @@ def implicit_jvp(
     return border.unpack(
         _solved(adjoint, space, leaves, product, rhs, is_root, transposed=False)
     )
-
-
-def _posed(value: Any, batch_ndim: int) -> tuple[Border, Vec, Space]:
-    """The solution's leaves, and the space they lie in."""
-    check_count("batch_ndim", batch_ndim, 0)
-    border, leaves = Border.of(value, "value", batch_ndim=batch_ndim)
-    border.check(leaves, batch_ndim)
-    return border, leaves, space_of(border.backend, leaves, batch_ndim)
 
 
 def _check_cotangents(cotangents: tuple[Any, ...], args: tuple[Any, ...]) -> None:

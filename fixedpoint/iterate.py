@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -136,41 +136,28 @@ class Solve:
         ends with is expected there.
         """
         problem, sequence = self.problem, _sequence(self.solver, self.memory)
-        most = self.control.steps(len(sequence))
-        deadline = self.control.deadline(start, problem.space.backend)
+        space, most = problem.space, self.control.steps(len(sequence))
+        deadline = self.control.deadline(start, space.backend)
         first = problem.begin(start)
         # Samples of a batch wait for each other, for half of all steps a method.
-        waits = (
-            (most + 1) // 2 * (len(sequence) - 1) if problem.space.batch_shape else 0
-        )
+        waits = (most + 1) // 2 * (len(sequence) - 1) if space.batch_shape else 0
         record = most + waits if self.control.record else None
         carries.append(_open(problem, first, record))
         for index, method in enumerate(sequence):
             is_last = index == len(sequence) - 1
             if index:
-                failed = _failed(problem.space, carries[0], first, most)
-                if problem.space.backend.known_none(failed):
+                failed = _failed(space, carries[0], first, most)
+                if space.backend.known_none(failed):
                     return
-                methods = sequence[index - 1 : index + 1]
-                self._hand_over(methods, carries, first, failed)
+                names = sequence[index - 1].name, method.name
+                log_next(*names, space.backend, carries[0].status)
+                carries.append(_reopened(problem, carries.pop(), first, failed))
             if is_last:
                 parts = problem.parts(first) if problem.tests_parts else None
                 first = first._replace(increment=(), parts=parts)
             where = index, problem, self.control, first, most, deadline
-            limits = _limits(problem.space, carries[0], most, index == 0, is_last)
+            limits = _limits(space, carries[0], most, index == 0, is_last)
             yield Loop(method, *where, *limits), self.memory if index == 0 else None
-
-    def _hand_over(
-        self,
-        methods: Sequence[Solver],
-        carries: list[Carry],
-        first: Point,
-        failed: Array,
-    ) -> None:
-        """Leave the samples that one method failed on to the next."""
-        before, after = [method.name for method in methods]
-        log_next(before, after, self.problem.space.backend, carries[0].status)
-        carries.append(_reopened(self.problem, carries.pop(), first, failed))
 
 
 def _limits(
@@ -250,7 +237,7 @@ def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
     evidence = opened(problem, first)
     done = judge_start(problem, first, evidence)
     zero = space.xp.zeros_like(done, dtype=space.xp.int32)
-    infinite = space.full(math.inf)
+    infinite, traced = space.full(math.inf), space.backend.is_traced((norm,))
     carry = Carry(
         point=first,
         best=Best(first.value, norm, space.xp.where(done, norm, infinite), zero),
@@ -262,7 +249,8 @@ def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
         precise=done & (norm > 0.0),
         evidence=evidence,
         work=Work(f=1),
-        trace=None if steps is None else _empty_trace(space, norm, steps),
+        # In JAX's traces, where arrays cannot grow, with room for all.
+        trace=None if steps is None else blank(space, steps + 1 if traced else COLUMNS),
     )
     return sifted(space, recorded(space, carry))
 
@@ -275,11 +263,6 @@ def _first_status(space: Space, done: Array, norm: Array) -> Array:
     if space.backend.known_here(finite):
         return status
     return marked(xp, status, ~finite, Status.NON_FINITE)
-
-
-def _empty_trace(space: Space, norm: Array, steps: int) -> Trace:
-    """Room for what is recorded: in JAX's traces, where arrays cannot grow, for all."""
-    return blank(space, steps + 1 if space.backend.is_traced((norm,)) else COLUMNS)
 
 
 def _failed(space: Space, carry: Carry, first: Point, most: int) -> Array:

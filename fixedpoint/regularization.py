@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fixedpoint.backend import Array, Vec
-from fixedpoint.border import Border
-from fixedpoint.checks import check_bound, check_count, check_function
-from fixedpoint.spaces import space_of
+from fixedpoint.border import posed
+from fixedpoint.checks import check_bound, check_function
 
 
 def jacobian_penalty(
@@ -52,10 +51,7 @@ def jacobian_penalty(
     ICML 2021, arXiv:2106.14342.
     """
     check_function("f", f, args)
-    check_count("batch_ndim", batch_ndim, 0)
-    border, leaves = Border.of(z, "z", batch_ndim=batch_ndim)
-    border.check(leaves, batch_ndim)
-    space = space_of(border.backend, leaves, batch_ndim)
+    border, leaves, space = posed(z, "z", batch_ndim)
 
     def on_leaves(*value: Any) -> Vec:
         return border.pack(f(border.unpack(value), *args), value, "f")

@@ -119,6 +119,14 @@ class LinearSolver(ABC):
         del space
         return None
 
+    @staticmethod
+    def check(given: Any) -> None:
+        """Raise TypeError unless `given` is such a method."""
+        if not isinstance(given, LinearSolver):
+            raise TypeError(
+                f"linear must be a linear solver such as GMRES(), got {given!r}"
+            )
+
     @abstractmethod
     def solve(self, system: LinearSystem, memory: Any) -> tuple[LinearSolution, Any]:
         """Solve from zero, each sample to its target; and what to remember then."""

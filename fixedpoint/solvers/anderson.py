@@ -213,7 +213,7 @@ class Anderson(Solver):
         images = state.images.first(space, state.pushed)
         mixed = undamped = images.subtracted_from(space, image, gamma, ours=True)
         damping = self.damping(state.pushed) if callable(self.damping) else self.damping
-        if not _is_one(damping):
+        if not (isinstance(damping, (int, float)) and damping == 1.0):
             residuals = state.residuals.first(space, state.pushed)
             left = residuals.subtracted_from(space, point.increment, gamma)
             mixed = space.axpy((damping - 1.0) * space.one, left, mixed)
@@ -329,10 +329,6 @@ def _pushed(
         images = images.push(space, slot, secant[1])
     state = state._replace(residuals=residuals, images=images, pushed=state.pushed + 1)
     return state, (secant[0], secant[1]), informative
-
-
-def _is_one(damping: Any) -> bool:
-    return isinstance(damping, (int, float)) and damping == 1.0
 
 
 def _known(space: Space, rejected: Array) -> Array | None:

@@ -104,10 +104,7 @@ class NewtonKrylov(Solver):
         check_positive("gamma", self.gamma, 1.0)
         if self.step_bound is not None:
             check_positive("step_bound", self.step_bound, math.inf)
-        if not isinstance(self.linear, LinearSolver):
-            raise TypeError(
-                f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
-            )
+        LinearSolver.check(self.linear)
 
     def init(self, problem: Problem, point: Point) -> NewtonKrylovState:
         """The first forcing term."""

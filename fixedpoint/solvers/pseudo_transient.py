@@ -78,10 +78,7 @@ class PseudoTransient(Solver):
     def __post_init__(self) -> None:
         check_positive("time_step", self.time_step, math.inf)
         check_positive("rtol", self.rtol, 1.0)
-        if not isinstance(self.linear, LinearSolver):
-            raise TypeError(
-                f"linear must be a linear solver such as GMRES(), got {self.linear!r}"
-            )
+        LinearSolver.check(self.linear)
 
     def init(self, problem: Problem, point: Point) -> PseudoTransientState:
         """The first time step."""

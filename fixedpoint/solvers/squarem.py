@@ -76,8 +76,8 @@ class SQUAREM(Solver):
 
     def __post_init__(self) -> None:
         for name in ("growth", "tolerance"):
-            if not 1.0 < getattr(self, name) < float("inf"):
-                value = getattr(self, name)
+            value = getattr(self, name)
+            if not 1.0 < value < math.inf:
                 raise ValueError(
                     f"{name} must be finite and greater than 1, got {value!r}"
                 )
