@@ -164,11 +164,11 @@ class Bridge:
 
     def there_in(self, container: Any) -> Any:
         """An array, or the arrays in lists and tuples, over there."""
-        return _converted(self.there, container)
+        return converted(self.there, container)
 
     def back_in(self, container: Any) -> Any:
         """An array, or the arrays in lists and tuples, back here."""
-        return _converted(self.back, container)
+        return converted(self.back, container)
 
     def function(self, function: Any) -> Any:
         """A function of leaves here as one of those over there; all else as it is."""
@@ -177,9 +177,11 @@ class Bridge:
         return lambda leaves: self.all_there(function(self.all_back(leaves)))
 
 
-def _converted(convert: Callable[[Any], Any], container: Any) -> Any:
-    """What is no list and no tuple is one leaf: there are matrices that are dicts."""
+def converted(convert: Callable[[Any], Any], container: Any) -> Any:
+    """The container, its leaves converted. What is no list and no tuple is one leaf:
+    there are matrices that are dicts.
+    """
     if not isinstance(container, (list, tuple)):
         return convert(container)
-    kind, parts = type(container), [_converted(convert, part) for part in container]
+    kind, parts = type(container), [converted(convert, part) for part in container]
     return kind(*parts) if hasattr(kind, "_fields") else kind(parts)

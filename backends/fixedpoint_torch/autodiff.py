@@ -13,6 +13,7 @@ from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import maps, numpy_algebra
 from fixedpoint_torch.compiling import disabled, is_compiling
 from fixedpoint_torch.functions import Call, root
+from fixedpoint_torch.kept import inside_transform
 from fixedpoint_torch.linearization import constant
 from fixedpoint_torch.surroundings import exact
 
@@ -78,8 +79,3 @@ def _tracked(*tensors: torch.Tensor) -> bool:
     """Whether a derivative with respect to one of the tensors may be asked for."""
     transformed = forward_ad._current_level >= 0 or inside_transform()
     return transformed or any(tensor.requires_grad for tensor in tensors)
-
-
-def inside_transform() -> bool:
-    """Whether a transform of ``torch.func`` is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

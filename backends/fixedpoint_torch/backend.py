@@ -13,10 +13,11 @@ from fixedpoint.backend import Backend, Carry, Pullback, Vec, joined
 from fixedpoint.evaluator import Evaluated
 from fixedpoint.recording import Recorded
 from fixedpoint_torch import maps, numpy_algebra
-from fixedpoint_torch.autodiff import TorchAutodiff, inside_transform, recording
+from fixedpoint_torch.autodiff import TorchAutodiff, recording
 from fixedpoint_torch.checkpoint import Checkpoint
 from fixedpoint_torch.evaluator import TorchEvaluator
 from fixedpoint_torch.functions import pushed
+from fixedpoint_torch.kept import inside_transform
 from fixedpoint_torch.linearization import (
     constant,
     gradients,

@@ -23,12 +23,12 @@ import torch
 from fixedpoint.adjoints.base import Adjoint, LinearAdjoint
 from fixedpoint.backend import Vec
 from fixedpoint.control import Memory
-from fixedpoint.functions import Functions, of_chosen
+from fixedpoint.functions import Functions, converted, of_chosen
 from fixedpoint.iterate import Iteration
 from fixedpoint.run import Run
 from fixedpoint.solution import BackwardReport
 from fixedpoint_torch import numpy_algebra
-from fixedpoint_torch.kept import kept, primals
+from fixedpoint_torch.kept import inside_transform, kept, primals
 from fixedpoint_torch.linearization import gradients, products
 from fixedpoint_torch.surroundings import exact
 from fixedpoint_torch.vectorized import vectorizable
@@ -106,7 +106,8 @@ class Call:
         batch_ndim = memory.contents.used.ndim - 1
         for behind, size in self.with_added(rhs[0].shape[: self.rhs_axes]).added:
             repeat = partial(_repeated, batch_ndim - behind, size)
-            memory, batch_ndim = memory.converted(repeat), batch_ndim + 1
+            memory = memory.converted(partial(converted, repeat))
+            batch_ndim = batch_ndim + 1
         return memory
 
     def vectorized(self, in_dims: tuple[int | None, ...], size: int) -> Call:
@@ -159,10 +160,7 @@ class Root(torch.autograd.Function):
         value, rest = call.split(kept(ctx))
         needed = ctx.needs_input_grad[1 + call.n :]
         rhs = cotangents[: call.n]
-        if (
-            torch.is_grad_enabled()
-            or torch._C._functorch.peek_interpreter_stack() is not None
-        ):
+        if torch.is_grad_enabled() or inside_transform():
             u = linear_solve(call, True, *rhs, *value, *rest)
             pulled = _pull(lambda part: call.image(value, part), rest, needed, u)
         else:
@@ -275,18 +273,12 @@ def _rhs_axes_to_batch(call: Call, fronted: Tensors) -> tuple[Tensors, Call]:
     return (*rhs, *spread, *rest), call
 
 
-def _repeated(axis: int, size: int, remembered: Any) -> Any:
-    """The tensors in nested tuples with one more axis, along which they are the
-    same.
-    """
-    if isinstance(remembered, torch.Tensor):
-        shape = remembered.shape
-        return remembered.unsqueeze(axis).expand(*shape[:axis], size, *shape[axis:])
-    if not isinstance(remembered, tuple):
-        return remembered
-    parts = [_repeated(axis, size, part) for part in remembered]
-    kind: Any = type(remembered)
-    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+def _repeated(axis: int, size: int, leaf: Any) -> Any:
+    """A tensor with one more axis, along which it is the same; all else as it is."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    shape = leaf.shape
+    return leaf.unsqueeze(axis).expand(*shape[:axis], size, *shape[axis:])
 
 
 def _thirds(call: Call, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:

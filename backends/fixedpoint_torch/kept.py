@@ -15,6 +15,11 @@ Tensors = tuple[torch.Tensor, ...]
 _functorch = torch._C._functorch
 
 
+def inside_transform() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def kept(ctx: Any) -> Tensors:
     """What was kept, without the wrappers of transforms that have ended since.
 

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from fixedpoint import tree
 from fixedpoint.communicator import Communicator, Reduction
-from fixedpoint_torch.autodiff import inside_transform
 from fixedpoint_torch.backend import TorchBackend
+from fixedpoint_torch.kept import inside_transform
 from fixedpoint_torch.processes import agree, reduce
 
 

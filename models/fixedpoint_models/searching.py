@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace
@@ -20,7 +21,6 @@ from fixedpoint_models.secants import Curvature
 from fixedpoint_models.sweeping import (
     Sweeping,
     Tracked,
-    plus,
     taken,
 )
 
@@ -61,7 +61,7 @@ class Searching(Sweeping):
         bounds = [space.xp.where(a < space.xp.inf, a, space.zero) for a in sizes]
         state = self._swept(self.lagrangian.f, self.given("z", z), at, bounds[0])
         here = self.lagrangian.at(state.value, at, self.params, self.y)
-        pull = lambda mu, *_: leafwise(plus, here.pullback(mu)[0], here.slope)
+        pull = lambda mu, *_: leafwise(add, here.pullback(mu)[0], here.slope)
         adjoint = self._swept(pull, self.given("mu", mu), at, bounds[1])
         # The evaluation at the point, and that which tells of the last sweep.
         work = Work(f=state.work.f + 2, vjp=adjoint.work.f + 2)

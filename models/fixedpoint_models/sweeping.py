@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import add, sub
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
@@ -88,13 +89,13 @@ class Sweeping:
         """What a last sweep of both tells, with f and ℓ linearized at the state."""
         own = partial(taken, xp)
         pulled, pulled_input = here.pullback(adjoint)
-        after = leafwise(plus, pulled, here.slope)
+        after = leafwise(add, pulled, here.slope)
         return Tracked(
             own(here.value),
             own(after),
-            own(leafwise(_minus, here.value, state)),
-            own(leafwise(_minus, after, adjoint)),
-            own(leafwise(plus, pulled_input, here.direct)),
+            own(leafwise(sub, here.value, state)),
+            own(leafwise(sub, after, adjoint)),
+            own(leafwise(add, pulled_input, here.direct)),
             xp.asarray(here.objective),
         )
 
@@ -154,12 +155,3 @@ def rebuilt(like: Any, leaves: Vec) -> Any:
 def taken(xp: Any, container: Any) -> Vec:
     """The leaves of a container as arrays of a namespace."""
     return tuple([xp.asarray(leaf) for leaf in tree.flatten(container)[0]])
-
-
-def plus(a: Array, b: Array) -> Array:
-    """The sum of two leaves."""
-    return a + b
-
-
-def _minus(a: Array, b: Array) -> Array:
-    return a - b

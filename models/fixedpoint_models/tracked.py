@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace
@@ -31,7 +32,6 @@ from fixedpoint_models.sweeping import (
     is_sound,
     linearized,
     near,
-    plus,
     taken,
 )
 from fixedpoint_models.tracked_start import (
@@ -99,7 +99,7 @@ class Tracking(Sweeping):
             state = self.lagrangian.f(state, at, self.params)
         here = self.lagrangian.at(state, at, self.params, self.y)
         for _ in range(sweeps - 2):
-            adjoint = leafwise(plus, here.pullback(adjoint)[0], here.slope)
+            adjoint = leafwise(add, here.pullback(adjoint)[0], here.slope)
         return self.told(xp, here, state, adjoint)
 
 
