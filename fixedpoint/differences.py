@@ -68,21 +68,21 @@ def difference_product(
     if space.backend.is_traced((noise,)):
         factors = ()
 
+    def change(v: Vec, step: Array) -> Vec:
+        moved = nearby(increment, space.axpy(step, v, point.value))
+        return space.subtract(moved, point.increment)
+
     def product(v: Vec, length: Array) -> Vec:
         nonlocal reach
         unit = space.select(length > 0.0, length, space.one)
-        step = reach / unit
-        moved = nearby(increment, space.axpy(step, v, point.value))
-        moved = space.subtract(moved, point.increment)
+        moved = change(v, step := reach / unit)
         for factor in factors:
             deaf = (space.norm(moved) < noise) & (length > 0.0)
             if not space.backend.any(deaf):
                 break
             further[0] += 1
             reach = xp.where(deaf, factor * reach, reach)
-            step = reach / unit
-            moved = nearby(increment, space.axpy(step, v, point.value))
-            moved = space.subtract(moved, point.increment)
+            moved = change(v, step := reach / unit)
         return space.scale(1.0 / step, moved)
 
     return product

@@ -86,26 +86,25 @@ def implicit_vjp(
     rhs = border.pack(cotangent, leaves, "cotangent")
 
     def pulled(u: Vec) -> tuple[Any, ...]:
-        parts = pullback(border.unpack(u))
-        if isinstance(parts, (tuple, list)):
-            return tuple(parts)
-        raise TypeError(
-            "the pullback of vjp must return a tuple, of a cotangent of z and one of "
-            f"each of args, got {type(parts).__name__}"
-        )
+        return _as_tuple(pullback(border.unpack(u)))
 
     def product(u: Vec) -> Vec:
         return border.pack(pulled(u)[0], leaves, "vjp")
 
     u = _solved(adjoint, space, leaves, product, rhs, is_root, transposed=True)
     cotangents = pulled(u)[1:]
-    if len(cotangents) < len(args):  # of what f has inside there may be more
-        raise ValueError(
-            "the pullback of vjp must return a cotangent of z and one of each of the "
-            f"{len(args)} args, got {len(cotangents) + 1} in all"
-        )
     _check_cotangents(cotangents, args)
     return cotangents
+
+
+def _as_tuple(parts: Any) -> tuple[Any, ...]:
+    """What a pullback returned, if it is a tuple or a list."""
+    if isinstance(parts, (tuple, list)):
+        return tuple(parts)
+    raise TypeError(
+        "the pullback of vjp must return a tuple, of a cotangent of z and one of "
+        f"each of args, got {type(parts).__name__}"
+    )
 
 
 def implicit_jvp(
@@ -177,7 +176,12 @@ def implicit_jvp(
 
 
 def _check_cotangents(cotangents: tuple[Any, ...], args: tuple[Any, ...]) -> None:
-    """Raise if the cotangent of an array, or of a number, has another shape than it."""
+    """Raise if there are too few, or one of an array or a number has another shape."""
+    if len(cotangents) < len(args):  # of what f has inside there may be more
+        raise ValueError(
+            "the pullback of vjp must return a cotangent of z and one of each of the "
+            f"{len(args)} args, got {len(cotangents) + 1} in all"
+        )
     for place, (cotangent, arg) in enumerate(zip(cotangents, args, strict=False)):
         found, leaves = tree.flatten(cotangent)[0], tree.flatten(arg)[0]
         if len(found) != len(leaves):  # what only f and its products understand

@@ -16,8 +16,15 @@ from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
 from fixedpoint.solvers.base import Solver, Step
 from fixedpoint.solvers.linear_model import LinearModel, matching
-from fixedpoint.solvers.remaining import after_elimination
-from fixedpoint.solvers.search import ESCAPES, Descent, backtrack, bounded, escaped
+from fixedpoint.solvers.remaining import Remaining, after_elimination
+from fixedpoint.solvers.search import (
+    ESCAPES,
+    Descent,
+    Search,
+    backtrack,
+    bounded,
+    escaped,
+)
 from fixedpoint.space import Space
 
 # The share of the expected decrease that a step has to bring; and what a fall of the
@@ -127,37 +134,24 @@ class Newton(Solver):
     def step(self, problem: Problem, point: Point, state: NewtonState) -> Step:
         """One Jacobian and one line search."""
         space, model = problem.space, LinearModel.at(problem, point, state)
-        system, matrix = model.system, model.matrix
-        escaping = self._escaping(model, state.escapes)
+        system, escaping = model.system, self._escaping(model, state.escapes)
         residuals = space.xp.maximum(state.residuals, space.xp.abs(system.rhs))
         level = _Level.at(system, model.sizes, residuals)
         descent, whole = self._descent(space, level, point, escaping)
         pending = problem.live(system.finite)
         search = backtrack(problem, point, descent, pending, self.line_search)
-        known = model.is_derivative & (search.length == 1.0) & ~search.pending
-        left = after_elimination(
-            space,
-            system,
-            search.point,
-            known,
-            known & whole,
-            state.length,
-            search.simplified,
-        )
-        idle = ~system.explained & ~escaping
-        if not space.backend.known_here(~idle):
-            idle = idle & problem.is_negligible(descent.direction, point)
+        left = _left(space, model, search, whole, state.length)
+        useless = search.pending | _is_idle(problem, point, system, descent, escaping)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
-        useless, short = search.pending | idle, state.short
+        short = state.short
         if self.short_steps is not None:
             short = space.xp.where(search.length < _SHORT, short + 1, 0 * short)
             useless = useless | (short >= self.short_steps)
+        known = model.matrix.sparsity, left.length, escapes, model.sizes
         return Step(
             search.point,
-            NewtonState(
-                matrix.sparsity, left.length, escapes, model.sizes, residuals, short
-            ),
-            matrix.work.plus(Work(f=search.trials)),
+            NewtonState(*known, residuals, short),
+            model.matrix.work.plus(Work(f=search.trials)),
             model.failure(space, useless),
             correction=left.correction,
             error_factor=left.error_factor,
@@ -185,6 +179,25 @@ class Newton(Solver):
         descent = escaped(space, point.value, escaping, descent)
         same = space.ravel(descent.direction) == entries
         return descent, xp.all(same, axis=-1)
+
+
+def _left(
+    space: Space, model: LinearModel, search: Search, whole: Array, before: Array
+) -> Remaining:
+    """What is left after a search along all of Newton's direction, or a part of it."""
+    known = model.is_derivative & (search.length == 1.0) & ~search.pending
+    lengths = known & whole, before, search.simplified
+    return after_elimination(space, model.system, search.point, known, *lengths)
+
+
+def _is_idle(
+    problem: Problem, point: Point, system: System, descent: Descent, escaping: Array
+) -> Array:
+    """Whether no direction explains the residual, and the step is negligible."""
+    idle = ~system.explained & ~escaping
+    if problem.space.backend.known_here(~idle):
+        return idle
+    return idle & problem.is_negligible(descent.direction, point)
 
 
 class _Level(NamedTuple):
