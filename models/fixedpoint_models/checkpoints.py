@@ -9,7 +9,7 @@ import torch
 
 from fixedpoint_models.config import Config
 from fixedpoint_models.tasks.base import Experiment
-from fixedpoint_models.training import CheckpointError
+from fixedpoint_models.training import CheckpointError, load_whole
 
 _KEYS = {"task", "config", "module", "optimizer", "epoch", "random", "experiment"}
 
@@ -31,14 +31,7 @@ def load_checkpoint(file: Path, task: str) -> dict[str, Any]:
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such checkpoint; train first")
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead it to
-        raise CheckpointError(
-            f"{file}: not a checkpoint ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict) or not set(content) >= _KEYS:
-        raise CheckpointError(f"{file}: not a checkpoint of this program")
+    content = load_whole(file, _KEYS, map_location="cpu")
     if content["task"] != task:
         raise CheckpointError(
             f"{file}: a checkpoint of {content['task']!r}, expected {task!r}"

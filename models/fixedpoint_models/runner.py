@@ -26,7 +26,7 @@ from fixedpoint_models.checkpoints import (
 from fixedpoint_models.config import Config, Training
 from fixedpoint_models.devices import Processes
 from fixedpoint_models.tasks.base import Experiment
-from fixedpoint_models.training import CheckpointError, TrainingError
+from fixedpoint_models.training import CheckpointError, TrainingError, write_whole
 
 T = TypeVar("T", bound=Experiment)
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
@@ -200,9 +200,7 @@ class Run:
             "random": random,
             "experiment": self.experiment.state_dict(),
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(self.checkpoint)
+        write_whole(content, self.checkpoint)
 
     def restore(self) -> None:
         """Take up the checkpoint."""

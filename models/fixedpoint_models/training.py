@@ -20,6 +20,9 @@ from fixedpoint_models.decoder import (
     masked_loss,
 )
 
+# What a checkpoint holds.
+_KEYS = {"settings", "images", "decoder", "optimizer", "generator", "joint", "epoch"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -250,6 +253,11 @@ def _save(
         "joint": run.joint,
         "epoch": run.epoch,
     }
+    write_whole(content, checkpoint)
+
+
+def write_whole(content: dict[str, Any], checkpoint: Path) -> None:
+    """Write beside the file and rename."""
     partial = checkpoint.with_suffix(".partial")
     torch.save(content, partial)
     partial.replace(checkpoint)
@@ -258,7 +266,7 @@ def _save(
 def _restore(
     run: _Run, images: torch.Tensor, settings: Training, checkpoint: Path
 ) -> None:
-    content = _load(checkpoint)
+    content = load_whole(checkpoint, _KEYS)
     if content["settings"] != asdict(settings):
         raise CheckpointError(
             f"{checkpoint}: written with other settings; move it away to start anew"
@@ -273,22 +281,14 @@ def _restore(
     run.joint, run.epoch = content["joint"], content["epoch"]
 
 
-def _load(checkpoint: Path) -> dict[str, Any]:
+def load_whole(checkpoint: Path, keys: set[str], **where: Any) -> dict[str, Any]:
+    """What a checkpoint with these keys holds; `where` goes to :func:`torch.load`."""
     try:
-        content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        content: Any = torch.load(checkpoint, weights_only=True, **where)
     except Exception as error:  # torch raises whatever the bytes lead it to
         raise CheckpointError(
             f"{checkpoint}: not a checkpoint ({type(error).__name__})"
         ) from error
-    missing = {
-        "settings",
-        "images",
-        "decoder",
-        "optimizer",
-        "generator",
-        "joint",
-        "epoch",
-    } - set(content)
-    if missing:
+    if not isinstance(content, dict) or not set(content) >= keys:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of this program")
     return content
