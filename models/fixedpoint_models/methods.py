@@ -99,40 +99,37 @@ class JointIteration:
     ) -> fp.Solution[Any]:
         """Solve for z, μ and x; `control` goes to :func:`fixedpoint.fixed_point`."""
         mu0 = zeros_like(z0) if mu0 is None else mu0
-        control |= {
-            "solver": fp.Anderson(memory=self.memory, type=self.type),
-            "batch_ndim": model.batch_ndim,
-        }
-        max_steps = control["max_steps"]
-        best = _Best(
-            lambda state: model.objective_at(state["z"], state["x"], params=params, y=y)
+        solver = fp.Anderson(memory=self.memory, type=self.type)
+        control |= {"solver": solver, "batch_ndim": model.batch_ndim}
+        loss = lambda state: model.objective_at(
+            state["z"], state["x"], params=params, y=y
         )
+        best, max_steps = _Best(loss), control["max_steps"]
         state, work, taken = {"z": z0, "mu": mu0, "x": x0}, Work(), 0
         first = round(self.drop * max_steps)
-        for alpha, before, steps in (
-            (self.step_size, 0, first),
-            (self.later, first, max_steps),
-        ):
-            note = partial(best.note, before)
-            operator = replace(
-                model,
-                step_size=alpha,
-                state_damping=self.state_damping,
-                adjoint_damping=self.adjoint_damping,
-            ).operator
+        parts = (self.step_size, 0, first), (self.later, first, max_steps)
+        for alpha, before, steps in parts:
+            note, operator = partial(best.note, before), self._operator(model, alpha)
             during = {"max_steps": steps - before, "on_failure": "return"}
-            found = fp.fixed_point(
-                operator, state, (params, y), callback=note, **control | during
-            )
+            during = control | during | {"callback": note}
+            found = fp.fixed_point(operator, state, (params, y), **during)
             work, taken = work.plus(found.work), taken + found.steps
             note(max_steps, found.value, found.residual_norm)
             state = best.state
         # What is said of the iterate that is returned is found out at it.
-        last = fp.fixed_point(
-            operator, state, (params, y), **control | {"max_steps": 0}
-        )
+        control |= {"max_steps": 0}
+        last = fp.fixed_point(operator, state, (params, y), **control)
         work = work.plus(last.work)
         return replace(last, work=work.plus(Work(vjp=work.f)), steps=taken)
+
+    def _operator(self, model: AugmentedDEQ, step_size: float) -> fp.operators.Joint:
+        """The joint operator of a model with these steps and dampings."""
+        return replace(
+            model,
+            step_size=step_size,
+            state_damping=self.state_damping,
+            adjoint_damping=self.adjoint_damping,
+        ).operator
 
 
 def zeros_like(container: Any) -> Any:

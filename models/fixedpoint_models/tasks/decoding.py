@@ -171,6 +171,11 @@ def _module(network: Network, shape: tuple[int, ...], seed: int) -> torch.nn.Mod
     if network.kind == "principal":
         sizes = network.width, network.latent, network.basis
         return PrincipalImages(shape, *sizes, network.bound, seed)
+    return _multiscale(network, shape)
+
+
+def _multiscale(network: Network, shape: tuple[int, ...]) -> MDEQDecoder:
+    """A multiscale decoder, its last layer scaled."""
     if shape[1] != shape[2] or shape[1] % network.side:
         raise ConfigError(
             f"network.side: expected a divisor of the images' side {shape[1]}, got "
@@ -181,8 +186,7 @@ def _module(network: Network, shape: tuple[int, ...], seed: int) -> torch.nn.Mod
             network.latent,
             network.channels,
             network.side,
-            shape[0],
-            shape[1],
+            *shape[:2],
             groups=network.groups,
             activation=network.activation,
             gain=network.gain,

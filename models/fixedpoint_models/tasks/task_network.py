@@ -78,26 +78,13 @@ class TaskNetwork(torch.nn.Module):
         gain: float = 0.15,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("ways", ways),
-            ("features", features),
-            ("context", context),
-        ):
+        sizes = {"ways": ways, "features": features, "context": context}
+        for name, value in sizes.items():
             check_count(name, value, 1)
         if side % 4:
             raise ValueError(f"side must be a multiple of 4, got {side}")
         self.ways, self.features, self.context = ways, features, context
-        self.stem = torch.nn.Sequential(
-            torch.nn.Conv2d(1, channels, 3, padding=1),
-            torch.nn.GroupNorm(groups, channels),
-            torch.nn.ReLU(),
-            torch.nn.MaxPool2d(2),
-            torch.nn.Conv2d(channels, channels, 3, padding=1),
-            torch.nn.GroupNorm(groups, channels),
-            torch.nn.ReLU(),
-            torch.nn.MaxPool2d(2),
-            torch.nn.Conv2d(channels, channels, 3, padding=1),
-        )
+        self.stem = _stem(channels, groups)
         film = FiLM(torch.nn.Identity(), context + features, (channels,))
         self.cell = MDEQCell(
             (channels,),
@@ -161,6 +148,19 @@ class TaskNetwork(torch.nn.Module):
     def _codes(self, v: Tensor) -> Tensor:
         codes = v[..., self.context :]
         return codes.reshape(*v.shape[:-1], -1, self.features)
+
+
+def _stem(channels: int, groups: int) -> torch.nn.Sequential:
+    """Convolutions, twice to half of the side."""
+    layers: list[torch.nn.Module] = [torch.nn.Conv2d(1, channels, 3, padding=1)]
+    for _ in range(2):
+        layers += [
+            torch.nn.GroupNorm(groups, channels),
+            torch.nn.ReLU(),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Conv2d(channels, channels, 3, padding=1),
+        ]
+    return torch.nn.Sequential(*layers)
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
