@@ -102,9 +102,7 @@ def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 def _poison(space: Space, converged: Array, value: Vec) -> Vec:
     """The samples that failed times NaN: so are their derivatives."""
-    one = space.xp.ones_like(converged, dtype=space.dtype)
-    factor = space.xp.where(converged, one, space.xp.full_like(one, space.xp.nan))
-    return space.scale(factor, value)
+    return space.scale(space.xp.where(converged, space.one, space.unknown), value)
 
 
 def log_solution(what: str, backend: Backend, solution: Solution[Any]) -> None:

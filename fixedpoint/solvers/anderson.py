@@ -14,7 +14,7 @@ from fixedpoint.keywords import by_name
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
-from fixedpoint.solvers.base import Solver, Step
+from fixedpoint.solvers.base import Solver, Step, unless_zero
 from fixedpoint.space import Difference, Space
 
 # After a rejected step plain ones follow, each half as long as the one before, this
@@ -140,7 +140,7 @@ class Anderson(Solver):
             unit,
             1.0 + self.ridge(space) * unit,
             self.safeguard * point.residual_norm,
-            _known(space, none),
+            unless_zero(space, none),
             0,
             space.add(point.value, space.scale(damping, point.increment)),
         )
@@ -197,7 +197,7 @@ class Anderson(Solver):
         # is.
         accepted = accepted | ((before > 0) & (new.residual_norm < xp.inf))
         accepted = accepted | (before > _SHORTENINGS)
-        rejected = _known(space, xp.where(accepted, zero, before + 1))
+        rejected = unless_zero(space, xp.where(accepted, zero, before + 1))
         if not space.backend.known_here(accepted):
             new = choose(space, accepted, new, old)
         return new, state._replace(rejected=rejected)
@@ -329,11 +329,6 @@ def _pushed(
         images = images.push(space, slot, secant[1])
     state = state._replace(residuals=residuals, images=images, pushed=state.pushed + 1)
     return state, (secant[0], secant[1]), informative
-
-
-def _known(space: Space, rejected: Array) -> Array | None:
-    """No rejections, if that can be known at all."""
-    return None if space.backend.known_here(rejected <= 0) else rejected
 
 
 def slot_of(pushed: Any, memory: int) -> Any:

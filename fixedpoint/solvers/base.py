@@ -129,6 +129,11 @@ class Solver(ABC):
         return type(self).__name__
 
 
+def unless_zero(space: Space, count: Array) -> Array | None:
+    """A count, or None if it is known to be zero."""
+    return None if space.backend.known_here(count <= 0) else count
+
+
 def statuses(space: Space, *failures: tuple[Array, Status]) -> Array | None:
     """Per sample the last of the failures that hold, or 0; None if there are none."""
     xp, masks = space.xp, [mask for mask, _ in failures]

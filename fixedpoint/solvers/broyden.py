@@ -12,7 +12,7 @@ from fixedpoint.keywords import by_name
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.solution import Work
-from fixedpoint.solvers.base import Solver, Step, statuses
+from fixedpoint.solvers.base import Solver, Step, statuses, unless_zero
 from fixedpoint.solvers.search import Descent, backtrack
 from fixedpoint.space import Difference, Space
 from fixedpoint.status import Status
@@ -119,14 +119,13 @@ class Broyden(Solver):
         memory = self.memory
         # Traced, if that is.
         count = space.xp.astype(point.residual_norm < 0.0, space.xp.int32)
-        none = None if space.backend.known_here(count == 0) else count
         return BroydenState(
             Columns.empty(space, memory),
             Columns.empty(space, memory),
             space.full(0.0, (memory,)),
             scale,
             space.scale(scale, point.increment),
-            none,
+            unless_zero(space, count),
             0,
             spent,
         )
@@ -193,7 +192,7 @@ class Broyden(Solver):
         correction, count = state.direction, xp.where(finite, zero, before + 1)
         state = state._replace(
             direction=space.where(finite, correction, half),
-            shortened=None if space.backend.known_here(finite) else count,
+            shortened=unless_zero(space, count),
         )
         return Step(point, state, correction=correction)
 

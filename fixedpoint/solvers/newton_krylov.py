@@ -109,15 +109,10 @@ class NewtonKrylov(Solver):
     def init(self, problem: Problem, point: Point) -> NewtonKrylovState:
         """The first forcing term."""
         space = problem.space
-        zero = space.full(0.0)
         count = space.xp.zeros_like(point.residual_norm, dtype=space.xp.int32)
-        return NewtonKrylovState(
-            space.full(self.forcing),
-            self.linear.init(space),
-            zero,
-            space.full(math.inf),
-            count,
-        )
+        eta, none = space.full(self.forcing), space.full(0.0)
+        linear, infinite = self.linear.init(space), space.full(math.inf)
+        return NewtonKrylovState(eta, linear, none, infinite, count)
 
     def resume(
         self,
@@ -137,27 +132,21 @@ class NewtonKrylov(Solver):
         system = self._system(problem, point, state, merit, linearization)
         solution, memory = self.linear.solve(system, state.linear)
         useful = self._useful(system, solution, merit)
-        descent, whole, escaping = self._descent(
-            space, point, state, solution, merit, useful
-        )
+        solved = solution, merit, useful
+        descent, whole, escaping = self._descent(space, point, state, *solved)
         going = useful | escaping
-        search = backtrack(
-            problem, point, descent, problem.live(going), self.line_search
-        )
+        pending = problem.live(going)
+        search = backtrack(problem, point, descent, pending, self.line_search)
         whole = whole & (search.length == 1.0) & ~search.pending
-        left, state = self._learnt(
-            problem, search.point, state, solution.value, merit, whole
-        )
+        took = solution.value, merit, whole
+        left, state = self._learnt(problem, search.point, state, *took)
         escapes = state.escapes + space.xp.astype(escaping, space.xp.int32)
+        failed = search.pending, Status.LINE_SEARCH_FAILED
         return Step(
             search.point,
             state._replace(linear=memory, escapes=escapes),
             linearization.work(solution.products).plus(Work(f=search.trials)),
-            statuses(
-                space,
-                (~going, Status.LINEAR_SOLVE_FAILED),
-                (search.pending, Status.LINE_SEARCH_FAILED),
-            ),
+            statuses(space, (~going, Status.LINEAR_SOLVE_FAILED), failed),
             correction=left.correction,
             error_factor=left.error_factor,
         )
@@ -180,10 +169,8 @@ class NewtonKrylov(Solver):
         expected = amplification if problem.is_affine else state.amplification
         # A residual whose squares are lost is not zero yet.
         (end,) = space.sound_norms([(new.increment, "euclidean")])
-        norms = merit, end
-        left = after_inexact_solve(
-            space, d, norms, (expected, amplification), whole, state.length
-        )
+        rates, before = (expected, amplification), state.length
+        left = after_inexact_solve(space, d, (merit, end), rates, whole, before)
         return left, state._replace(
             eta=self._next(space, state.eta, merit, end),
             amplification=amplification,
@@ -204,7 +191,7 @@ class NewtonKrylov(Solver):
             space,
             linearization.product,
             space.negative(point.increment),
-            self._eta(space, problem, point, state, merit) * merit,
+            self._eta(problem, point, state, merit) * merit,
             problem.precondition(point),
             problem.active,
             _ENOUGH * merit,
@@ -225,19 +212,14 @@ class NewtonKrylov(Solver):
         return useful & (fast | (left <= system.target))
 
     def _eta(
-        self,
-        space: Space,
-        problem: Problem,
-        point: Point,
-        state: NewtonKrylovState,
-        merit: Array,
+        self, problem: Problem, point: Point, state: NewtonKrylovState, merit: Array
     ) -> Array:
         """The forcing term, no smaller than what the tolerance needs.
 
         Where it needs nothing more, and yet is not met, small entries are not seen by
         the norm.
         """
-        xp = space.xp
+        space, xp = problem.space, problem.space.xp
         needed = 0.25 * problem.share_within(point, state.amplification, merit)
         eta = xp.maximum(state.eta, xp.where(needed < 1.0, needed, space.zero))
         return xp.minimum(eta, space.full(self.forcing_max))

@@ -83,14 +83,11 @@ class PseudoTransient(Solver):
     def init(self, problem: Problem, point: Point) -> PseudoTransientState:
         """The first time step."""
         space = problem.space
-        size = space.norm(point.value)
-        natural = space.ratio(size, space.norm(point.increment))
-        one = space.xp.ones_like(size)
-        first = self.time_step * space.xp.where(natural > 0.0, natural, one)
-        infinite = space.full(math.inf)
-        return PseudoTransientState(
-            first, first, space.full(0.0), infinite, self.linear.init(space)
-        )
+        natural = space.ratio(space.norm(point.value), space.norm(point.increment))
+        first = self.time_step * space.xp.where(natural > 0.0, natural, space.one)
+        none, infinite = space.full(0.0), space.full(math.inf)
+        linear = self.linear.init(space)
+        return PseudoTransientState(first, first, none, infinite, linear)
 
     def resume(
         self,

@@ -25,9 +25,7 @@ def bounded(space: Space, direction: Vec, point: Point, bound: float | None) -> 
     if bound is None:
         return direction
     size = space.norm(point.value, "max")
-    reach = space.xp.where(
-        size > 0.0, bound * size, space.xp.full_like(size, float("inf"))
-    )
+    reach = space.xp.where(size > 0.0, bound * size, space.infinity)
     return space.clipped(direction, reach)
 
 
