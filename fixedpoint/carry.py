@@ -140,9 +140,6 @@ def put_rows(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
     source = xp.asarray(places, **space.place)
 
     def merged(full: Any, part: Any) -> Any:
-        if isinstance(part, tuple):
-            parts = [merged(a, b) for a, b in zip(full, part, strict=True)]
-            return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)
         if part is None:  # known to be nothing of interest in the rows, or in all
             return full
         if not _is_batched(space, part):
@@ -151,7 +148,8 @@ def put_rows(space: Space, carry: Carry, rows: Array, few: Carry) -> Carry:
             full = xp.zeros((length, *part.shape[1:]), dtype=part.dtype)
         return xp.take(xp.concat([full, part]), source, axis=0)
 
-    whole: Carry = merged(carry._replace(active=None), few._replace(active=None))
+    all_run = carry._replace(active=None), few._replace(active=None)
+    whole: Carry = tree.paired(merged, *all_run)
     return whole
 
 

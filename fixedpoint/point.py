@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.space import Space
+from fixedpoint.tree import paired
 
 Fields = TypeVar("Fields", bound=NamedTuple)
 
@@ -63,12 +64,10 @@ class Point(NamedTuple):
 def choose(space: Space, mask: Array, new: Fields, old: Fields) -> Fields:
     """What is `new` in the samples of `mask` and `old` elsewhere, field by field."""
 
-    def of_field(a: Any, b: Any) -> Any:
+    def chosen(a: Any, b: Any) -> Any:
         if a is None or b is None:
             return None
-        if isinstance(a, tuple):
-            parts = list(map(of_field, a, b))
-            return type(a)(*parts) if hasattr(a, "_fields") else tuple(parts)
         return space.xp.where(space.spread(mask, a), a, b)
 
-    return new._make(map(of_field, new, old))
+    found: Fields = paired(chosen, new, old)
+    return found

@@ -4,7 +4,7 @@ will.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,17 @@ def _descend(tree: Any, leaves: list[Any]) -> Structure:
         return LEAF
     children = tuple([_descend(part, leaves) for part in parts])
     return Structure(type(tree), keys, children, order)
+
+
+def paired(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """What a function makes of the leaves of two tuples, nested alike.
+
+    Where one is None, the other may be a tuple, and both are leaves.
+    """
+    if not (isinstance(a, tuple) and isinstance(b, tuple)):
+        return function(a, b)
+    parts = [paired(function, *pair) for pair in zip(a, b, strict=True)]
+    return type(b)(*parts) if hasattr(b, "_fields") else tuple(parts)
 
 
 def paths(tree: Any, prefix: str) -> list[str]:
