@@ -284,18 +284,7 @@ def build(kind: type[Any], content: Any, where: str = "") -> Any:
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected keys and values, got {_shown(content)}")
     known = {entry.name: entry for entry in fields(kind)}
-    for key in content:
-        if key not in known:
-            raise ConfigError(
-                f"{_join(where, key)}: unknown key, expected one of {', '.join(known)}"
-            )
-    for name, entry in known.items():
-        if (
-            name not in content
-            and entry.default is MISSING
-            and entry.default_factory is MISSING
-        ):
-            raise ConfigError(f"{_join(where, name)}: missing")
+    _check_keys(content, known, where)
     hints = get_type_hints(kind)
     values = {
         k: _value(v, hints[k], known[k], _join(where, k)) for k, v in content.items()
@@ -306,6 +295,21 @@ def build(kind: type[Any], content: Any, where: str = "") -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _check_keys(
+    content: dict[str, Any], known: dict[str, Field[Any]], where: str
+) -> None:
+    """Raise if there are keys that no field has, or none of one that needs it."""
+    for key in content:
+        if key not in known:
+            raise ConfigError(
+                f"{_join(where, key)}: unknown key, expected one of {', '.join(known)}"
+            )
+    for name, entry in known.items():
+        has_default = not (entry.default is MISSING is entry.default_factory)
+        if name not in content and not has_default:
+            raise ConfigError(f"{_join(where, name)}: missing")
 
 
 def _join(where: str, key: Any) -> str:

@@ -242,31 +242,32 @@ def infer(
     rtol : float
         Of every block.
     """
-    control: dict[str, Any] = {
-        "params": params,
-        "y": y,
-        "rtol": rtol,
-        "on_failure": "return",
-    }
-    # A block of zeros, as that of codes without a gradient, converges by this alone.
-    control["atol"] = 1e-8
-    z, mu, x = (start[name] for name in ("z", "mu", "x"))
+    # A block of zeros, as that of codes without a gradient, converges by atol alone.
+    control: dict[str, Any] = {"rtol": rtol, "atol": 1e-8, "on_failure": "return"}
+    control |= {"params": params, "y": y}
     with torch.no_grad():
-        if solve.method == "newton":
-            method = TrackedNewton(blocks=solve.blocks, damping=solve.damping)
-            found = model.iterate(z, x, max_steps=steps, method=method, **control)
-            return Inferred(found.value, found.converged, found.steps)
-        first = round(solve.drop * steps)
-        value, taken = {"z": z, "mu": mu, "x": x}, torch.zeros(len(x), device=x.device)
-        parts = ((solve.step_size, first), (solve.final_step_size, steps - first))
-        for size, number in (part for part in parts if part[1]):
-            found = replace(model, step_size=size).iterate(
-                value["z"],
-                value["x"],
-                mu0=value["mu"],
-                max_steps=number,
-                solver=fp.Anderson(memory=solve.memory),
-                **control,
-            )
-            value, taken = found.value, taken + found.steps
+        if solve.method != "newton":
+            return _by_recipe(model, solve, start, steps, control)
+        method = TrackedNewton(blocks=solve.blocks, damping=solve.damping)
+        control |= {"max_steps": steps, "method": method}
+        found = model.iterate(start["z"], start["x"], **control)
+    return Inferred(found.value, found.converged, found.steps)
+
+
+def _by_recipe(
+    model: AugmentedDEQ,
+    solve: Solve,
+    value: dict[str, Any],
+    steps: int,
+    control: dict[str, Any],
+) -> Inferred:
+    """The published iteration, with a smaller step after a part of the steps."""
+    first, taken = round(solve.drop * steps), torch.zeros_like(value["x"][:, 0])
+    parts = ((solve.step_size, first), (solve.final_step_size, steps - first))
+    control |= {"solver": fp.Anderson(memory=solve.memory)}
+    for size, number in (part for part in parts if part[1]):
+        control |= {"mu0": value["mu"], "max_steps": number}
+        sized = replace(model, step_size=size)
+        found = sized.iterate(value["z"], value["x"], **control)
+        value, taken = found.value, taken + found.steps
     return Inferred(value, found.converged, taken)

@@ -247,29 +247,23 @@ class Denoising(Experiment):
         """Total variation's denoising, its weight chosen on images to train on."""
         sigma = self.settings.levels[level] / WHITE
         generator = np.random.default_rng(self.settings.seed)
-
-        def smoothed(noisy: Any, weight: float) -> Any:
-            return np.clip(_chambolle(noisy, weight * sigma), 0.0, 1.0)
-
-        def quality(weight: float) -> float:
-            return float(
-                np.mean(
-                    [
-                        _psnr(smoothed(noisy, weight), clean)
-                        for clean, noisy in zip(images, seen, strict=True)
-                    ]
-                )
-            )
-
         images = self.train[:TV_IMAGES]
         seen = [
             image + sigma * generator.standard_normal(image.shape, np.float32)
             for image in images
         ]
-        best = max(TV_WEIGHTS, key=quality)
-        return lambda noisy: torch.as_tensor(smoothed(noisy[0, 0].cpu().numpy(), best))[
-            None, None
-        ].to(noisy)
+
+        def quality(weight: float) -> float:
+            found = [_smoothed(noisy, weight * sigma) for noisy in seen]
+            return float(np.mean(list(map(_psnr, found, images))))
+
+        best = max(TV_WEIGHTS, key=quality) * sigma
+
+        def smoothed(noisy: Tensor) -> Tensor:
+            image = _smoothed(noisy[0, 0].cpu().numpy(), best)
+            return torch.as_tensor(image)[None, None].to(noisy)
+
+        return smoothed
 
     def evaluate(self) -> dict[str, float]:
         """Peak signal-to-noise ratios in dB, means over the test photographs: of the
@@ -315,6 +309,10 @@ class Denoising(Experiment):
         file = folder / "denoised.png"
         draw_recovered(rows, file)
         return [file]
+
+
+def _smoothed(noisy: Any, weight: float) -> Any:
+    return np.clip(_chambolle(noisy, weight), 0.0, 1.0)
 
 
 def _psnr(image: Any, clean: Any) -> float:
