@@ -159,7 +159,7 @@ def implicit_jvp(
     True
     """
     check_function("jvp", jvp, args)
-    _check_one_each("tangents", tangents, args)
+    _check_tangents(tangents, args)
     border, leaves, space = posed(value, "value", batch_ndim)
     pushed = jvp(value, *args)
     check_given("what jvp(z, *args) returns, the derivative,", pushed)
@@ -205,13 +205,13 @@ def _shape(leaf: Any) -> tuple[int, ...] | None:
     return None if shape is None else tuple(shape)
 
 
-def _check_one_each(name: str, given: Any, args: tuple[Any, ...]) -> None:
-    """Raise unless `given` is a tuple with an entry for each of `args`."""
-    if not isinstance(given, tuple):
-        raise TypeError(f"{name} must be a tuple, got {type(given).__name__}")
-    if len(given) != len(args):
+def _check_tangents(tangents: Any, args: tuple[Any, ...]) -> None:
+    """Raise unless this is a tuple with an entry for each of `args`."""
+    if not isinstance(tangents, tuple):
+        raise TypeError(f"tangents must be a tuple, got {type(tangents).__name__}")
+    if len(tangents) != len(args):
         raise ValueError(
-            f"{name} must be {len(args)}, one for each of args, got {len(given)}"
+            f"tangents must be {len(args)}, one for each of args, got {len(tangents)}"
         )
 
 

@@ -137,32 +137,31 @@ def trace_joint(
     model = (
         task.model if step_size is None else replace(task.model, step_size=step_size)
     )
-    trace = Trace(name, [], [], [], [], {})
-    lowest = float("inf")
+    trace, lowest = Trace(name, [], [], [], [], {}), float("inf")
+    given = {"params": task.params, "y": task.y, "on_failure": "return"} | settings
+    solve = partial(model.iterate, task.z, task.x, **given)
     for number in steps:
-        times: list[float] = []
-        while len(times) < repeats and sum(times) < _ENOUGH:
-            begin = time.process_time()
-            with torch.no_grad():
-                solution = model.iterate(
-                    task.z,
-                    task.x,
-                    params=task.params,
-                    y=task.y,
-                    max_steps=number,
-                    on_failure="return",
-                    **settings,
-                )
-            times.append(time.process_time() - begin)
+        solution, took = _timed(partial(solve, max_steps=number), repeats)
         objective = task.objective(solution.value["x"])
         work = solution.work
-        _append(trace, statistics.median(times), objective, work.f, work.f + work.vjp)
+        _append(trace, took, objective, work.f, work.f + work.vjp)
         if objective < lowest:
             lowest = objective
             trace.final.update(solution.value, at=solution.value["x"])
         if bool(solution.converged.all()) or trace.seconds[-1] > seconds:
             break
     return trace
+
+
+def _timed(solve: Callable[[], Any], repeats: int) -> tuple[Any, float]:
+    """What a solve gives, and the median of the seconds of some."""
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < _ENOUGH:
+        begin = time.process_time()
+        with torch.no_grad():
+            found = solve()
+        times.append(time.process_time() - begin)
+    return found, statistics.median(times)
 
 
 def trace_nested(task: Task, name: str, method: Nested, seconds: float) -> Trace:

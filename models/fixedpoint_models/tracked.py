@@ -188,16 +188,7 @@ class TrackedNewton(ObjectiveSolver):
         The adjoint starts from ∂ℓ/∂z at the first equilibrium, not from `mu0`.
         """
         del mu0
-        if model.prox is not None or model.batch_ndim != 1:
-            raise ValueError(
-                "TrackedNewton is for one axis of samples and inputs without "
-                "constraints or regularizer: use TrackedLBFGS"
-            )
-        if not is_of_one_real_dtype(z0, x0):
-            raise ValueError(
-                "TrackedNewton is for real states and inputs of one dtype: use "
-                "TrackedLBFGS"
-            )
+        _check_served(model, z0, x0)
         lagrangian, system = model.problem, model.system
         settings = self.blocks, self.tangent_rtol, self.damping
         start, rest, work = Start(lagrangian, params, y, *settings).made(z0, x0)
@@ -256,6 +247,19 @@ class TrackedNewton(ObjectiveSolver):
             after = after._replace(model=shrunk(inputs, after.model, sound))
             work = Work(f=1, vjp=1)
         return Step(new, after, work.plus(Work(f=sweeps, vjp=sweeps)))
+
+
+def _check_served(model: AugmentedDEQ, z0: Any, x0: Any) -> None:
+    """Raise ValueError unless the method is for such inputs."""
+    if model.prox is not None or model.batch_ndim != 1:
+        raise ValueError(
+            "TrackedNewton is for one axis of samples and inputs without "
+            "constraints or regularizer: use TrackedLBFGS"
+        )
+    if not is_of_one_real_dtype(z0, x0):
+        raise ValueError(
+            "TrackedNewton is for real states and inputs of one dtype: use TrackedLBFGS"
+        )
 
 
 def _leaves(states: Space, inputs: Space, z: Vec, x: Array, mu: Vec) -> Vec:
