@@ -249,7 +249,7 @@ def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
         precise=done & (norm > 0.0),
         evidence=evidence,
         work=Work(f=1),
-        # In JAX's traces, where arrays cannot grow, with room for all.
+        # Arrays cannot grow in JAX's traces, and are as long as need be.
         trace=None if steps is None else blank(space, steps + 1 if traced else COLUMNS),
     )
     return sifted(space, recorded(space, carry))

@@ -247,14 +247,14 @@ def infer(
     control |= {"params": params, "y": y}
     with torch.no_grad():
         if solve.method != "newton":
-            return _by_recipe(model, solve, start, steps, control)
+            return _by_published_iteration(model, solve, start, steps, control)
         method = TrackedNewton(blocks=solve.blocks, damping=solve.damping)
         control |= {"max_steps": steps, "method": method}
         found = model.iterate(start["z"], start["x"], **control)
     return Inferred(found.value, found.converged, found.steps)
 
 
-def _by_recipe(
+def _by_published_iteration(
     model: AugmentedDEQ,
     solve: Solve,
     value: dict[str, Any],

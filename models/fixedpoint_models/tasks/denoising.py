@@ -254,13 +254,13 @@ class Denoising(Experiment):
         ]
 
         def quality(weight: float) -> float:
-            found = [_smoothed(noisy, weight * sigma) for noisy in seen]
+            found = [_without_noise(noisy, weight * sigma) for noisy in seen]
             return float(np.mean(list(map(_psnr, found, images))))
 
         best = max(TV_WEIGHTS, key=quality) * sigma
 
         def smoothed(noisy: Tensor) -> Tensor:
-            image = _smoothed(noisy[0, 0].cpu().numpy(), best)
+            image = _without_noise(noisy[0, 0].cpu().numpy(), best)
             return torch.as_tensor(image)[None, None].to(noisy)
 
         return smoothed
@@ -311,7 +311,7 @@ class Denoising(Experiment):
         return [file]
 
 
-def _smoothed(noisy: Any, weight: float) -> Any:
+def _without_noise(noisy: Any, weight: float) -> Any:
     return np.clip(_chambolle(noisy, weight), 0.0, 1.0)
 
 
