@@ -143,7 +143,7 @@ def cosines(size: int, atoms: int) -> Tensor:
 
     Examples
     --------
-    >>> from fixedpoint_models.games import cosines
+    >>> from fixedpoint_models.patch_grid import cosines
     >>> cosines(8, 100).shape
     torch.Size([64, 100])
     """
