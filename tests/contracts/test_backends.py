@@ -96,10 +96,10 @@ def test_iterates_under_jit(numpy_case, contraction, solver):
         settings = {"solver": solver, "rtol": 0.0, "atol": 0.0, "on_failure": "return"}
         return [
             fp.fixed_point(tanh_map(jnp), z0, args, max_steps=steps, **settings).value
-            for steps in (1, 4, 10)
+            for steps in (3, 10)
         ]
 
-    for steps, value in zip((1, 4, 10), jax.jit(iterates)(z0, args), strict=True):
+    for steps, value in zip((3, 10), jax.jit(iterates)(z0, args), strict=True):
         there = numpy_case.solve(
             tanh_map(np), z0, args, solver=solver, rtol=0.0, atol=0.0, max_steps=steps
         )
@@ -119,7 +119,7 @@ def test_answers(jit_case, numpy_case, contraction, solver):
     assert_close(jit_case.to_numpy(here.value), there.value, 1e-9)
 
 
-@pytest.mark.parametrize("solver", FIRST_ORDER)
+@pytest.mark.parametrize("solver", FIRST_ORDER[:2])
 def test_lanes_of_jax_vmap(numpy_case, contraction, solver):
     z0, (W, b) = data(contraction)
     bs = np.stack([b, -2 * b, 0 * b])
@@ -244,14 +244,20 @@ def test_torch_keeps_low_precision(solver, dtype):
     )
 
 
-# Outside of traces every operation is compiled for every dtype: there, the solver whose
-# steps have the operations of all.
+# Each is compiled for each dtype: of all dtypes the solver whose steps have the
+# operations of all.
 @pytest.mark.parametrize(
-    ("solver", "jit"),
-    [*((solver, True) for solver in FIRST_ORDER), (FIRST_ORDER[-1], False)],
+    ("dtype", "solver", "jit"),
+    [
+        *((jnp.float16, solver, True) for solver in FIRST_ORDER[:-1]),
+        *(
+            (dtype, FIRST_ORDER[-1], jit)
+            for dtype in (jnp.float16, jnp.bfloat16, jnp.float32)
+            for jit in (True, False)
+        ),
+    ],
 )
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_jax_keeps_low_precision_with_x64_on(solver, jit, dtype):
+def test_jax_keeps_low_precision_with_x64_on(dtype, solver, jit):
     def call(z0):
         return fp.fixed_point(lambda z: 0.5 * z + 1.0, z0, solver=solver, batch_ndim=1)
 
