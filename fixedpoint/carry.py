@@ -52,6 +52,7 @@ class Carry(NamedTuple):
     lowest: Array  # the smallest residual norm of the window of steps that runs now
     reference: Array  # the last residual norm of the window before
     precise: Array  # whether the sample ended at the limit of its arithmetic
+    coupled: Array  # whether f gave something else there after the sample had ended
     evidence: Evidence  # what the steps told of the error
     work: Work
     state: Any = ()  # what the solver remembers

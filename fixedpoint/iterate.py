@@ -20,6 +20,7 @@ from fixedpoint.carry import (
 )
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import judge_start, opened
+from fixedpoint.coupling import in_view_of_neighbors
 from fixedpoint.failure import log_next
 from fixedpoint.loop import Loop
 from fixedpoint.point import Point, choose
@@ -204,7 +205,7 @@ def _iteration(loop: Loop, carry: Carry, start: Vec) -> Iteration:
         residual_norm=best.residual_norm,
         error=best.error,
         method=best.method,
-        status=carry.status,
+        status=in_view_of_neighbors(loop.problem.space, carry),
         precise=carry.precise,
         steps=carry.steps,
         work=carry.work,
@@ -247,6 +248,7 @@ def _open(problem: Problem, first: Point, steps: int | None) -> Carry:
         lowest=infinite,
         reference=infinite,
         precise=done & (norm > 0.0),
+        coupled=done & ~done,
         evidence=evidence,
         work=Work(f=1),
         # Arrays cannot grow in JAX's traces, and are as long as need be.

@@ -83,3 +83,13 @@ def kernel_of(solver: Solver, problem: Problem) -> Kernel | None:
 def _installed() -> tuple[Callable[[Solver, Problem], Kernel | None], ...]:
     """What the installed packages offer."""
     return tuple(entry.load() for entry in entry_points(group="fixedpoint.kernels"))
+
+
+def measured(problem: Problem, step: Step) -> Step:
+    """The step, with the residuals that f gives now in samples that have ended."""
+    if problem.active is None:
+        return step
+    point, space = step.point, problem.space
+    (now,) = space.sound_norms([(point.increment, problem.tolerance.kind)])
+    norm = space.xp.where(problem.active, point.residual_norm, now)
+    return step._replace(point=point._replace(residual_norm=norm))

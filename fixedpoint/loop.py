@@ -21,8 +21,9 @@ from fixedpoint.carry import (
 )
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import judge
+from fixedpoint.coupling import reopened
 from fixedpoint.evidence import Verdict
-from fixedpoint.kernels import Kernel, kernel_of
+from fixedpoint.kernels import Kernel, kernel_of, measured
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import Solver, Step
@@ -83,7 +84,7 @@ class Loop:
         Before it there may be compiled ones that leave nothing to decide, so that there
         are `at_most` so many; by default up to where the loop must stop.
         """
-        space = self.problem.space
+        space, old = self.problem.space, carry
         problem = self.problem.among(carry.active)
         at = problem, carry.point, carry.state
         if self.kernel is None:
@@ -93,12 +94,15 @@ class Loop:
         else:
             most = at_most or (self.stop - carry.step if self.is_smooth(carry) else 1)
             before, step, verdict = self.kernel.advance(*at, carry.evidence, most)
+            step = measured(problem, step)
             carry = carry if before is None else self.improved(carry, *before)
         if self.all_improved(carry, step, verdict):
             carry = self.improved(carry, step, verdict)
         else:
             carry, status = self.assessment.of(carry, step, verdict)
             carry = carry if status is None else self.settle(carry, status)
+        if old.active is not None:
+            carry = reopened(problem, old, carry, verdict)
         if self.share is not None:
             spent = self.share <= carry.step - self.begin
             carry = self._ended(carry, spent, Status.MAX_STEPS)

@@ -97,6 +97,12 @@ class Problem(Linearizable):
         """The samples of a mask that have not ended."""
         return mask if self.active is None else mask & self.active
 
+    def renewed(self, accepted: Array) -> Array:
+        """The samples whose new point is taken: those that have ended are where they
+        were, but f may give something else there.
+        """
+        return accepted if self.active is None else accepted | ~self.active
+
     def trial(self, value: Vec, old: Point | None = None) -> Point:
         """Evaluate once at a point that a solver proposes; where f cannot, the point is
         not finite.

@@ -176,6 +176,7 @@ class Anderson(Solver):
             accepted = fell | (
                 new.residual_norm <= state.envelope * (1.0 / state.pushed)
             )
+            accepted = problem.renewed(accepted)
             new, state = self._rejected(space, point, state, new, accepted)
             tested = None
         state, correction = self._proposed(space, new, state, tested)

@@ -161,7 +161,8 @@ class Broyden(Solver):
         self, problem: Problem, point: Point, state: BroydenState, new: Point
     ) -> Step:
         """The step to the point `new`, whose value the direction led to."""
-        space, finite = problem.space, new.residual_norm < problem.space.xp.inf
+        space = problem.space
+        finite = problem.renewed(new.residual_norm < space.xp.inf)
         if state.shortened is None and space.backend.known_here(finite):
             state = self._updated(space, state, point, new)
             return Step(new, state, correction=state.direction)

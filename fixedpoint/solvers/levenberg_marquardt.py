@@ -195,7 +195,7 @@ class _Trials:
         accepted = carry.pending & good & ((gain > _SUFFICIENT) | short)
         radius = self._next_radius(carry.radius, length, gain, good)
         return _Trial(
-            choose(space, accepted, new, carry.point),
+            choose(space, self.problem.renewed(accepted), new, carry.point),
             xp.where(carry.pending, radius, carry.radius),
             carry.pending & ~accepted,
             carry.trials + 1,

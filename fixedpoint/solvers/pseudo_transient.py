@@ -113,7 +113,7 @@ class PseudoTransient(Solver):
         size = _next(space, state, space.ratio(merit, end), finite)
         hopeless = (state.size < _LEAST * state.first) & ~finite
         return Step(
-            choose(space, finite, new, point),
+            choose(space, problem.renewed(finite), new, point),
             PseudoTransientState(size, state.first, largest, left.length, memory),
             linearization.work(solution.products).plus(Work(f=1)),
             statuses(space, (hopeless, Status.NON_FINITE)),

@@ -142,7 +142,7 @@ class _Rule(NamedTuple):
         if space.backend.known_none(pending) and space.backend.known_all(accepted):
             return Search(new, length, pending, trials, simplified)
         shorter = self._shorter(ratio, length, finite)
-        point = choose(space, accepted, new, search.point)
+        point = choose(space, self.problem.renewed(accepted), new, search.point)
         length = space.xp.where(pending, shorter, length)
         return Search(point, length, pending, trials, simplified)
 

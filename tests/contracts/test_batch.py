@@ -285,3 +285,53 @@ def test_a_sample_that_waits_for_another_method_takes_no_steps(max_steps):
             assert int(part.steps[0]) <= max_steps
     if max_steps == 400:
         assert int(whole.method.max()) > 0
+
+
+def coupled(xp, seed):
+    """A map that couples the samples of a batch by their mean, with its arguments, and
+    a start.
+    """
+    rng = np.random.default_rng(seed)
+    size, width = rng.integers(2, 7, 2)
+    share = float(rng.choice([1e-4, 1e-2, 0.3, 0.9]))
+    W = rng.standard_normal((width, width))
+    W *= rng.uniform(0.1, 0.8) / np.linalg.norm(W, 2)
+    b = rng.standard_normal((size, width))
+
+    def f(z, W, b):
+        others = share * xp.mean(z, axis=0)
+        return xp.tanh((1.0 - share) * z @ W.T + 0.5 * others) + b
+
+    return f, 10.0 * rng.standard_normal((size, width)), (W, b)
+
+
+@pytest.mark.parametrize(
+    ("solver", "seeds"),
+    [(None, 12), ("broyden", 6), ("newton", 6), ("newton_krylov", 6), ("picard", 6)],
+)
+@pytest.mark.parametrize("xp_case", ["numpy", "torch"], indirect=True)
+def test_samples_that_f_couples_are_right_together(xp_case, solver, seeds):
+    """The steps of one sample move the residual of those that ended before."""
+    claims = 0
+    for seed in range(seeds):
+        f, z0, args = coupled(xp_case.xp, seed)
+        settings = {"solver": solver, "batch_ndim": 1, "rtol": 1e-7}
+        sol = xp_case.solve(f, z0, args, on_failure="return", **settings)
+        f, _, (W, b) = coupled(np, seed)
+        known = b
+        for _ in range(300):
+            known = f(known, W, b)
+        converged, value = map(xp_case.to_numpy, (sol.converged, sol.value))
+        error = np.abs(value - known)[converged]
+        assert np.all(error <= 1e-6 * np.abs(known)[converged].max(-1, keepdims=True))
+        claims += converged.any()
+    assert claims or solver == "newton"
+
+
+def test_a_claim_that_neighbors_undid_under_jit():
+    f, z0, args = coupled(jax.numpy, 3)
+    call = jax.jit(lambda z, args: fp.fixed_point(f, z, args, batch_ndim=1))
+    sol = call(z0, args)
+    assert bool(sol.converged.all())
+    left = np.linalg.norm(f(sol.value, *args) - sol.value, axis=-1)
+    np.testing.assert_allclose(sol.residual_norm, left, rtol=1e-6, atol=1e-14)
