@@ -176,6 +176,7 @@ class AdjointSystem:
         end = self.unfinished(u, space.real_size + products)
         failed = 0 * end.status + int(Status.LINEAR_SOLVE_FAILED)
         holds = dense.holds(entries, left, space.rounding if products else 0.0)
+        holds = holds & dense.resolves(entries, more)
         return end._replace(
             status=marked(space.xp, failed, holds, Status.CONVERGED),
             residual_norm=residual,

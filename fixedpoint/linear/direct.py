@@ -12,6 +12,10 @@ from fixedpoint.backend import Array
 from fixedpoint.matrix import as_coefficients, is_sparse, product_with, times
 from fixedpoint.space import Space
 
+# A correction of more than this share of a solution leaves too few digits of it; ten
+# times the root of a roundoff in lower precision.
+_DIGITS = 1e-3
+
 # What elimination may leave of the right-hand side, for its solution to be used.
 _TRUST = 1e-6
 
@@ -270,6 +274,15 @@ class Dense(System):
         lost = xp.abs(self.rhs) <= _ROUNDINGS * self.space.precision * terms
         told = xp.any(~lost, axis=-1) | ~xp.any(self.rhs != 0.0, axis=-1)
         return self.finite & told & xp.all(holds, axis=-1)
+
+    def resolves(self, entries: Array, more: Array) -> Array:
+        """Whether a correction, which is what rounding makes of the entries, leaves
+        digits of them, each in the unit of its column.
+        """
+        xp, scales = self.space.xp, self.scales
+        sizes = [xp.max(scales * xp.abs(u), axis=-1) for u in (more, entries)]
+        share = max(_DIGITS, 10.0 * self.space.rounding**0.5)
+        return sizes[0] <= share * sizes[1]
 
     def _least_squares(self, rhs: Array) -> Array:
         """The least-squares solution."""

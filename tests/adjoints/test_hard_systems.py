@@ -221,11 +221,12 @@ def test_elimination_in_half_precision_is_held_against_rounding_of_that(dtype):
 
 
 @pytest.mark.parametrize("is_root", [False, True])
-@pytest.mark.parametrize("size", [3, 15, 17])
+@pytest.mark.parametrize("size", [3, 9, 15, 17])
 def test_a_cotangent_lost_in_rounding_has_no_adjoint(size, is_root):
     """Of rotations in odd dimensions, which leave an axis as it is, but for rounding:
-    a solution along that says what rounding was.
+    a solution along that says what rounding was. Few are left that seem to be known.
     """
+    claims = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
         Q = np.linalg.qr(rng.standard_normal((size, size)))[0]
@@ -237,8 +238,8 @@ def test_a_cotangent_lost_in_rounding_has_no_adjoint(size, is_root):
             (found,) = fp.implicit_vjp(vjp, z, v, (v,), is_root=is_root)
         except fp.ConvergenceError:
             continue
-        rounding = 0.5 * np.finfo(float).eps
-        assert rounding * np.linalg.norm(found) <= np.linalg.norm(v)
+        claims += np.linalg.norm(found) > 1e13 * np.linalg.norm(v)
+    assert claims <= 1
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e20, 1e30])
