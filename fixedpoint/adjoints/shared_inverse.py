@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import truediv
 from typing import ClassVar
 
 from fixedpoint.adjoints.base import LinearAdjoint
@@ -47,7 +48,8 @@ class SharedInverse(LinearAdjoint):
         is a product and a secant pair in the needed direction.
     refine : int, optional
         Products of GMRES at most, after that, and two more; it ends where the residual
-        meets the tolerance of the forward solve in the norm of all entries.
+        meets the tolerance of the forward solve in the norm of all entries, for a fixed
+        point in units that make these comparable.
 
     References
     ----------
@@ -125,30 +127,42 @@ def _aware(
 def _refined(
     system: AdjointSystem, inverse: BroydenState, end: Iteration, products: int
 ) -> Iteration:
-    """Preconditioned GMRES from the end of an iteration, or from zero if closer.
+    """Preconditioned GMRES from the end of an iteration, in comparable units: a norm of
+    all entries would see only the large ones.
+
+    Equations of a root have units of their own, which nothing tells.
+    """
+    precondition = lambda w: inverse.times(system.space, w)
+    system = replace(system, start=end.value, precondition=precondition)
+    if system.units is None or system.is_root:
+        return _improved(system, end, products)
+    scales = system.scales(system.rhs)
+    found = _improved(system.comparable(scales), end, products)
+    value = tuple(map(truediv, found.value, scales.columns))
+    return found._replace(value=value)
+
+
+def _improved(system: AdjointSystem, end: Iteration, products: int) -> Iteration:
+    """Preconditioned GMRES from the start of a system, or from zero if closer.
 
     Where the inverse is nearly singular, rounding parts the residual of GMRES from what
     its solution leaves of the system, which is looked at.
     """
     space, v, where = system.space, system.rhs, system.space.xp.where
-    left = system.residual(end.value)
-    before, size, zero = space.norms(left, end.value, v)
+    assert system.start is not None
+    left = system.residual(system.start)
+    before, size, zero = space.norms(left, system.start, v)
     closer = before < zero
     target = system.rtol * where(closer, space.xp.maximum(zero, size), zero)
-    inner = LinearSystem(
-        space,
-        system.operator,
-        space.where(closer, left, v),
-        target,
-        lambda w: inverse.times(space, w),
-    )
+    start = space.where(closer, left, v)
+    inner = LinearSystem(space, system.operator, start, target, system.precondition)
     solution, _ = GMRES(restart=products, max_steps=products).solve(inner, None)
-    u = space.add(space.mask(closer, end.value), solution.value)
+    u = space.add(space.mask(closer, system.start), solution.value)
     after = space.norm(system.residual(u))
     better = after < space.xp.minimum(before, zero)
     norm = where(better, after, before)
     return end._replace(
-        value=space.where(better, u, end.value),
+        value=space.where(better, u, system.start),
         residual_norm=norm,
         status=marked(space.xp, end.status, norm <= _PARTED * target, Status.CONVERGED),
         steps=end.steps + solution.products,

@@ -254,3 +254,26 @@ def test_cotangents_of_any_size_in_single_precision(size):
     v = torch.tensor([[1.0, -2.0], [3.0, 1.0], [0.0, 0.0]])
     (found,) = torch.autograd.grad(sol.value, b, size * v)
     close(found.double().numpy() / size, np.linalg.solve(A.T, v.numpy().T).T, 1e-3)
+
+
+def test_a_shared_inverse_is_refined_in_units_of_the_state():
+    """A norm of all unknowns would see the large ones alone."""
+    size, wrong = 12, 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        W = rng.standard_normal((size, size))
+        W = torch.tensor(0.9 * W / np.linalg.norm(W, 2))
+        units = torch.tensor(10.0 ** rng.uniform(-6.0, 6.0, size))
+        b = torch.tensor(rng.standard_normal(size)).requires_grad_()
+        f = lambda z, b, W=W, u=units: u * torch.tanh(W @ (z / u) + b)
+        adjoint = fp.SharedInverse(refine=60)
+        sol = fp.fixed_point(f, torch.zeros_like(b), (b,), adjoint=adjoint)
+        v = torch.tensor(rng.standard_normal(size))
+        (found,) = torch.autograd.grad(sol.value, b, v / units)
+        y = (sol.value / units).detach()
+        slopes = 1.0 - torch.tanh(W @ y + b).detach() ** 2
+        matrix = torch.eye(size, **torch64) - slopes[:, None] * W
+        known = slopes * torch.linalg.solve(matrix.T, v)
+        error = torch.linalg.norm(found - known) / torch.linalg.norm(known)
+        wrong += bool(sol.backward.status == fp.Status.CONVERGED) and error > 1e-3
+    assert wrong <= 1
