@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import compress
+from operator import neg
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ def tangent(adjoint: LinearAdjoint, run: Run, end: Iteration, moved: Vec) -> Vec
     arguments, θ.
 
     JAX transposes the linear system for reverse mode, and differentiates it for higher
-    orders.
+    orders. A loop of a number of turns that is not known has forward mode alone.
     """
     problem, z = run.problem, end.value
     rhs = pushed(lambda rest: problem.image(z, rest), problem.args, moved)
@@ -40,14 +41,14 @@ def tangent(adjoint: LinearAdjoint, run: Run, end: Iteration, moved: Vec) -> Vec
         return solved
 
     matrix = complement(problem.is_root, product)
-    return together(
-        jax.lax.custom_linear_solve(
-            lambda u: together(matrix(together(u))),
-            together(rhs),
-            solver(False),
-            solver(True),
-        )
+    loops = "while" in _primitives(jax.make_jaxpr(product)(z).jaxpr)
+    solvers = [solver(False)] if loops else [solver(False), solver(True)]
+    u = jax.lax.custom_linear_solve(
+        lambda u: together(matrix(together(u))), together(rhs), *solvers
     )
+    if loops:  # where reverse mode is tried, JAX names the loop by this one
+        u = jax.lax.while_loop(lambda _: False, lambda u: tuple(map(neg, u)), u)
+    return together(u)
 
 
 def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
@@ -57,7 +58,7 @@ def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
     linear, and the transpose of that is the product.
     """
     product: Product = jax.linearize(f, value)[1]
-    if _is_forward(jax.make_jaxpr(product)(value).jaxpr):
+    if "custom_lin" not in _primitives(jax.make_jaxpr(product)(value).jaxpr):
         # A unit vector, for one, is the same on all devices of a mesh.
         return lambda v: product(tuple(axes.widened(v, value)))
     image, pullback = jax.vjp(f, value)
@@ -65,18 +66,16 @@ def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
     return lambda v: transposed(v)[0]
 
 
-def _is_forward(jaxpr: Any) -> bool:
-    """Whether no function with a reverse-mode rule alone is in a linearized program."""
+def _primitives(jaxpr: Any) -> set[str]:
+    """The names of what a program is made of; linear solves know their transposes."""
+    names = set()
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "custom_lin":
-            return False
-        inner = [
-            getattr(p, "jaxpr", p)
-            for p in jax.tree.leaves(list(equation.params.values()))
-        ]
-        if not all(_is_forward(part) for part in inner if hasattr(part, "eqns")):
-            return False
-    return True
+        names.add(equation.primitive.name)
+        if equation.primitive.name != "custom_linear_solve":
+            inner = jax.tree.leaves(list(equation.params.values()))
+            parts = [getattr(part, "jaxpr", part) for part in inner]
+            names.update(*(_primitives(p) for p in parts if hasattr(p, "eqns")))
+    return names
 
 
 def pushed(f: Callable[[Vec], Vec], args: Vec, moved: Vec) -> Vec:
