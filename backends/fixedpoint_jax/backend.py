@@ -21,6 +21,7 @@ from fixedpoint_jax.autodiff import JaxAutodiff
 from fixedpoint_jax.derivatives import linearized
 from fixedpoint_jax.elimination import gauss_jordan_in_loop
 from fixedpoint_jax.indexing import contracted, entries, written
+from fixedpoint_jax.mapping import all_mapped, any_mapped
 
 # Unknowns up to which a trace eliminates by a loop of its own: the library's
 # factorization takes longer to compile than all the rest of a solve.
@@ -55,24 +56,6 @@ jax.tree_util.register_pytree_with_keys(Solution, _flattened, _unflattened)
 jax.tree_util.register_dataclass(
     Memory, data_fields=["contents"], meta_fields=["solver"]
 )
-
-
-@jax.custom_batching.custom_vmap
-def _any_mapped(mask: Array) -> Array:
-    """Whether any of `mask` is true, for all elements of a :func:`jax.vmap` alike.
-
-    A condition that differs between them would have both its branches computed,
-    always.
-    """
-    return mask.any()
-
-
-@_any_mapped.def_vmap
-def _of_all_mapped(
-    axis_size: int, batched: list[bool], mask: Array
-) -> tuple[Array, bool]:
-    del axis_size, batched
-    return _any_mapped(mask), False
 
 
 class JaxBackend(Backend):
@@ -145,7 +128,7 @@ class JaxBackend(Backend):
         if not self.is_traced((mask,)):
             return amend(arrays, mask, function)
         arrays = axes.settled(lambda arrays: amend(arrays, mask, function), arrays)
-        some = self.agreed(_any_mapped(mask))
+        some = self.agreed(any_mapped(mask))
         replaced_where: tuple[Array, ...] = jax.lax.cond(
             some, lambda: amend(arrays, mask, function), lambda: arrays
         )
@@ -293,10 +276,12 @@ class JaxBackend(Backend):
         at_most: Any,
     ) -> Carry:
         """The loop, in Python or in the trace."""
-        if not self.is_traced(tuple(jax.tree.leaves(carry))):
+        leaves, structure = jax.tree.flatten(carry)
+        if not self.is_traced(tuple(leaves)):
             return super().while_loop(condition, body, carry, at_most)
-        carry = jax.tree.map(jnp.asarray, carry)
-        return jax.lax.while_loop(condition, body, axes.settled(body, carry))
+        leaves = all_mapped(tuple(map(jnp.asarray, leaves)))
+        carry = axes.settled(body, jax.tree.unflatten(structure, leaves))
+        return jax.lax.while_loop(condition, body, carry)
 
     def vjp(self, f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
         """The value of f and its pullback."""
