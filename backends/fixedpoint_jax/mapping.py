@@ -21,9 +21,7 @@ def any_mapped(mask: Array) -> Array:
 
 
 @any_mapped.def_vmap
-def _ofall_mapped(
-    axis_size: int, batched: list[bool], mask: Array
-) -> tuple[Array, bool]:
+def _of_all(axis_size: int, batched: list[bool], mask: Array) -> tuple[Array, bool]:
     del axis_size, batched
     return any_mapped(mask), False
 
