@@ -622,7 +622,7 @@ def jacobian(problem, x, step=1e-6):
 
 
 def test_the_error_is_reported_sample_by_sample(compiled_case):
-    a = np.array([[0.5], [0.8], [0.9]])
+    a = np.array([[0.5], [0.9], [0.97]])
     sol = compiled_case.solve(
         lambda z, a: a * z + 1.0,
         np.zeros((3, 1)),
