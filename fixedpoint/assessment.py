@@ -303,19 +303,22 @@ class Assessment:
         the residual.
         """
         problem, evidence, point = self.problem, carry.evidence, carry.point
-        space, passed = problem.space, verdict.satisfied | verdict.hidden
+        space, first = problem.space, self.first
+        passed = verdict.satisfied | verdict.hidden
         if problem.tests_parts:
             near = parts_are_near(problem, evidence, point, FALLEN)
-            return near & ~(passed | has_grown(problem, self.first, point))
+            return near & ~(passed | has_grown(problem, first, point))
         size = evidence.sizes[..., 0]
         near = point.residual_norm <= FALLEN * evidence.highest
         near = near | problem.is_small(point, size, FALLEN)
         amplified = 0.5 * largest_known(space, evidence) * point.residual_norm
         error = space.xp.where(size < space.xp.inf, size, space.zero)
         error = space.xp.maximum(error, amplified)
-        start, state = space.norms(self.first.value, point.value)
+        start, state = space.norms(first.value, point.value)
         lost = error > _DIGITS * space.xp.maximum(start, state)
-        lost = lost | (start > 0.0) & (state > GROWN * start)
+        # A start beside which its own image is large says little of a map's states.
+        least = start if problem.is_root else space.xp.maximum(start, first.magnitude)
+        lost = lost | (start > 0.0) & (state > GROWN * least)
         return near & ~(passed | lost)
 
     def _reviewed(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
@@ -269,6 +269,7 @@ SOLVERS = [fp.Picard(), fp.Anderson(memory=4), fp.Broyden(), None]
     skew=st.floats(0.0, 2.0),
     start=st.floats(-100.0, 100.0),
 )
+@example(seed=1, n=1, m=1.5, scale=0.0, skew=0.0, start=1e-20)
 def test_every_way_leads_to_the_one_equilibrium(seed, n, m, scale, skew, start):
     W, c = monotone(seed, n, m, scale, skew)
     expected = equilibrium(W, c)
