@@ -250,11 +250,12 @@ class Dense(System):
 
         first = eliminated(self.rhs)
         more = eliminated(self.rhs - self.times(first))
-        wrong = ~self.holds(first + more, self.left(first + more))
+        whole = first + more
+        wrong = ~self.holds(whole, self.left(whole))
         none = self.space.xp.zeros_like(more)
         least = lambda: (self._least_squares(self.rhs), none)
         replaced = self.space.backend.replaced_where
-        entries, more = replaced((first + more, more), wrong, least)
+        entries, more = replaced((whole, more), wrong, least)
         return entries, more
 
     def holds(self, entries: Array, left: Array, rounding: float = 0.0) -> Array:
