@@ -27,7 +27,9 @@ def tangent(adjoint: LinearAdjoint, run: Run, end: Iteration, moved: Vec) -> Vec
     """
     problem, z = run.problem, end.value
     rhs = pushed(lambda rest: problem.image(z, rest), problem.args, moved)
-    product = linearized(lambda value: problem.image(value, problem.args), z)
+    product, has_loops = _linearized(
+        lambda value: problem.image(value, problem.args), z
+    )
 
     def solver(transposed: bool) -> Callable[..., Vec]:
         def solved(operator: Product, rhs: Vec) -> Vec:
@@ -41,29 +43,46 @@ def tangent(adjoint: LinearAdjoint, run: Run, end: Iteration, moved: Vec) -> Vec
         return solved
 
     matrix = complement(problem.is_root, product)
-    loops = "while" in _primitives(jax.make_jaxpr(product)(z).jaxpr)
-    solvers = [solver(False)] if loops else [solver(False), solver(True)]
+    forward_alone = has_loops and not _is_transposable(product, z)
+    solvers = [solver(False)] if forward_alone else [solver(False), solver(True)]
     u = jax.lax.custom_linear_solve(
         lambda u: together(matrix(together(u))), together(rhs), *solvers
     )
-    if loops:  # where reverse mode is tried, JAX names the loop by this one
+    if forward_alone:  # where reverse mode is tried, JAX names the loop by this one
         u = jax.lax.while_loop(lambda _: False, lambda u: tuple(map(neg, u)), u)
     return together(u)
 
 
 def linearized(f: Callable[[Vec], Vec], value: Vec) -> Product:
-    """The products v ↦ f′(value)v.
+    """The products v ↦ f′(value)v."""
+    return _linearized(f, value)[0]
+
+
+def _linearized(f: Callable[[Vec], Vec], value: Vec) -> tuple[Product, bool]:
+    """The products v ↦ f′(value)v, and whether their program holds loops.
 
     A function with a reverse-mode rule of its own has no forward mode. Its pullback is
     linear, and the transpose of that is the product.
     """
     product: Product = jax.linearize(f, value)[1]
-    if "custom_lin" not in _primitives(jax.make_jaxpr(product)(value).jaxpr):
+    names = _primitives(jax.make_jaxpr(product)(value).jaxpr)
+    if "custom_lin" not in names:
         # A unit vector, for one, is the same on all devices of a mesh.
-        return lambda v: product(tuple(axes.widened(v, value)))
+        return lambda v: product(tuple(axes.widened(v, value))), "while" in names
     image, pullback = jax.vjp(f, value)
     transposed = jax.linear_transpose(lambda w: pullback(w)[0], image)
-    return lambda v: transposed(v)[0]
+    return lambda v: transposed(v)[0], False
+
+
+def _is_transposable(product: Product, value: Vec) -> bool:
+    """Whether JAX has a transpose of a product whose program holds loops: of one that
+    only makes a factor anew, as under ``jax.checkpoint``, it has.
+    """
+    try:
+        jax.eval_shape(jax.linear_transpose(product, value), value)
+    except ValueError:  # what JAX raises for a loop that would have to run backwards
+        return False
+    return True
 
 
 def _primitives(jaxpr: Any) -> set[str]:

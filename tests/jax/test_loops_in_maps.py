@@ -7,6 +7,8 @@ import pytest
 
 import fixedpoint as fp
 
+TIGHT = {"rtol": 1e-12, "adjoint": fp.ImplicitAdjoint(rtol=1e-12)}
+
 
 def halved_root(z, a):
     """√(2 + za)/2, by Heron's iteration."""
@@ -30,12 +32,28 @@ def test_tangents_and_those_of_tangents(is_root):
     solve, f = (
         (fp.root, as_root(halved_root)) if is_root else (fp.fixed_point, halved_root)
     )
-    tight = {"rtol": 1e-12, "adjoint": fp.ImplicitAdjoint(rtol=1e-12)}
-    value = lambda a: solve(f, jnp.ones(3), (a,), **tight).value
+    value = lambda a: solve(f, jnp.ones(3), (a,), **TIGHT).value
     first = jax.jacfwd(value)
     found = jax.jit(lambda a: (value(a), first(a), jax.jacfwd(first)(a)))(0.3)
     for derivative, expected in zip(found, known(0.3), strict=True):
         np.testing.assert_allclose(derivative, expected, rtol=1e-9)
+
+
+def test_a_loop_that_is_run_again_leaves_reverse_mode():
+    """A constant that a loop makes, in a map whose values are not kept for reverse
+    mode.
+    """
+
+    def f(z, a):
+        count = jax.lax.while_loop(lambda n: n < 3.0 + 0.0 * a, lambda n: n + 1.0, 0.0)
+        return jnp.cos(0.1 * jax.lax.stop_gradient(count) * z) + a
+
+    def gradient(f):
+        value = lambda a: fp.fixed_point(f, jnp.zeros(3), (a,), **TIGHT).value.sum()
+        return jax.grad(value)(0.3)
+
+    expected = gradient(lambda z, a: jnp.cos(0.3 * z) + a)
+    np.testing.assert_allclose(gradient(jax.checkpoint(f)), expected, rtol=1e-9)
 
 
 def test_reverse_mode_names_the_loop():
