@@ -35,8 +35,8 @@ print(jitted.value, bool(jitted.converged))
 
 # %%
 # Under ``jit`` every solver of a sequence is compiled, so the default sequence is short
-# there. ``f`` itself is traced once. Under ``vmap`` each lane has its own status, and
-# the loop runs until all are done:
+# there. ``f`` itself is traced once. Under ``vmap`` each problem has its own status,
+# and the loop runs until all are done:
 
 lanes = jax.vmap(solve)(jnp.array([[1.0, 0.5], [0.3, 0.2]]))
 print(lanes.converged, lanes.steps)
@@ -138,4 +138,5 @@ axes.set(xlabel="step", ylabel="mean squared error")
 # %%
 # A cell can also be a pytree that contains its parameters:
 # :doc:`/layers_in_jax_modules` shows Equinox and Flax. :doc:`/many_devices` is about
-# several devices.
+# several devices, and ``examples/equinox_decoder.py``, in the :doc:`/gallery`, trains a
+# generative model and solves inverse problems with it.

@@ -104,6 +104,14 @@ def test_inverse_problems(run):
 
 
 @pytest.mark.slow
+def test_equinox_decoder(run):
+    result = run("equinox_decoder", epochs=2, width=32)
+    assert result["last"] < 0.7 * result["first"]
+    assert result["converged"] > 0.9
+    assert result["error"] < 0.8 * result["blank"]
+
+
+@pytest.mark.slow
 def test_convex_game(run):
     result = run("convex_game", steps=25, tests=5)
     assert result["untrained"] > result["noisy"] + 3.0
