@@ -104,7 +104,10 @@ def test_splits_that_are_none_are_named(split, error, mnist_folder):
 def test_relative_paths_are_looked_up_in_the_folder_of_data(mnist_folder, monkeypatch):
     monkeypatch.setenv("FIXEDPOINT_DATA", str(mnist_folder.parent))
     np.testing.assert_array_equal(mnist(mnist_folder.name, "train")[1], LABELS)
-    with pytest.raises(DataError, match="nowhere: no such folder"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder$"):
+        mnist("nowhere", "train")
+    monkeypatch.delenv("FIXEDPOINT_DATA")
+    with pytest.raises(DataError, match="FIXEDPOINT_DATA is not set"):
         mnist("nowhere", "train")
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fixedpoint.checks import check_count
 from fixedpoint_models.data.few_shot import Episode, FewShot
-from fixedpoint_models.data.images import SUFFIXES, DataError, located
+from fixedpoint_models.data.images import SUFFIXES, DataError, check_folder, located
 
 
 def celeba(
@@ -76,8 +76,7 @@ def _inner(folder: Path, name: str) -> Path:
     """The folder of this name inside `folder`, or `folder` itself where there is
     none.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+    check_folder(folder)
     return folder / name if (folder / name).is_dir() else folder
 
 

@@ -39,6 +39,15 @@ def located(path: Path | str) -> Path:
     return Path(home) / path if home and not path.exists() else path
 
 
+def check_folder(folder: Path) -> None:
+    """Raise DataError where a path that :func:`located` returned is no folder."""
+    if folder.is_dir():
+        return
+    unset = not folder.is_absolute() and "FIXEDPOINT_DATA" not in os.environ
+    hint = " here, and FIXEDPOINT_DATA is not set to another place to look in"
+    raise DataError(f"{folder}: no such folder{hint if unset else ''}")
+
+
 def digits() -> Any:
     """The 1797 digits of scikit-learn.
 

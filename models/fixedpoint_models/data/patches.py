@@ -15,7 +15,7 @@ from PIL import Image
 
 from fixedpoint.checks import check_count
 from fixedpoint_models.data.folders import image_files, pixels
-from fixedpoint_models.data.images import DataError, located
+from fixedpoint_models.data.images import DataError, check_folder, located
 
 # Package and file of each. Only what the wheels hold is listed, as nothing is to be
 # downloaded. Left out are drawings, silhouettes, the second of a stereo pair, and
@@ -130,8 +130,7 @@ def gray_images(folder: Path | str) -> list[NDArray[np.float32]]:
     ((32, 48), 0.2...)
     """
     home = located(folder)
-    if not home.is_dir():
-        raise DataError(f"{home}: no such folder")
+    check_folder(home)
     return [
         pixels(file, lambda image: image.convert("L")) for file in image_files(home)
     ]

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fixedpoint_models.data.images import DataError, located
+from fixedpoint_models.data.images import DataError, check_folder, located
 
 CLASSES = 10
 MNIST_PREFIXES = {"train": "train", "test": "t10k", "t10k": "t10k"}
@@ -112,16 +112,11 @@ def _some(
 
 
 def _plain_or_gzipped(folder: Path, name: str) -> Path:
-    _check_folder(folder)
+    check_folder(folder)
     for file in (folder / name, folder / f"{name}.gz"):
         if file.is_file():
             return file
     raise DataError(f"{folder / name}: no such file, nor with .gz")
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
 
 
 def _read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -232,7 +227,7 @@ def cifar10(
 
 
 def _cifar_home(folder: Path) -> Path:
-    _check_folder(folder)
+    check_folder(folder)
     inner = folder / "cifar-10-batches-bin"
     return inner if inner.is_dir() else folder
 
