@@ -194,6 +194,10 @@ def train(
     ] = False,
     epochs: Epochs = None,
     changes: Changes = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint of the task, whose network a new run takes."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -214,7 +218,7 @@ def train(
         if dry_run:
             _rehearse(kind, settings, folder, device)
         else:
-            _train(task, kind, settings, folder, device, amp)
+            _train(task, kind, settings, folder, device, amp, start)
 
 
 def _rehearse(kind: Any, settings: Config, folder: Path, device: str) -> None:
@@ -229,14 +233,23 @@ def _rehearse(kind: Any, settings: Config, folder: Path, device: str) -> None:
 
 
 def _train(
-    task: str, kind: Any, settings: Config, folder: Path, device: str, amp: bool
+    task: str,
+    kind: Any,
+    settings: Config,
+    folder: Path,
+    device: str,
+    amp: bool,
+    start: Path | None,
 ) -> None:
+    from fixedpoint_models.checkpoints import load_checkpoint, start_from
     from fixedpoint_models.devices import mixed_dtype, processes
     from fixedpoint_models.runner import METRICS, Run, begin
 
     with processes(device) as (team, place):
         _prepare(folder)
         experiment = begin(kind, settings.settings, place)
+        if start is not None:
+            start_from(experiment, load_checkpoint(start, task), start)
         precision = mixed_dtype(place) if amp else None
         run = Run(task, experiment, settings, folder, team, precision)
         run.train()

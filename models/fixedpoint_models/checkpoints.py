@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +71,28 @@ def restore(
         refuse_difference(
             file, content["config"]["settings"], config.plain()["settings"]
         )
-    try:
-        experiment.module.load_state_dict(content["module"])
+    start_from(experiment, content, file)
+    with _fitting(file):
         experiment.load_state_dict(content["experiment"])
+
+
+def start_from(experiment: Experiment, content: dict[str, Any], file: Path) -> None:
+    """Give a task the parameters of a checkpoint, and no more.
+
+    Raises
+    ------
+    CheckpointError
+        If they do not fit.
+    """
+    with _fitting(file):
+        experiment.module.load_state_dict(content["module"])
+
+
+@contextmanager
+def _fitting(file: Path) -> Iterator[None]:
+    """Errors in one line, where what was read from a file does not fit."""
+    try:
+        yield
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

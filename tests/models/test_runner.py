@@ -563,6 +563,22 @@ def test_a_finished_run_is_trained_on(config, tmp_path):
     assert after[:-1] == before
 
 
+def test_a_run_starts_from_the_network_of_another(tmp_path, config):
+    other, new = tmp_path / "other", tmp_path / "new"
+    train = ("train", "generative", "--config", config, "--epochs", "1", "--output")
+    succeed(*train, other, "--set", "images.limit=20")  # of other images
+    start = ("--start", other / "checkpoint.pt")
+    succeed(*train, new, *start, "--set", "training.learning_rate=1e-12")
+    module, begun = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["module"]
+        for folder in (new, other)
+    )
+    for name, parameter in module.items():
+        torch.testing.assert_close(parameter, begun[name], rtol=1e-6, atol=1e-9)
+    line = refuse(*train, tmp_path / "wide", *start, "--set", "network.width=9")
+    assert "does not fit these settings" in line
+
+
 @pytest.mark.parametrize(
     "content",
     [
