@@ -63,7 +63,7 @@ def train(task: Meta, epochs: int) -> list[dict[str, float]]:
     return history
 
 
-class Judged(Task):
+class WithErrors(Task):
     """An inner problem that also writes down what share of the query is labeled
     wrongly.
     """
@@ -88,7 +88,7 @@ class Judged(Task):
 Pair = tuple[Trace, Trace]
 
 
-def joint_traces(inner: Judged) -> list[Pair]:
+def joint_traces(inner: WithErrors) -> list[Pair]:
     """Anderson's method on the joint map, over step sizes and memories; the paper's is
     the last.
     """
@@ -107,7 +107,7 @@ def joint_traces(inner: Judged) -> list[Pair]:
     return pairs
 
 
-def nested_traces(inner: Judged, seconds: float) -> list[Pair]:
+def nested_traces(inner: WithErrors, seconds: float) -> list[Pair]:
     """Adam, Nesterov's momentum and L-BFGS on v, over step sizes."""
     optim = torch.optim
     grid: dict[str, Any] = {}
@@ -163,7 +163,7 @@ def compare(task: Meta, batch: Batch, seconds: float, file: Path) -> dict[str, A
     """The joint solve against nested methods, on the inner problem of a batch of unseen
     tasks.
     """
-    inner = Judged(task, batch)
+    inner = WithErrors(task, batch)
     with one_thread():
         # Counts for nobody.
         trace_joint(inner, "", {"solver": fp.Anderson()}, steps=(2,))

@@ -33,7 +33,7 @@ from tqdm import tqdm
 import fixedpoint as fp
 from fixedpoint_torch import DEQ
 
-WIDTH, HEADS, BATCH, FARTHEST, ROOTS, LAYERS = 48, 4, 64, 5, 0.2, 1
+WIDTH, HEADS, BATCH, DEPTH, ROOTS, LAYERS = 48, 4, 64, 5, 0.2, 1
 
 
 class Block(torch.nn.Module):
@@ -156,9 +156,7 @@ def accuracy(network: Network, length: int) -> tuple[float, list[float]]:
     parents, roots, steps = forests(length)
     with torch.no_grad():
         right = (network(parents).argmax(dim=2) == roots).double()
-    return float(right.mean()), [
-        float(right[steps == k].mean()) for k in range(FARTHEST)
-    ]
+    return float(right.mean()), [float(right[steps == k].mean()) for k in range(DEPTH)]
 
 
 def draw(

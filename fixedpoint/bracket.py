@@ -131,11 +131,11 @@ def bracketed_root(
     map_ = Map(F, has_aux=has_aux)
     x, other = _widened(*_ends(lower, upper), map_, args)
     border, value = Border.of(x, "lower")
-    watched = callback and (lambda step, value, norm: callback(step, value[0], norm))
+    of_value = callback and (lambda step, value, norm: callback(step, value[0], norm))
     run = BracketRun(
         problem=_problem(map_, border, value, args, other, rtol, atol),
         control=Control(
-            max_steps=max_steps, budget=budget, callback=watched, record=record
+            max_steps=max_steps, budget=budget, callback=of_value, record=record
         ),
         border=border,
         xtol=_tolerance("xtol", xtol, x),

@@ -92,7 +92,7 @@ class Loop:
             verdict = judge(problem, carry.evidence, carry.point, step)
             verdict = space.backend.decisive(verdict)
         else:
-            most = at_most or (self.stop - carry.step if self.is_smooth(carry) else 1)
+            most = at_most or (self.stop - carry.step if self.runs_on(carry) else 1)
             before, step, verdict = self.kernel.advance(*at, carry.evidence, most)
             step = measured(problem, step)
             carry = carry if before is None else self.improved(carry, *before)
@@ -110,7 +110,7 @@ class Loop:
             return carry
         return self.observed(recorded(space, carry))
 
-    def is_smooth(self, carry: Carry) -> bool:
+    def runs_on(self, carry: Carry) -> bool:
         """Whether every sample runs, stands at its best, and nobody watches."""
         at_best = carry.active is None and carry.all_improved == carry.step
         alike = self.share is None and not self.problem.batched

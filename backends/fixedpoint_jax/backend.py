@@ -106,7 +106,7 @@ class JaxBackend(Backend):
 
     def is_compiled(self, f: Callable[..., Any], arrays: Vec) -> bool:
         """Whether there are tracers among the arrays, or in the closure of f."""
-        return self.is_traced((*arrays, *jax.tree.leaves(_held(f))))
+        return self.is_traced((*arrays, *jax.tree.leaves(_captured(f))))
 
     def is_readable(self, mask: Array) -> bool:
         """Whether `mask` is no symbol of a trace."""
@@ -352,13 +352,13 @@ class RecordingBackend(JaxBackend):
         return jax.lax.scan(jax.checkpoint(segment), carry, length=segments)[0]
 
 
-def _held(f: Callable[..., Any]) -> list[Any]:
+def _captured(f: Callable[..., Any]) -> list[Any]:
     """What a function has in its closure."""
-    held = []
+    captured = []
     for cell in getattr(f, "__closure__", None) or ():
         with suppress(ValueError):  # nothing yet
-            held.append(cell.cell_contents)
-    return held
+            captured.append(cell.cell_contents)
+    return captured
 
 
 @dataclasses.dataclass(frozen=True)

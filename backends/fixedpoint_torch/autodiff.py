@@ -48,7 +48,7 @@ class TorchAutodiff(Autodiff):
         if inside_transform():
             maps.refuse_hidden(functions, value, args)
         else:
-            run = run.with_functions(first=maps.watched(functions))
+            run = run.with_functions(first=maps.refusing_hidden(functions))
         if not _tracked(*value, *args):
             with torch.no_grad():
                 end = numpy_algebra.iterate(run, value)

@@ -75,11 +75,11 @@ class TorchBackend(Backend):
         return mask.device.type == "cpu"
 
     def known_here(self, mask: torch.Tensor) -> bool:
-        """Whether `mask` is readable, and true in all lanes of a transform."""
+        """Whether `mask` is readable, and true throughout a transform."""
         return self.is_readable(mask) and bool(_unwrapped(mask).all())
 
     def any(self, mask: torch.Tensor) -> bool:
-        """Whether any of `mask` is true, in all lanes where it is mapped over."""
+        """Whether any of `mask` is true, throughout what it is mapped over."""
         return bool(self.agreed(bool(_unwrapped(mask).any())))
 
     def numpy(self, array: torch.Tensor) -> Any:

@@ -147,7 +147,7 @@ def pure(f: Callable[..., Any], parameters: Vec) -> Callable[..., Any]:
     return call
 
 
-def watched(functions: Functions) -> Callable[[Vec], Mapped]:
+def refusing_hidden(functions: Functions) -> Callable[[Vec], Mapped]:
     """The map for the first evaluation, which fails if its output depends on a tensor
     not passed.
 
@@ -162,7 +162,7 @@ def watched(functions: Functions) -> Callable[[Vec], Mapped]:
     def first(args: Vec, bridge: Bridge | None = None) -> Mapped:
         mapped = probe(_all_detached(args))
 
-        def watching(value: Vec) -> Evaluated:
+        def checked(value: Vec) -> Evaluated:
             value = value if bridge is None else bridge.all_back(value)
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 image, tested = mapped(_all_detached(value))
@@ -170,7 +170,7 @@ def watched(functions: Functions) -> Callable[[Vec], Mapped]:
             found = _all_detached(image), tested and tested.across(_all_detached)
             return found if bridge is None else bridge.evaluated_there(found)
 
-        return watching
+        return checked
 
     return first
 

@@ -38,8 +38,8 @@ print(jitted.value, bool(jitted.converged))
 # there. ``f`` itself is traced once. Under ``vmap`` each problem has its own status,
 # and the loop runs until all are done:
 
-lanes = jax.vmap(solve)(jnp.array([[1.0, 0.5], [0.3, 0.2]]))
-print(lanes.converged, lanes.steps)
+mapped = jax.vmap(solve)(jnp.array([[1.0, 0.5], [0.3, 0.2]]))
+print(mapped.converged, mapped.steps)
 
 # %%
 # Failures

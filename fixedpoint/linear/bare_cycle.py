@@ -35,7 +35,7 @@ class BareCycle:
     """A P = Q R with orthonormal rows Q, and the residual r, all filled in place."""
 
     product: Callable[[Matrix], Matrix]  # v ↦ Av, of unit vectors
-    basis: Matrix  # (most, n), room for the rows of Q
+    basis: Matrix  # (most, n), whose rows will be those of Q
     triangle: Matrix  # the unit matrix, which becomes Rᵀ
     coefficients: Matrix  # zero, which becomes Qr
     kinds: Matrix  # zero; 1/‖r‖ for a direction along r then, −1 for Q's newest row
@@ -48,7 +48,7 @@ class BareCycle:
     taken: int = 0  # products with directions that were not known
 
     def __post_init__(self) -> None:
-        self.room = np.empty_like(self.r)
+        self.scratch = np.empty_like(self.r)
 
     def run(self, most: int) -> int:
         """Take up to `most` directions; how many it took."""
@@ -88,7 +88,7 @@ class BareCycle:
         q *= 1.0 / length
         self.triangle[:slot, slot], self.triangle[slot, slot] = column, length
         self.coefficients[slot] = amount = toward / length
-        self.r -= np.multiply(q, amount, out=self.room)
+        self.r -= np.multiply(q, amount, out=self.scratch)
         square = (self.norm - amount) * (self.norm + amount)
         near = DEEP * self.norm  # its square may overflow, which ** would raise
         deep = square < near * near
@@ -115,5 +115,5 @@ class BareCycle:
         """Make `onto` v less its part in rows before `slot`; its products with them."""
         known = self.basis[:slot]
         products: Matrix = known @ v
-        np.subtract(v, np.matmul(products, known, out=self.room), out=onto)
+        np.subtract(v, np.matmul(products, known, out=self.scratch), out=onto)
         return products

@@ -21,7 +21,7 @@ Matrix = np.ndarray[Any, Any]
 class BareGradients:
     """The solution of Ax = b and its residual, in place; A is symmetric and definite.
 
-    The preconditioner is I + Σ fᵢwᵢwᵢᵀ. The window is room for what the first steps
+    The preconditioner is I + Σ fᵢwᵢwᵢᵀ. The window is space for what the first steps
     find: their normalized residuals, their lengths, and the ratios of ⟨r, z⟩ after and
     before them.
     """
@@ -33,7 +33,7 @@ class BareGradients:
     window: tuple[Matrix, Matrix, Matrix] | None = None
 
     def __post_init__(self) -> None:
-        self.x, self.room = np.zeros_like(self.r), np.empty_like(self.r)
+        self.x, self.scratch = np.zeros_like(self.r), np.empty_like(self.r)
         self.z = self.r if self.spectrum is None else np.empty_like(self.r)
         self.square, self.rz = self.measured()
         self.p = self.z.copy()
@@ -54,7 +54,7 @@ class BareGradients:
 
     def step(self, k: int) -> bool:
         """Minimize along p, and make the next p conjugate; whether that is possible."""
-        p, r, room, before = self.p, self.r, self.room, self.rz
+        p, r, scratch, before = self.p, self.r, self.scratch, self.rz
         q = self.product(p, self.length)
         curvature = float(p @ q)
         alpha = before / curvature if curvature else 0.0
@@ -62,8 +62,8 @@ class BareGradients:
             return False
         if self.window is not None and k < len(self.window[0]):
             np.multiply(r, 1.0 / self.norm, out=self.window[0][k])
-        self.x += np.multiply(p, alpha, out=room)
-        r -= np.multiply(q, alpha, out=room)
+        self.x += np.multiply(p, alpha, out=scratch)
+        r -= np.multiply(q, alpha, out=scratch)
         self.square, self.rz = self.measured()
         beta = self.rz / before
         p *= beta

@@ -171,8 +171,8 @@ class Anderson(Solver):
         space = space.weighted(self.weights)
         state, tested = self._remembered(space, state, (point, new), active)
         fell = new.residual_norm < point.residual_norm
-        smooth = state.rejected is None and space.backend.known_here(fell)
-        if not smooth:
+        all_fell = state.rejected is None and space.backend.known_here(fell)
+        if not all_fell:
             accepted = fell | (
                 new.residual_norm <= state.envelope * (1.0 / state.pushed)
             )
@@ -333,7 +333,7 @@ def _pushed(
 
 
 def slot_of(pushed: Any, memory: int) -> Any:
-    """Where the next difference goes: in turn, and thrice to each once all are full."""
+    """Where the next difference goes: in turn; once all are full, three times each."""
     beyond = pushed - memory
     beyond = max(beyond, 0) if isinstance(beyond, int) else beyond.clip(0)
     return (pushed - beyond + (beyond + 1) // 3) % memory

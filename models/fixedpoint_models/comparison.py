@@ -23,10 +23,8 @@ from fixedpoint_models.nested import Nested, Optimizer
 from fixedpoint_models.tracked import TrackedNewton
 
 FACTORS = (1.05, 1.2, 1.5, 2.0, 4.0)
-JOINT_STEPS = (
-    1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100,
-    150, 200,
-)  # fmt: skip
+JOINT_STEPS = (*range(1, 9), 10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 84)
+JOINT_STEPS += (100, 150, 200)
 _ENOUGH = 0.5
 """Seconds after which a run is not repeated."""
 NEWTON_STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)

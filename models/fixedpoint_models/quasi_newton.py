@@ -130,7 +130,7 @@ def moved(backend: Backend, *arrays: Array) -> Vec:
     curved = -part[:, None] * memory.gradient
     predicted = -(1.0 - 0.5 * part) * space.xp.vecdot(memory.gradient, step)
     waits = _waits(space, memory, found, predicted)
-    accepted, ratio = _judged(space, memory, found, predicted)
+    accepted, ratio = _accepted(space, memory, found, predicted)
     accepted, rejected = accepted & ~waits, ~accepted & ~waits
     returns = rejected & (memory.rejected > 0.0)
     inverse, untried = _updated(space, memory, step, curved, found, waits)
@@ -165,7 +165,7 @@ def _waits(space: Space, memory: Memory, found: Trial, predicted: Array) -> Arra
     return left & (home | (memory.waited < _WAITS))
 
 
-def _judged(
+def _accepted(
     space: Space, memory: Memory, found: Trial, predicted: Array
 ) -> tuple[Array, Array]:
     """Whether a trial is accepted, and its fall as a part of what was predicted.

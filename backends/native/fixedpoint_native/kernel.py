@@ -240,9 +240,9 @@ class CompiledSteps(Kernel):
                 del image
             except ArithmeticError:
                 tried.append(None)
-            step, found, is_smooth = self._led(problem, stage, evidence, tried)
+            step, found, goes_on = self._led(problem, stage, evidence, tried)
             steps = stage.steps + 1
-            if not is_smooth or steps == at_most:
+            if not goes_on or steps == at_most:
                 break
             stage = _Stage(step, found, steps)
         verdict = self._verdict(found, evidence, steps)

@@ -120,7 +120,7 @@ class Generative(Experiment):
             return self._encoded_step(batch)
         params = self.decoder.params(settings.prior)
         found = self._infer(batch, settings.solve.steps)
-        sound, losses = self._judged(batch, found)
+        sound, losses = self._losses(batch, found)
         total, metrics = self._surrogate(batch, found, sound, params)
         if total is not None:
             torch.autograd.backward(total)
@@ -157,7 +157,7 @@ class Generative(Experiment):
         failed = 1.0 - float(found.converged.double().mean())
         return {"loss": float(loss.detach()), "failed": failed}
 
-    def _judged(self, batch: Batch, found: Inferred) -> tuple[Tensor, Tensor]:
+    def _losses(self, batch: Batch, found: Inferred) -> tuple[Tensor, Tensor]:
         """Which samples are solved well enough, and what they, or else the code zero,
         cost.
         """

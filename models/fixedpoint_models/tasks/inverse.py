@@ -198,7 +198,7 @@ class Inverse(Experiment):
         parts = (torch.split(tensor, size) for tensor in (self.images, *measured))
         for images, values, masks in zip(*parts, strict=True):
             recovered, told = self._recover(problem, Measured(values, masks))
-            rows.append({**told, **_judged(problem, recovered, images, masks)})
+            rows.append({**told, **_quality_of(problem, recovered, images, masks)})
         means = {name: mean_of_known(x) for name, x in together(rows).items()}
         if _shows_images(problem, measured, self.images):
             seen = measured.values.clamp(0.0, 1.0)
@@ -212,7 +212,7 @@ class Inverse(Experiment):
         """PSNR and SSIM of what recovers images without a network."""
         figures = {}
         for name, images in self.baselines(problem, measured).items():
-            found = _judged(problem, images, self.images, measured.masks)
+            found = _quality_of(problem, images, self.images, measured.masks)
             for key in ("psnr", "ssim"):
                 figures[f"{key}_{name}"] = float(np.mean(found[key]))
         return figures
@@ -304,7 +304,7 @@ def _shows_images(problem: Problem, measured: Measured, images: Tensor) -> bool:
     return is_image and not torch.equal(measured.values, images)
 
 
-def _judged(
+def _quality_of(
     problem: Problem, recovered: Tensor, images: Tensor, masks: Tensor
 ) -> dict[str, list[float]]:
     """The quality of images, of the square that was hidden alone if there was one."""
