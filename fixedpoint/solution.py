@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -163,9 +163,11 @@ class Solution(Generic[T]):
     method: Array = None
     methods: tuple[str, ...] = ()
     trace: Trace | None = None
-    state: Any = None
+    state: Any = field(default=None, repr=False)
     backward: BackwardReport | None = None
-    linearization: Callable[[Any], Callable[[Any], Any]] | None = None
+    linearization: Callable[[Any], Callable[[Any], Any]] | None = field(
+        default=None, repr=False
+    )
     aux: Any = None
     bracket: tuple[Array, Array] | None = None
 
@@ -375,7 +377,7 @@ def _lost_in_pickling(value: Any) -> NoReturn:
 
 
 def _ranged(count: Any) -> str:
-    """A count, or the range of those of the lanes of a ``vmap``."""
+    """A count, or the range of those under a ``vmap``."""
     if not getattr(count, "shape", ()):
         return str(count)
     least, most = _numpy(count).min(), _numpy(count).max()
