@@ -33,7 +33,18 @@ class Arithmetic:
 
     def numpy(self, array: Array) -> Any:
         """`array` in NumPy, for printing."""
-        return np.asarray(array)
+        read = np.asarray(array)
+        return self._entry_by_entry(array) if read.dtype == object else read
+
+    def _entry_by_entry(self, array: Array) -> Any:
+        """`array` in NumPy, which takes it for an object: by numbers of Python."""
+        xp = self.namespace(array)
+        kinds = {"bool": bool, "integral": int, "real floating": float}
+        of = (kinds[kind] for kind in kinds if xp.isdtype(array.dtype, kind))
+        number = next(of, complex)
+        entries = xp.reshape(array, (-1,))
+        flat = [number(entries[i]) for i in range(math.prod(array.shape))]
+        return np.asarray(flat, dtype=number).reshape(array.shape)
 
     def constant(
         self, value: float, xp: Any, dtype: Any, place: dict[str, Any]

@@ -84,6 +84,30 @@ def test_dtypes_are_compared_with_those_there_are():
     assert space_of(Of(), (Leaf(),), 0).dtype is Namespace.float32
 
 
+class Unread:
+    """An array that NumPy takes for an object, as it does those of ndonnx."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __array_namespace__(self, api_version=None):
+        class Namespace:
+            isdtype = staticmethod(strict.isdtype)
+            reshape = staticmethod(lambda x, shape: strict.reshape(x.array, shape))
+
+        return Namespace
+
+
+@pytest.mark.parametrize(
+    "entries", [[[True, False]], [[1, 2], [3, 4]], 2.5, [0.5, 1.5], [1.0 + 2.0j], []]
+)
+def test_arrays_that_numpy_does_not_know_are_read(entries):
+    array = strict.asarray(entries)
+    assert np.asarray(Unread(array)).dtype == object
+    read = Backend().numpy(Unread(array))
+    np.testing.assert_array_equal(read, np.asarray(array), strict=True)
+
+
 def test_elimination_solves_what_needs_pivots():
     rng = np.random.default_rng(0)
     matrices = rng.standard_normal((4, 5, 5))
