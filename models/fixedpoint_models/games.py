@@ -98,7 +98,7 @@ class PatchGame(PatchPrior):
     ridge : float, optional
         ρ > 0. The smaller, the slower solvers are.
     step : float, optional
-        The step α, below 2/L; by default 1.5/L. The equilibrium does not depend on it.
+        The step α, below 2/L; by default 1.9/L. The equilibrium does not depend on it.
     filters : int, optional
         Filters that look at each patch's surroundings. With 0 weights are the same for
         all patches.
@@ -173,7 +173,7 @@ class PatchGame(PatchPrior):
         """The step, by default one that is safe."""
         lipschitz = 1.0 + self.coupling
         if step is None:
-            return 1.5 / lipschitz
+            return 1.9 / lipschitz
         check_positive("step", step)
         if not step < 2.0 / lipschitz:
             raise ValueError(f"step must be below {2.0 / lipschitz:.4g}, got {step!r}")
