@@ -7,6 +7,7 @@ from fixedpoint.carry import RUNNING, Carry, marked, sifted
 from fixedpoint.evidence import Verdict
 from fixedpoint.point import Point
 from fixedpoint.problem import ROUNDINGS, Problem
+from fixedpoint.solution import Work
 from fixedpoint.space import Space
 from fixedpoint.status import Status
 
@@ -42,6 +43,33 @@ def reopened(problem: Problem, old: Carry, carry: Carry, verdict: Verdict) -> Ca
     return sifted(space, carry)
 
 
+def together(problem: Problem, carry: Carry) -> Carry:
+    """The carry of samples that have ended, with the residuals at what is returned.
+
+    Of one that failed that is the best iterate, not the last, beside which the claims
+    of others were made. That is looked at where f may couple them.
+    """
+    space, backend, best = problem.space, problem.space.backend, carry.best
+    status, ended = carry.status, carry.status != RUNNING
+    claimed = status == int(Status.CONVERGED)
+    if not space.batch_shape or not backend.is_readable(status):
+        return carry
+    if backend.is_traced((status,)) or not backend.known_all(ended):
+        return carry
+    left = [a != b for a, b in zip(best.value, carry.point.value, strict=True)]
+    elsewhere = ~claimed & ~space.every([~mask for mask in left])
+    if backend.known_none(claimed) or backend.known_none(elsewhere):
+        return carry
+    now = problem.among(None).trial(best.value)
+    moved = _has_changed(problem, now, best.residual_norm)
+    norm = space.xp.where(moved, now.residual_norm, best.residual_norm)
+    return carry._replace(
+        best=best._replace(residual_norm=norm),
+        coupled=carry.coupled | moved,
+        work=carry.work.plus(Work(f=1)),
+    )
+
+
 def in_view_of_neighbors(space: Space, carry: Carry) -> Array:
     """The statuses: of samples that f couples none has converged while one failed."""
     status, xp = carry.status, space.xp
@@ -54,11 +82,15 @@ def in_view_of_neighbors(space: Space, carry: Carry) -> Array:
 
 def _has_moved(problem: Problem, old: Carry, new: Point) -> Array:
     """The samples that had ended, and whose residual is another one now."""
-    space, norm = problem.space, _known(problem, old)
-    change = space.xp.abs(new.residual_norm - norm)
+    return _has_changed(problem, new, _known(problem, old)) & (old.status != RUNNING)
+
+
+def _has_changed(problem: Problem, new: Point, norm: Array) -> Array:
+    """The samples whose residual had another norm before."""
+    space, change = problem.space, problem.space.xp.abs(new.residual_norm - norm)
     rounding = ROUNDINGS * problem.rounding(new)
     moved = change > space.xp.maximum(rounding, space.rounding**0.5 * norm)
-    return moved & (old.status != RUNNING) & (new.residual_norm < space.xp.inf)
+    return moved & (new.residual_norm < space.xp.inf)
 
 
 def _known(problem: Problem, old: Carry) -> Array:

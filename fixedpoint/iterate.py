@@ -20,7 +20,7 @@ from fixedpoint.carry import (
 )
 from fixedpoint.control import Control, Memory
 from fixedpoint.convergence import judge_start, opened
-from fixedpoint.coupling import in_view_of_neighbors
+from fixedpoint.coupling import in_view_of_neighbors, together
 from fixedpoint.failure import log_next
 from fixedpoint.loop import Loop
 from fixedpoint.point import Point, choose
@@ -199,6 +199,7 @@ def _onward(
 
 def _iteration(loop: Loop, carry: Carry, start: Vec) -> Iteration:
     """Where the iteration stands."""
+    carry = together(loop.problem, carry)
     best = carry.best
     return Iteration(
         value=_owned(best.value, start),
