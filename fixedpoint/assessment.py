@@ -33,9 +33,11 @@ from fixedpoint.unresolved import (
     FALLEN,
     GROWN,
     answered,
+    beyond_rounding,
     has_grown,
     is_far,
     is_still,
+    limited,
     without_runaways,
 )
 
@@ -97,7 +99,8 @@ class Assessment:
             ends[Status.STALLED] = stalled | doubtful
         ends[Status.CONVERGED] = sound
         ends[Status.COLLAPSED] = collapsed
-        carry = self._limited(carry, carry.live(precise & ~converged))
+        carry = limited(self.problem, carry, carry.live(precise & ~converged))
+        carry = beyond_rounding(self.problem, carry, old, step, sound)
         return self._decided(carry, old, step.failure, ends)
 
     def _renewed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
@@ -143,13 +146,6 @@ class Assessment:
             limit = self.problem.space.xp.inf
         wanted = carry.point.residual_norm < limit
         return carry.live(verdict.satisfied | (wanted & ~verdict.hidden))
-
-    def _limited(self, carry: Carry, precise: Array) -> Carry:
-        """The carry, where the arithmetic of the `precise` samples cannot do better."""
-        where, best = self.problem.space.xp.where, carry.best
-        last = self.problem.space.xp.minimum(best.error, carry.evidence.sizes[..., 0])
-        best = best._replace(error=where(precise, last, best.error))
-        return carry._replace(precise=carry.precise | precise, best=best)
 
     def _decided(
         self,

@@ -54,6 +54,7 @@ def opened(problem: Problem, first: Point) -> Evidence:
         space.full(0.0, (_WINDOW,)),
         0,
         equations=problem.equations(first),
+        coarse=problem.coarse(first),
     )
     if not problem.tests_parts:
         return evidence

@@ -33,6 +33,9 @@ class Evidence(NamedTuple):
         each was compared with.
     equations : tuple of array or None
         The largest that each equation has been, where a part holds several.
+    coarse : array or None
+        Whether the first residual of a root seems to come out of a shorter arithmetic
+        than the state's; None where that was not asked.
     """
 
     first: Array
@@ -44,6 +47,7 @@ class Evidence(NamedTuple):
     count: Any
     initial: tuple[Array, ...] | None = None
     equations: tuple[Array, ...] | None = None
+    coarse: Array | None = None
 
 
 class Verdict(NamedTuple):

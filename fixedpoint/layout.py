@@ -22,6 +22,10 @@ def _constant(value: float) -> cached_property[Array]:
     )
 
 
+# The bits of single and half precision.
+_BITS = 24, 11
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """How vectors lie in arrays: the shapes, dtypes and precision of leaves and of
@@ -279,3 +283,28 @@ class Layout:
     def rounding(self) -> float:
         """The unit roundoff of the coarsest leaf."""
         return max(float(self.xp.finfo(dtype).eps) for dtype in self.dtypes)
+
+    @cached_property
+    def shorter(self) -> int:
+        """The bits of the next shorter arithmetic, in which a function may be computed
+        though its states have more; 0 if there is none.
+        """
+        own = 1.0 - math.log2(self.rounding)
+        return next((bits for bits in _BITS if bits < own), 0)
+
+    def is_shorter(self, u: Vec) -> Array:
+        """Whether all entries of each sample seem to come out of that arithmetic.
+
+        Simple numbers, of far fewer bits, need not.
+        """
+        bits, entries = self.shorter, self.ravel(u)
+        if not bits:
+            return self.full(0.0) > 0.0
+        simple = self.are_of(entries, (2 * bits) // 3)
+        return self.are_of(entries, bits) & ~simple
+
+    def are_of(self, entries: Array, bits: int) -> Array:
+        """Whether so many bits are enough for all entries, by Veltkamp's splitting."""
+        own = round(1.0 - math.log2(float(self.xp.finfo(entries.dtype).eps)))
+        large = (2.0 ** (own - bits) + 1.0) * entries
+        return self.xp.all(large - (large - entries) == entries, axis=-1)

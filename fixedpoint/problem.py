@@ -174,6 +174,10 @@ class Problem(Linearizable):
         """The increment alone."""
         return self.space.subtract(self.mapped(value)[0], value)
 
+    def computed(self, point: Point) -> Vec:
+        """What the map gave at a point: of a root −F."""
+        return self.space.add(point.value, point.increment)
+
     # What the test of convergence asks.
 
     def sizes(self, old: Point, point: Point, correction: Vec | Difference) -> Sizes:
@@ -274,6 +278,13 @@ class Problem(Linearizable):
         may be in units of their own; None of a map, which has those of its state.
         """
         del point
+        return None
+
+    def coarse(self, first: Point) -> Array | None:
+        """Whether the first residual seems to come out of a shorter arithmetic than the
+        state's; None of a map, whose later values tell more.
+        """
+        del first
         return None
 
     def residual_bound(self, point: Point) -> Array:

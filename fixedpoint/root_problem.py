@@ -39,6 +39,10 @@ class RootProblem(Problem):
         """The increment −F(x)."""
         return self.space.negative(self.mapped(value)[0])
 
+    def computed(self, point: Point) -> Vec:
+        """The increment −F(x)."""
+        return point.increment
+
     def shared(self, point: Point, sizes: Sizes) -> Sizes:
         """Those of the correction: a residual has other units."""
         del point
@@ -86,6 +90,13 @@ class RootProblem(Problem):
         if self.tolerance.test == "residual" or self.tolerance.norm == "entries":
             return None
         return tuple(map(self.space.magnitudes, point.increment))
+
+    def coarse(self, first: Point) -> Array | None:
+        """Whether it does; None in a trace, or where reading it would wait."""
+        backend, norm = self.space.backend, first.residual_norm
+        here = backend.is_readable(norm) and not backend.is_traced((norm,))
+        asked = here and self.tolerance.test == "error"
+        return self.space.is_shorter(first.increment) if asked else None
 
     def residual_bound(self, point: Point) -> Array:
         """The bound atol, to which rtol adds what is not known here."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
@@ -190,6 +192,13 @@ class Tolerance:
         return space.every(
             [u <= b for u, b in zip(self.parts(space, u), bounds, strict=True)]
         )
+
+
+def length_of(space: Space, parts: Sequence[Array]) -> Array:
+    """The length of a vector of which the sizes of all parts are given."""
+    if parts[0].ndim > space.batch_ndim:
+        return space.norm(tuple(parts))
+    return space.xp.sqrt(reduce(add, [size * size for size in parts]))
 
 
 def _over_entries(space: Space, mask: Array | None, kind: Any, leaf: Array) -> Array:

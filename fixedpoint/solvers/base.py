@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -41,6 +42,9 @@ class Step(NamedTuple):
     is_direct : bool
         Whether the correction accounts for every equation, however small beside the
         others.
+    rounding : callable or None
+        What rounding errors of the terms of all equations may do to the state, where
+        the method can tell.
     """
 
     point: Point
@@ -50,6 +54,7 @@ class Step(NamedTuple):
     correction: Vec | Difference | None = None
     error_factor: Array | None = None
     is_direct: bool = False
+    rounding: Callable[[], Vec] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

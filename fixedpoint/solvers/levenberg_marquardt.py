@@ -136,6 +136,7 @@ class LevenbergMarquardt(Solver):
             correction=left.correction,
             error_factor=left.error_factor,
             is_direct=True,
+            rounding=partial(model.rounding, problem, end.point),
         )
 
     def _radius(self, space: Space, radius: Array, scaled: Array) -> Array:

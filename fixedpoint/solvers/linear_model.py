@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Vec
 from fixedpoint.differences import are_alike, units_of
 from fixedpoint.linear.direct import System
 from fixedpoint.matrix import Matrix, Sparsity
@@ -13,6 +13,9 @@ from fixedpoint.problem import Problem
 from fixedpoint.solvers.base import statuses
 from fixedpoint.space import Space
 from fixedpoint.status import Status
+
+# The squares of numbers, times this, are odd and even below the point like random ones.
+_QUADRATIC = 2.0**0.5
 
 
 class LinearModel(NamedTuple):
@@ -37,6 +40,22 @@ class LinearModel(NamedTuple):
     def is_derivative(self) -> Array:
         """Whether it accounts for every equation, and tells of what comes next."""
         return self.system.sound & self.matrix.reliable
+
+    def rounding(self, problem: Problem, point: Point) -> Vec:
+        """What rounding errors of the terms of all equations may do to the state.
+
+        Their signs are not known: it is the larger one of two answers for each entry,
+        with all alike, and with such as are left to chance.
+        """
+        space, xp = problem.space, problem.space.xp
+        terms = self.system.row_maxima(xp.abs(space.ravel(point.value)))
+        if not problem.is_root:
+            terms = xp.maximum(terms, xp.abs(space.ravel(point.value)))
+        errors = 0.5 * space.rounding * terms
+        index = space.as_coefficient(xp.arange(terms.shape[-1], **space.place))
+        signs = 1.0 - 2.0 * (xp.floor(_QUADRATIC * index * index) % 2.0)
+        found = [xp.abs(self.system.solved(u)) for u in (errors, signs * errors)]
+        return space.unravel(xp.maximum(*found))
 
     def failure(self, space: Space, pending: Array) -> Array | None:
         """The statuses of samples that the model does not serve, or whose search is

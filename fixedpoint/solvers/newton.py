@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from fixedpoint.backend import Array, Vec
@@ -156,6 +157,7 @@ class Newton(Solver):
             correction=left.correction,
             error_factor=left.error_factor,
             is_direct=True,
+            rounding=partial(model.rounding, problem, search.point),
         )
 
     def _escaping(self, model: LinearModel, escapes: Array) -> Array:
