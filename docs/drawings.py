@@ -4,7 +4,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from measured_tables import TOLERANCE, content
+from measured_tables import OVERHEAD, TOLERANCE, content
 
 import fixedpoint as fp
 import fixedpoint_torch
@@ -566,3 +566,47 @@ def decoder(n=20, m=4):
     f = lambda z, x, params: torch.tanh(z @ params["W"].T + x @ params["U"].T)
     loss = lambda z, x, y, _: ((z - y) ** 2).sum(-1) + 0.01 * (x**2).sum(-1)
     return f, loss, start, (params, y)
+
+
+# Benchmarks.
+
+
+def fastest(rows):
+    """Of the rows of a case: ours, ours where nothing is compiled, and a peer's."""
+    ours = [row for row in rows if row["method"].startswith("fixedpoint")]
+    plain = [row for row in ours if row["method"].endswith("none compiled")]
+    peers = [row for row in rows if row not in ours]
+    groups = [row for row in ours if row not in plain], plain, peers
+    best = [
+        min(group, key=lambda row: row["microseconds"], default=None)
+        for group in groups
+    ]
+    return [
+        (row, color)
+        for row, color in zip(best, (BLUE, GREEN, ORANGE), strict=True)
+        if row is not None
+    ]
+
+
+def short(method):
+    """A method's name, for a narrow picture."""
+    own = method.removeprefix("fixedpoint").lstrip(", ")
+    return own.removesuffix(", whole batch")
+
+
+@figure
+def fastest_solves():
+    rows = content(OVERHEAD)["rows"]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    drawing, axes = plt.subplots(len(cases), figsize=(5.2, 1.05 * len(cases)))
+    for case, ax in zip(cases, axes, strict=True):
+        bars = fastest([row for row in rows if row["case"] == case])[::-1]
+        names = [short(row["method"]) for row, _ in bars]
+        times = [row["microseconds"] / 1000 for row, _ in bars]
+        shown = ax.barh(names, times, color=[color for _, color in bars])
+        ax.bar_label(shown, fmt="%.3g", padding=3)
+        ax.set_xscale("log")
+        ax.set_xlim(max(times) / 30, max(times) * 3)  # as long a scale in all
+        ax.set_title(case.removesuffix(", no derivative"), loc="left")
+        ax.tick_params(axis="x", which="both", labelbottom=False, length=0)
+    return drawing
