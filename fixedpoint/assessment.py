@@ -78,7 +78,8 @@ class Assessment:
         """The carry after a step, with the best iterates that there are then; and new
         statuses, if a sample may have ended.
         """
-        old, best, carry = carry.point, carry.best, self._renewed(carry, step, verdict)
+        before, carry = carry, self._renewed(carry, step, verdict)
+        old, best = before.point, before.best
         carry, stalled = self._checked_for_stalls(carry)
         stuck, known = self._stuck(carry, verdict, stalled, step.failure)
         converged = carry.live(verdict.satisfied)
@@ -100,7 +101,7 @@ class Assessment:
         ends[Status.CONVERGED] = sound
         ends[Status.COLLAPSED] = collapsed
         carry = limited(self.problem, carry, carry.live(precise & ~converged))
-        carry = beyond_rounding(self.problem, carry, old, step, sound)
+        carry = beyond_rounding(self.problem, before, carry, step, sound)
         return self._decided(carry, old, step.failure, ends)
 
     def _renewed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:

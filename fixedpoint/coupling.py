@@ -50,11 +50,11 @@ def together(problem: Problem, carry: Carry) -> Carry:
     of others were made. That is looked at where f may couple them.
     """
     space, backend, best = problem.space, problem.space.backend, carry.best
-    status, ended = carry.status, carry.status != RUNNING
-    claimed = status == int(Status.CONVERGED)
-    if not space.batch_shape or not backend.is_readable(status):
+    status = carry.status
+    if not space.batch_shape or backend.is_traced((status,)):
         return carry
-    if backend.is_traced((status,)) or not backend.known_all(ended):
+    claimed = status == int(Status.CONVERGED)
+    if not backend.known_all(status != RUNNING):
         return carry
     left = [a != b for a, b in zip(best.value, carry.point.value, strict=True)]
     elsewhere = ~claimed & ~space.every([~mask for mask in left])

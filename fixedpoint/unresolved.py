@@ -34,6 +34,9 @@ _FAR = 1e4
 # is another one.
 _OTHER = 0.5
 
+# Corrections that fall by no more than to this share do so at a multiple root.
+_SLOW = 0.2
+
 # A step that changes a root's residual by less than this share has left it what it was.
 _MOVED = 1e-3
 
@@ -123,13 +126,13 @@ def limited(problem: Problem, carry: Carry, precise: Array) -> Carry:
 
 
 def beyond_rounding(
-    problem: Problem, carry: Carry, old: Point, step: Step, sound: Array
+    problem: Problem, old: Carry, carry: Carry, step: Step, sound: Array
 ) -> Carry:
     """The carry, where the errors of claims that are `sound` are no less than rounding
     makes them.
 
     Where that is more than was asked the arithmetic cannot do better, even if a
-    residual is zero.
+    residual is zero. The `old` carry is that before the step.
     """
     space, tolerance = problem.space, problem.tolerance
     backend, xp = space.backend, space.xp
@@ -140,12 +143,16 @@ def beyond_rounding(
         return carry
     least, factor = _Least.at(problem, carry, step), 2.0 ** (1 - space.shorter)
     factor = factor / space.rounding * space.one
-    suspect = claimed & ~least.within(factor) & _is_coarse(problem, carry, old)
+    suspect = claimed & ~least.within(factor)
+    suspect = suspect & _is_coarse(problem, carry, old.point)
     question = partial(_felt, problem, carry.point)
     carry, noise = answered(problem, carry, suspect, question, space.dtype)
     factor = xp.where(noise > 0.0, factor, space.one)
     error = xp.maximum(factor * least.error, 0.5 * least.amplification * noise)
     larger = claimed & (carry.precise | ~least.within(factor))
+    lost = _lost(problem, old, carry)
+    error = xp.where(lost > 0.0, lost, error)
+    larger = larger | claimed & ~_is_asked(problem, carry, lost)
     best = carry.best
     error = xp.where(larger & (error > best.error), error, best.error)
     return carry._replace(
@@ -187,13 +194,36 @@ class _Least(NamedTuple):
         sizes, spread = tolerance.parts(space, self.carry.point.value), space.spread
         bounds = tolerance.bounds(sizes)
         if self.parts is None:
-            return factor * self.error <= length_of(space, bounds)
+            return _is_asked(self.problem, self.carry, factor * self.error)
         masks = []
         rows = zip(self.parts, sizes, bounds, self.carry.evidence.largest, strict=True)
         for part, size, bound, most in rows:
             error = spread(factor, part) * part
             masks.append((error <= bound) | (size + error <= ZERO * most))
         return space.every(masks)
+
+
+def _is_asked(problem: Problem, carry: Carry, error: Array) -> Array:
+    """Whether an error of the whole state is within tolerance."""
+    space, tolerance = problem.space, problem.tolerance
+    sizes = tolerance.parts(space, carry.point.value)
+    return error <= length_of(space, tolerance.bounds(sizes))
+
+
+def _lost(problem: Problem, old: Carry, carry: Carry) -> Array:
+    """The error where rounding has swallowed the residual of a root, or zero.
+
+    Corrections that fall slowly, as near a multiple root, do not lead to where nothing
+    is left: the last one that was seen tells what may be.
+    """
+    space, xp = problem.space, problem.space.xp
+    if not problem.is_root:
+        return space.full(0.0)
+    last, before = (old.evidence.sizes[..., k] for k in (0, 1))
+    rate = space.ratio(last, before)
+    slow = (rate > _SLOW) & (last < xp.inf) & (carry.point.residual_norm == 0.0)
+    left = xp.where(rate < 1.0, 1.0 - rate, space.zero)
+    return xp.where(slow, last / xp.maximum(left, _SLOW * space.one), space.zero)
 
 
 def _is_coarse(problem: Problem, carry: Carry, old: Point) -> Array:

@@ -64,6 +64,29 @@ def test_the_error_of_a_root_is_what_its_terms_are_rounded_by(solver):
         assert not sol.converged or error <= 100.0 * sol.error, seed
 
 
+@pytest.mark.parametrize("solver", [None, "broyden", "levenberg_marquardt"])
+def test_a_multiple_root_that_rounding_hides_is_known_by_half_of_the_digits(solver):
+    """The residual vanishes by cancellation long before the error does; one in ten of
+    such claims is still made.
+    """
+    wrong, claims = 0, 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        known, order = float(rng.integers(1, 5)), int(rng.integers(2, 4))
+        F = lambda x, c: np.polyval(c, x)
+        args, rtol = (
+            (known + rng.uniform(0.2, 1.0, 1), (np.poly([known] * order),)),
+            1e-10,
+        )
+        settings = {"solver": solver, "max_steps": 100, "on_failure": "return"}
+        sol = fp.root(F, *args, rtol=rtol, **settings)
+        error = float(np.abs(sol.value - known)[0])
+        claims += bool(sol.converged)
+        wrong += bool(sol.converged & ~sol.precise) and error > 10.0 * rtol * known
+    assert wrong <= 0.1 * claims
+    assert claims > 3
+
+
 def in_single_precision(seed):
     """A contraction that is computed in single precision, and its fixed point."""
     rng = np.random.default_rng(seed)
