@@ -141,19 +141,18 @@ def beyond_rounding(
     claimed = carry.live(sound)
     if not backend.is_readable(claimed) or backend.known_none(claimed):
         return carry
-    least, factor = _Least.at(problem, carry, step), 2.0 ** (1 - space.shorter)
-    factor = factor / space.rounding * space.one
-    suspect = claimed & ~least.within(factor)
-    suspect = suspect & _is_coarse(problem, carry, old.point)
+    least = _Least.at(problem, old, carry, step)
+    factor = 2.0 ** (1 - space.shorter) / space.rounding * space.one
+    doubtful = claimed & (carry.precise | ~least.within(factor))
+    if backend.known_none(doubtful):
+        return carry
+    suspect = doubtful & _is_coarse(problem, carry, old.point)
     question = partial(_felt, problem, carry.point)
     carry, noise = answered(problem, carry, suspect, question, space.dtype)
-    factor = xp.where(noise > 0.0, factor, space.one)
+    factor, best = xp.where(noise > 0.0, factor, space.one), carry.best
     error = xp.maximum(factor * least.error, 0.5 * least.amplification * noise)
-    larger = claimed & (carry.precise | ~least.within(factor))
-    lost = _lost(problem, old, carry)
-    error = xp.where(lost > 0.0, lost, error)
-    larger = larger | claimed & ~_is_asked(problem, carry, lost)
-    best = carry.best
+    error = xp.maximum(error, least.lost)
+    larger = doubtful & (carry.precise | ~least.within(factor))
     error = xp.where(larger & (error > best.error), error, best.error)
     return carry._replace(
         precise=carry.precise | larger, best=best._replace(error=error)
@@ -171,43 +170,41 @@ class _Least(NamedTuple):
     carry: Carry
     error: Array
     amplification: Array
+    lost: Array  # the error where rounding has swallowed a residual
     parts: tuple[Array, ...] | None  # those of the error, if they are known
 
     @classmethod
-    def at(cls, problem: Problem, carry: Carry, step: Step) -> _Least:
-        """That after a step."""
-        space, point = problem.space, carry.point
+    def at(cls, problem: Problem, old: Carry, carry: Carry, step: Step) -> _Least:
+        """That after a step from the `old` carry."""
+        space, point, lost = problem.space, carry.point, _lost(problem, old, carry)
         if step.rounding is not None:
             errors = step.rounding()
             parts = problem.tolerance.parts(space, errors)
-            return cls(problem, carry, space.norm(errors), space.zero, parts)
+            return cls(problem, carry, space.norm(errors), space.zero, lost, parts)
         amplification = largest_known(space, carry.evidence)
         left = problem.rounding(point)
         left = space.xp.where(carry.precise, carry.best.residual_norm, left)
         state = space.rounding * space.norm(point.value)
         error = 0.5 * space.xp.maximum(amplification * left, state)
-        return cls(problem, carry, error, amplification, None)
+        return cls(problem, carry, error, amplification, lost, None)
 
     def within(self, factor: Array) -> Array:
-        """Whether so many times the error is within tolerance."""
+        """Whether so many times the error is within tolerance, and what is lost."""
         space, tolerance = self.problem.space, self.problem.tolerance
-        sizes, spread = tolerance.parts(space, self.carry.point.value), space.spread
+        sizes = tolerance.parts(space, self.carry.point.value)
         bounds = tolerance.bounds(sizes)
+        whole = self.lost
         if self.parts is None:
-            return _is_asked(self.problem, self.carry, factor * self.error)
-        masks = []
-        rows = zip(self.parts, sizes, bounds, self.carry.evidence.largest, strict=True)
-        for part, size, bound, most in rows:
-            error = spread(factor, part) * part
-            masks.append((error <= bound) | (size + error <= ZERO * most))
-        return space.every(masks)
-
-
-def _is_asked(problem: Problem, carry: Carry, error: Array) -> Array:
-    """Whether an error of the whole state is within tolerance."""
-    space, tolerance = problem.space, problem.tolerance
-    sizes = tolerance.parts(space, carry.point.value)
-    return error <= length_of(space, tolerance.bounds(sizes))
+            whole = space.xp.maximum(factor * self.error, whole)
+        masks = [
+            ~(whole > length_of(space, bounds))
+        ]  # what is not a number tells nothing
+        known = zip(sizes, bounds, self.carry.evidence.largest, strict=True)
+        rows = zip(self.parts, known, strict=True) if self.parts else ()
+        for part, (size, bound, most) in rows:
+            error = space.spread(factor, part) * part
+            masks.append(~(error > bound) | (size + error <= ZERO * most))
+        return reduce(and_, [space.every([mask]) for mask in masks])
 
 
 def _lost(problem: Problem, old: Carry, carry: Carry) -> Array:
