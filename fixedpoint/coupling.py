@@ -70,14 +70,17 @@ def together(problem: Problem, carry: Carry) -> Carry:
     )
 
 
-def in_view_of_neighbors(space: Space, carry: Carry) -> Array:
-    """The statuses: of samples that f couples none has converged while one failed."""
-    status, xp = carry.status, space.xp
+def in_view_of_neighbors(space: Space, carry: Carry) -> tuple[Array, Array]:
+    """The statuses and errors: of samples that f couples none has converged while one
+    failed, and nothing is known of the errors of the others.
+    """
+    status, error, xp = carry.status, carry.best.error, space.xp
     if not space.batch_shape or space.backend.known_here(~carry.coupled):
-        return status
+        return status, error
     claimed, runs = (status == int(s) for s in (Status.CONVERGED, Status.RUNNING))
     unfounded = claimed & xp.any(carry.coupled) & xp.any(~(claimed | runs))
-    return marked(xp, status, unfounded, Status.STALLED)
+    error = xp.where(unfounded, space.infinity, error)
+    return marked(xp, status, unfounded, Status.STALLED), error
 
 
 def _has_moved(problem: Problem, old: Carry, new: Point) -> Array:

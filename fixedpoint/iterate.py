@@ -201,12 +201,13 @@ def _iteration(loop: Loop, carry: Carry, start: Vec) -> Iteration:
     """Where the iteration stands."""
     carry = together(loop.problem, carry)
     best = carry.best
+    status, error = in_view_of_neighbors(loop.problem.space, carry)
     return Iteration(
         value=_owned(best.value, start),
         residual_norm=best.residual_norm,
-        error=best.error,
+        error=error,
         method=best.method,
-        status=in_view_of_neighbors(loop.problem.space, carry),
+        status=status,
         precise=carry.precise,
         steps=carry.steps,
         work=carry.work,

@@ -151,3 +151,4 @@ def test_the_residuals_returned_are_those_of_all_samples_together():
     )
     np.testing.assert_allclose(sol.residual_norm, np.abs(F(sol.value)[:, 0]), rtol=1e-6)
     assert not np.any(sol.converged)
+    assert np.all(np.isinf(sol.error))
