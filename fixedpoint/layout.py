@@ -77,7 +77,8 @@ class Layout:
     def every(self, masks: Sequence[Array]) -> Array:
         """Whether all masks hold in every entry of each sample."""
         whole = reduce(and_, [self._all_entries(mask, self.xp.all) for mask in masks])
-        if not self.backend.is_partial or masks[0].ndim == self.batch_ndim:
+        per_sample = all([mask.ndim == self.batch_ndim for mask in masks])
+        if not self.backend.is_partial or per_sample:
             return whole
         return self.backend.reduced(self.xp.astype(~whole, self.xp.int32), "max") == 0
 

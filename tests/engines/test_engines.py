@@ -196,6 +196,26 @@ def test_one_part_is_zero_where_the_squares_of_another_underflow():
         assert sol.steps == found[0].steps
 
 
+def test_entries_of_all_decide_also_after_a_leaf_without_axes():
+    """Each entry is a part of its own, and one who is done asks the other."""
+    barrier, slots = threading.Barrier(2, timeout=30), [None, None]
+
+    def solve(rank, factor):
+        return fp.fixed_point(
+            lambda z: {"a": 0.1 * z["a"] + 0.9, "b": factor * z["b"] + 1.0 - factor},
+            {"a": np.asarray(0.0), "b": np.zeros(2)},
+            solver=fp.Picard(),
+            norm="entries",
+            communicator=Thread(rank, barrier, slots),
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(solve, [0, 1], [0.1, 0.9]))
+    assert found[0].steps == found[1].steps
+    for sol in found:
+        np.testing.assert_allclose(sol.value["b"], 1.0, rtol=1e-5)
+
+
 class Alone(fp.Communicator):
     """One who takes part alone, and counts the messages."""
 
