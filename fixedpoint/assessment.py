@@ -24,6 +24,7 @@ from fixedpoint.claims import (
 from fixedpoint.convergence import largest_known, parts_are_near, vanished_states
 from fixedpoint.evidence import Verdict
 from fixedpoint.inquiry import Inquiry
+from fixedpoint.least_error import beyond_rounding
 from fixedpoint.point import Point, choose
 from fixedpoint.problem import Problem
 from fixedpoint.rounding import DOUBTFUL, PRECISE, Suspicion
@@ -33,7 +34,6 @@ from fixedpoint.unresolved import (
     FALLEN,
     GROWN,
     answered,
-    beyond_rounding,
     has_grown,
     is_far,
     is_still,

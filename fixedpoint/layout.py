@@ -77,8 +77,9 @@ class Layout:
     def every(self, masks: Sequence[Array]) -> Array:
         """Whether all masks hold in every entry of each sample."""
         whole = reduce(and_, [self._all_entries(mask, self.xp.all) for mask in masks])
-        per_sample = all([mask.ndim == self.batch_ndim for mask in masks])
-        if not self.backend.is_partial or per_sample:
+        if not self.backend.is_partial:
+            return whole
+        if all(mask.ndim == self.batch_ndim for mask in masks):
             return whole
         return self.backend.reduced(self.xp.astype(~whole, self.xp.int32), "max") == 0
 

@@ -196,7 +196,7 @@ class Tolerance:
 
 def length_of(space: Space, parts: Sequence[Array]) -> Array:
     """The length of a vector of which the sizes of all parts are given."""
-    if any([part.ndim > space.batch_ndim for part in parts]):
+    if any(part.ndim > space.batch_ndim for part in parts):
         return space.norm(tuple(parts))
     return space.xp.sqrt(reduce(add, [size * size for size in parts]))
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial, reduce
-from operator import and_
-from typing import Any, NamedTuple
+from typing import Any
 
 from fixedpoint.backend import Array, Vec
 from fixedpoint.carry import Best, Carry, ends_alone
-from fixedpoint.convergence import ZERO, largest_known
 from fixedpoint.evidence import Evidence
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
-from fixedpoint.rounding import nudged
 from fixedpoint.solution import Work
-from fixedpoint.solvers.base import Step
 from fixedpoint.space import Difference
-from fixedpoint.tolerance import length_of
 
 # The rounding errors of a residual are not looked for above this share of the largest
 # one.
@@ -33,9 +28,6 @@ _FAR = 1e4
 # An iterate from which the state has moved by more than this share of its new length
 # is another one.
 _OTHER = 0.5
-
-# Corrections that fall by no more than to this share do so at a multiple root.
-_SLOW = 0.2
 
 # A step that changes a root's residual by less than this share has left it what it was.
 _MOVED = 1e-3
@@ -123,136 +115,6 @@ def limited(problem: Problem, carry: Carry, precise: Array) -> Carry:
     last = problem.space.xp.minimum(best.error, carry.evidence.sizes[..., 0])
     best = best._replace(error=where(precise, last, best.error))
     return carry._replace(precise=carry.precise | precise, best=best)
-
-
-def beyond_rounding(
-    problem: Problem, old: Carry, carry: Carry, step: Step, sound: Array
-) -> Carry:
-    """The carry, where the errors of claims that are `sound` are no less than rounding
-    makes them.
-
-    Where that is more than was asked the arithmetic cannot do better, even if a
-    residual is zero. The `old` carry is that before the step.
-    """
-    space, tolerance = problem.space, problem.tolerance
-    backend, xp = space.backend, space.xp
-    if backend.is_traced((sound,)) or tolerance.test == "residual" or tolerance.is_zero:
-        return carry
-    claimed = carry.live(sound)
-    if not backend.is_readable(claimed) or backend.known_none(claimed):
-        return carry
-    least = _Least.at(problem, old, carry, step)
-    factor = 2.0 ** (1 - space.shorter) / space.rounding * space.one
-    doubtful = claimed & (carry.precise | ~least.within(factor))
-    if backend.known_none(doubtful):
-        return carry
-    suspect = doubtful & _is_coarse(problem, carry, old.point)
-    question = partial(_felt, problem, carry.point)
-    carry, noise = answered(problem, carry, suspect, question, space.dtype)
-    factor, best = xp.where(noise > 0.0, factor, space.one), carry.best
-    error = xp.maximum(factor * least.error, 0.5 * least.amplification * noise)
-    error = xp.maximum(error, least.lost)
-    larger = doubtful & (carry.precise | ~least.within(factor))
-    error = xp.where(larger & (error > best.error), error, best.error)
-    return carry._replace(
-        precise=carry.precise | larger, best=best._replace(error=error)
-    )
-
-
-class _Least(NamedTuple):
-    """The least error that rounding leaves at a point, by units of the state's dtype.
-
-    A value of a map is rounded, and an error of it is amplified by κ; so is a residual
-    that is nothing but rounding. Where a step knows its matrix, that tells.
-    """
-
-    problem: Problem
-    carry: Carry
-    error: Array
-    amplification: Array
-    lost: Array  # the error where rounding has swallowed a residual
-    parts: tuple[Array, ...] | None  # those of the error, if they are known
-
-    @classmethod
-    def at(cls, problem: Problem, old: Carry, carry: Carry, step: Step) -> _Least:
-        """That after a step from the `old` carry."""
-        space, point, lost = problem.space, carry.point, _lost(problem, old, carry)
-        if step.rounding is not None:
-            errors = step.rounding()
-            parts = problem.tolerance.parts(space, errors)
-            return cls(problem, carry, space.norm(errors), space.zero, lost, parts)
-        amplification = largest_known(space, carry.evidence)
-        left = problem.rounding(point)
-        left = space.xp.where(carry.precise, carry.best.residual_norm, left)
-        state = space.rounding * space.norm(point.value)
-        error = 0.5 * space.xp.maximum(amplification * left, state)
-        return cls(problem, carry, error, amplification, lost, None)
-
-    def within(self, factor: Array) -> Array:
-        """Whether so many times the error is within tolerance, and what is lost."""
-        space, tolerance = self.problem.space, self.problem.tolerance
-        sizes = tolerance.parts(space, self.carry.point.value)
-        bounds = tolerance.bounds(sizes)
-        whole = self.lost
-        if self.parts is None:
-            whole = space.xp.maximum(factor * self.error, whole)
-        masks = [
-            ~(whole > length_of(space, bounds))
-        ]  # what is not a number tells nothing
-        known = zip(sizes, bounds, self.carry.evidence.largest, strict=True)
-        rows = zip(self.parts, known, strict=True) if self.parts else ()
-        for part, (size, bound, most) in rows:
-            error = space.spread(factor, part) * part
-            masks.append(~(error > bound) | (size + error <= ZERO * most))
-        return reduce(and_, [space.every([mask]) for mask in masks])
-
-
-def _lost(problem: Problem, old: Carry, carry: Carry) -> Array:
-    """The error where rounding has swallowed the residual of a root, or zero.
-
-    Corrections that fall slowly, as near a multiple root, do not lead to where nothing
-    is left: the last one that was seen tells what may be.
-    """
-    space, xp = problem.space, problem.space.xp
-    if not problem.is_root:
-        return space.full(0.0)
-    last, before = (old.evidence.sizes[..., k] for k in (0, 1))
-    rate = space.ratio(last, before)
-    slow = (rate > _SLOW) & (last < xp.inf) & (carry.point.residual_norm == 0.0)
-    left = xp.where(rate < 1.0, 1.0 - rate, space.zero)
-    return xp.where(slow, last / xp.maximum(left, _SLOW * space.one), space.zero)
-
-
-def _is_coarse(problem: Problem, carry: Carry, old: Point) -> Array:
-    """Whether f seems to be computed in a shorter arithmetic than the state's.
-
-    Of a map its last two values tell. Those of a root are differences, of few digits
-    near the solution, and the first one tells.
-    """
-    space, first = problem.space, carry.evidence.coarse
-    if problem.is_root:
-        return space.full(0.0) > 0.0 if first is None else first
-    values = [problem.computed(at) for at in (carry.point, old)]
-    return reduce(and_, map(space.is_shorter, values))
-
-
-def _felt(problem: Problem, point: Point) -> tuple[Array, Any]:
-    """What the rounding of a shorter arithmetic does to a residual, after one
-    evaluation; zero where f is not computed in one.
-
-    The state is moved by two units of it, up or down, to one of more bits: where f has
-    these too, or feels nothing, as where it is flat, that is not the case.
-    """
-    space = problem.space
-    unit = 2.0 ** (1 - space.shorter)
-    value = nudged(problem, point.value, 2.0 * unit / space.rounding, 0)
-    g = problem.nearby(problem.increment, value)
-    there = point._replace(value=value, increment=g)
-    found = problem.computed(there)
-    moved = space.subtract(found, problem.computed(point))
-    noise = space.norm(moved) / 4.0
-    short = space.are_of(space.ravel(found), space.shorter)
-    return space.xp.where(short, noise, space.zero), 1
 
 
 def answered(
