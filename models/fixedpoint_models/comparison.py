@@ -282,7 +282,7 @@ def compare(
     task : Task
         The task.
     seconds : float, optional
-        How long each nested method runs.
+        How long each nested method runs, and the longest run of the recipe.
     progress : bool, optional
         Whether to show progress bars.
     keep : callable, optional
@@ -297,7 +297,8 @@ def compare(
         trace_joint(task, "", newton, steps=(2,))  # warms caches, counts for nobody
         ours = [trace_joint(task, "tracked Newton", newton, steps=NEWTON_STEPS)]
         theirs = [
-            trace_joint(task, k, **v) for k, v in bar(recipe.items(), desc="recipe")
+            trace_joint(task, name, **grid, seconds=seconds)
+            for name, grid in bar(recipe.items(), desc="recipe")
         ]
         others = [
             trace_nested(task, name, one, seconds)

@@ -223,6 +223,7 @@ def test_a_batch_in_which_a_sample_is_singular(solver, checkpoint):
         solver=solver,
         batch_ndim=1,
         rtol=1e-12,
+        max_steps=12,
         adjoint=fp.Unrolled(checkpoint=checkpoint),
         on_failure="return",
     )

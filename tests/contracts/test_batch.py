@@ -56,6 +56,7 @@ def matmul(xp):
     return lambda z, W, b: xp.tanh(xp.sum(W * z[..., None, :], axis=-1) + b)
 
 
+SCALES = np.array([[2.0**-30], [1.0], [2.0**30]])
 START, AWAY = np.array([0.0, 1e-3, -2e-3]), np.array([1.0, 0.5, -2.0])
 
 
@@ -101,7 +102,7 @@ def test_every_solver_of_roots_treats_each_sample_as_if_alone(eager_case, solver
         )
 
 
-def test_a_neighbor_changes_nothing_under_jit(solver):
+def test_neither_a_neighbor_nor_a_unit_changes_anything_under_jit(solver):
     """One compiled call for all, as another shape may be another order of sums."""
     f, z0 = elementwise(jax.numpy), jax.numpy.zeros((3, 3)) + AWAY
     options = {
@@ -109,15 +110,29 @@ def test_a_neighbor_changes_nothing_under_jit(solver):
         "max_steps": 60,
         "batch_ndim": 1,
         "on_failure": "return",
+        "atol": 0.0,
     }
-    call = jax.jit(lambda p: fp.fixed_point(f, z0, (p,), **options))
-    alike = jax.tree.map(np.asarray, call(np.array([GOOD] * 3)))
-    assert alike.status.tolist() == [fp.Status.CONVERGED] * 3
+
+    @jax.jit
+    def call(p, unit):
+        scaled = lambda z, p: unit * f(z / unit, p)
+        sol = fp.fixed_point(scaled, unit * z0, (p,), **options)
+        known = {field: getattr(sol, field) for field in FIELDS}
+        lengths = {
+            name: known[name].T / unit[:, 0] for name in ("value", "residual_norm")
+        }
+        return known | {name: length.T for name, length in lengths.items()}
+
+    ones = np.ones((3, 1))
+    alike = call(np.array([GOOD] * 3), ones)
+    assert alike["status"].tolist() == [fp.Status.CONVERGED] * 3
     for kind in KINDS.values():
-        sol = call(np.array([kind, GOOD, kind]))
+        found = call(np.array([kind, GOOD, kind]), ones)
         for field in FIELDS:
-            one, other = getattr(sol, field)[1], getattr(alike, field)[1]
-            np.testing.assert_array_equal(one, other, field)
+            np.testing.assert_array_equal(found[field][1], alike[field][1], field)
+    found = call(np.array([GOOD] * 3), SCALES)
+    for field in FIELDS:
+        np.testing.assert_array_equal(found[field], alike[field], field)
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])

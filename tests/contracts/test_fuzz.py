@@ -33,7 +33,7 @@ SOLVERS = [
     fp.Fallback([fp.SQUAREM(), fp.Broyden(), fp.Newton()]),
     None,
 ]
-NUMBER, NUMBER_TORCH = 200, 30  # of problems for each solver
+NUMBER, NUMBER_TORCH = 120, 30  # of problems for each solver
 
 
 class Namespace:

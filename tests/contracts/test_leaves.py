@@ -213,8 +213,15 @@ def test_each_leaf_keeps_its_dtype_and_shape(jit_case, solver):
     np.testing.assert_allclose(complex(sol.value["c"]), 1 / (1 + 0.5j), rtol=1e-4)
 
 
-@pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
-def test_every_solver_keeps_dtypes_and_shapes(xp_case, solver, by):
+def test_every_solver_keeps_dtypes_and_shapes(xp_case, solver):
+    assert_dtypes_and_shapes_are_kept(xp_case, solver, fp.fixed_point)
+
+
+def test_every_solver_of_roots_keeps_dtypes_and_shapes(eager_case, solver):
+    assert_dtypes_and_shapes_are_kept(eager_case, solver, fp.root)
+
+
+def assert_dtypes_and_shapes_are_kept(case, solver, by):
     z0 = {
         "a": np.zeros((2, 1, 3)),
         "b": np.ones(2, np.float32),
@@ -228,10 +235,10 @@ def test_every_solver_keeps_dtypes_and_shapes(xp_case, solver, by):
     }
     residual = lambda z: {name: z[name] - leaf for name, leaf in image(z).items()}
     f = image if by is fp.fixed_point else residual
-    sol = xp_case.solve(f, z0, by=by, solver=solver, rtol=1e-5, max_steps=100)
+    sol = case.solve(f, z0, by=by, solver=solver, rtol=1e-5, max_steps=100)
     assert bool(sol.converged)
     for name, leaf in z0.items():
-        array = xp_case.to_numpy(sol.value[name])
+        array = case.to_numpy(sol.value[name])
         assert (array.dtype, array.shape) == (leaf.dtype, leaf.shape)
         np.testing.assert_allclose(array, answer[name], rtol=1e-3)
 

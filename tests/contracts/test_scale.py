@@ -1,7 +1,5 @@
 """Multiplying the problem by a power of two multiplies every iterate by it, exactly."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -110,22 +108,3 @@ def test_every_sample_scales_by_itself(eager_case, contraction, layer, solver):
     assert len(iterates) > 1
     for rows in iterates:
         np.testing.assert_array_equal(rows / SCALES, np.stack([rows[1]] * 3))
-
-
-def test_samples_scale_under_jit(contraction, layer, solver):
-    f, A = layer(jnp), contraction(4, 0.9, 2)
-    b, z0 = np.random.default_rng(2).standard_normal((2, 4))
-    settings = {
-        "solver": solver,
-        "batch_ndim": 1,
-        "rtol": 0.0,
-        "atol": 0.0,
-        "max_steps": 3,
-    }
-
-    @jax.jit
-    def call(s):
-        g = lambda z: s * f(z / s, A, b)
-        return fp.fixed_point(g, s * z0, on_failure="return", **settings).value / s
-
-    np.testing.assert_array_equal(call(SCALES), call(np.ones((3, 1))))

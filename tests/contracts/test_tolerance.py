@@ -232,7 +232,7 @@ FLAT = [
 
 
 @by_solver
-@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e5])
+@pytest.mark.parametrize("unit", [1e-6, 1e5])
 @pytest.mark.parametrize(("F", "start", "answer"), FLAT)
 def test_a_long_step_to_where_a_function_is_flat(F, start, answer, unit, solver):
     """What falls off faster than any power looks solved there."""

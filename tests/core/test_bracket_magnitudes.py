@@ -28,16 +28,15 @@ def roots(dtype, least, most, number=60):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_ends_whose_distance_overflows(jit_case, name, dtype):
     most = MOST[dtype]
-    r = roots(dtype, SMALLEST[dtype], np.log10(most) - 1)
-    ends = -most * np.ones_like(r), most * np.ones_like(r)
-    for share in (1.0, 0.6, 0.25):  # with the last one the distance is finite
-        lower, upper = (np.asarray(share * end, dtype) for end in ends)
-        sol = jit_case.bracketed(FUNCTIONS[name], lower, upper, (r,))
-        assert set(jit_case.statuses(sol)) == {"CONVERGED"}
-        np.testing.assert_allclose(
-            jit_case.to_numpy(sol.value), r, rtol=8 * float(np.finfo(dtype).eps)
-        )
-        assert jit_case.to_numpy(sol.steps).max() <= 60
+    r = np.tile(roots(dtype, SMALLEST[dtype], np.log10(most) - 1), (3, 1))
+    shares = np.array([[1.0], [0.6], [0.25]])  # the last distance is finite
+    upper = np.asarray(shares * most * np.ones_like(r), dtype)
+    sol = jit_case.bracketed(FUNCTIONS[name], -upper, upper, (r,))
+    assert set(jit_case.statuses(sol)) == {"CONVERGED"}
+    np.testing.assert_allclose(
+        jit_case.to_numpy(sol.value), r, rtol=8 * float(np.finfo(dtype).eps)
+    )
+    assert jit_case.to_numpy(sol.steps).max() <= 60
 
 
 @pytest.mark.parametrize("root", [3.0, 3e-100, 3e-300, -2e-200])
@@ -64,13 +63,12 @@ def test_roots_down_to_the_smallest_numbers(xp_case, name, ends):
     assert (xp_case.to_numpy(sol.error) <= 2e-15 * abs(r) + 2e-323).all()
 
 
-@pytest.mark.parametrize("ends", [(-1e308, 1e308), (-1.0, 3.0), (-1e-290, 1e-280)])
-def test_a_jump_is_no_root_at_any_magnitude(jit_case, ends):
-    least, most = (-288.0, -282.0) if ends[1] < 1 else (-280.0, -1.0)
-    r = abs(roots(np.float64, least, most))
-    r = np.minimum(r, 0.5 * ends[1])
-    lower, upper = (np.full_like(r, end) for end in ends)
-    xp = jit_case.xp
+def test_a_jump_is_no_root_at_any_magnitude(jit_case):
+    small = abs(roots(np.float64, -288.0, -282.0))
+    r = np.stack([*[abs(roots(np.float64, -280.0, -1.0))] * 2, small])
+    ends = np.array([(-1e308, 1e308), (-1.0, 3.0), (-1e-290, 1e-280)])
+    lower, upper = (np.tile(end[:, None], r.shape[1]) for end in ends.T)
+    r, xp = np.minimum(r, 0.5 * upper), jit_case.xp
     jump = jit_case.bracketed(
         lambda x, r: xp.where(x < r, 0 * x - 1, 0 * x + 1), lower, upper, (r,)
     )
@@ -78,10 +76,11 @@ def test_a_jump_is_no_root_at_any_magnitude(jit_case, ends):
     assert jit_case.to_numpy(jump.steps).max() <= 80
 
 
-@pytest.mark.parametrize("ends", [(-1.0, 3.0), (-1e-290, 1e-280)])
-def test_a_pole_is_none_at_any_magnitude(jit_case, ends):
-    r = np.minimum(abs(roots(np.float64, -280.0, -1.0)), 0.3 * ends[1])
-    lower, upper = (np.full_like(r, end) for end in ends)
+def test_a_pole_is_none_at_any_magnitude(jit_case):
+    r = np.tile(abs(roots(np.float64, -280.0, -1.0)), (2, 1))
+    ends = np.array([(-1.0, 3.0), (-1e-290, 1e-280)])
+    lower, upper = (np.tile(end[:, None], r.shape[1]) for end in ends.T)
+    r = np.minimum(r, 0.3 * upper)
     pole = jit_case.bracketed(lambda x, r: 1.0 / (x / r - 1.0), lower, upper, (r,))
     assert not set(jit_case.statuses(pole)) & {"CONVERGED", "MAX_STEPS"}
 

@@ -6,12 +6,15 @@ With ``XLA_FLAGS=--xla_force_host_platform_device_count=8`` in the environment.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import fixedpoint as fp
@@ -42,9 +45,14 @@ def mesh(names: tuple[str, ...], kind: str = "Auto") -> Mesh:
     return jax.make_mesh(shape, names, axis_types=types)
 
 
-def coupled(z: Any, a: Any) -> Any:
+def coupled(z: Any, a: Any, xp: Any = jnp) -> Any:
     """A contraction that sees all entries."""
-    return a * jnp.cos(z) + 0.1 * jnp.mean(z)
+    return a * xp.cos(z) + 0.1 * z.mean()
+
+
+def separate(z: Any, a: Any, xp: Any = jnp) -> Any:
+    """One that sees no other entry."""
+    return a * xp.cos(z)
 
 
 def numbers(shape: tuple[int, ...]) -> np.ndarray:
@@ -78,31 +86,34 @@ def compiled(
         jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
     )
 
-    def run(z0: Any, a: Any) -> Any:
-        f = coupled if batch_ndim == 0 else lambda z, a: a * jnp.cos(z)
-        settings = {"solver": SOLVERS[name], "batch_ndim": batch_ndim, "rtol": 1e-10}
-        sol = fp.fixed_point(f, z0, (a,), **settings)
-        return sol.value, sol.steps, sol.state.contents
+    f = separate if batch_ndim else coupled
+    settings = {"solver": SOLVERS[name], "batch_ndim": batch_ndim, "rtol": 1e-10}
 
     def square(a: Any) -> Any:
-        return jnp.sum(run(z0, a)[0] ** 2)
+        sol = fp.fixed_point(f, z0, (a,), **settings)
+        return jnp.sum(sol.value**2), (sol.value, sol.steps, sol.state.contents)
 
-    solve = jax.jit(run).lower(z0, a).compile()
-    gradient = jax.jit(jax.grad(square)).lower(a).compile()
-    (value, steps, memory), slope = solve(z0, a), gradient(a)
-    alone, alone_steps, _ = run(jnp.zeros(shape), jnp.asarray(numbers(shape)))
+    program = jax.jit(jax.grad(square, has_aux=True)).lower(a).compile()
+    slope, (value, steps, memory) = program(a)
+    alone = solved_by_numpy(f, shape, **settings)
     histories = [
         x for x in jax.tree.leaves(memory) if getattr(x, "ndim", 0) == len(shape) + 1
     ]
     return {
-        "gathers": count(solve, "all-gather") + count(gradient, "all-gather"),
-        "reductions": count(solve, "all-reduce"),
+        "gathers": count(program, "all-gather"),
+        "reductions": count(program, "all-reduce"),
         "spec": spec_of(value),
         "slope_spec": spec_of(slope),
         "history_specs": [spec_of(x) for x in histories],
-        "error": float(np.abs(np.asarray(value) - np.asarray(alone)).max()),
-        "steps": [np.asarray(steps).tolist(), np.asarray(alone_steps).tolist()],
+        "error": float(np.abs(np.asarray(value) - alone.value).max()),
+        "steps": [np.asarray(steps).tolist(), alone.steps.tolist()],
     }
+
+
+def solved_by_numpy(f: Any, shape: Any, **settings: Any) -> fp.Solution:
+    """The same solve in one process, by another library."""
+    f = partial(f, xp=np)
+    return fp.fixed_point(f, np.zeros(shape), (numbers(shape),), **settings)
 
 
 def eager(name: str, names: Any, spec: Any, shape: Any, kind: str) -> dict[str, Any]:
@@ -111,13 +122,12 @@ def eager(name: str, names: Any, spec: Any, shape: Any, kind: str) -> dict[str, 
     a, z0 = (
         jax.device_put(array, place) for array in (numbers(shape), np.zeros(shape))
     )
-    sol = fp.fixed_point(coupled, z0, (a,), solver=SOLVERS[name], rtol=1e-10)
-    alone = fp.fixed_point(
-        coupled, jnp.zeros(shape), (numbers(shape),), solver=SOLVERS[name], rtol=1e-10
-    )
+    settings = {"solver": SOLVERS[name], "rtol": 1e-10}
+    sol = fp.fixed_point(coupled, z0, (a,), **settings)
+    alone = solved_by_numpy(coupled, shape, **settings)
     return {
         "spec": spec_of(sol.value),
-        "error": float(np.abs(np.asarray(sol.value) - np.asarray(alone.value)).max()),
+        "error": float(np.abs(np.asarray(sol.value) - alone.value).max()),
         "steps": [int(sol.steps), int(alone.steps)],
     }
 
@@ -134,23 +144,13 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
 
     def mapped(z: Any, a: Any) -> Any:
         # Devices that evaluate f more often than others would wait for them for ever.
-        mean = (
-            jnp.mean(z, axis=-1, keepdims=True)
-            if batch_ndim
-            else jax.lax.pmean(z.mean(), "x")
-        )
+        mean = z.mean(-1, keepdims=True)
+        mean = mean if batch_ndim else jax.lax.pmean(mean, "x")
         beside = 0.0 * jax.lax.psum(jnp.sum(a), "x")
         return a * jnp.cos(z) + 0.1 * mean + beside
 
-    def whole(z: Any, a: Any) -> Any:
-        return a * jnp.cos(z) + 0.1 * jnp.mean(z, axis=-1, keepdims=True)
-
     def run(z: Any, a: Any) -> Any:
         sol = fp.fixed_point(mapped, z, (a,), communicator=axes, **settings)
-        return sol.value, sol.steps
-
-    def run_whole(z: Any, a: Any) -> Any:
-        sol = fp.fixed_point(whole, z, (a,), **settings)
         return sol.value, sol.steps
 
     parts = jax.shard_map(
@@ -160,28 +160,31 @@ def manual(name: str, spread: str, *, check: bool) -> dict[str, Any]:
         out_specs=(spec, scalars),
         check_vma=check,
     )
-    z0, a = jnp.zeros(shape), jnp.asarray(numbers(shape))
-    found, known = [
-        jax.jit(jax.value_and_grad(_square(solve, z0), has_aux=True))(a)
-        for solve in (parts, run_whole)
-    ]
-    (_, found), found_slope = found
-    (_, known), known_slope = known
-    pairs = zip((*found, found_slope), (*known, known_slope), strict=True)
-    value, steps, slope = (np.asarray(x) - np.asarray(y) for x, y in pairs)
+
+    def square(a: Any) -> Any:
+        value, steps = parts(jnp.zeros(shape), a)
+        return jnp.sum(value**2), (value, steps)
+
+    slope, (value, steps) = jax.jit(jax.grad(square, has_aux=True))(numbers(shape))
+    known, known_slope = solved_by_torch(shape, **settings)
     return {
-        "error": float(abs(value).max()),
-        "slope_error": float(abs(slope).max()),
-        "steps": [int(abs(steps).max()), 0],
+        "error": float(np.abs(np.asarray(value) - known.value.numpy()).max()),
+        "slope_error": float(np.abs(np.asarray(slope) - known_slope.numpy()).max()),
+        "steps": [int(np.abs(np.asarray(steps) - known.steps.numpy()).max()), 0],
     }
 
 
-def _square(solve: Callable[..., Any], z0: Any) -> Callable[[Any], Any]:
-    def square(a: Any) -> Any:
-        value, steps = solve(z0, a)
-        return jnp.sum(value**2), (value, steps)
+def solved_by_torch(shape: Any, **settings: Any) -> tuple[fp.Solution, torch.Tensor]:
+    """The same solve in one process, by another library, and its gradient."""
+    a = torch.tensor(numbers(shape), requires_grad=True)
 
-    return square
+    def whole(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return a * torch.cos(z) + 0.1 * z.mean(-1, keepdim=True)
+
+    z0 = torch.zeros(shape, dtype=torch.float64)
+    solution = fp.fixed_point(whole, z0, (a,), **settings)
+    (slope,) = torch.autograd.grad((solution.value**2).sum(), a)
+    return replace(solution, value=solution.value.detach()), slope
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -868,7 +868,7 @@ def quadratic(seed, ridge):
     return (lambda z, x, p: z @ A.T + x @ B.T), loss, y, x
 
 
-@pytest.mark.parametrize("far", [1e2, 1e5, 1e8])
+@pytest.mark.parametrize("far", [1e2, 1e8])
 @pytest.mark.parametrize("ridge", [0.0, 0.1, 10.0])
 @pytest.mark.parametrize(
     "method",

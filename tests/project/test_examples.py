@@ -84,7 +84,7 @@ def test_meta_learning(run, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 def test_adversarial_training(run):
-    result = run("adversarial_training", epochs=4)
+    result = run("adversarial_training", {"STEPS": (1, 6)}, epochs=4)
     assert result["joint"]["nested"] > 1.2 * result["none"]["nested"]
     assert result["joint"]["nested"] > result["nested"]["nested"] - 0.05
 
