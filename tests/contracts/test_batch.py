@@ -261,7 +261,7 @@ def test_each_sample_may_have_its_own_tolerance(jit_case):
 
 def test_a_finished_sample_is_left_alone(xp_case):
     """It keeps its value, although the map would still move it."""
-    a = np.array([[0.0], [0.99]])
+    a = np.array([[0.0], [0.9]])
     f = lambda z, a: a * z + 1.0 + 1e-8 * xp_case.xp.sin(1e9 * z)
     z0 = np.ones((2, 1))
     sol = xp_case.solve(

@@ -154,7 +154,7 @@ def test_long_after_convergence_iterates_stay_at_the_solution(
         solver=fp.Anderson(memory=memory, damping=damping),
         rtol=0.0,
         atol=0.0,
-        max_steps=300,
+        max_steps=150,
     )
     assert float(sol.residual_norm) <= 1e-10
     ends = fp.Status.MAX_STEPS, fp.Status.CONVERGED, fp.Status.STALLED
