@@ -101,7 +101,8 @@ class Assessment:
         ends[Status.CONVERGED] = sound
         ends[Status.COLLAPSED] = collapsed
         carry = limited(self.problem, carry, carry.live(precise & ~converged))
-        carry = beyond_rounding(self.problem, before, carry, step, sound)
+        sizes = self._state(verdict, carry.point)
+        carry = beyond_rounding(self.problem, before, step, carry, sizes, sound)
         return self._decided(carry, old, step.failure, ends)
 
     def _renewed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:

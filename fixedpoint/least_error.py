@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial, reduce
 from operator import and_
 from typing import Any, NamedTuple
 
-from fixedpoint.backend import Array
+from fixedpoint.backend import Array, Backend
 from fixedpoint.carry import Carry
 from fixedpoint.convergence import ZERO, largest_known
 from fixedpoint.point import Point
@@ -16,42 +17,69 @@ from fixedpoint.solvers.base import Step
 from fixedpoint.tolerance import length_of
 from fixedpoint.unresolved import answered
 
+Sizes = tuple[Array, ...]
+
 # Corrections that fall by no more than to this share do so at a multiple root.
 _SLOW = 0.2
 
 
 def beyond_rounding(
-    problem: Problem, old: Carry, carry: Carry, step: Step, sound: Array
+    problem: Problem, old: Carry, step: Step, carry: Carry, sizes: Sizes, sound: Array
 ) -> Carry:
     """The carry, where the errors of claims that are `sound` are no less than rounding
     makes them.
 
     Where that is more than was asked the arithmetic cannot do better, even if a
-    residual is zero. The `old` carry is that before the step.
+    residual is zero. The `old` carry is that before the step, to a state whose parts
+    have these `sizes`.
     """
-    space, tolerance = problem.space, problem.tolerance
-    backend, xp = space.backend, space.xp
-    if backend.is_traced((sound,)) or tolerance.test == "residual" or tolerance.is_zero:
-        return carry
+    backend, tolerance = problem.space.backend, problem.tolerance
     claimed = carry.live(sound)
+    if tolerance.test == "residual" or tolerance.is_zero:
+        return carry
+    find = partial(_Least.at, problem, old, step, carry, sizes)
+    if backend.is_traced((claimed,)):
+        if problem.is_affine:  # an adjoint, of which no error is told
+            return carry
+        return _without_a_look(find, backend, carry, claimed)
     if not backend.is_readable(claimed) or backend.known_none(claimed):
         return carry
-    least = _Least.at(problem, old, carry, step)
-    factor = 2.0 ** (1 - space.shorter) / space.rounding * space.one
-    doubtful = claimed & (carry.precise | ~least.within(factor))
-    if backend.known_none(doubtful):
+    return _with_a_look(find(), old.point, claimed)
+
+
+def _without_a_look(
+    find: Callable[[], _Least], backend: Backend, carry: Carry, claimed: Array
+) -> Carry:
+    """The carry in a trace, where another evaluation of f takes long to compile: one
+    in a shorter arithmetic is not known for what it is.
+    """
+
+    def raised() -> tuple[Array, ...]:
+        least = find()
+        return least.raised(claimed, least.error, least.problem.space.one)
+
+    known = carry.precise, carry.best.error
+    return _with(carry, *backend.replaced_where(known, claimed, raised))
+
+
+def _with_a_look(least: _Least, old: Point, claimed: Array) -> Carry:
+    """The carry, where an f in a shorter arithmetic is known by an evaluation."""
+    problem, carry = least.problem, least.carry
+    space, xp = problem.space, problem.space.xp
+    coarser = 2.0 ** (1 - space.shorter) / space.rounding * space.one
+    doubtful = claimed & (carry.precise | ~least.within(coarser))
+    if space.backend.known_none(doubtful):
         return carry
-    suspect = doubtful & _is_coarse(problem, carry, old.point)
+    suspect = doubtful & _is_coarse(problem, carry, old)
     question = partial(_felt, problem, carry.point)
     carry, noise = answered(problem, carry, suspect, question, space.dtype)
-    factor, best = xp.where(noise > 0.0, factor, space.one), carry.best
+    factor = xp.where(noise > 0.0, coarser, space.one)
     error = xp.maximum(factor * least.error, 0.5 * least.amplification * noise)
-    error = xp.maximum(error, least.lost)
-    larger = doubtful & (carry.precise | ~least.within(factor))
-    error = xp.where(larger & (error > best.error), error, best.error)
-    return carry._replace(
-        precise=carry.precise | larger, best=best._replace(error=error)
-    )
+    return _with(carry, *least.raised(claimed, error, factor))
+
+
+def _with(carry: Carry, precise: Array, error: Array) -> Carry:
+    return carry._replace(precise=precise, best=carry.best._replace(error=error))
 
 
 class _Least(NamedTuple):
@@ -63,37 +91,51 @@ class _Least(NamedTuple):
 
     problem: Problem
     carry: Carry
+    sizes: Sizes
     error: Array
     amplification: Array
     lost: Array  # the error where rounding has swallowed a residual
     parts: tuple[Array, ...] | None  # those of the error, if they are known
 
     @classmethod
-    def at(cls, problem: Problem, old: Carry, carry: Carry, step: Step) -> _Least:
+    def at(
+        cls, problem: Problem, old: Carry, step: Step, carry: Carry, sizes: Sizes
+    ) -> _Least:
         """That after a step from the `old` carry."""
-        space, point, lost = problem.space, carry.point, _lost(problem, old, carry)
+        space, known = problem.space, (problem, carry, sizes)
+        lost = _lost(problem, old, carry)
         if step.rounding is not None:
             errors = step.rounding()
             parts = problem.tolerance.parts(space, errors)
-            return cls(problem, carry, space.norm(errors), space.zero, lost, parts)
+            return cls(*known, space.norm(errors), space.zero, lost, parts)
         amplification = largest_known(space, carry.evidence)
-        left = problem.rounding(point)
+        left = problem.rounding(carry.point)
         left = space.xp.where(carry.precise, carry.best.residual_norm, left)
-        state = space.rounding * space.norm(point.value)
+        state = space.rounding * length_of(space, sizes)
         error = 0.5 * space.xp.maximum(amplification * left, state)
-        return cls(problem, carry, error, amplification, lost, None)
+        return cls(*known, error, amplification, lost, None)
+
+    def raised(
+        self, claimed: Array, error: Array, factor: Array
+    ) -> tuple[Array, Array]:
+        """Which samples are precise, and the errors of the best iterates, which are no
+        less than this `error` in claims where so many times the least is too much.
+        """
+        xp, precise, best = self.problem.space.xp, self.carry.precise, self.carry.best
+        error = xp.maximum(error, self.lost)
+        larger = claimed & (precise | ~self.within(factor))
+        error = xp.where(larger & (error > best.error), error, best.error)
+        return precise | larger, error
 
     def within(self, factor: Array) -> Array:
         """Whether so many times the error is within tolerance, and what is lost."""
         space, tolerance = self.problem.space, self.problem.tolerance
-        sizes = tolerance.parts(space, self.carry.point.value)
-        bounds = tolerance.bounds(sizes)
+        sizes, bounds = self.sizes, tolerance.bounds(self.sizes)
         whole = self.lost
         if self.parts is None:
             whole = space.xp.maximum(factor * self.error, whole)
-        masks = [
-            ~(whole > length_of(space, bounds))
-        ]  # what is not a number tells nothing
+        # What is not a number tells nothing.
+        masks = [~(whole > length_of(space, bounds))]
         known = zip(sizes, bounds, self.carry.evidence.largest, strict=True)
         rows = zip(self.parts, known, strict=True) if self.parts else ()
         for part, (size, bound, most) in rows:

@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,6 +45,28 @@ def test_what_rounding_leaves_unknown_is_in_the_error(solver):
         if sol.converged:
             assert sol.precise or error <= 1e-12 * np.linalg.norm(known), seed
             assert error <= 100.0 * sol.error, seed
+
+
+@pytest.mark.parametrize("solver", [None, "broyden", "newton"])
+def test_what_rounding_leaves_unknown_is_in_the_error_under_jit(solver):
+    """Whether the error is what it is said to be does not depend on a trace."""
+
+    @jax.jit
+    def solved(A, b):
+        f = lambda z: A @ z + b
+        settings = {"solver": solver, "rtol": 1e-13, "max_steps": 200}
+        sol = fp.fixed_point(f, jnp.zeros(2), on_failure="return", **settings)
+        return sol.value, sol.error, sol.converged & ~sol.precise
+
+    claims = 0
+    for seed in range(12):
+        A, b, known = slow_and_fast(seed)
+        value, error, exact = solved(A, b)
+        off = np.linalg.norm(value - known)
+        assert not exact or off <= 1e-12 * np.linalg.norm(known), seed
+        assert off <= 100.0 * error, seed
+        claims += bool(error < 1.0)
+    assert claims > 3
 
 
 @pytest.mark.parametrize("solver", [None, "newton", "levenberg_marquardt"])
