@@ -81,7 +81,10 @@ class Assessment:
         before, carry = carry, self._renewed(carry, step, verdict)
         old, best = before.point, before.best
         carry, stalled = self._checked_for_stalls(carry)
-        stuck, known = self._stuck(carry, verdict, stalled, step.failure)
+        stuck = self._suspects(carry, stalled, step.failure)
+        if step.failure is None and self._goes_on(carry, verdict, stuck):
+            return carry, None
+        stuck, known = self._stuck(carry, verdict, stuck)
         converged = carry.live(verdict.satisfied)
         claim = self._claim(carry, converged, verdict)
         carry, found = self._inquired(carry, (best, old), claim, stuck, converged)
@@ -104,6 +107,15 @@ class Assessment:
         sizes = self._state(verdict, carry.point)
         carry = beyond_rounding(self.problem, before, step, carry, sizes, sound)
         return self._decided(carry, old, step.failure, ends)
+
+    def _goes_on(self, carry: Carry, verdict: Verdict, suspect: Array) -> bool:
+        """Whether no sample is known to end, or needs to be looked at."""
+        norm, first = carry.point.residual_norm, carry.evidence.first
+        if self.problem.space.backend.is_traced((norm,)):
+            return False
+        lost = ~(norm < self.problem.space.xp.inf) | (norm > _DIVERGENCE * first)
+        may_end = carry.live(suspect | verdict.satisfied | lost)
+        return self.problem.space.backend.known_none(may_end)
 
     def _renewed(self, carry: Carry, step: Step, verdict: Verdict) -> Carry:
         """The carry after a step, with the best iterates that there are then."""
@@ -213,16 +225,20 @@ class Assessment:
         lowest = xp.where(over, xp.zeros_like(lowest) + xp.inf, lowest)
         return carry._replace(lowest=lowest, reference=reference), stalled
 
-    def _stuck(
-        self, carry: Carry, verdict: Verdict, stalled: Array, failure: Array | None
-    ) -> tuple[Array, Array]:
-        """The samples that do not improve, near a solution; and such of which the
-        residual is known to be rounding.
-        """
-        backend = self.problem.space.backend
+    def _suspects(self, carry: Carry, stalled: Array, failure: Array | None) -> Array:
+        """The samples that do not improve, or whose method fails."""
         stuck = stalled if failure is None else stalled | (failure != RUNNING)
         for count in _SUSPICIOUS:
             stuck = stuck | (carry.step - carry.improved == count)
+        return stuck
+
+    def _stuck(
+        self, carry: Carry, verdict: Verdict, stuck: Array
+    ) -> tuple[Array, Array]:
+        """The samples that are stuck near a solution; and such of which the residual
+        is known to be rounding.
+        """
+        backend = self.problem.space.backend
         if self.problem.tolerance.is_zero:
             return stuck & ~stuck, stuck & ~stuck
         if backend.communicator is None and backend.known_none(stuck):
@@ -331,7 +347,7 @@ class Assessment:
         problem, space, new = self.problem, self.problem.space, carry.point
         has: Callable[[int], Array] = lambda bit: (found & bit) != 0
         unfounded = claim.zero & has(NOT_ZERO)
-        if not space.backend.known_here(~unfounded):
+        if claim.tiny and not space.backend.known_here(~unfounded):
             none = [part & space.spread(unfounded, part) for part in claim.tiny]
             sizes = self._state(verdict, new)
             evidence = refused(space, sizes, carry.evidence, none)

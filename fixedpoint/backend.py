@@ -143,12 +143,16 @@ class Backend(Arithmetic):
         return self.is_readable(mask) and bool(self.namespace(mask).all(mask))
 
     def known_all(self, mask: Array) -> bool:
-        """Whether `mask` is readable, and all of it true for all who take part."""
-        return self.is_readable(mask) and not self.agreed(not self.known_here(mask))
+        """Whether all of `mask` is true for all who take part, even if that waits;
+        unknown, and so false, in a trace.
+        """
+        return not (self.is_traced((mask,)) or self.any(~mask))
 
     def known_none(self, mask: Array) -> bool:
-        """Whether `mask` is readable, and none of it true for any who takes part."""
-        return self.is_readable(mask) and not self.any(mask)
+        """Whether none of `mask` is true for any who takes part, even if that waits;
+        unknown, and so false, in a trace.
+        """
+        return not (self.is_traced((mask,)) or self.any(mask))
 
     def replaced_where(
         self,

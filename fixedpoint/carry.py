@@ -84,7 +84,9 @@ def sifted(space: Space, carry: Carry) -> Carry:
     if ends_alone(space, active):
         return carry._replace(active=None, running=active)
     is_empty = 0 in space.batch_shape and space.backend.communicator is None
-    every = not is_empty and space.backend.known_all(active)
+    # Of a batch that some have left, all run again too seldom to ask for that.
+    asked = not is_empty and carry.active is None
+    every = asked and space.backend.known_all(active)
     running = every or space.backend.any(active)
     return carry._replace(active=None if every else active, running=running)
 

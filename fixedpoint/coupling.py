@@ -25,7 +25,7 @@ def reopened(problem: Problem, old: Carry, carry: Carry, verdict: Verdict) -> Ca
     """
     space, where = problem.space, problem.space.xp.where
     moved = _has_moved(problem, old, carry.point)
-    if space.backend.known_here(~moved):
+    if space.backend.known_none(moved):
         return carry
     claimed = old.status == int(Status.CONVERGED)
     undone = moved & claimed & ~_still_holds(problem, old, carry.point, verdict)

@@ -42,7 +42,7 @@ def beyond_rounding(
         if problem.is_affine:  # an adjoint, of which no error is told
             return carry
         return _without_a_look(find, backend, carry, claimed)
-    if not backend.is_readable(claimed) or backend.known_none(claimed):
+    if backend.known_none(claimed):
         return carry
     return _with_a_look(find(), old.point, claimed)
 

@@ -136,6 +136,8 @@ class Loop:
         # Else what is best so far is not where the step came from.
         at_best = carry.active is None and carry.all_improved == carry.step
         if not at_best or step.failure is not None:
+            if backend.communicator is None:
+                return False
             open_ = open_ & ~open_  # all who take part are asked, in every step
         return backend.known_all(open_)
 

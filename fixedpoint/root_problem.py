@@ -92,10 +92,9 @@ class RootProblem(Problem):
         return tuple(map(self.space.magnitudes, point.increment))
 
     def coarse(self, first: Point) -> Array | None:
-        """Whether it does; None in a trace, or where reading it would wait."""
-        backend, norm = self.space.backend, first.residual_norm
-        here = backend.is_readable(norm) and not backend.is_traced((norm,))
-        asked = here and self.tolerance.test == "error"
+        """Whether it does; None in a trace."""
+        is_traced = self.space.backend.is_traced((first.residual_norm,))
+        asked = not is_traced and self.tolerance.test == "error"
         return self.space.is_shorter(first.increment) if asked else None
 
     def residual_bound(self, point: Point) -> Array:

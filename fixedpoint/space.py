@@ -292,6 +292,7 @@ class Space(Layout):
     def _norm_anew(self, u: Vec | Difference, kind: Kind, norm: Array) -> Array:
         """The norm, in powers of two where squares were lost from `norm`."""
         whole = not (self.backend.is_partial or isinstance(u, Difference))
+        whole = whole and self.backend.is_readable(norm)
         if whole and all(self.backend.known_here(leaf == 0.0) for leaf in u):
             return norm
         where, (large, least) = self.xp.where, self._units
@@ -316,7 +317,6 @@ class Space(Layout):
         if not euclidean:
             return norms
         lost = [(norms[k] < self.small) | (norms[k] == self.xp.inf) for k in euclidean]
-        some = reduce(or_, [self._all_entries(mask, self.xp.any) for mask in lost])
 
         def anew() -> tuple[Array, ...]:
             safe = list(norms)
@@ -325,4 +325,5 @@ class Space(Layout):
                     safe[k] = self._norm_anew(*pairs[k], norms[k])
             return tuple(safe)
 
+        some = reduce(or_, [self._all_entries(mask, self.xp.any) for mask in lost])
         return self.backend.replaced_where(norms, some, anew)

@@ -134,7 +134,7 @@ class _Cell(torch.nn.Module):
         return torch.tanh(self.inner(z) + x)
 
 
-def test_the_host_waits_at_most_three_times_a_step(layer, contraction):
+def test_the_host_waits_once_a_step(layer, contraction):
     A, b, z0 = problem(contraction, "cuda")
     settings = {"batch_ndim": 1, "solver": fp.Anderson()}
     fp.fixed_point(layer(torch), z0, (A, b), **settings)
@@ -144,7 +144,7 @@ def test_the_host_waits_at_most_three_times_a_step(layer, contraction):
         sol = fp.fixed_point(layer(torch), z0, (A, b), **settings)
         torch.cuda.set_sync_debug_mode("default")
     waits = sum("synchroniz" in str(w.message) for w in caught)
-    assert waits <= 3 * int(sol.steps.max()) + 10
+    assert waits <= 2 * int(sol.steps.max()) + 30
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs JAX with a GPU")
