@@ -86,7 +86,10 @@ class Call:
             )
             u, end = numpy_algebra.solved(adjoint, system)
         self.report.note(self.run.border.unpack(tuple(x.detach() for x in u)), end)
-        return u
+        # Of an input that is returned a function of autograd saves nothing.
+        return tuple(
+            [x.view_as(x) if x is v else x for x, v in zip(u, rhs, strict=True)]
+        )
 
     def with_added(self, sizes: Sequence[int]) -> Call:
         """The call where right-hand sides have no axes of their own any more: those in

@@ -121,3 +121,32 @@ def test_what_rounding_leaves_unknown_is_in_the_error(accelerated, solver):
         # The data are rounded, too, which is amplified alike.
         error = float((sol.value - z).norm())
         assert not sol.converged or error <= 100.0 * float(sol.error)
+
+
+@pytest.mark.parametrize(
+    "adjoint",
+    [
+        fp.ImplicitAdjoint(),
+        fp.ImplicitAdjoint(solver="broyden"),
+        fp.NeumannSeries(steps=20),
+        fp.JacobianFree(),
+        fp.Unrolled(),
+    ],
+)
+def test_first_and_second_derivatives(accelerated, counted, adjoint):
+    W, a, data = batch([0.1, 0.5, 0.9, 0.0])
+
+    def derivatives():
+        x = data.clone().requires_grad_()
+        f = counted(lambda z, x, a: torch.tanh(0.5 * a * (z @ (W + W.T))) + x)
+        settings = {"batch_ndim": 1, "rtol": 1e-10, "adjoint": adjoint}
+        value = fp.fixed_point(f, torch.zeros_like(x), (x, a), **settings).value
+        (first,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        return [first.detach(), second], f.calls
+
+    there, evaluations = derivatives()
+    with accelerated():
+        here, calls = derivatives()
+    assert calls == evaluations
+    torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-12)
