@@ -139,7 +139,7 @@ class _Rule(NamedTuple):
         finite = (new.residual_norm < space.xp.inf) & ~space.xp.isnan(ratio)
         accepted = search.pending & finite & self._suffices(ratio, length)
         pending = search.pending & ~accepted
-        if space.backend.known_none(pending) and space.backend.known_all(accepted):
+        if space.backend.known_all(accepted):
             return Search(new, length, pending, trials, simplified)
         shorter = self._shorter(ratio, length, finite)
         point = choose(space, self.problem.renewed(accepted), new, search.point)
