@@ -110,6 +110,11 @@ def backend_of_state(container: Any, whole: str) -> Backend:
         raise
 
 
+def is_number(leaf: Any) -> bool:
+    """Whether `leaf` is a number of Python or NumPy, and not an array without axes."""
+    return isinstance(leaf, _NUMBERS)
+
+
 def is_convertible(value: Any) -> bool:
     """Whether this is no array of a known library, but NumPy makes one of it, as of a
     table or a matrix. Of masks it would lose some.

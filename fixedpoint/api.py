@@ -49,7 +49,7 @@ def fixed_point(
     z0 : array or container of arrays
         Where to start: floating-point or complex arrays of NumPy, PyTorch, JAX or
         another array-API library, in lists, tuples and dicts, nested in any way. A
-        Python float counts as a NumPy array without axes.
+        Python float counts as a NumPy scalar, and gives one back.
     args : tuple
         What else `f` takes: arrays and containers of arrays, with respect to which the
         solution is differentiable, and anything else, which is passed on.

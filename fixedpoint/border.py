@@ -8,7 +8,13 @@ from functools import cached_property, partial
 from itertools import compress
 from typing import Any
 
-from fixedpoint.adapters import backend_of_state, of_one_backend, row, type_name
+from fixedpoint.adapters import (
+    backend_of_state,
+    is_number,
+    of_one_backend,
+    row,
+    type_name,
+)
 from fixedpoint.backend import Array, Backend, Vec
 from fixedpoint.checks import check_count
 from fixedpoint.communicator import Communicator
@@ -34,6 +40,8 @@ class Border:
         How to rebuild a container.
     names : tuple of str
         What messages call each leaf.
+    numbers : tuple of bool
+        Which leaves the user gave as numbers, and gets back as such.
     joining : Joined or None
         Which leaves lie in one array.
     """
@@ -41,6 +49,7 @@ class Border:
     backend: Backend
     structure: Any
     names: tuple[str, ...]
+    numbers: tuple[bool, ...]
     joining: Joined | None = None
 
     @classmethod
@@ -55,8 +64,10 @@ class Border:
         backend = backend_of_state(start, whole).among(communicator)
         backend = backend.holding(start, batch_ndim)
         names = tuple(backend.paths(start, whole))
-        border = cls(backend, backend.flatten(start)[1], names)
-        return border, border.leaves(start)
+        leaves, structure = backend.flatten(start)
+        numbers = tuple(map(is_number, leaves))
+        border = cls(backend, structure, names, numbers)
+        return border, tuple(map(backend.leaf, leaves))
 
     def check(self, leaves: Vec, batch_ndim: int) -> None:
         """Raise unless each leaf of a state holds floating-point entries, and all
@@ -106,6 +117,14 @@ class Border:
             return vector[0]
         joining = self.joining
         return self.structure.rebuild(joining.leaves(vector) if joining else vector)
+
+    def returned(self, vector: Vec) -> Any:
+        """The container of a vector, as the user gets it: for numbers, NumPy's."""
+        if not any(self.numbers):
+            return self.unpack(vector)
+        leaves = self.joining.leaves(vector) if self.joining else vector
+        pairs = zip(leaves, self.numbers, strict=True)
+        return self.structure.rebuild([x[()] if is_one else x for x, is_one in pairs])
 
     @cached_property
     def is_bare(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fixedpoint.adapters import backend_of, numbers, of_one_backend
+from fixedpoint.adapters import backend_of, is_number, numbers, of_one_backend
 from fixedpoint.adjoints.base import solving
 from fixedpoint.adjoints.implicit import ImplicitAdjoint
 from fixedpoint.backend import Array, Backend, Vec
@@ -130,7 +130,8 @@ def bracketed_root(
     _check_settings(F, adjoint, max_steps, on_failure)
     map_ = Map(F, has_aux=has_aux)
     x, other = _widened(*_ends(lower, upper), map_, args)
-    border, value = Border.of(x, "lower")
+    are_numbers = is_number(lower) and is_number(upper)
+    border, value = Border.of(x[()] if are_numbers else x, "lower")
     of_value = callback and (lambda step, value, norm: callback(step, value[0], norm))
     run = BracketRun(
         problem=_problem(map_, border, value, args, other, rtol, atol),

@@ -170,7 +170,7 @@ def implicit_jvp(
     def product(u: Vec) -> Vec:
         return border.pack(pushed(border.unpack(u), *still), leaves, "jvp")
 
-    return border.unpack(
+    return border.returned(
         _solved(adjoint, space, leaves, product, rhs, is_root, transposed=False)
     )
 

@@ -61,7 +61,7 @@ class Run(ABC):
     def solution(self, end: Iteration) -> Solution[Any]:
         """Where an iteration ended, in the user's containers."""
         known = end._asdict()
-        value = self.border.unpack(known.pop("value"))
+        value = self.border.returned(known.pop("value"))
         return Solution(
             value=value, methods=self.methods, linearization=self.linearized, **known
         )
@@ -79,7 +79,7 @@ class Run(ABC):
         """
         solution, space = self.solution(end), self.problem.space
         value = apply_policy(on_failure, what, space, end.value, solution)
-        solution.value = self.border.unpack(value)
+        solution.value = self.border.returned(value)
         if map_.has_aux:
             solution.aux = map_.f(solution.value, *args)[1]
             solution.work = solution.work.plus(Work(f=1))
@@ -89,7 +89,7 @@ class Run(ABC):
         """From the solution, in its container, to the products with f′ or F′ there."""
         border = self.border
         product = self.products(border.vector(border.leaves(container)))
-        return lambda v: border.unpack(product(border.vector(border.leaves(v))))
+        return lambda v: border.returned(product(border.vector(border.leaves(v))))
 
     def products(self, value: Vec) -> Product:
         """The products with the derivative of the user's map at `value`."""
