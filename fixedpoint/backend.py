@@ -134,6 +134,13 @@ class Backend(Arithmetic):
         del mask
         return True
 
+    def defers(self, device: Any) -> bool:
+        """Whether operations are queued for a device that has doubles, where a few more
+        take less than to wait for the first ones.
+        """
+        del device
+        return False
+
     def known_here(self, mask: Array) -> bool:
         """Whether `mask` is readable, and all of it true here.
 

@@ -309,8 +309,30 @@ class Space(Layout):
         large, least = [make(2.0**power, *kind) for power in powers]
         return large, least
 
+    @cached_property
+    def _double(self) -> Space | None:
+        """The space of the same vectors in double precision, where no square of a
+        single one under- or overflows; None where it costs less to look for such as do.
+        """
+        defers = self.backend.defers(self.place.get("device"))
+        if self.dtype != self.xp.float32 or not defers:
+            return None
+        wide = {False: self.xp.float64, True: self.xp.complex128}
+        dtypes = tuple([wide[is_complex] for is_complex in self.complex_leaves])
+        return self._with(dtypes=dtypes)
+
+    def _norms_in(self, space: Space, pairs: Sequence[Measured]) -> tuple[Array, ...]:
+        """The norms, as they are calculated in the precision of another space."""
+        as_there = partial(map, self.xp.astype)
+        known = [
+            (tuple(as_there(self.formed(u), space.dtypes)), kind) for u, kind in pairs
+        ]
+        return tuple(map(self.as_coefficient, space._norms(known)))
+
     def sound_norms(self, pairs: Sequence[Measured]) -> tuple[Array, ...]:
         """The norms of vectors, each of its kind, safe from under- and overflow."""
+        if self._double is not None:
+            return self._norms_in(self._double, pairs)
         norms = self._norms(pairs)
         # Squares that under- or overflow must not pass for a size of zero, or none.
         euclidean = [k for k, (_, kind) in enumerate(pairs) if kind != "max"]

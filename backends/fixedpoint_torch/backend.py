@@ -74,6 +74,10 @@ class TorchBackend(Backend):
         """Whether the values are in the processor's memory."""
         return mask.device.type == "cpu"
 
+    def defers(self, device: torch.device) -> bool:
+        """Whether that is none of the processor's, nor one of Apple's."""
+        return device.type not in ("cpu", "mps")
+
     def known_here(self, mask: torch.Tensor) -> bool:
         """Whether `mask` is readable, and true throughout a transform."""
         return self.is_readable(mask) and bool(_unwrapped(mask).all())

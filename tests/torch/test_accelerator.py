@@ -38,18 +38,19 @@ def accelerated(monkeypatch):
     def context():
         with monkeypatch.context() as patch:
             patch.setattr(TorchBackend, "is_readable", lambda *_: False)
+            patch.setattr(TorchBackend, "defers", lambda *_: True)
             patch.setattr(numpy_algebra, "_can_hold", lambda _: False)
             yield
 
     return context
 
 
-def batch(sizes):
+def batch(sizes, dtype=torch.float64):
     """The factors and the data of a batch of a state of 16 entries."""
     rng = np.random.default_rng(0)
     W = np.linalg.qr(rng.standard_normal((16, 16)))[0]
     a, x = np.reshape(sizes, (-1, 1)), rng.standard_normal((len(sizes), 16))
-    return tuple(map(torch.as_tensor, (W, a, x)))
+    return [torch.as_tensor(array, dtype=dtype) for array in (W, a, x)]
 
 
 @pytest.mark.parametrize("by", [fp.fixed_point, fp.root])
@@ -78,11 +79,16 @@ def test_every_solver_does_as_on_the_processor(accelerated, counted, solver, by)
 
 @pytest.mark.parametrize("solver", [fp.Picard(), fp.Anderson(), fp.Broyden()])
 @pytest.mark.parametrize(
-    ("sizes", "reads", "most"), [([0.7] * 4, 1, 325), ([0.0, 0.7, 0.7], 2, 412)]
+    ("sizes", "reads", "dtype", "most"),
+    [
+        ([0.7] * 4, 1, torch.float64, 325),
+        ([0.7] * 4, 1, torch.float32, 256),
+        ([0.0, 0.7, 0.7], 2, torch.float64, 412),
+    ],
 )
-def test_waits_and_operations_of_a_step(accelerated, solver, sizes, reads, most):
+def test_waits_and_operations(accelerated, solver, sizes, reads, dtype, most):
     """Once a step it is asked whether samples may have ended; twice after some have."""
-    W, a, x = batch(sizes)
+    W, a, x = batch(sizes, dtype)
     counts, settings = [], {"rtol": 1e-14, "atol": 0.0, "on_failure": "return"}
     for steps in (4, 12):
         with accelerated(), torch.no_grad(), Operations() as operations:
@@ -150,3 +156,25 @@ def test_first_and_second_derivatives(accelerated, counted, adjoint):
         here, calls = derivatives()
     assert calls == evaluations
     torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "power"), [(torch.float64, 600), (torch.float32, 80)]
+)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_norms_whose_squares_under_or_overflow(accelerated, dtype, power, sign):
+    W, a, x = batch([0.5, 0.9], dtype)
+    unit = 2.0 ** (sign * power)
+
+    def solved():
+        f = lambda z: unit * (torch.tanh(a * (z / unit) @ W) + x)
+        settings = {"batch_ndim": 1, "rtol": 1e-4, "on_failure": "return"}
+        return fp.fixed_point(f, torch.zeros_like(x), solver=fp.Picard(), **settings)
+
+    there = solved()
+    with accelerated():
+        here = solved()
+    assert here.converged.all()
+    assert here.steps.tolist() == there.steps.tolist()
+    torch.testing.assert_close(here.value / unit, there.value / unit)
+    torch.testing.assert_close(here.error / unit, there.error / unit, rtol=0.1, atol=0)
