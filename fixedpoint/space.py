@@ -167,7 +167,8 @@ class Space(Layout):
 
     def mask(self, mask: Array, u: Vec) -> Vec:
         """The vector u, zero in the samples where `mask` does not hold."""
-        return self.where(mask, u, self.zeros(u))
+        make = partial(self.xp.zeros, (), **self.place)
+        return self.where(mask, u, tuple([make(dtype=leaf.dtype) for leaf in u]))
 
     # Inner products.
 

@@ -354,5 +354,6 @@ def _bordered(space: Space, gram: Array, slot: Any, row: Array, column: Array) -
 
 def _isolated(space: Space, row: Array, slot: Any, informative: Array) -> Array:
     """`row`, or that of the unit matrix in the samples whose new column is left out."""
-    unit = space.backend.read(space.identity(row.shape[-1]), (..., slot, slice(None)))
+    index = space.xp.arange(row.shape[-1], **space.place)
+    unit = space.as_coefficient(index == slot)
     return space.xp.where(informative[..., None], row, unit)
