@@ -46,10 +46,10 @@ def check_bound(name: str, value: Any) -> None:
 
 
 def check_bounds(name: str, values: Any, backend: Any) -> None:
-    """Raise if an entry of an array is not such a number, if it can be read."""
+    """Raise if an entry of an array, unless of a trace, is not such a number."""
     sound = (values >= 0) & (values < float("inf"))
     if backend.is_array(sound):
-        is_sound = not backend.is_readable(sound) or backend.known_here(sound)
+        is_sound = backend.is_traced((sound,)) or backend.known_all(sound)
     else:
         is_sound = bool(sound.all())
     if not is_sound:

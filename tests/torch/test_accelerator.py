@@ -158,6 +158,12 @@ def test_first_and_second_derivatives(accelerated, counted, adjoint):
     torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("rtol", [-1.0, float("nan")])
+def test_tolerances_are_read(accelerated, rtol):
+    with accelerated(), pytest.raises(ValueError, match="rtol must be finite"):
+        fp.fixed_point(torch.cos, torch.ones(2), rtol=torch.tensor(rtol))
+
+
 @pytest.mark.parametrize(
     ("dtype", "power"), [(torch.float64, 600), (torch.float32, 80)]
 )
