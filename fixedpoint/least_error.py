@@ -17,14 +17,14 @@ from fixedpoint.solvers.base import Step
 from fixedpoint.tolerance import length_of
 from fixedpoint.unresolved import answered
 
-Sizes = tuple[Array, ...]
+_Parts = tuple[Array, ...]
 
 # Corrections that fall by no more than to this share do so at a multiple root.
 _SLOW = 0.2
 
 
 def beyond_rounding(
-    problem: Problem, old: Carry, step: Step, carry: Carry, sizes: Sizes, sound: Array
+    problem: Problem, old: Carry, step: Step, carry: Carry, sizes: _Parts, sound: Array
 ) -> Carry:
     """The carry, where the errors of claims that are `sound` are no less than rounding
     makes them.
@@ -91,15 +91,15 @@ class _Least(NamedTuple):
 
     problem: Problem
     carry: Carry
-    sizes: Sizes
+    sizes: _Parts
     error: Array
     amplification: Array
     lost: Array  # the error where rounding has swallowed a residual
-    parts: tuple[Array, ...] | None  # those of the error, if they are known
+    parts: _Parts | None  # those of the error, if they are known
 
     @classmethod
     def at(
-        cls, problem: Problem, old: Carry, step: Step, carry: Carry, sizes: Sizes
+        cls, problem: Problem, old: Carry, step: Step, carry: Carry, sizes: _Parts
     ) -> _Least:
         """That after a step from the `old` carry."""
         space, known = problem.space, (problem, carry, sizes)

@@ -320,7 +320,7 @@ class Space(Layout):
             return None
         wide = {False: self.xp.float64, True: self.xp.complex128}
         dtypes = tuple([wide[is_complex] for is_complex in self.complex_leaves])
-        return self._with(dtypes=dtypes)
+        return self._with(dtypes=dtypes, dtype=self.xp.float64)
 
     def _norms_in(self, space: Space, pairs: Sequence[Measured]) -> tuple[Array, ...]:
         """The norms, as they are calculated in the precision of another space."""

@@ -172,15 +172,21 @@ def test_norms_whose_squares_under_or_overflow(accelerated, dtype, power, sign):
     W, a, x = batch([0.5, 0.9], dtype)
     unit = 2.0 ** (sign * power)
 
-    def solved():
+    def solved(norm):
         f = lambda z: unit * (torch.tanh(a * (z / unit) @ W) + x)
+        pair = lambda z: {"a": f(z["b"])[..., None], "b": f(z["a"][..., 0])}
+        start = {"a": torch.zeros_like(x)[..., None], "b": torch.zeros_like(x)}
         settings = {"batch_ndim": 1, "rtol": 1e-4, "on_failure": "return"}
-        return fp.fixed_point(f, torch.zeros_like(x), solver=fp.Picard(), **settings)
+        settings |= {"solver": fp.Picard(), "norm": norm}
+        return fp.fixed_point(pair, start, **settings)
 
-    there = solved()
-    with accelerated():
-        here = solved()
-    assert here.converged.all()
-    assert here.steps.tolist() == there.steps.tolist()
-    torch.testing.assert_close(here.value / unit, there.value / unit)
-    torch.testing.assert_close(here.error / unit, there.error / unit, rtol=0.1, atol=0)
+    for norm in ("leaves", "euclidean"):
+        there = solved(norm)
+        with accelerated():
+            here = solved(norm)
+        assert here.converged.all()
+        assert here.steps.tolist() == there.steps.tolist()
+        found, known = here.value["b"] / unit, there.value["b"] / unit
+        torch.testing.assert_close(found, known)
+        errors = here.error / unit, there.error / unit
+        torch.testing.assert_close(*errors, rtol=0.1, atol=0)
