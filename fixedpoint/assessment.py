@@ -21,7 +21,12 @@ from fixedpoint.claims import (
     refused,
     tiny_parts,
 )
-from fixedpoint.convergence import largest_known, parts_are_near, vanished_states
+from fixedpoint.convergence import (
+    largest_known,
+    parts_are_near,
+    parts_of_state,
+    vanished_states,
+)
 from fixedpoint.evidence import Verdict
 from fixedpoint.inquiry import Inquiry
 from fixedpoint.least_error import beyond_rounding
@@ -104,8 +109,7 @@ class Assessment:
         ends[Status.CONVERGED] = sound
         ends[Status.COLLAPSED] = collapsed
         carry = limited(self.problem, carry, carry.live(precise & ~converged))
-        sizes = self._state(verdict, carry.point)
-        carry = beyond_rounding(self.problem, before, step, carry, sizes, sound)
+        carry = beyond_rounding(self.problem, before, step, carry, verdict, sound)
         return self._decided(carry, old, step.failure, ends)
 
     def _goes_on(self, carry: Carry, verdict: Verdict, suspect: Array) -> bool:
@@ -349,7 +353,7 @@ class Assessment:
         unfounded = claim.zero & has(NOT_ZERO)
         if claim.tiny and not space.backend.known_here(~unfounded):
             none = [part & space.spread(unfounded, part) for part in claim.tiny]
-            sizes = self._state(verdict, new)
+            sizes = parts_of_state(problem, verdict, new)
             evidence = refused(space, sizes, carry.evidence, none)
             carry = carry._replace(evidence=evidence)
         collapsed = claim.vanished & has(IRREGULAR) & ~has(NOT_ZERO)
@@ -362,11 +366,6 @@ class Assessment:
         carry, small = answered(problem, carry, asked, question)
         return carry, wrong | asked & ~small, collapsed
 
-    def _state(self, verdict: Verdict, point: Point) -> tuple[Array, ...]:
-        """The parts of the state."""
-        tolerance, space = self.problem.tolerance, self.problem.space
-        return verdict.state or tolerance.parts(space, point.value)
-
     def _claim(self, carry: Carry, converged: Array, verdict: Verdict) -> Claim:
         """The samples that converge for a reason that may be wrong."""
         problem, space, new = self.problem, self.problem.space, carry.point
@@ -374,7 +373,7 @@ class Assessment:
         backend = space.backend
         if backend.communicator is None and backend.known_none(converged):
             return Claim(zero, vanished, None, ())
-        tiny = tiny_parts(self._state(verdict, new), carry.evidence)
+        tiny = tiny_parts(parts_of_state(problem, verdict, new), carry.evidence)
         if not self.solver.is_plain:
             vanished = converged & vanished_states(problem, verdict, new)
         if verdict.by_zero is not None:

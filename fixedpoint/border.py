@@ -115,16 +115,18 @@ class Border:
         """The container of a vector."""
         if self.is_bare:
             return vector[0]
-        joining = self.joining
-        return self.structure.rebuild(joining.leaves(vector) if joining else vector)
+        return self.structure.rebuild(self._apart(vector))
 
     def returned(self, vector: Vec) -> Any:
         """The container of a vector, as the user gets it: for numbers, NumPy's."""
         if not any(self.numbers):
             return self.unpack(vector)
-        leaves = self.joining.leaves(vector) if self.joining else vector
-        pairs = zip(leaves, self.numbers, strict=True)
+        pairs = zip(self._apart(vector), self.numbers, strict=True)
         return self.structure.rebuild([x[()] if is_one else x for x, is_one in pairs])
+
+    def _apart(self, vector: Vec) -> Sequence[Array]:
+        """The leaves of a vector."""
+        return self.joining.leaves(vector) if self.joining else vector
 
     @cached_property
     def is_bare(self) -> bool:

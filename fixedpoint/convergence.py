@@ -138,12 +138,17 @@ def judge_start(problem: Problem, first: Point, evidence: Evidence) -> Array:
     return done | problem.is_rounding(residual, evidence.largest, norm)
 
 
+def parts_of_state(problem: Problem, verdict: Verdict, point: Point) -> Sequence[Array]:
+    """The sizes of the parts of a state, which a verdict on it may know."""
+    return verdict.state or problem.tolerance.parts(problem.space, point.value)
+
+
 def vanished_states(problem: Problem, verdict: Verdict, point: Point) -> Array:
     """Whether no part of the state is left, in samples of which there was something."""
     if verdict.vanished is not None:
         return verdict.vanished
     space, largest = problem.space, verdict.evidence.largest
-    state = verdict.state or problem.tolerance.parts(space, point.value)
+    state = parts_of_state(problem, verdict, point)
     pairs = list(zip(state, largest, strict=True))
     some = ~space.every([most <= 0.0 for _, most in pairs])
     return some & space.every([size <= ZERO * most for size, most in pairs])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import and_
 from typing import Any, NamedTuple
 
 from fixedpoint.backend import Array, Backend
 from fixedpoint.carry import Carry
-from fixedpoint.convergence import ZERO, largest_known
+from fixedpoint.convergence import ZERO, largest_known, parts_of_state
+from fixedpoint.evidence import Verdict
 from fixedpoint.point import Point
 from fixedpoint.problem import Problem
 from fixedpoint.rounding import nudged
@@ -17,27 +18,29 @@ from fixedpoint.solvers.base import Step
 from fixedpoint.tolerance import length_of
 from fixedpoint.unresolved import answered
 
-_Parts = tuple[Array, ...]
-
 # Corrections that fall by no more than to this share do so at a multiple root.
 _SLOW = 0.2
 
 
 def beyond_rounding(
-    problem: Problem, old: Carry, step: Step, carry: Carry, sizes: _Parts, sound: Array
+    problem: Problem,
+    old: Carry,
+    step: Step,
+    carry: Carry,
+    verdict: Verdict,
+    sound: Array,
 ) -> Carry:
     """The carry, where the errors of claims that are `sound` are no less than rounding
     makes them.
 
     Where that is more than was asked the arithmetic cannot do better, even if a
-    residual is zero. The `old` carry is that before the step, to a state whose parts
-    have these `sizes`.
+    residual is zero. The `old` carry is that before the step.
     """
     backend, tolerance = problem.space.backend, problem.tolerance
-    claimed = carry.live(sound)
     if tolerance.test == "residual" or tolerance.is_zero:
         return carry
-    find = partial(_Least.at, problem, old, step, carry, sizes)
+    claimed = carry.live(sound)
+    find = partial(_Least.at, problem, old, step, carry, verdict)
     if backend.is_traced((claimed,)):
         if problem.is_affine:  # an adjoint, of which no error is told
             return carry
@@ -91,17 +94,18 @@ class _Least(NamedTuple):
 
     problem: Problem
     carry: Carry
-    sizes: _Parts
+    sizes: Sequence[Array]  # of the parts of the state
     error: Array
     amplification: Array
     lost: Array  # the error where rounding has swallowed a residual
-    parts: _Parts | None  # those of the error, if they are known
+    parts: tuple[Array, ...] | None  # those of the error, if they are known
 
     @classmethod
     def at(
-        cls, problem: Problem, old: Carry, step: Step, carry: Carry, sizes: _Parts
+        cls, problem: Problem, old: Carry, step: Step, carry: Carry, verdict: Verdict
     ) -> _Least:
         """That after a step from the `old` carry."""
+        sizes = parts_of_state(problem, verdict, carry.point)
         space, known = problem.space, (problem, carry, sizes)
         lost = _lost(problem, old, carry)
         if step.rounding is not None:

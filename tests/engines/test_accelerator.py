@@ -134,7 +134,7 @@ class _Cell(torch.nn.Module):
         return torch.tanh(self.inner(z) + x)
 
 
-def test_the_host_waits_once_a_step(layer, contraction):
+def test_the_host_waits_at_most_twice_a_step(layer, contraction):
     A, b, z0 = problem(contraction, "cuda")
     settings = {"batch_ndim": 1, "solver": fp.Anderson()}
     fp.fixed_point(layer(torch), z0, (A, b), **settings)
